@@ -1,0 +1,1 @@
+"""Relax to Relax rewrites, one per file (imported as ``tvmquant.passes``)."""

@@ -1,0 +1,1 @@
+"""TensorIR kernels, their intrinsics and tilings (imported as ``tvmquant.schedules``)."""

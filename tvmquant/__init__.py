@@ -1,0 +1,1 @@
+"""tvmquant: ONNX in, one integer-only library for TVM's runtime out."""

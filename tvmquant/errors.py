@@ -1,0 +1,33 @@
+"""Every error a user can meet, in one small hierarchy.
+
+A message names the ONNX node (or file, or field), what was found (dtype, shape, bit width), what was
+expected, and what to do next. The CLI prints it as is and exits with code 2.
+"""
+
+
+class TVMQuantError(Exception):
+    """Base of every error that tvmquant raises for a mistake or limit the user can act upon."""
+
+
+class ModelError(TVMQuantError):
+    """The ONNX file cannot be read, is damaged, or holds values that cannot be quantized."""
+
+
+class UnsupportedModelError(ModelError):
+    """The model uses nodes that tvmquant cannot import; the message lists all of them at once."""
+
+
+class DataError(TVMQuantError):
+    """Calibration or evaluation data is missing, empty, or does not fit the model's inputs."""
+
+
+class QuantizationError(TVMQuantError):
+    """A layer cannot be quantized as asked (bit width, accumulator range, float left in strict mode)."""
+
+
+class TargetError(TVMQuantError):
+    """The compilation target is unknown, or lacks what was asked of it."""
+
+
+class ArtifactError(TVMQuantError):
+    """A built library is damaged, of another version, or meant for another machine."""
