@@ -1,0 +1,230 @@
+"""The integer arithmetic of the project, defined once, in numpy.
+
+Everything that computes (the simulator, the torch twin, every kernel on every target) agrees with
+the functions of this file bit for bit.
+
+Quantize (float border of the graph), ties to even as in ONNX ``QuantizeLinear``::
+
+    q = clip(round_half_even(x / scale) + zero_point, qmin, qmax)                              (1)
+
+Dequantize (float border of the graph), one float32 multiplication::
+
+    x = float32(q - zero_point) * float32(scale)                                               (2)
+
+Requantize, one rounding, ties up (towards +infinity), any number of integer terms::
+
+    t = offset + sum_i (acc_i - z_i) * M_i
+    q = clip(((t + 2**(s - 1)) >> s) + zero_point, qmin, qmax)                                 (3)
+
+``M_i`` and ``s`` are integers per channel: the dyadic number ``M / 2**s`` stands for the real ratio
+of scales (HAWQ-V3, Yao et al., 2021, eq. 4). A residual addition is (3) with two terms, so that it
+too rounds once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tvmquant.errors import QuantizationError
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+Array = npt.NDArray[Any]
+
+INT32_MAX = 2**31 - 1
+# Fewer multiplier bits than this coarsen a snapped weight scale by more than 1/16.
+MIN_NARROW_BITS = 5
+# Shifts of the 32-bit path stay below this so that 2**(s - 1) and zero_point << s stay small.
+MAX_NARROW_SHIFT = 22
+# A 31-bit multiplier times a 32-bit accumulator fits in 63 bits.
+WIDE_BITS = 31
+MAX_WIDE_SHIFT = 62
+
+
+@dataclass(frozen=True)
+class Dyadic:
+    """Per-channel dyadic numbers ``multiplier / 2**shift``.
+
+    Parameters
+    ----------
+    multiplier : int64 array of shape (C,)
+    shift : int64 array of shape (C,), each in [1, 62]
+    """
+
+    multiplier: IntArray
+    shift: IntArray
+
+    @property
+    def value(self) -> FloatArray:
+        """The real numbers represented, float64 of shape (C,)."""
+        return np.ldexp(self.multiplier.astype(np.float64), -self.shift)
+
+
+def quantize_half_even(
+    x: Array, scale: float, zero_point: int, qmin: int, qmax: int, dtype: str
+) -> Array:
+    """Quantize float32 values, equation (1).
+
+    Parameters
+    ----------
+    x : float32 array of any shape
+    scale : float, > 0; rounded to float32 first
+    zero_point, qmin, qmax : int, qmin <= zero_point <= qmax
+    dtype : str
+        Integer type of the result; must hold [qmin, qmax].
+    """
+    ratio = x.astype(np.float32, copy=False) / np.float32(scale)
+    low, high = np.float32(qmin - zero_point), np.float32(qmax - zero_point)
+    steps = np.clip(np.rint(ratio), low, high).astype(np.int32)
+    return (steps + np.int32(zero_point)).astype(dtype)
+
+
+def dequantize(q: Array, scale: Array | float, zero_point: int) -> Array:
+    """Map integers back to float32, equation (2); ``scale`` broadcasts against ``q``."""
+    steps = (q.astype(np.int64) - zero_point).astype(np.float32)
+    return steps * np.asarray(scale, np.float32)
+
+
+def requantize_half_up(
+    terms: Sequence[tuple[Array, int, Array]],
+    offset: Array | int,
+    shift: Array,
+    zero_point: int,
+    qmin: int,
+    qmax: int,
+    dtype: str,
+) -> Array:
+    """Combine integer terms and round once, equation (3).
+
+    Parameters
+    ----------
+    terms : sequence of (acc, z, multiplier)
+        ``acc`` integer array; ``z`` its zero point; ``multiplier`` integers that broadcast
+        against ``acc``.
+    offset : integers that broadcast against the result, at the scale of the sum
+    shift : integers in [1, 62] that broadcast against the result
+    zero_point, qmin, qmax : int
+    dtype : str
+        Integer type of the result.
+
+    Notes
+    -----
+    Exact: sums are formed in 64 bits; the accumulator range analysis (`required_compute_dtype`)
+    guarantees that they fit.
+    """
+    total = np.asarray(offset, np.int64)
+    for acc, zero, multiplier in terms:
+        total = total + (acc.astype(np.int64) - zero) * np.asarray(multiplier, np.int64)
+    steps = np.asarray(shift, np.int64)
+    rounded = (total + (np.int64(1) << (steps - 1))) >> steps
+    return np.clip(rounded + zero_point, qmin, qmax).astype(dtype)
+
+
+def dyadic_nearest(ratio: Array, bits: Array | int = WIDE_BITS, max_shift: int = 62) -> Dyadic:
+    """Return the dyadic numbers nearest to ``ratio`` whose multipliers have at most ``bits`` bits.
+
+    Parameters
+    ----------
+    ratio : float64 array of shape (C,), >= 0 (a zero gives multiplier 0)
+    bits : int or int array of shape (C,), in [1, 31]
+    max_shift : int
+        Largest shift allowed; small ratios then get shorter multipliers.
+
+    Raises
+    ------
+    QuantizationError
+        If a ratio is negative, not finite, or too large for ``bits`` bits.
+    """
+    return _dyadic(ratio, bits, max_shift, np.rint)
+
+
+def dyadic_above(ratio: Array, bits: Array | int, max_shift: int = MAX_NARROW_SHIFT) -> Dyadic:
+    """Return the least dyadic numbers >= ``ratio`` with multipliers of at most ``bits`` bits.
+
+    A per-channel weight scale is free: enlarging it to ``dyadic.value`` times the output scale
+    over the input scale makes the multiplier exact, at a loss of at most ``2**(1 - bits)`` of the
+    weight resolution.
+    """
+    return _dyadic(ratio, bits, max_shift, np.ceil)
+
+
+def _dyadic(ratio: Array, bits: Array | int, max_shift: int, rounding: Any) -> Dyadic:
+    ratio = np.atleast_1d(np.asarray(ratio, np.float64))
+    if not np.all(np.isfinite(ratio)) or np.any(ratio < 0):
+        raise QuantizationError(
+            f"scale ratios must be finite and not negative, found {ratio.min()} .. {ratio.max()}"
+        )
+    limit = np.broadcast_to(np.asarray(bits, np.int64), ratio.shape)
+    _, exponent = np.frexp(ratio)  # ratio in [2**(exponent - 1), 2**exponent)
+    shift = np.clip(limit - exponent, 1, max_shift)
+    multiplier = rounding(np.ldexp(ratio, shift)).astype(np.int64)
+    # rounding up may need one bit more
+    carried = (multiplier >= (np.int64(1) << limit)) & (shift > 1)
+    shift = np.where(carried, shift - 1, shift)
+    multiplier = np.where(carried, rounding(np.ldexp(ratio, shift)).astype(np.int64), multiplier)
+    if np.any(multiplier >= (np.int64(1) << limit)):
+        worst = float(ratio.max())
+        raise QuantizationError(
+            f"a scale ratio of {worst:g} does not fit a multiplier of {int(limit.min())} bits; "
+            "the output scale is too small for this layer, check its calibration data"
+        )
+    return Dyadic(multiplier, shift.astype(np.int64))
+
+
+def dot_bounds(weight: Array, low: int, high: int) -> tuple[IntArray, IntArray]:
+    """Bound ``sum(x * w)`` per output channel for integers ``x`` in [low, high].
+
+    Parameters
+    ----------
+    weight : integer array of shape (O, ...), output channels first
+    low, high : int, low <= high
+
+    Returns
+    -------
+    (least, greatest) : int64 arrays of shape (O,)
+    """
+    flat = weight.reshape(weight.shape[0], -1).astype(np.int64)
+    positive = np.where(flat > 0, flat, 0).sum(axis=1)
+    negative = np.where(flat < 0, flat, 0).sum(axis=1)
+    return positive * low + negative * high, positive * high + negative * low
+
+
+def required_compute_dtype(
+    bounds: Sequence[tuple[Array, Array]], offset: Array, shift: Array, zero_point: int
+) -> str:
+    """Prove in which integer type equation (3) can be evaluated without overflow.
+
+    Parameters
+    ----------
+    bounds : sequence of (bound, multiplier)
+        ``bound`` >= |acc_i - z_i| and the multiplier M_i, per channel.
+    offset, shift : integers per channel
+    zero_point : int
+
+    Returns
+    -------
+    str
+        ``"int32"`` or ``"int64"``.
+
+    Raises
+    ------
+    QuantizationError
+        If even 64 bits do not suffice.
+    """
+    steps = np.asarray(shift, np.int64).astype(object)
+    total = abs(np.asarray(offset, np.int64)).astype(object) + (abs(zero_point) + 1) * (2**steps)
+    for bound, multiplier in bounds:
+        total = total + np.asarray(bound, np.int64).astype(object) * np.asarray(
+            abs(np.asarray(multiplier, np.int64)), np.int64
+        ).astype(object)
+    worst = max(int(v) for v in np.atleast_1d(total).ravel())
+    if worst <= INT32_MAX:
+        return "int32"
+    if worst < 2**63:
+        return "int64"
+    raise QuantizationError(f"requantization needs more than 64 bits (|t| may reach {worst})")
