@@ -29,7 +29,7 @@ class Preprocess(BaseModel):
     """Describe how an 8-bit image becomes a float32 tensor, in the order of the fields.
 
     ``y = (x * scale - mean) / std`` follows resize, crop and the choice of channel order, with
-    ``x`` the 8-bit value in 0..255. A wrong field raises `DataError` naming the field and its value.
+    ``x`` the 8-bit value in 0..255. A wrong field raises `DataError` naming it and its value.
 
     Parameters
     ----------

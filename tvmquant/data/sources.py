@@ -1,4 +1,4 @@
-"""Open calibration and evaluation data: images, NumPy files or Python iterables, as float batches."""
+"""Open calibration and evaluation data: images, NumPy files or iterables, as float batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 from tvmquant.data.arrays import ArraySource, IterableSource, NumpyFileSource
 from tvmquant.data.images import ImageSource
 from tvmquant.data.items import Item, Source, check_dtype
-from tvmquant.data.preprocess import Preprocess
+from tvmquant.data.preprocess import Preprocess, PreprocessLike
 from tvmquant.errors import DataError
 
 Shape = Sequence[int | None]
@@ -101,6 +101,11 @@ class Dataset:
     Iterating yields ``(batch, labels)``: float32 of shape (n, ...) with n = `batch_size` except for
     the last batch, and int64 of shape (n,) or None. Each batch is a fresh array, and nothing is
     kept between batches. ``len`` counts the items, not the batches. Made by `open_data`.
+
+    Notes
+    -----
+    Decoding runs in the caller's thread. Two decoding threads on two cores gained 5 % on 256x256
+    JPEG files and lost 60 % on 32x32 ones, and would compete with the network for the cores.
     """
 
     def __init__(
@@ -172,14 +177,14 @@ class Dataset:
 
     def __iter__(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64] | None]]:
         items = self._source.read(self._positions())
-        expected = self._input_shape
+        first = None
         count = 0
         while chunk := list(itertools.islice(items, self.batch_size)):
             tensors = []
             for item in chunk:
                 tensor = self._tensor(item)
-                self._check_shape(item, tensor, expected)
-                expected = tensor.shape
+                self._check_shape(item, tensor.shape, first)
+                first = first or tensor.shape
                 tensors.append(tensor)
             count += len(chunk)
             labels = None
@@ -212,33 +217,40 @@ class Dataset:
         check_dtype(value.dtype, item.name)
         with np.errstate(over="ignore"):
             tensor = value.astype(np.float32)
+        if tensor.size == 0:
+            raise DataError(f"{item.name}: empty array of shape {tensor.shape}")
         if not np.isfinite(tensor).all():
             raise DataError(f"{item.name}: holds NaN or Inf in float32; expected finite values")
         return tensor
 
     def _check_shape(
-        self, item: Item, tensor: NDArray[np.float32], expected: tuple[int | None, ...] | None
+        self, item: Item, found: tuple[int, ...], first: tuple[int, ...] | None
     ) -> None:
-        if expected is None or (
-            len(expected) == tensor.ndim
-            and all(
-                want in (None, found) for want, found in zip(expected, tensor.shape, strict=True)
-            )
-        ):
-            return
-        what = "the first item has" if self._input_shape is None else "the model's input takes"
-        hint = ""
-        if isinstance(item.value, Image.Image) or item.value.dtype == np.uint8:
-            hint = "; set 'resize', 'crop' or 'layout' in the preprocessing recipe"
-        raise DataError(
-            f"{item.name}: shape {tensor.shape} after preprocessing, but {what} "
-            f"{tuple('any' if want is None else want for want in expected)}{hint}"
+        expectations = (
+            ("the model's input takes", self._input_shape),
+            ("the first item has", first),
         )
+        for what, expected in expectations:
+            if expected is None or _fits(found, expected):
+                continue
+            hint = ""
+            if isinstance(item.value, Image.Image) or item.value.dtype == np.uint8:
+                hint = "; set 'resize', 'crop' or 'layout' in the preprocessing recipe"
+            raise DataError(
+                f"{item.name}: shape {found} after preprocessing, but {what} "
+                f"({', '.join('any' if want is None else str(want) for want in expected)}){hint}"
+            )
+
+
+def _fits(found: tuple[int, ...], expected: Shape) -> bool:
+    return len(found) == len(expected) and all(
+        want is None or want == extent for want, extent in zip(expected, found, strict=True)
+    )
 
 
 def open_data(
     source: Any,
-    preprocess: Preprocess | str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    preprocess: PreprocessLike = None,
     *,
     input_shape: Shape | None = None,
     batch_size: int = 16,
@@ -295,12 +307,12 @@ def _open_source(source: Any, input_shape: Shape | None) -> Source:
         if path.suffix.lower() in (".npy", ".npz"):
             return NumpyFileSource(path)
         raise DataError(
-            f"data {str(path)!r} is of an unknown kind; expected a folder or .tar of images, a .npy "
-            "or an .npz"
+            f"data {str(path)!r} is of an unknown kind; expected a folder or .tar of images, a "
+            ".npy or an .npz"
         )
     if isinstance(source, Iterable) and not isinstance(source, (bytes, Mapping)):
         return IterableSource(source, None if input_shape is None else len(input_shape))
     raise DataError(
-        f"data of type {type(source).__name__} cannot be read; expected a path, a numpy array, or an "
-        "iterable of arrays or (array, label) pairs"
+        f"data of type {type(source).__name__} cannot be read; expected a path, a numpy array, or "
+        "an iterable of arrays or (array, label) pairs"
     )
