@@ -93,8 +93,9 @@ def attributes(call: relax.Call) -> dict[str, Any]:
 
 
 def constant(array: Any) -> tvm.ir.GenericConst:
-    """Wrap a numpy array as a Relax constant (contiguous)."""
-    return relax.const(np.ascontiguousarray(array))
+    """Wrap a numpy array as a Relax constant of the same shape and dtype."""
+    array = np.asarray(array, order="C")
+    return relax.const(array, str(array.dtype))  # without a dtype, 64 bits are cut to 32
 
 
 def constant_array(expr: Any) -> Any:
