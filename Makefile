@@ -3,15 +3,15 @@
 #
 #   make demo     train, compile, evaluate and benchmark a small network
 #   make test     what .ci/run runs: ruff, mypy, pytest
-#   make lint     ruff and mypy alone
+#   make lint     ruff and mypy alone (make typecheck: mypy alone)
 #   make bench    the three benchmarks behind the README's figures (BENCH_DATA=../shared)
 #   make wheel    dist/tvmquant-*.whl
 #   make clean    remove what was built; make distclean removes .venv too
 #
 # Variables: PYTHON (any Python >= 3.10), JOBS (test processes), PYTEST_FLAGS, BENCH_DATA,
 # PIP_FLAGS. On x86-64 Linux PyPI's torch brings several GB of CUDA libraries nothing here needs;
-#   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
-# installs the same version without them.
+# PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" installs the same version
+# without them.
 PYTHON ?= python3
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 BENCH_DATA ?= ../shared
@@ -25,12 +25,12 @@ BIN := $(VENV)/bin
 ONE_THREAD := TVM_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench wheel clean distclean
+.PHONY: help demo test lint typecheck bench wheel clean distclean
 # Two targets of one `make -j` would otherwise install into the same environment at once.
 .NOTPARALLEL:
 
 help:
-	@sed -n '/^#   make/s/^#  //p' $(firstword $(MAKEFILE_LIST))
+	@sed -n 's/^#   make/make/p' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/tvmquant demo
@@ -41,16 +41,28 @@ test: lint
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(MAKE) --no-print-directory typecheck
+
+# mypy looks for tvmquant.passes inside tvmquant/, where only the installed package has it, so it
+# is shown a tree of links in which every module lies where it is imported from.
+TYPED := build/typing
+typecheck: $(VENV)/.installed-test
+	@rm -rf $(TYPED) && mkdir -p $(TYPED)
+	@cp -rs $(CURDIR)/tvmquant $(TYPED)/tvmquant
+	@cp -rs $(CURDIR)/passes $(CURDIR)/schedules $(TYPED)/tvmquant/
+	cd $(TYPED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
+	    --cache-dir $(CURDIR)/.mypy_cache
 
 bench: $(VENV)/.installed-demo,peers
+	@mkdir -p build
 	$(BIN)/python -m benchmarks kernels --json build/kernels.json
 	$(BIN)/python -m benchmarks accuracy --data $(BENCH_DATA) --json build/accuracy.json
 	$(BIN)/python -m benchmarks latency --models resnet50,mobilenetv2,squeezenet \
 	    --peers onnxruntime,openvino --data $(BENCH_DATA) --json build/latency.json
 
 wheel: $(VENV)/.installed-test
-	$(BIN)/python -m build --wheel --outdir dist
+	rm -rf build/lib build/bdist.*
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
@@ -64,7 +76,7 @@ $(BIN)/python:
 
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing tvmquant[$*] and its pinned packages (minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	    -c constraints.txt $(PIP_FLAGS) -e '.[$*]'
 	@touch $@
 
