@@ -256,7 +256,8 @@ class HistogramObserver(Observer):
         for start in range(0, values.size, _CHUNK):
             chunk = values[start : start + _CHUNK]
             n = chunk.size
-            # The factor is a power of two and |scaled| <= bins: exact.
+            # The factor is a power of two and |scaled| <= bins: exact, unless a negative value
+            # below 2^-100 bins underflows and so moves from bin -1 to bin 0.
             np.multiply(chunk, factor, out=scaled[:n])
             if low < 0.0:
                 np.floor(scaled[:n], out=scaled[:n])
@@ -388,7 +389,9 @@ class EntropyObserver(_ThresholdObserver):
 
     The reference P is the histogram up to the threshold with the clipped mass added to its last
     bin; Q spreads the unclipped mass of each quantization step evenly over its nonempty bins. The
-    threshold minimises KL(P || Q), over every bin edge that leaves at least one bin per step.
+    threshold minimises KL(P || Q), over every bin edge that leaves at least one bin per step. Where
+    clipped mass meets an empty last step, that step counts as one value: the divergence would be
+    infinite, and a far outlier could never be clipped.
 
     References
     ----------
@@ -459,9 +462,10 @@ def _divergences(counts: NDArray[np.int64], levels: int) -> NDArray[np.float64]:
 
     Quantization step j of threshold t holds the bins [floor(j t / levels), floor((j + 1) t /
     levels)). With h the counts, S and Z a step's mass and number of nonempty bins, o the clipped
-    mass and N = sum(h):
-    ``N KL = sum h log h' - sum_j S log(S / Z) - o log(q_last) + N log((N - o) / N)``, where h' = h
-    but for the last bin, which holds h + o. Prefix sums of h, [h > 0] and h log h give every term.
+    mass, N = sum(h) and M = sum_j S:
+    ``N KL = sum h' log h' - sum_j S log(S / Z) - o log(S / Z of the last j) + N log(M / N)``, where
+    h' = h but for the last bin, which holds h + o. Prefix sums of h, [h > 0] and h log h give every
+    term. An empty last step under clipped mass has S = 1.
     """
     h = counts.astype(np.float64)
     mass = np.concatenate(([0.0], np.cumsum(h)))
@@ -476,13 +480,14 @@ def _divergences(counts: NDArray[np.int64], levels: int) -> NDArray[np.float64]:
     last = h[t - 1]
     # The last bin is nonempty in P as soon as anything is clipped.
     step_filled[:, -1] += (last == 0.0) & (clipped > 0.0)
+    step_mass[:, -1] += (step_mass[:, -1] == 0.0) & (clipped > 0.0)
 
     cross = np.sum(_x_log_x(step_mass) - step_mass * _log(step_filled), axis=1)
     cross += clipped * (_log(step_mass[:, -1]) - _log(step_filled[:, -1]))
     reference = self_term[t] - _x_log_x(last) + _x_log_x(last + clipped)
-    divergence = (reference - cross) / total + _log(mass[t] / total)
-    # An empty last step under clipped mass makes Q zero where P is not.
-    return np.where((clipped > 0.0) & (step_mass[:, -1] == 0.0), np.inf, divergence)
+    divergence: NDArray[np.float64] = (reference - cross) / total
+    divergence += _log(step_mass.sum(axis=1) / total)
+    return divergence
 
 
 def _log(x: NDArray[Any]) -> NDArray[np.float64]:

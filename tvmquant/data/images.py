@@ -121,7 +121,8 @@ class _Tar(_Files):
         try:
             with tarfile.open(path, "r:") as tar:
                 for member in tar:
-                    name = posixpath.normpath(member.name)
+                    # As if the archive were the whole file system: no leading / or .. is left.
+                    name = posixpath.normpath(f"/{member.name.lstrip('/')}")[1:]
                     if member.isreg() and not member.issparse() and not _is_hidden(name):
                         self._extents[name] = (member.offset_data, member.size)
                     elif not member.isdir() and not _is_hidden(name):
@@ -155,7 +156,7 @@ class _Tar(_Files):
 
 
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") and part != ".." for part in name.split("/"))
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _is_image(name: str) -> bool:
