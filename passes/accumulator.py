@@ -1,0 +1,244 @@
+"""What lies between two fake_quants, as sums of integers: how `InsertRequantize` sees a region.
+
+A region computes ``clip(sum_i scale_i * (acc_i - z_i) + bias, low, high)`` in real numbers. Its
+requantization divides by the output scale; `choose_multipliers` turns the ratios into dyadic
+numbers and proves in which integer width equation (3) of `tvmquant.arithmetic` can be evaluated.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from tvmquant.arithmetic import (
+    INT32_MAX,
+    MAX_NARROW_SHIFT,
+    MIN_NARROW_BITS,
+    Array,
+    FloatArray,
+    IntArray,
+    required_compute_dtype,
+)
+from tvmquant.errors import QuantizationError
+
+# A multiplier that is not exact may move the result by this much of one output step.
+MAX_MULTIPLIER_ERROR = 1.0 / 32.0
+# |bias| in accumulator units stays below this, or a channel of near-zero weights would overflow.
+MAX_BIAS_STEPS = float(2**23)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A tensor of integers: real value = scale * (q - zero_point), q in [qmin, qmax]."""
+
+    expr: relax.Expr
+    scale: float
+    zero_point: int
+    qmin: int
+    qmax: int
+    dtype: str
+
+    @property
+    def bound(self) -> int:
+        """The largest |q - zero_point|."""
+        return max(self.qmax - self.zero_point, self.zero_point - self.qmin)
+
+    def same_parameters(self, other: Quantized) -> bool:
+        """Whether both map integers to real values alike."""
+        return (self.scale, self.zero_point, self.dtype) == (
+            other.scale,
+            other.zero_point,
+            other.dtype,
+        )
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A weight before rounding: float values (output channels first) and scale per channel."""
+
+    values: FloatArray
+    scale: FloatArray
+    bits: int
+    fixed: bool
+
+    def round(self, scale: FloatArray) -> Array:
+        """Return the integers of the weight at ``scale``, int8, symmetric."""
+        limit = (1 << (self.bits - 1)) - 1
+        shape = (-1,) + (1,) * (self.values.ndim - 1)
+        return np.clip(np.rint(self.values / scale.reshape(shape)), -limit, limit).astype(np.int8)
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A convolution or dense layer that is not emitted yet, since its weight scale may move."""
+
+    call: relax.Call
+    x: Quantized
+    weight: QuantizedWeight
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term ``scale * (acc - zero_point)``; arrays broadcast per channel."""
+
+    scale: FloatArray
+    bound: Array
+    zero_point: int = 0
+    expr: relax.Expr | None = None
+    contraction: Contraction | None = None
+
+
+@dataclass(frozen=True)
+class Accumulator:
+    """A region: sum of terms plus a real bias per channel, clipped to [low, high]."""
+
+    terms: tuple[Term, ...]
+    bias: FloatArray = field(default_factory=lambda: np.zeros(1))
+    low: float = -math.inf
+    high: float = math.inf
+
+    def clipped(self, low: float, high: float) -> Accumulator:
+        """Clip further."""
+        return replace(
+            self, low=min(max(self.low, low), high), high=max(min(self.high, high), low)
+        )
+
+    def scaled(self, factor: FloatArray) -> Accumulator:
+        """Multiply by constants per channel (positive where a clip has happened)."""
+        bounds = {}
+        if math.isfinite(self.low) or math.isfinite(self.high):
+            single = float(factor.reshape(-1)[0])
+            bounds = {"low": self.low * single, "high": self.high * single}
+        terms = tuple(replace(t, scale=t.scale * factor) for t in self.terms)
+        return replace(self, terms=terms, bias=self.bias * factor, **bounds)
+
+    def shifted(self, constant: FloatArray) -> Accumulator:
+        """Add constants per channel."""
+        return replace(self, bias=self.bias + constant)
+
+    def plus(self, other: Accumulator) -> Accumulator:
+        """Add another region's terms."""
+        return replace(self, terms=self.terms + other.terms, bias=self.bias + other.bias)
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """Dyadic multipliers of every term, one shift per channel, and the proven compute dtype."""
+
+    values: tuple[IntArray, ...]
+    shift: IntArray
+    compute_dtype: str
+
+
+def choose_multipliers(
+    ratios: list[FloatArray],
+    bounds: list[Array],
+    zero_point: int,
+    extra: Array | float,
+    *,
+    snap_first: bool,
+    name: str,
+) -> Multipliers:
+    """Choose dyadic multipliers, in 32 bits where that is exact enough, else in 64.
+
+    Parameters
+    ----------
+    ratios : list of float64 arrays
+        Term scale over output scale, per channel.
+    bounds : list of integer arrays
+        Largest magnitude of each term's integer, per channel.
+    zero_point : int
+        Output zero point.
+    extra : float array
+        Magnitude, in output steps, of what else enters the sum (a bias kept out of the terms).
+    snap_first : bool
+        The first term's scale may grow to make its multiplier exact; its multiplier is then
+        rounded up, and needs `MIN_NARROW_BITS` bits only.
+    name : str
+        Layer, for the error message.
+
+    Raises
+    ------
+    QuantizationError
+        If a ratio is not finite, or the sum cannot be evaluated in 64 bits.
+    """
+    for ratio in ratios:
+        if not np.all(np.isfinite(ratio)):
+            raise QuantizationError(f"layer {name!r}: a scale ratio is not finite")
+    shape = np.broadcast_shapes(*[np.shape(a) for a in (*ratios, *bounds, extra)])
+    narrow = _narrow(ratios, bounds, zero_point, extra, snap_first, shape)
+    if narrow is not None:
+        return narrow
+    return _wide(ratios, bounds, zero_point, extra, shape, name)
+
+
+def _round(ratios: list[FloatArray], shift: IntArray, snap_first: bool) -> list[IntArray]:
+    values = []
+    for i, ratio in enumerate(ratios):
+        exact = np.ldexp(ratio, shift)
+        up = np.sign(exact) * np.ceil(np.abs(exact)) if snap_first and i == 0 else np.rint(exact)
+        values.append(np.asarray(up, np.int64))
+    return values
+
+
+def _narrow(
+    ratios: list[FloatArray],
+    bounds: list[Array],
+    zero_point: int,
+    extra: Array | float,
+    snap_first: bool,
+    shape: tuple[int, ...],
+) -> Multipliers | None:
+    shift = np.full(shape, MAX_NARROW_SHIFT, np.int64)
+    while True:
+        values = _round(ratios, shift, snap_first)
+        total = (np.asarray(extra, np.float64) + abs(zero_point) + 2.0) * np.exp2(shift)
+        for value, bound in zip(values, bounds, strict=True):
+            total = total + np.abs(value).astype(np.float64) * bound
+        too_big = (total > INT32_MAX) & (shift > 1)
+        if not too_big.any():
+            break
+        shift = np.where(too_big, shift - 1, shift)
+    if np.any(total > INT32_MAX):
+        return None
+    first = 1 if snap_first else 0
+    half_step = np.exp2(-shift.astype(np.float64) - 1)
+    error = sum(np.asarray(b, np.float64) * half_step for b in bounds[first:])
+    if np.any(np.asarray(error) > MAX_MULTIPLIER_ERROR):
+        return None
+    if snap_first:
+        alive = np.broadcast_to(np.asarray(bounds[0]) > 0, shape)
+        if np.any(alive & (np.abs(np.broadcast_to(values[0], shape)) < 2 ** (MIN_NARROW_BITS - 1))):
+            return None
+    return Multipliers(tuple(values), shift, "int32")
+
+
+def _wide(
+    ratios: list[FloatArray],
+    bounds: list[Array],
+    zero_point: int,
+    extra: Array | float,
+    shape: tuple[int, ...],
+    name: str,
+) -> Multipliers:
+    largest = np.max([np.broadcast_to(np.abs(r), shape) for r in ratios], axis=0)
+    _, exponent = np.frexp(largest)
+    shift = np.clip(30 - exponent.astype(np.int64), 1, 52)
+    values = _round(ratios, shift, False)
+    offset = np.ceil(np.asarray(extra, np.float64) * np.exp2(shift)).astype(np.int64)
+    pairs = [(np.broadcast_to(b, shape), np.broadcast_to(v, shape))
+             for b, v in zip(bounds, values, strict=True)]  # fmt: skip
+    try:
+        required_compute_dtype(pairs, np.broadcast_to(offset, shape), shift, zero_point)
+    except QuantizationError as error:
+        raise QuantizationError(f"layer {name!r}: {error}") from None
+    return Multipliers(tuple(values), shift, "int64")
+
+
+def as_arrays(*values: Any) -> list[FloatArray]:
+    """Return float64 arrays of at least one dimension."""
+    return [np.atleast_1d(np.asarray(v, np.float64)) for v in values]

@@ -1,0 +1,425 @@
+"""Put a fake_quant on every tensor that the integer graph will hold in 8 bits (L0 -> L1).
+
+Before::
+
+    lv0 = conv2d(x, w); lv1 = add(lv0, bias); lv2 = relu(lv1); lv3 = max_pool2d(lv2)
+
+After::
+
+    x_q = fake_quant(x); w_q = fake_quant(w, axis=0)
+    lv0 = conv2d(x_q, w_q); lv1 = add(lv0, bias); lv2 = relu(lv1)
+    lv2_q = fake_quant(lv2); lv3 = max_pool2d(lv2_q)
+
+Requires an L0 graph in canonical form (`CanonicalizeOps`). Guarantees that between two fake_quants
+there is exactly one of the *regions* that `InsertRequantize` can compute with a single rounding:
+
+* an **accumulator**: convolution, dense, product, window sum or a quantized tensor, times and plus
+  constants, plus at most one more quantized tensor (the residual), then a clip;
+* a **table**: any chain of elementwise functions of one quantized tensor;
+* a **mover**: reshape, transpose, slice, pad, concat, max-pooling, nearest resize. These keep the
+  scale of their input, so a fake_quant stands before them only; inputs of one concat form a group
+  with one common scale, so that concat copies bytes.
+
+A tensor used more than once is always materialized. Graph outputs are kept in 16 bits. What fits no
+region stays float, between a dequantize and a quantize, and is listed by `VerifyIntegerOnly`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.elementwise import BINARY, ELEMENTWISE, UNARY
+from tvmquant.passes.rewriter import (
+    DataflowRewriter,
+    bindings_of,
+    count_uses,
+    span_name,
+    used_vars,
+)
+
+MOVERS = frozenset(
+    {
+        "relax.reshape",
+        "relax.flatten",
+        "relax.permute_dims",
+        "relax.squeeze",
+        "relax.expand_dims",
+        "relax.strided_slice",
+        "relax.split",
+        "relax.concat",
+        "relax.nn.max_pool2d",
+        "relax.max",
+        "relax.nn.pad",
+        "relax.image.resize2d",
+    }
+)
+
+ACTIVATION, OUTPUT, WEIGHT = "activation", "output", "weight"
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is known of a tensor while regions are found.
+
+    Parameters
+    ----------
+    kind : str
+        ``float``, ``quantized``, ``mover``, ``accumulator``, ``clipped`` or ``elementwise``.
+    sources : tuple of Var
+        The tensors a mover moves, or the one an elementwise chain is a function of.
+    residual : bool
+        Whether an accumulator already has its second tensor term.
+    """
+
+    kind: str
+    sources: tuple[relax.Var, ...] = ()
+    residual: bool = False
+
+
+def is_scalar(array: Any) -> bool:
+    """Whether a constant holds one number."""
+    return array is not None and array.size == 1
+
+
+def is_mover(call: relax.Call) -> bool:
+    """Whether a call only moves (or picks the greatest of) values of its inputs."""
+    if not qop.is_call(call, *MOVERS):
+        return False
+    if qop.is_call(call, "relax.image.resize2d"):
+        return str(call.attrs.method) == "nearest_neighbor"
+    if qop.is_call(call, "relax.nn.pad"):
+        return str(call.attrs.pad_mode) == "constant"
+    return True
+
+
+class _RegionFinder:
+    """Decide which variables to materialize; one method per kind of operator."""
+
+    def __init__(self, function: relax.Function) -> None:
+        self.uses = count_uses(function)
+        self.forms: dict[relax.Var, Form] = {p: Form("float") for p in function.params}
+        self.marked: dict[relax.Var, set[str]] = {}
+        self.groups: dict[relax.Var, relax.Var] = {}
+        for var, value in bindings_of(function):
+            self.forms[var] = self._form(value)
+        body = function.body.body
+        for output in used_vars(body):
+            if self.form(output).kind != "float":
+                self.request(output, OUTPUT)
+
+    def form(self, var: relax.Var) -> Form:
+        return self.forms[var]
+
+    def request(self, var: relax.Var, role: str) -> None:
+        """Ask that ``var`` be held as integers; movers hand the request to their sources."""
+        form = self.form(var)
+        if form.kind == "mover":
+            for source in form.sources:
+                self.request(source, role)
+            return
+        self.marked.setdefault(var, set()).add(role)
+        if form.kind != "quantized":
+            self.forms[var] = Form("quantized", form.sources)
+
+    def roots(self, var: relax.Var) -> Iterable[relax.Var]:
+        """Return the materialized tensors whose scale ``var`` carries."""
+        form = self.form(var)
+        if form.kind != "mover":
+            return [var]
+        return [root for source in form.sources for root in self.roots(source)]
+
+    def group_of(self, var: relax.Var) -> relax.Var:
+        while var in self.groups:
+            var = self.groups[var]
+        return var
+
+    def _unify(self, variables: list[relax.Var]) -> None:
+        first, *rest = [self.group_of(v) for v in variables]
+        for other in rest:
+            if not self.group_of(other).same_as(self.group_of(first)):
+                self.groups[self.group_of(other)] = self.group_of(first)
+
+    def _absorbs(self, var: relax.Var) -> bool:
+        return self.uses[var] == 1
+
+    def _form(self, value: relax.Expr) -> Form:
+        if isinstance(value, relax.Var):
+            self.uses[value] += 0
+            return Form("mover", (value,))
+        if isinstance(value, relax.TupleGetItem):
+            return Form("mover", (value.tuple_value,))
+        if not isinstance(value, relax.Call):
+            return Form("float")
+        handler = self._handler(value)
+        form = handler(value) if handler else None
+        if form is not None:
+            return form
+        for operand in used_vars(value):
+            if self.form(operand).kind != "float":
+                self.request(operand, OUTPUT)
+        return Form("float")
+
+    def _handler(self, call: relax.Call) -> Callable[[relax.Call], Form | None] | None:
+        if is_mover(call):
+            return self._move
+        table: dict[str, Callable[[relax.Call], Form | None]] = {
+            "relax.nn.conv2d": self._contract,
+            "relax.nn.conv2d_transpose": self._contract,
+            "relax.matmul": self._contract,
+            "relax.mean": self._pool,
+            "relax.nn.avg_pool2d": self._pool,
+            "relax.nn.relu": self._clip,
+            "relax.clip": self._clip,
+        }
+        if call.op.name in table:
+            return table[call.op.name]
+        return self._elementwise if call.op.name in ELEMENTWISE else None
+
+    def _contract(self, call: relax.Call) -> Form | None:
+        weight = qop.constant_array(call.args[1])
+        if weight is None or (qop.is_call(call, "relax.matmul") and weight.ndim != 2):
+            return None
+        self.request(call.args[0], ACTIVATION)
+        return Form("accumulator")
+
+    def _pool(self, call: relax.Call) -> Form | None:
+        if qop.is_call(call, "relax.mean"):
+            rank = len(call.args[0].ty.shape.values)
+            axes = sorted(int(a) % rank for a in (call.attrs.axis or range(rank)))
+            if rank != 4 or axes != [2, 3] or not bool(call.attrs.keepdims):
+                return None
+        self.request(call.args[0], ACTIVATION)
+        return Form("accumulator")
+
+    def _clip(self, call: relax.Call) -> Form:
+        operand = call.args[0]
+        form = self.form(operand)
+        if form.kind in ("accumulator", "clipped") and self._absorbs(operand):
+            return Form("clipped", residual=form.residual)
+        return self._chain(operand)
+
+    def _move(self, call: relax.Call) -> Form | None:
+        operands = used_vars(call)
+        if not operands or len(operands) != len(_tensor_fields(call)):
+            return None  # a constant among the inputs of a concat
+        if all(self.form(v).kind == "float" for v in operands):
+            return None
+        for operand in operands:
+            if self.form(operand).kind not in ("quantized", "mover"):
+                self.request(operand, ACTIVATION)
+        if len(operands) > 1:
+            self._unify([r for v in operands for r in self.roots(v)])
+        return Form("mover", tuple(operands))
+
+    def _chain(self, operand: relax.Var) -> Form:
+        """Extend an elementwise chain, or start one at a materialized tensor."""
+        form = self.form(operand)
+        if form.kind == "elementwise" and self._absorbs(operand):
+            return form
+        self.request(operand, ACTIVATION)
+        return Form("elementwise", (operand,))
+
+    def _elementwise(self, call: relax.Call) -> Form | None:
+        if call.op.name in UNARY or call.op.name not in BINARY:
+            return self._chain(call.args[0])
+        arrays = [qop.constant_array(a) for a in call.args]
+        tensors = [a for a in call.args if isinstance(a, relax.Var)]
+        if len(tensors) == 1:
+            constant = arrays[0] if arrays[0] is not None else arrays[1]
+            return self._with_constant(call, tensors[0], constant, arrays[0] is not None)
+        if qop.is_call(call, "relax.add", "relax.multiply"):
+            return self._two_tensors(call, *tensors)
+        return None
+
+    def _with_constant(
+        self, call: relax.Call, tensor: relax.Var, constant: Any, constant_first: bool
+    ) -> Form | None:
+        form = self.form(tensor)
+        channelwise = is_channelwise(constant, len(tensor.ty.shape.values))
+        linear = qop.is_call(call, "relax.add", "relax.multiply") or (
+            qop.is_call(call, "relax.subtract", "relax.divide") and not constant_first
+        )
+        if linear and channelwise and form.kind == "accumulator" and self._absorbs(tensor):
+            return form
+        rescales = qop.is_call(call, "relax.multiply", "relax.divide") and not constant_first
+        if rescales and form.kind == "clipped" and self._absorbs(tensor):
+            if is_scalar(constant) and float(constant.reshape(())) > 0:
+                return form
+        if is_scalar(constant):
+            return self._chain(tensor)
+        if linear and channelwise:
+            self.request(tensor, ACTIVATION)
+            return Form("accumulator")
+        return None
+
+    def _two_tensors(self, call: relax.Call, left: relax.Var, right: relax.Var) -> Form | None:
+        sources = {self._chain_source(v) for v in (left, right)}
+        if len(sources) == 1 and None not in sources and self._is_chain(left, right):
+            return Form("elementwise", (sources.pop(),))  # x * sigmoid(x)
+        if qop.is_call(call, "relax.multiply"):
+            self.request(left, ACTIVATION)
+            self.request(right, ACTIVATION)
+            return Form("accumulator")
+        open_terms = [
+            v
+            for v in (left, right)
+            if self.form(v).kind == "accumulator"
+            and not self.form(v).residual
+            and self._absorbs(v)
+            and [str(d) for d in v.ty.shape.values] == [str(d) for d in call.ty.shape.values]
+        ]
+        kept = open_terms[-1] if open_terms else None
+        for operand in (left, right):
+            if kept is None or not operand.same_as(kept):
+                self.request(operand, ACTIVATION)
+        return Form("accumulator", residual=True)
+
+    def _chain_source(self, var: relax.Var) -> relax.Var | None:
+        form = self.form(var)
+        if form.kind == "elementwise":
+            return form.sources[0] if self._absorbs(var) else None
+        return var if form.kind in ("quantized", "mover") else None
+
+    def _is_chain(self, *variables: relax.Var) -> bool:
+        return any(self.form(v).kind == "elementwise" for v in variables)
+
+
+def is_channelwise(constant: Any, rank: int) -> bool:
+    """Whether a constant is a scalar or varies along the channel axis (1 of 4, else the last)."""
+    if constant is None:
+        return False
+    if constant.size == 1:
+        return True
+    axis = 1 if rank == 4 else rank - 1
+    shape = (1,) * (rank - constant.ndim) + constant.shape
+    return len(shape) == rank and all(n == 1 for i, n in enumerate(shape) if i != axis)
+
+
+def _tensor_fields(call: relax.Call) -> list[relax.Expr]:
+    first = call.args[0]
+    return list(first.fields) if isinstance(first, relax.Tuple) else [first]
+
+
+class _Annotator(DataflowRewriter):
+    def __init__(
+        self, module: tvm.IRModule, activation_scheme: str, widths: dict[str, tuple[int, int]]
+    ) -> None:
+        super().__init__(module)
+        self.finder = _RegionFinder(self.function)
+        self.scheme = activation_scheme
+        self.widths = widths
+        self.names: set[str] = set()
+
+    def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        self._quantize_parameters(value)
+        new = self._with_quantized_weight(value) if isinstance(value, relax.Call) else None
+        if var not in self.finder.marked:
+            return new
+        bound = self.emit(new if new is not None else self.copy(value), str(var.name))
+        return self.emit(self._fake_quant(var, bound, value), f"{var.name}_q")
+
+    def _quantize_parameters(self, value: relax.Expr) -> None:
+        for operand in used_vars(value):
+            is_parameter = any(operand.same_as(p) for p in self.function.params)
+            if is_parameter and operand in self.finder.marked and self.lookup(operand) is operand:
+                self.replace(operand, self.emit(self._fake_quant(operand, operand, operand)))
+
+    def _unique(self, name: str) -> str:
+        unique, count = name, 1
+        while unique in self.names:
+            count += 1
+            unique = f"{name}:{count}"
+        self.names.add(unique)
+        return unique
+
+    def _fake_quant(self, var: relax.Var, bound: relax.Expr, value: relax.Expr) -> relax.Call:
+        roles = self.finder.marked[var]
+        role = ACTIVATION if ACTIVATION in roles else OUTPUT
+        root = self.finder.group_of(var)
+        grouped = root is not var or any(g.same_as(var) for g in self.finder.groups.values())
+        name = span_name(value) or str(var.name)
+        bits = 16 if role == OUTPUT else self.widths.get(name, (8, 8))[1]
+        return _uncalibrated(
+            bound,
+            {
+                "id": self._unique(name),
+                "role": role,
+                "bits": bits,
+                "scheme": "symmetric" if role == OUTPUT else self.scheme,
+                "group": f"concat:{root.name}" if grouped else "",
+                "axis": -1,
+            },
+            value,
+        )
+
+    def _with_quantized_weight(self, call: relax.Call) -> relax.Call | None:
+        if not qop.is_call(
+            call, "relax.nn.conv2d", "relax.nn.conv2d_transpose", "relax.matmul"
+        ) or not isinstance(call.args[1], tvm.ir.GenericConst):
+            return None
+        if self.finder._contract(call) is None:
+            return None
+        axis = 0 if qop.is_call(call, "relax.nn.conv2d") else 1
+        name = span_name(call)
+        weight = _uncalibrated(
+            call.args[1],
+            {
+                "id": self._unique(f"{name}.weight"),
+                "role": WEIGHT,
+                "bits": self.widths.get(name, (8, 8))[0],
+                "scheme": "symmetric",
+                "group": "",
+                "axis": axis,
+                "groups": int(getattr(call.attrs, "groups", 1)),
+            },
+            call,
+        )
+        quantized = self.emit(weight, "weight_q")
+        return relax.Call(
+            call.op, [self.lookup(call.args[0]), quantized], call.attrs, call.ty_args, call.span
+        )
+
+
+def _uncalibrated(x: relax.Expr, attrs: dict[str, Any], source: Any) -> relax.Call:
+    unset = {"qmin": 0, "qmax": 0, "calibrated": 0, "fixed": 0}
+    return qop.emit(
+        qop.FAKE_QUANT,
+        [x, qop.constant(np.zeros(1, np.float32)), qop.constant(np.zeros(1, np.int32))],
+        attrs | unset,
+        getattr(source, "span", None),
+    )
+
+
+@tvm.ir.transform.module_pass(opt_level=0, name="AnnotateQuantization")
+class AnnotateQuantization:
+    """Insert uncalibrated fake_quants (see the module's description).
+
+    Parameters
+    ----------
+    activation_scheme : str
+        ``"asymmetric"`` (default; tensors that are never negative come out unsigned with zero
+        point 0), ``"symmetric"``, or ``"auto"`` (unsigned if never negative, else symmetric).
+    widths : dict of str to (weight bits, activation bits), optional
+        Bit widths by layer id; layers not named get (8, 8).
+    """
+
+    def __init__(
+        self,
+        activation_scheme: str = "asymmetric",
+        widths: dict[str, tuple[int, int]] | None = None,
+    ) -> None:
+        self.activation_scheme = activation_scheme
+        self.widths = widths or {}
+
+    def transform_module(
+        self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
+    ) -> tvm.IRModule:
+        """Return the annotated module."""
+        return _Annotator(module, self.activation_scheme, self.widths).rewrite()

@@ -1,0 +1,180 @@
+"""Lay every four-dimensional integer tensor out as NHWC and every weight as OHWI (L2).
+
+Before::
+
+    acc = qconv2d(x, w, bias) {layout: "NCHW"}
+
+After::
+
+    x_nhwc = permute_dims(x, [0, 2, 3, 1]); acc = qconv2d(x_nhwc, w_ohwi, bias) {layout: "NHWC"}
+
+Channels last puts the bytes that one dot-product instruction multiplies side by side. Operators
+with a layout or an axis are converted, anything else reads its operands back in NCHW; transposes
+meet in pairs and vanish, so that normally one stays after the first quantize and one before the
+last dequantize, where lowering fuses them with the border.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.rewriter import DataflowRewriter
+
+TO_NHWC = (0, 2, 3, 1)
+TO_NCHW = (0, 3, 1, 2)
+# where axis i of NCHW stands in NHWC
+AXIS_IN_NHWC = (0, 3, 1, 2)
+
+
+class _Converter(DataflowRewriter):
+    def __init__(self, module: tvm.IRModule) -> None:
+        super().__init__(module)
+        self.channels_last: dict[relax.Var, relax.Expr] = {}
+        self.handlers: dict[str, Callable[[relax.Call], relax.Expr | None]] = {
+            qop.QCONV2D: self._windowed,
+            qop.QCONV2D_TRANSPOSE: self._windowed,
+            qop.POOL_SUM: self._windowed,
+            qop.REQUANTIZE: self._pointwise,
+            qop.TABLE: self._pointwise,
+            qop.QMULTIPLY: self._pointwise,
+            "relax.concat": self._concat,
+            "relax.nn.max_pool2d": self._max_pool,
+            "relax.max": self._reduce,
+            "relax.nn.pad": self._pad,
+            "relax.strided_slice": self._slice,
+            "relax.split": self._split,
+            "relax.image.resize2d": self._resize,
+        }
+
+    def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        if isinstance(value, relax.Var):
+            if value in self.channels_last:
+                self.channels_last[var] = self.channels_last[value]
+            return self.lookup(value)
+        if isinstance(value, relax.TupleGetItem):
+            return self._tuple_item(var, value)
+        handler = self.handlers.get(value.op.name) if isinstance(value, relax.Call) else None
+        if handler is None or not _is_rank4(value.args[0]):
+            return None
+        new = handler(value)
+        if new is None:
+            return None
+        self.channels_last[var] = self.emit(_with_span(new, value), str(var.name))
+        return var
+
+    def lookup(self, expr: relax.Expr) -> relax.Expr:
+        """Return an operand in NCHW, transposing back what is NHWC only."""
+        if isinstance(expr, relax.Var) and expr in self.channels_last:
+            if expr not in self._replacement or self._replacement[expr] is expr:
+                nhwc = self.channels_last[expr]
+                if isinstance(nhwc.ty, relax.TupleType):
+                    return super().lookup(expr)
+                self.replace(expr, self.emit(relax.op.permute_dims(nhwc, TO_NCHW)))
+        return super().lookup(expr)
+
+    def nhwc(self, expr: relax.Expr) -> relax.Expr:
+        """Return a four-dimensional operand in NHWC."""
+        array = qop.constant_array(expr)
+        if array is not None:
+            return qop.constant(array.transpose(TO_NHWC)) if array.ndim == 4 else expr
+        if len(expr.ty.shape.values) != 4:
+            return self.lookup(expr)
+        if expr not in self.channels_last:
+            self.channels_last[expr] = self.emit(
+                relax.op.permute_dims(self.lookup(expr), TO_NHWC), f"{expr.name}_nhwc"
+            )
+            self.replace(expr, self.lookup(expr))
+        return self.channels_last[expr]
+
+    def _windowed(self, call: relax.Call) -> relax.Expr:
+        return self._own(call, {"layout": "NHWC"})
+
+    def _pointwise(self, call: relax.Call) -> relax.Expr:
+        return self._own(call, {})
+
+    def _own(self, call: relax.Call, changes: dict[str, Any]) -> relax.Expr:
+        attrs = qop.attributes(call) | changes
+        if attrs.get("axis", -1) == 1:
+            attrs["axis"] = 3
+        args = [self.nhwc(a) for a in call.args]
+        return qop.emit(call.op.name, args, attrs, call.span)
+
+    def _concat(self, call: relax.Call) -> relax.Expr:
+        fields = [self.nhwc(f) for f in call.args[0].fields]
+        return relax.op.concat(fields, AXIS_IN_NHWC[int(call.attrs.axis) % 4])
+
+    def _max_pool(self, call: relax.Call) -> relax.Expr:
+        a = call.attrs
+        return relax.op.nn.max_pool2d(
+            self.nhwc(call.args[0]), a.pool_size, a.strides, a.padding, a.dilation,
+            bool(a.ceil_mode), layout="NHWC",
+        )  # fmt: skip
+
+    def _reduce(self, call: relax.Call) -> relax.Expr | None:
+        if not bool(call.attrs.keepdims) or call.attrs.axis is None:
+            return None
+        axes = [AXIS_IN_NHWC[int(a) % 4] for a in call.attrs.axis]
+        return relax.op.max(self.nhwc(call.args[0]), axes, keepdims=True)
+
+    def _pad(self, call: relax.Call) -> relax.Expr:
+        pairs = np.asarray([int(v) for v in call.attrs.pad_width]).reshape(4, 2)
+        widths = [int(v) for v in pairs[list(TO_NHWC)].reshape(-1)]
+        return relax.op.nn.pad(
+            self.nhwc(call.args[0]), widths, "constant", float(call.attrs.pad_value)
+        )
+
+    def _slice(self, call: relax.Call) -> relax.Expr:
+        x, axes, *rest = call.args
+        moved = relax.Tuple(
+            [relax.prim_value(AXIS_IN_NHWC[int(getattr(a, "value", a)) % 4]) for a in axes.fields]
+        )
+        return relax.Call(call.op, [self.nhwc(x), moved, *rest], call.attrs, call.ty_args)
+
+    def _split(self, call: relax.Call) -> relax.Expr:
+        sections = call.attrs.indices_or_sections
+        values = [int(v) for v in sections] if hasattr(sections, "__len__") else int(sections)
+        return relax.op.split(
+            self.nhwc(call.args[0]), values, AXIS_IN_NHWC[int(call.attrs.axis) % 4]
+        )
+
+    def _resize(self, call: relax.Call) -> relax.Expr | None:
+        a = call.attrs
+        return relax.op.image.resize2d(
+            self.nhwc(call.args[0]), call.args[1], list(a.roi), "NHWC", str(a.method),
+            str(a.coordinate_transformation_mode), str(a.rounding_method),
+        )  # fmt: skip
+
+    def _tuple_item(self, var: relax.Var, item: relax.TupleGetItem) -> relax.Expr | None:
+        if item.tuple_value not in self.channels_last:
+            return None
+        source = self.channels_last[item.tuple_value]
+        self.channels_last[var] = self.emit(relax.TupleGetItem(source, item.index))
+        return var
+
+
+def _is_rank4(expr: relax.Expr) -> bool:
+    tensor = expr.fields[0] if isinstance(expr, relax.Tuple) else expr
+    shape = getattr(tensor.ty, "shape", None)
+    integer = not str(getattr(tensor.ty, "dtype", "float")).startswith("float")
+    return shape is not None and len(shape.values) == 4 and integer
+
+
+def _with_span(new: relax.Expr, old: relax.Call) -> relax.Expr:
+    return relax.Call(new.op, new.args, new.attrs, new.ty_args, old.span)
+
+
+@tvm.ir.transform.module_pass(opt_level=0, name="ConvertLayout")
+class ConvertLayout:
+    """Convert the integer part of a graph to NHWC (see the module's description)."""
+
+    def transform_module(
+        self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
+    ) -> tvm.IRModule:
+        """Return the converted module."""
+        return _Converter(module).rewrite()

@@ -1,0 +1,517 @@
+"""Turn the annotated float graph into integers with dyadic requantization (L1 -> L2).
+
+Before::
+
+    x_q = fake_quant(x); w_q = fake_quant(w); lv = relu(conv2d(x_q, w_q) + bias)
+    y_q = fake_quant(lv + r_q)
+
+After::
+
+    acc = qconv2d(x, w, bias)                                      # int32
+    y = requantize(acc, M, s, offset, r, M_r)                      # uint8, one rounding
+
+Requires a calibrated L1 graph. Guarantees: every region found by `AnnotateQuantization` computes in
+integers only, at equation (3) of `tvmquant.arithmetic`; zero points of the input are folded into
+the int32 bias (``bias - z_x * sum(w)``, padding pads with z_x); every accumulator is proven to fit
+int32. Per-channel weight scales grow by up to 1/16 so that the multiplier of a contraction is
+*exactly* dyadic and short enough for 32-bit arithmetic; scales that are fixed (imported QDQ
+models, trained step sizes) get 64-bit arithmetic where 32 bits would not be exact enough.
+
+Reference: Yao et al., HAWQ-V3, 2021, section 3 (dyadic arithmetic, residual connections).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvmquant.arithmetic import INT32_MAX, dot_bounds
+from tvmquant.errors import QuantizationError
+from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.accumulator import (
+    MAX_BIAS_STEPS,
+    Accumulator,
+    Contraction,
+    Multipliers,
+    Quantized,
+    QuantizedWeight,
+    Term,
+    as_arrays,
+    choose_multipliers,
+)
+from tvmquant.passes.annotate_quantization import is_mover
+from tvmquant.passes.elementwise import ELEMENTWISE, evaluate, scalar_bound
+from tvmquant.passes.rewriter import DataflowRewriter, span_name, used_vars
+
+CONTRACTIONS = {
+    "relax.nn.conv2d": qop.QCONV2D,
+    "relax.nn.conv2d_transpose": qop.QCONV2D_TRANSPOSE,
+    "relax.matmul": qop.QDENSE,
+}
+
+
+class Chain:
+    """A function of one 8-bit tensor, as the real values it takes at the 256 inputs."""
+
+    def __init__(self, source: Quantized, values: Any) -> None:
+        self.source = source
+        self.values = values
+
+    @classmethod
+    def identity(cls, source: Quantized) -> Chain:
+        """Return the chain x -> x."""
+        steps = np.arange(256, dtype=np.float64) - source.zero_point
+        return cls(source, steps * source.scale)
+
+
+Value = Quantized | Accumulator | Chain | QuantizedWeight | relax.Expr
+
+
+class _Integerizer(DataflowRewriter):
+    def __init__(self, module: tvm.IRModule) -> None:
+        super().__init__(module)
+        self.values: dict[relax.Var, Value] = {}
+
+    # -- values ---------------------------------------------------------------------------------
+
+    def value(self, expr: relax.Expr) -> Value:
+        """Return what a variable of the L1 graph has become."""
+        return self.values.get(expr, expr) if isinstance(expr, relax.Var) else expr
+
+    def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        if isinstance(value, relax.Var):
+            self.values[var] = self.value(value)
+            return self.lookup(value)
+        if isinstance(value, relax.TupleGetItem):
+            return self._tuple_item(var, value)
+        result = self._convert(var, value)
+        if isinstance(result, relax.Call | relax.Tuple):
+            result = self.emit(result, str(var.name))
+        self.values[var] = result
+        return result if isinstance(result, relax.Var) else var
+
+    def visit_output(self, expr: relax.Expr) -> relax.Expr:
+        return self._float(expr)
+
+    def _convert(self, var: relax.Var, call: relax.Call) -> Value:
+        if qop.is_call(call, qop.FAKE_QUANT):
+            return self._fake_quant(call)
+        operands = [self.value(a) for a in used_vars(call)]
+        integers = [v for v in operands if not isinstance(v, relax.Expr)]
+        if integers and len(integers) == len(operands):
+            handler = self._handler(call)
+            result = handler(var, call) if handler else None
+            if result is not None:
+                return result
+        args = [self._float_operand(a) for a in call.args]
+        return self.emit(relax.Call(call.op, args, call.attrs, call.ty_args, call.span))
+
+    def _handler(self, call: relax.Call) -> Callable[[relax.Var, relax.Call], Value | None] | None:
+        name = call.op.name
+        if name in CONTRACTIONS:
+            return self._contract
+        if name in ("relax.mean", "relax.nn.avg_pool2d"):
+            return self._pool
+        if is_mover(call):
+            return self._move
+        return self._arithmetic if name in ELEMENTWISE else None
+
+    # -- borders --------------------------------------------------------------------------------
+
+    def _float_operand(self, arg: relax.Expr) -> relax.Expr:
+        if isinstance(arg, relax.Var):
+            return self._float(arg)
+        if isinstance(arg, relax.Tuple):
+            return relax.Tuple([self._float_operand(f) for f in arg.fields])
+        return arg
+
+    def _float(self, var: relax.Var) -> relax.Expr:
+        value = self.value(var)
+        if isinstance(value, relax.Expr):
+            return self.lookup(value)
+        if not isinstance(value, Quantized):
+            raise QuantizationError(
+                f"tensor {var.name!r} is needed in float but was not annotated; "
+                "annotate the graph with AnnotateQuantization first"
+            )
+        attrs = {"zero_point": value.zero_point, "axis": -1, "out_dtype": "float32",
+                 "id": f"{var.name}.dequantize"}  # fmt: skip
+        scale = qop.constant(np.asarray([value.scale], np.float32))
+        return self.emit(qop.emit(qop.DEQUANTIZE, [value.expr, scale], attrs))
+
+    def _fake_quant(self, call: relax.Call) -> Value:
+        attrs = qop.attributes(call)
+        name = attrs["id"]
+        if not attrs["calibrated"]:
+            raise QuantizationError(f"tensor {name!r} is not calibrated; run ApplyCalibration")
+        scale = qop.constant_array(call.args[1]).astype(np.float64)
+        zero = int(qop.constant_array(call.args[2]).reshape(-1)[0])
+        if attrs["role"] == "weight":
+            return _oriented_weight(call, scale, attrs)
+        dtype = "uint8" if attrs["bits"] <= 8 else "int16"
+        target = Quantized(
+            call.args[0], float(scale[0]), zero, attrs["qmin"], attrs["qmax"], dtype
+        )
+        source = self.value(call.args[0])
+        if isinstance(source, Quantized):
+            if source.same_parameters(target):
+                return source
+            source = _as_accumulator(source)
+        if isinstance(source, Accumulator):
+            return self._requantize(source, target, name, call)
+        if isinstance(source, Chain):
+            return self._table(source, target, name, call)
+        return self._quantize(source, target, name, call)
+
+    def _quantize(self, x: relax.Expr, to: Quantized, name: str, call: relax.Call) -> Quantized:
+        attrs = {"scale": to.scale, "zero_point": to.zero_point, "qmin": to.qmin,
+                 "qmax": to.qmax, "out_dtype": to.dtype, "id": name}  # fmt: skip
+        expr = self.emit(qop.emit(qop.QUANTIZE, [self.lookup(x)], attrs, call.span), "x_q")
+        return Quantized(expr, to.scale, to.zero_point, to.qmin, to.qmax, to.dtype)
+
+    def _table(self, chain: Chain, to: Quantized, name: str, call: relax.Call) -> Quantized:
+        real = np.nan_to_num(chain.values, nan=0.0, posinf=np.inf, neginf=-np.inf)
+        steps = np.rint(np.clip(real / to.scale, -(2.0**31), 2.0**31)) + to.zero_point
+        values = np.clip(steps, to.qmin, to.qmax).astype(to.dtype)
+        args = [chain.source.expr, qop.constant(values)]
+        attrs = {"id": name, "out_dtype": to.dtype}
+        expr = self.emit(qop.emit(qop.TABLE, args, attrs, call.span))
+        reached = values[chain.source.qmin : chain.source.qmax + 1]
+        return Quantized(
+            expr, to.scale, to.zero_point, int(reached.min()), int(reached.max()), to.dtype
+        )
+
+    # -- regions --------------------------------------------------------------------------------
+
+    def _contract(self, _var: relax.Var, call: relax.Call) -> Value | None:
+        x, weight = (self.value(a) for a in call.args[:2])
+        if not isinstance(x, Quantized) or not isinstance(weight, QuantizedWeight):
+            return None
+        scale = x.scale * weight.scale
+        return Accumulator((Term(scale, np.zeros(1), contraction=Contraction(call, x, weight)),))
+
+    def _pool(self, _var: relax.Var, call: relax.Call) -> Value | None:
+        x = self.value(call.args[0])
+        if not isinstance(x, Quantized):
+            return None
+        height, width = (_static(v, call) for v in call.args[0].ty.shape.values[2:])
+        if qop.is_call(call, "relax.mean"):
+            window = {"pool_size": [height, width], "strides": [1, 1], "padding": [0, 0, 0, 0],
+                      "dilation": [1, 1]}  # fmt: skip
+            counts = np.asarray([height * width], np.float64)
+        else:
+            window, counts = _pool_window(call, height, width)
+        attrs = window | {"layout": "NCHW", "input_zero_point": x.zero_point,
+                          "out_dtype": "int32", "id": span_name(call)}  # fmt: skip
+        expr = self.emit(qop.emit(qop.POOL_SUM, [x.expr], attrs, call.span))
+        bound = int(np.prod(window["pool_size"])) * x.bound
+        return Accumulator((Term(x.scale / counts, np.asarray([bound]), expr=expr),))
+
+    def _move(self, _var: relax.Var, call: relax.Call) -> Value | None:
+        inputs = [self.value(v) for v in used_vars(call)]
+        if not all(isinstance(v, Quantized) for v in inputs):
+            return None
+        if isinstance(call.args[0], relax.Tuple):
+            inputs = self._unify(inputs, call)
+            new = relax.op.concat([v.expr for v in inputs], int(call.attrs.axis))
+        elif qop.is_call(call, "relax.nn.pad"):
+            new = self._pad(inputs[0], call)
+        else:
+            new = relax.Call(
+                call.op, [inputs[0].expr, *call.args[1:]], call.attrs, call.ty_args, call.span
+            )
+        first = inputs[0]
+        return Quantized(
+            self.emit(new),
+            first.scale,
+            first.zero_point,
+            min(v.qmin for v in inputs),
+            max(v.qmax for v in inputs),
+            first.dtype,
+        )
+
+    def _unify(self, inputs: list[Quantized], call: relax.Call) -> list[Quantized]:
+        """Bring the inputs of a concat to the parameters of the one with the widest range."""
+        widest = max(inputs, key=lambda v: v.scale)
+        return [
+            v
+            if v.same_parameters(widest)
+            else self._requantize(_as_accumulator(v), widest, span_name(call), call)
+            for v in inputs
+        ]
+
+    def _pad(self, x: Quantized, call: relax.Call) -> relax.Expr:
+        value = float(getattr(call.attrs, "pad_value", 0.0))
+        steps = round(value / x.scale) + x.zero_point
+        if not x.qmin <= steps <= x.qmax:
+            steps = min(max(steps, x.qmin), x.qmax)
+        widths = [int(v) for v in call.attrs.pad_width]
+        return relax.op.nn.pad(x.expr, widths, pad_mode="constant", pad_value=float(steps))
+
+    def _tuple_item(self, var: relax.Var, item: relax.TupleGetItem) -> relax.Expr:
+        source = self.value(item.tuple_value)
+        if isinstance(source, Quantized):
+            expr = self.emit(relax.TupleGetItem(source.expr, item.index))
+            self.values[var] = Quantized(
+                expr, source.scale, source.zero_point, source.qmin, source.qmax, source.dtype
+            )
+            return expr
+        self.values[var] = self.emit(relax.TupleGetItem(self.lookup(source), item.index))
+        return self.values[var]
+
+    def _arithmetic(self, _var: relax.Var, call: relax.Call) -> Value | None:
+        operands = [a for a in call.args if isinstance(a, relax.Var | tvm.ir.GenericConst)]
+        values = [self.value(a) for a in operands]
+        tensors = [v for v in values if not isinstance(v, relax.Expr)]
+        if len(tensors) == 2 and not _same_source(*tensors):
+            return self._two_tensors(call, tensors[0], tensors[1])
+        if isinstance(tensors[0], Accumulator):
+            return _extend(call, tensors[0], operands, values)
+        constants = [qop.constant_array(a) for a in operands]
+        if all(c is None or c.size == 1 for c in constants):
+            chains = [
+                _as_chain(v).values if c is None else c.astype(np.float64).reshape(())
+                for v, c in zip(values, constants, strict=True)
+            ]
+            return Chain(_as_chain(tensors[0]).source, evaluate(call, chains))
+        return _extend(call, _as_accumulator(tensors[0]), operands, values)
+
+    def _two_tensors(self, call: relax.Call, left: Value, right: Value) -> Value | None:
+        if qop.is_call(call, "relax.add"):
+            first, second = _as_accumulator(left), _as_accumulator(right)
+            if second.terms[0].contraction is not None:
+                first, second = second, first
+            return first.plus(second)
+        if not (isinstance(left, Quantized) and isinstance(right, Quantized)):
+            return None
+        attrs = {"a_zero_point": left.zero_point, "b_zero_point": right.zero_point,
+                 "out_dtype": "int32", "id": span_name(call)}  # fmt: skip
+        expr = self.emit(qop.emit(qop.QMULTIPLY, [left.expr, right.expr], attrs, call.span))
+        bound = np.asarray([left.bound * right.bound])
+        return Accumulator((Term(as_arrays(left.scale * right.scale)[0], bound, expr=expr),))
+
+    # -- requantization -------------------------------------------------------------------------
+
+    def _requantize(
+        self, region: Accumulator, to: Quantized, name: str, call: relax.Call
+    ) -> Quantized:
+        first, others = region.terms[0], region.terms[1:]
+        ratios = [t.scale / to.scale for t in region.terms]
+        if first.contraction is not None:
+            name = span_name(first.contraction.call) or name
+            expr, chosen, offset = self._emit_contraction(region, ratios, to, name)
+        else:
+            extra = np.abs(region.bias) / to.scale
+            chosen = choose_multipliers(
+                ratios, [t.bound for t in region.terms], to.zero_point, extra,
+                snap_first=False, name=name,
+            )  # fmt: skip
+            expr = first.expr
+            offset = np.rint(np.ldexp(region.bias / to.scale, chosen.shift)).astype(np.int64)
+        attrs = {
+            "acc_zero_point": first.zero_point,
+            "residual_zero_point": others[0].zero_point if others else 0,
+            "output_zero_point": to.zero_point,
+            "qmin": _clip_bound(region.low, to),
+            "qmax": _clip_bound(region.high, to),
+            "axis": _channel_axis(call),
+            "compute_dtype": chosen.compute_dtype,
+            "out_dtype": to.dtype,
+            "id": name,
+        }
+        args = [expr, *(_integers(a, chosen.compute_dtype) for a in
+                        (chosen.values[0], chosen.shift, offset))]  # fmt: skip
+        if others:
+            args += [others[0].expr, _integers(chosen.values[1], chosen.compute_dtype)]
+        out = self.emit(qop.emit(qop.REQUANTIZE, args, attrs, call.span), "y_q")
+        return Quantized(out, to.scale, to.zero_point, attrs["qmin"], attrs["qmax"], to.dtype)
+
+    def _emit_contraction(
+        self, region: Accumulator, ratios: list[Any], to: Quantized, name: str
+    ) -> tuple[relax.Expr, Multipliers, Any]:
+        """Choose the weight's final scale, round weight and bias, and emit the contraction."""
+        first = region.terms[0]
+        layer = first.contraction
+        x, weight = layer.x, layer.weight
+        gain = first.scale / (x.scale * weight.scale)  # constants multiplied in per channel
+        gain = np.where(gain == 0.0, 1e-30, gain)
+        bias, scale, gain = np.broadcast_arrays(region.bias, weight.scale, gain)
+        unit = x.scale * np.abs(gain)
+        if not weight.fixed:
+            scale = np.maximum(scale, np.abs(bias) / (unit * MAX_BIAS_STEPS))
+        ratios = [x.scale * scale * gain / to.scale, *ratios[1:]]
+        bound = _accumulator_bound(weight.round(scale), x, bias / (unit * scale))
+        chosen = choose_multipliers(
+            ratios, [bound, *(t.bound for t in region.terms[1:])], to.zero_point, 0.0,
+            snap_first=not weight.fixed, name=name,
+        )  # fmt: skip
+        if chosen.compute_dtype == "int32" and not weight.fixed:
+            exact = np.ldexp(np.abs(chosen.values[0]).astype(np.float64), -chosen.shift)
+            scale = np.where(chosen.values[0] == 0, scale, exact * to.scale / unit)
+        integers = weight.round(scale)
+        steps = np.rint(bias / (x.scale * scale * gain)).astype(np.int64)
+        axes = tuple(range(1, integers.ndim))
+        folded = steps - x.zero_point * integers.astype(np.int64).sum(axis=axes)
+        low, high = dot_bounds(integers, min(0, x.qmin), x.qmax)
+        if max(np.abs(low).max(), np.abs(high).max()) + np.abs(folded).max() > INT32_MAX:
+            raise QuantizationError(
+                f"layer {name!r}: its accumulator may leave 32 bits ({integers[0].size} products "
+                f"of {weight.bits}-bit weights and {x.dtype} activations); split the layer"
+            )
+        args = [x.expr, qop.constant(integers), qop.constant(folded.astype(np.int32))]
+        attrs = _contraction_attrs(layer, name)
+        operator = CONTRACTIONS[layer.call.op.name]
+        expr = self.emit(qop.emit(operator, args, attrs, layer.call.span), "acc")
+        return expr, chosen, np.zeros(1, np.int64)
+
+
+def _integers(array: Any, dtype: str) -> relax.Expr:
+    return qop.constant(np.atleast_1d(array).astype(dtype))
+
+
+def _clip_bound(real: float, to: Quantized) -> int:
+    if math.isinf(real):
+        return to.qmin if real < 0 else to.qmax
+    return min(max(round(real / to.scale) + to.zero_point, to.qmin), to.qmax)
+
+
+def _channel_axis(call: relax.Call) -> int:
+    rank = len(call.args[0].ty.shape.values)
+    return 1 if rank == 4 else rank - 1
+
+
+def _accumulator_bound(integers: Any, x: Quantized, bias_steps: Any) -> Any:
+    low, high = dot_bounds(integers, x.qmin - x.zero_point, x.qmax - x.zero_point)
+    steps = np.rint(bias_steps)
+    return np.maximum(np.abs(low + steps), np.abs(high + steps)) + 1
+
+
+def _contraction_attrs(layer: Contraction, name: str) -> dict[str, Any]:
+    attrs: dict[str, Any] = {
+        "input_zero_point": layer.x.zero_point,
+        "out_dtype": "int32",
+        "id": name,
+        "w_bits": layer.weight.bits,
+        "epilogue": 0,
+    }
+    source = layer.call.attrs
+    if layer.call.op.name == "relax.matmul":
+        return attrs
+    attrs |= {key: [int(v) for v in getattr(source, key)]
+              for key in ("strides", "padding", "dilation")}  # fmt: skip
+    if layer.call.op.name == "relax.nn.conv2d_transpose":
+        attrs["output_padding"] = [int(v) for v in source.output_padding]
+    return attrs | {"groups": int(source.groups), "layout": "NCHW"}
+
+
+def _oriented_weight(call: relax.Call, scale: Any, attrs: dict[str, Any]) -> QuantizedWeight:
+    """Bring a weight to output-channels-first order."""
+    values = qop.constant_array(call.args[0]).astype(np.float64)
+    if attrs["axis"] == 1 and values.ndim == 2:  # dense (K, O)
+        values = values.T
+    elif attrs["axis"] == 1:  # transposed convolution (I, O / groups, kh, kw)
+        groups = attrs["groups"]
+        inputs, outputs, *kernel = values.shape
+        values = values.reshape(groups, inputs // groups, outputs, *kernel)
+        values = values.swapaxes(1, 2).reshape(groups * outputs, inputs // groups, *kernel)
+        scale = np.tile(np.broadcast_to(scale, (outputs,)), groups)
+    scale = np.broadcast_to(scale, (values.shape[0],))
+    return QuantizedWeight(values, scale, attrs["bits"], bool(attrs["fixed"]))
+
+
+def _as_accumulator(value: Any) -> Accumulator:
+    if isinstance(value, Quantized):
+        term = Term(
+            as_arrays(value.scale)[0], np.asarray([value.bound]), value.zero_point, value.expr
+        )
+        return Accumulator((term,))
+    if isinstance(value, Accumulator):
+        return value
+    raise QuantizationError("a lookup table was not annotated; run AnnotateQuantization first")
+
+
+def _as_chain(value: Any) -> Chain:
+    return value if isinstance(value, Chain) else Chain.identity(value)
+
+
+def _same_source(left: Any, right: Any) -> bool:
+    if not (isinstance(left, Chain) or isinstance(right, Chain)):
+        return False
+    if isinstance(left, Accumulator) or isinstance(right, Accumulator):
+        return False
+    return bool(_as_chain(left).source.expr.same_as(_as_chain(right).source.expr))
+
+
+def _extend(
+    call: relax.Call, region: Accumulator, operands: list[Any], values: list[Any]
+) -> Accumulator | None:
+    """Absorb a clip or an arithmetic operation with a constant into a region."""
+    if qop.is_call(call, "relax.nn.relu"):
+        return region.clipped(0.0, math.inf)
+    if qop.is_call(call, "relax.clip"):
+        return region.clipped(scalar_bound(call.args[1]), scalar_bound(call.args[2]))
+    constants = [qop.constant_array(a) for a in operands]
+    index = 0 if constants[0] is not None else 1
+    if len(constants) < 2 or constants[index] is None:
+        return None
+    constant = constants[index].astype(np.float64).reshape(-1)
+    if any(t.scale.ndim > 1 for t in region.terms) and constant.size > 1:
+        constant = constant.reshape(1, -1, 1, 1)  # beside scales that vary by position
+    if qop.is_call(call, "relax.add"):
+        return region.shifted(constant)
+    if qop.is_call(call, "relax.subtract"):
+        return region.shifted(-constant) if index == 1 else region.scaled(-np.ones(1)).shifted(
+            constant
+        )  # fmt: skip
+    if qop.is_call(call, "relax.multiply"):
+        return region.scaled(constant)
+    return region.scaled(1.0 / constant) if index == 1 else None
+
+
+def _static(extent: Any, call: relax.Call) -> int:
+    try:
+        return int(extent)
+    except TypeError:
+        raise QuantizationError(
+            f"node {span_name(call)!r}: pooling over an extent that is not known; "
+            "bind the model's input shape"
+        ) from None
+
+
+def _pool_window(call: relax.Call, height: int, width: int) -> tuple[dict[str, Any], Any]:
+    """Return the window attributes and how many values each window averages over."""
+    a = call.attrs
+    pool, strides, dilation = ([int(v) for v in getattr(a, k)]
+                               for k in ("pool_size", "strides", "dilation"))  # fmt: skip
+    top, left, bottom, right = (int(v) for v in a.padding)
+    out = [int(v) for v in call.ty.shape.values[2:]]
+    counts, ends = [], []
+    for axis, (extent, begin, end) in enumerate(((height, top, bottom), (width, left, right))):
+        first, last = (-begin, extent + end) if bool(a.count_include_pad) else (0, extent)
+        starts = np.arange(out[axis]) * strides[axis] - begin
+        taps = starts[:, None] + np.arange(pool[axis])[None] * dilation[axis]
+        counts.append(((taps >= first) & (taps < last)).sum(axis=1))
+        reach = int(taps.max()) + 1 - extent  # ceil_mode reaches past the given padding
+        ends.append(max(end, reach))
+    window = {"pool_size": pool, "strides": strides, "dilation": dilation,
+              "padding": [top, left, ends[0], ends[1]]}  # fmt: skip
+    area = np.maximum(np.outer(counts[0], counts[1]), 1).astype(np.float64)
+    if (area == area[0, 0]).all():
+        return window, area.reshape(-1)[:1]
+    return window, area[None, None]
+
+
+@tvm.ir.transform.module_pass(opt_level=0, name="InsertRequantize")
+class InsertRequantize:
+    """Integerize a calibrated L1 graph (see the module's description)."""
+
+    def transform_module(
+        self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
+    ) -> tvm.IRModule:
+        """Return the L2 module."""
+        return _Integerizer(module).rewrite()

@@ -1,0 +1,138 @@
+"""Walk the dataflow of a Relax function once, in order, and build the rewritten function.
+
+Every graph of tvmquant is one function ``main`` of straight-line bindings, so a pass is a decision
+per binding. A subclass overrides `visit_binding`; whatever it does not handle is copied with its
+operands replaced and its span (the ONNX node name) kept.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from tvmquant.errors import ModelError
+
+
+def bindings_of(function: relax.Function) -> Iterator[tuple[relax.Var, relax.Expr]]:
+    """Yield ``(variable, value)`` of every binding in order.
+
+    Raises
+    ------
+    ModelError
+        If the function holds control flow (match_cast or branches).
+    """
+    for block in function.body.blocks:
+        for binding in block.bindings:
+            if not isinstance(binding, relax.VarBinding):
+                raise ModelError(f"only straight-line graphs are supported, found {binding}")
+            yield binding.var, binding.value
+
+
+def used_vars(expr: relax.Expr) -> list[relax.Var]:
+    """Return the variables that ``expr`` reads, once per use."""
+    if isinstance(expr, relax.Call):
+        return [v for arg in expr.args for v in used_vars(arg)]
+    if isinstance(expr, relax.Tuple):
+        return [v for field in expr.fields for v in used_vars(field)]
+    if isinstance(expr, relax.TupleGetItem):
+        return used_vars(expr.tuple_value)
+    return [expr] if isinstance(expr, relax.Var) else []
+
+
+def count_uses(function: relax.Function) -> Counter[relax.Var]:
+    """Count how often each variable is read; being a graph output counts as one use."""
+    uses: Counter[relax.Var] = Counter()
+    alias: dict[relax.Var, relax.Var] = {}
+    for var, value in bindings_of(function):
+        if isinstance(value, relax.Var):  # an alias is not a use
+            alias[var] = alias.get(value, value)
+            continue
+        uses.update(alias.get(v, v) for v in used_vars(value))
+    uses.update(alias.get(v, v) for v in used_vars(function.body.body))
+    return uses
+
+
+def span_name(call: Any) -> str:
+    """Return the ONNX node name that a call carries in its span, or an empty string."""
+    span = getattr(call, "span", None)
+    return str(span.source_name.name) if span is not None else ""
+
+
+class DataflowRewriter:
+    """Rebuild ``main`` of a module binding by binding.
+
+    Attributes
+    ----------
+    function : relax.Function
+        The function being read.
+    builder : relax.BlockBuilder
+        Receives the new bindings.
+    """
+
+    def __init__(self, module: tvm.IRModule) -> None:
+        self.module = module
+        self.function: relax.Function = module["main"]
+        self.builder = relax.BlockBuilder(module)
+        self._replacement: dict[relax.Var, relax.Expr] = {}
+
+    def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        """Return what replaces ``var``, or None to copy the binding; override in a pass."""
+        return None
+
+    def visit_output(self, expr: relax.Expr) -> relax.Expr:
+        """Return the new expression of one graph output (a variable of the old function)."""
+        return self.lookup(expr)
+
+    def lookup(self, expr: relax.Expr) -> relax.Expr:
+        """Map an operand of the old function to the new one (constants map to themselves)."""
+        if isinstance(expr, relax.Var):
+            return self._replacement.get(expr, expr)
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([self.lookup(f) for f in expr.fields])
+        return expr
+
+    def replace(self, var: relax.Var, expr: relax.Expr) -> None:
+        """Make later operands read ``expr`` wherever they read ``var``."""
+        self._replacement[var] = expr
+
+    def emit(self, expr: relax.Expr, hint: str = "") -> relax.Var:
+        """Bind an expression to a new variable."""
+        return self.builder.emit(expr, hint)
+
+    def copy(self, value: relax.Expr) -> relax.Expr:
+        """Return ``value`` with its operands replaced, unbound."""
+        if isinstance(value, relax.Call):
+            args = [self.lookup(a) for a in value.args]
+            return relax.Call(value.op, args, value.attrs, value.ty_args, value.span)
+        if isinstance(value, relax.TupleGetItem):
+            return relax.TupleGetItem(self.lookup(value.tuple_value), value.index)
+        return self.lookup(value)
+
+    def parameters(self) -> list[relax.Var]:
+        """Return the parameters of the new function; override to change them."""
+        return list(self.function.params)
+
+    def rewrite(self) -> tvm.IRModule:
+        """Build the new module; other functions of the module are kept as they are."""
+        main = self.function
+        with self.builder.function("main", self.parameters(), attrs=dict(main.attrs or {})):
+            with self.builder.dataflow():
+                for var, value in bindings_of(main):
+                    new = self.visit_binding(var, value)
+                    if new is None:
+                        new = self.copy(value)
+                    if isinstance(new, relax.Call | relax.TupleGetItem):
+                        new = self.emit(new, str(var.name))
+                    self.replace(var, new)
+                body = main.body.body
+                outputs = list(body.fields) if isinstance(body, relax.Tuple) else [body]
+                results = [self.builder.emit_output(self.visit_output(o)) for o in outputs]
+            self.builder.emit_func_output(
+                relax.Tuple(results) if isinstance(body, relax.Tuple) else results[0]
+            )
+        module = self.builder.finalize()
+        return relax.transform.DeadCodeElimination(["main"])(module)
