@@ -1,0 +1,116 @@
+"""Float operators, for the values that the audit reports as not integer.
+
+They follow the formulas of Relax in float32; a library's exp, tanh or order of summation may differ
+in the last bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tvmquant.arithmetic import Array
+from tvmquant.simulator.calls import OpCall, Operator
+
+
+def _elementwise(function: Callable[..., Any]) -> Operator:
+    def apply(call: OpCall) -> Array:
+        dtype = np.result_type(*(x for x in call.args if isinstance(x, np.ndarray)))
+        return np.asarray(function(*call.args)).astype(dtype, copy=False)
+
+    return apply
+
+
+def _reduction(function: Callable[..., Any]) -> Operator:
+    def apply(call: OpCall) -> Array:
+        axis = call.attrs["axis"]
+        axes = None if axis is None else tuple(axis)
+        result: Array = function(call.args[0], axis=axes, keepdims=call.attrs["keepdims"])
+        return result.astype(call.args[0].dtype, copy=False)
+
+    return apply
+
+
+_erf_of_floats = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def _erf(x: Array) -> Array:
+    result: Array = _erf_of_floats(x).astype(x.dtype)
+    return result
+
+
+def _sigmoid(x: Array) -> Array:
+    with np.errstate(over="ignore"):  # exp(-x) = inf gives the limit 0
+        result: Array = 1 / (1 + np.exp(-x))
+    return result
+
+
+def _gelu(x: Array) -> Array:
+    result: Array = x * (1 + _erf(x * np.float32(math.sqrt(0.5)))) / 2
+    return result
+
+
+def _gelu_tanh(x: Array) -> Array:
+    inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3)
+    result: Array = x * (1 + np.tanh(inner)) / 2
+    return result
+
+
+def softmax(call: OpCall) -> Array:
+    """Exponentials divided by their sum, shifted by the maximum."""
+    x, axis = call.args[0], call.attrs["axis"]
+    powers = np.exp(x - x.max(axis=axis, keepdims=True))
+    result: Array = powers / powers.sum(axis=axis, keepdims=True)
+    return result
+
+
+def leaky_relu(call: OpCall) -> Array:
+    """Scale negative values by ``alpha``."""
+    x: Array = call.args[0]
+    return np.where(x > 0, x, x * x.dtype.type(call.attrs["alpha"]))
+
+
+def matmul(call: OpCall) -> Array:
+    """Matrix product with broadcast leading axes."""
+    result: Array = np.matmul(call.args[0], call.args[1])
+    return result.astype(call.attrs["out_dtype"] or result.dtype, copy=False)
+
+
+def astype(call: OpCall) -> Array:
+    """Convert to another type."""
+    result: Array = call.args[0].astype(str(call.attrs["dtype"]))
+    return result
+
+
+FLOAT_OPS: dict[str, Operator] = {
+    "relax.add": _elementwise(np.add),
+    "relax.subtract": _elementwise(np.subtract),
+    "relax.multiply": _elementwise(np.multiply),
+    "relax.divide": _elementwise(np.divide),
+    "relax.power": _elementwise(np.power),
+    "relax.maximum": _elementwise(np.maximum),
+    "relax.minimum": _elementwise(np.minimum),
+    "relax.clip": _elementwise(np.clip),
+    "relax.negative": _elementwise(np.negative),
+    "relax.abs": _elementwise(np.abs),
+    "relax.exp": _elementwise(np.exp),
+    "relax.log": _elementwise(np.log),
+    "relax.sqrt": _elementwise(np.sqrt),
+    "relax.rsqrt": _elementwise(lambda x: 1 / np.sqrt(x)),
+    "relax.tanh": _elementwise(np.tanh),
+    "relax.erf": _elementwise(_erf),
+    "relax.sigmoid": _elementwise(_sigmoid),
+    "relax.nn.relu": _elementwise(lambda x: np.maximum(x, 0)),
+    "relax.nn.silu": _elementwise(lambda x: x * _sigmoid(x)),
+    "relax.nn.gelu": _elementwise(_gelu),
+    "relax.nn.gelu_tanh": _elementwise(_gelu_tanh),
+    "relax.nn.leakyrelu": leaky_relu,
+    "relax.nn.softmax": softmax,
+    "relax.matmul": matmul,
+    "relax.astype": astype,
+    "relax.mean": _reduction(np.mean),
+    "relax.sum": _reduction(np.sum),
+}

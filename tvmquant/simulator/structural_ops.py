@@ -1,0 +1,131 @@
+"""Built-in Relax operators that only move or select integers; they work for floats alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tvmquant.arithmetic import Array
+from tvmquant.errors import QuantizationError
+from tvmquant.simulator.calls import OpCall, Operator, from_nchw, to_nchw
+from tvmquant.simulator.windows import pad_spatial, reduce_windows
+
+
+def reshape(call: OpCall) -> Array:
+    """Reshape to the shape operand, whose symbols are already bound."""
+    result: Array = call.args[0].reshape(call.args[1])
+    return result
+
+
+def flatten(call: OpCall) -> Array:
+    """Flatten to one axis."""
+    result: Array = call.args[0].reshape(-1)
+    return result
+
+
+def batch_flatten(call: OpCall) -> Array:
+    """Flatten all axes but the first."""
+    result: Array = call.args[0].reshape(len(call.args[0]), -1)
+    return result
+
+
+def permute_dims(call: OpCall) -> Array:
+    """Permute the axes; without ``axes``, reverse them."""
+    return np.transpose(call.args[0], call.attrs["axes"])
+
+
+def concat(call: OpCall) -> Array:
+    """Concatenate a tuple of arrays."""
+    result: Array = np.concatenate(call.args[0], axis=call.attrs["axis"])
+    return result
+
+
+def split(call: OpCall) -> tuple[Array, ...]:
+    """Split into equal sections, or at indices."""
+    return tuple(np.split(call.args[0], call.attrs["indices_or_sections"], axis=call.attrs["axis"]))
+
+
+def strided_slice(call: OpCall) -> Array:
+    """Slice some axes; ends beyond the array are clamped, as in Python."""
+    x, axes, begin, end, *strides = call.args
+    at = [slice(None)] * x.ndim
+    for i, axis in enumerate(axes):
+        at[axis] = slice(begin[i], end[i], strides[0][i] if strides else 1)
+    result: Array = x[tuple(at)]
+    return result
+
+
+def squeeze(call: OpCall) -> Array:
+    """Drop axes of extent 1."""
+    axis = call.attrs["axis"]
+    result: Array = np.squeeze(call.args[0], None if axis is None else tuple(axis))
+    return result
+
+
+def expand_dims(call: OpCall) -> Array:
+    """Insert axes of extent 1."""
+    return np.expand_dims(call.args[0], tuple(call.attrs["axis"]))
+
+
+def broadcast_to(call: OpCall) -> Array:
+    """Broadcast to a shape."""
+    return np.broadcast_to(call.args[0], call.args[1])
+
+
+def take(call: OpCall) -> Array:
+    """Take indices along one axis."""
+    result: Array = np.take(call.args[0], call.args[1], axis=call.attrs["axis"])
+    return result
+
+
+def pad(call: OpCall) -> Array:
+    """Pad with a constant; ``pad_width`` alternates before and after."""
+    if call.attrs["pad_mode"] != "constant":
+        raise QuantizationError(
+            f"layer {call.layer}: the simulator pads with constants only, "
+            f"found pad_mode {call.attrs['pad_mode']!r}"
+        )
+    x, widths = call.args[0], np.reshape(call.attrs["pad_width"], (-1, 2))
+    return np.pad(x, widths, constant_values=x.dtype.type(call.attrs["pad_value"]))
+
+
+def max_pool2d(call: OpCall) -> Array:
+    """Maximum over windows; padding holds the least value of the type."""
+    a = call.attrs
+    x = to_nchw(call.args[0], call)
+    info: Any = np.iinfo(x.dtype) if x.dtype.kind in "iu" else np.finfo(x.dtype)
+    top, left, bottom, right = a["padding"]
+    if a["ceil_mode"]:  # windows that start inside count, those beyond the end see the padding
+        bottom, right = bottom + a["strides"][0] - 1, right + a["strides"][1] - 1
+    padded = pad_spatial(x, (top, left, bottom, right), info.min)
+    return from_nchw(
+        reduce_windows(padded, np.maximum, a["pool_size"], a["strides"], a["dilation"]), call
+    )
+
+
+def maximum_over_axes(call: OpCall) -> Array:
+    """Maximum over ``axis`` (all axes if None)."""
+    axis = call.attrs["axis"]
+    result: Array = call.args[0].max(
+        axis=None if axis is None else tuple(axis), keepdims=call.attrs["keepdims"]
+    )
+    return result
+
+
+STRUCTURAL_OPS: dict[str, Operator] = {
+    "relax.reshape": reshape,
+    "relax.flatten": flatten,
+    "relax.nn.batch_flatten": batch_flatten,
+    "relax.permute_dims": permute_dims,
+    "relax.concat": concat,
+    "relax.split": split,
+    "relax.strided_slice": strided_slice,
+    "relax.squeeze": squeeze,
+    "relax.expand_dims": expand_dims,
+    "relax.broadcast_to": broadcast_to,
+    "relax.take": take,
+    "relax.nn.pad": pad,
+    "relax.nn.max_pool2d": max_pool2d,
+    "relax.max": maximum_over_axes,
+}
