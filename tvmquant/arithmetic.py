@@ -78,7 +78,8 @@ def quantize_half_even(
     dtype : str
         Integer type of the result; must hold [qmin, qmax].
     """
-    ratio = x.astype(np.float32, copy=False) / np.float32(scale)
+    with np.errstate(over="ignore"):  # infinity saturates as it should
+        ratio = x.astype(np.float32, copy=False) / np.float32(scale)
     low, high = np.float32(qmin - zero_point), np.float32(qmax - zero_point)
     steps = np.clip(np.rint(ratio), low, high).astype(np.int32)
     return (steps + np.int32(zero_point)).astype(dtype)
