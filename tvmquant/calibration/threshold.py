@@ -1,0 +1,158 @@
+"""Observers that search the clipping threshold of |x| for a bit width: entropy and mse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tvmquant.calibration.histogram import HistogramObserver
+from tvmquant.errors import QuantizationError
+
+
+class _ThresholdObserver(HistogramObserver):
+    """Base of the observers that search one clipping threshold of |x| for a bit width.
+
+    The quantizer is the one that "auto" of `tvmquant.quantizer.affine_parameters` makes: unsigned
+    where no value is negative, else symmetric.
+
+    Parameters
+    ----------
+    bits : int
+        Bit width that the range is chosen for, 2..8.
+    bins : int
+        See `HistogramObserver`.
+    """
+
+    def __init__(self, *, bits: int = 8, bins: int = 2048) -> None:
+        super().__init__(bins=bins)
+        if not 2 <= bits <= 8:
+            raise QuantizationError(f"bits = {bits}; expected 2 <= bits <= 8")
+        self.bits = bits
+
+    @classmethod
+    def _options(cls) -> tuple[str, ...]:
+        return ("bits",)
+
+    @property
+    def levels(self) -> int:
+        """Number of steps between 0 and the threshold."""
+        return (1 << self.bits) - 1 if self.low >= 0.0 else (1 << (self.bits - 1)) - 1
+
+
+class EntropyObserver(_ThresholdObserver):
+    """Clip where the quantized distribution of |x| diverges least from the original.
+
+    The reference P is the histogram up to the threshold with the clipped mass added to its last
+    bin; Q spreads the unclipped mass of each quantization step evenly over its nonempty bins. The
+    threshold minimises KL(P || Q), over every bin edge that leaves at least one bin per step. Where
+    clipped mass meets an empty last step, that step counts as one value: the divergence would be
+    infinite, and a far outlier could never be clipped.
+
+    References
+    ----------
+    S. Migacz, "8-bit Inference with TensorRT", GTC 2017.
+    """
+
+    method = "entropy"
+
+    def _choose(self) -> tuple[float, float]:
+        counts = self._magnitudes()
+        if len(counts) <= self.levels:
+            return self.low, self.high
+        best = int(np.argmin(_divergences(counts, self.levels))) + self.levels
+        return self._clip(best * self.width) if best < len(counts) else (self.low, self.high)
+
+
+class MSEObserver(_ThresholdObserver):
+    """Clip where the expected squared quantization error is least.
+
+    The error is integrated exactly over each bin, its values taken as evenly spread. A geometric
+    grid of 100 thresholds between 1 % and 100 % of the largest |x| is refined once around its best;
+    the largest |x| itself is a candidate, so the error never exceeds that of minmax.
+    """
+
+    method = "mse"
+
+    def expected_error(self, thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the mean squared error of quantizing with each of the clipping `thresholds`.
+
+        Parameters
+        ----------
+        thresholds : array of float64, shape (T,), positive
+            The scale is ``threshold / levels``; values beyond it are clipped.
+
+        Returns
+        -------
+        array of float64, shape (T,), in squared real units
+
+        Notes
+        -----
+        In units u = x / scale the squared error integrated from 0 is
+        ``G(u) = n / 12 + (u - n)^3 / 3`` with ``n = clip(floor(u + 1/2), 0, levels)``: each full
+        step adds 1/12, and beyond the last level the cubic term is the clipping error.
+        """
+        counts = self._magnitudes()
+        scale = (np.asarray(thresholds, np.float64) / self.levels)[:, None]
+        edges = np.arange(len(counts) + 1) * self.width / scale
+        nearest = np.minimum(np.floor(edges + 0.5), self.levels)
+        integral = nearest / 12.0 + (edges - nearest) ** 3 / 3.0
+        # The bin is width / scale units wide; the error is scale^2 times that in real units.
+        mean_in_bin = np.diff(integral, axis=1) * scale**3 / self.width
+        total: NDArray[np.float64] = mean_in_bin @ counts / self.count
+        return total
+
+    def _choose(self) -> tuple[float, float]:
+        largest = max(self.high, -self.low)
+        if largest <= self.width:
+            return self.low, self.high
+        thresholds = largest * np.geomspace(0.01, 1.0, 100)
+        best = int(np.argmin(self.expected_error(thresholds)))
+        around = np.linspace(thresholds[max(best - 1, 0)], thresholds[min(best + 1, 99)], 41)
+        thresholds = np.append(around, thresholds[best])
+        return self._clip(float(thresholds[np.argmin(self.expected_error(thresholds))]))
+
+
+def _divergences(counts: NDArray[np.int64], levels: int) -> NDArray[np.float64]:
+    """Return KL(P || Q) for thresholds of `levels`, levels + 1, ..., len(counts) bins.
+
+    Quantization step j of threshold t holds the bins [floor(j t / levels), floor((j + 1) t /
+    levels)). With h the counts, S and Z a step's mass and number of nonempty bins, o the clipped
+    mass, N = sum(h) and M = sum_j S:
+    ``N KL = sum h' log h' - sum_j S log(S / Z) - o log(S / Z of the last j) + N log(M / N)``, where
+    h' = h but for the last bin, which holds h + o. Prefix sums of h, [h > 0] and h log h give every
+    term. An empty last step under clipped mass has S = 1.
+    """
+    h = counts.astype(np.float64)
+    mass = np.concatenate(([0.0], np.cumsum(h)))
+    filled = np.concatenate(([0], np.cumsum(counts > 0)))
+    self_term = np.concatenate(([0.0], np.cumsum(_x_log_x(h))))
+
+    t = np.arange(levels, len(h) + 1)
+    edges = t[:, None] * np.arange(levels + 1) // levels
+    step_mass = np.diff(mass[edges], axis=1)
+    step_filled = np.diff(filled[edges], axis=1)
+    total, clipped = mass[-1], mass[-1] - mass[t]
+    last = h[t - 1]
+    # The last bin is nonempty in P as soon as anything is clipped.
+    step_filled[:, -1] += (last == 0.0) & (clipped > 0.0)
+    step_mass[:, -1] += (step_mass[:, -1] == 0.0) & (clipped > 0.0)
+
+    cross = np.sum(_x_log_x(step_mass) - step_mass * _log(step_filled), axis=1)
+    cross += clipped * (_log(step_mass[:, -1]) - _log(step_filled[:, -1]))
+    reference = self_term[t] - _x_log_x(last) + _x_log_x(last + clipped)
+    divergence: NDArray[np.float64] = (reference - cross) / total
+    divergence += _log(step_mass.sum(axis=1) / total)
+    return divergence
+
+
+def _log(x: NDArray[Any]) -> NDArray[np.float64]:
+    """Return log(x), and 0 where x is 0."""
+    result: NDArray[np.float64] = np.log(x, where=x > 0, out=np.zeros(x.shape))
+    return result
+
+
+def _x_log_x(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    result: NDArray[np.float64] = x * _log(x)
+    return result
