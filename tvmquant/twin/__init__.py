@@ -1,1 +1,7 @@
-"""."""
+"""The torch twin: runs a Relax graph in PyTorch, for whatever needs speed or gradients."""
+
+from tvmquant.twin.fake_quantize import fake_quantize_half_even
+from tvmquant.twin.interpreter import Twin
+from tvmquant.twin.program import Edge
+
+__all__ = ["Edge", "Twin", "fake_quantize_half_even"]

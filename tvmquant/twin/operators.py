@@ -1,0 +1,306 @@
+"""One torch function per Relax operator of the float and the annotated graph.
+
+An entry of `OPERATORS` reads the attributes of a call once and returns the function that computes
+it from the call's tensor operands (constants included, the fields of a tuple one after another).
+What torch cannot compute as asked is refused here, before anything runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  torch's own name for it
+import tvm
+import tvm_ffi
+from torch import Tensor
+from tvm import relax
+
+from tvmquant.errors import UnsupportedModelError
+from tvmquant.passes.rewriter import span_name
+from tvmquant.twin.attributes import integers, is_integer, number, static_shape
+from tvmquant.twin.fake_quantize import along_axis, round_half_even
+from tvmquant.twin.windows import WINDOW_OPERATORS
+
+Maker = Callable[[relax.Call], Callable[..., Any]]
+
+_QUANTIZED_LIMITS = {
+    "int8": (-128, 127),
+    "uint8": (0, 255),
+    "int16": (-(2**15), 2**15 - 1),
+    "uint16": (0, 2**16 - 1),
+}
+
+
+def make_function(call: relax.Call) -> Callable[..., Any]:
+    """Return the torch function of a call.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the operator, or an attribute of it, has no torch function; names the node.
+    """
+    maker = OPERATORS.get(str(call.op.name)) if isinstance(call.op, tvm.ir.Op) else None
+    name = getattr(call.op, "name", str(call.op))
+    if maker is None:
+        raise UnsupportedModelError(
+            f"node {span_name(call)!r}: the operator {name} has no torch function; calibration "
+            f"supports {', '.join(sorted(OPERATORS))}"
+        )
+    try:
+        return maker(call)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"node {span_name(call)!r}, operator {name}: {error}") from None
+
+
+def _plain(function: Callable[..., Any]) -> Maker:
+    """Serve an operator whose call has no attributes."""
+    return lambda _call: function
+
+
+def _clip(call: relax.Call) -> Callable[[Tensor], Tensor]:
+    low, high = number(call.args[1]), number(call.args[2])
+    return lambda x: torch.clamp(x, low, high)
+
+
+def _leaky_relu(call: relax.Call) -> Callable[[Tensor], Tensor]:
+    slope = float(call.attrs.alpha)
+    return lambda x: F.leaky_relu(x, slope)
+
+
+def _prelu(call: relax.Call) -> Callable[[Tensor, Tensor], Tensor]:
+    axis = int(call.attrs.axis)
+    return lambda x, slope: torch.where(x >= 0, x, x * along_axis(slope, x, axis))
+
+
+def _softmax(call: relax.Call) -> Callable[[Tensor], Tensor]:
+    axis = int(call.attrs.axis)
+    return lambda x: torch.softmax(x, axis)
+
+
+def _log_softmax(call: relax.Call) -> Callable[[Tensor], Tensor]:
+    axis = int(call.attrs.axis)
+    return lambda x: torch.log_softmax(x, axis)
+
+
+def _reduction(function: Callable[..., Tensor]) -> Maker:
+    def make(call: relax.Call) -> Callable[[Tensor], Tensor]:
+        axes = None if call.attrs.axis is None else integers(call.attrs.axis)
+        keep = bool(call.attrs.keepdims)
+        return lambda x: function(x, dim=axes or list(range(x.ndim)), keepdim=keep)
+
+    return make
+
+
+def _batch_norm(call: relax.Call) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    if bool(call.attrs.training):
+        raise UnsupportedModelError(
+            "normalizes by the statistics of the batch; export the model in inference mode"
+        )
+    axis, epsilon = int(call.attrs.axis), float(call.attrs.epsilon)
+
+    def batch_norm(
+        x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y = F.batch_norm(x.movedim(axis, 1), mean, variance, gamma, beta, False, 0.0, epsilon)
+        return y.movedim(1, axis), mean, variance
+
+    return batch_norm
+
+
+def _layer_norm(call: relax.Call) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    axes, epsilon = integers(call.attrs.axes), float(call.attrs.epsilon)
+
+    def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+        scaled = (x - mean) * torch.rsqrt(variance + epsilon)
+        shape = [
+            n if i in {a % x.ndim for a in axes} else 1 for i, n in enumerate(x.shape)
+        ]  # fmt: skip
+        return scaled * gamma.reshape(shape) + beta.reshape(shape)
+
+    return layer_norm
+
+
+def _concat(call: relax.Call) -> Callable[..., Tensor]:
+    axis = int(call.attrs.axis or 0)
+    return lambda *tensors: torch.cat(tensors, axis)
+
+
+def _split(call: relax.Call) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    axis, where = int(call.attrs.axis), call.attrs.indices_or_sections
+    if is_integer(where):
+        sections = int(where)
+        # As Relax does: the last part is the smaller one.
+        return lambda x: torch.split(x, -(-x.shape[axis] // sections), axis)
+    indices = integers(where)
+    return lambda x: torch.tensor_split(x, indices, axis)
+
+
+def _strided_slice(call: relax.Call) -> Callable[[Tensor], Tensor]:
+    extents = list(call.args[0].ty.shape.values)
+    axes, begins, ends, *rest = ([*argument.fields] for argument in call.args[1:])
+    strides = rest[0] if rest else [1] * len(axes)
+    slices = [slice(None)] * len(extents)
+    for axis, begin, end, stride in zip(axes, begins, ends, strides, strict=True):
+        index = int(number(axis)) % len(extents)
+        stop = None if tvm_ffi.structural_equal(end, extents[index]) else _bound(end)
+        slices[index] = slice(_bound(begin), stop, _bound(stride))
+    if all(s.step is None or s.step > 0 for s in slices):
+        key = tuple(slices)
+        return lambda x: x[key]
+
+    def reversing_slice(x: Tensor) -> Tensor:
+        for axis, part in enumerate(slices):
+            index = torch.arange(x.shape[axis]).tolist()[part]
+            x = x.index_select(axis, torch.tensor(index, device=x.device))
+        return x
+
+    return reversing_slice
+
+
+def _bound(expr: Any) -> int:
+    if not is_integer(expr):
+        raise UnsupportedModelError(f"the slice bound {expr} depends on the input's shape")
+    return int(expr)
+
+
+def _reshape(call: relax.Call) -> Callable[[Tensor], Tensor]:
+    shape = static_shape(call.args[1].values)
+    return lambda x: x.reshape(shape)
+
+
+def _broadcast_to(call: relax.Call) -> Callable[[Tensor], Tensor]:
+    shape = static_shape(call.args[1].values)
+    return lambda x: x.expand(shape)
+
+
+def _permute_dims(call: relax.Call) -> Callable[[Tensor], Tensor]:
+    if call.attrs.axes is None:
+        return lambda x: x.permute(*reversed(range(x.ndim)))
+    axes = integers(call.attrs.axes)
+    return lambda x: x.permute(axes)
+
+
+def _squeeze(call: relax.Call) -> Callable[[Tensor], Tensor]:
+    if call.attrs.axis is None:
+        # A symbolic batch that happens to be 1 stays.
+        extents = static_shape(call.args[0].ty.shape.values)
+        axes = tuple(axis for axis, extent in enumerate(extents) if extent == 1)
+    else:
+        axes = tuple(integers(call.attrs.axis))
+    return lambda x: torch.squeeze(x, axes)
+
+
+def _expand_dims(call: relax.Call) -> Callable[[Tensor], Tensor]:
+    rank = len(call.args[0].ty.shape.values) + len(call.attrs.axis)
+    axes = sorted(axis % rank for axis in integers(call.attrs.axis))
+    return lambda x: functools.reduce(torch.unsqueeze, axes, x)
+
+
+def _take(call: relax.Call) -> Callable[[Tensor, Tensor], Tensor]:
+    axis = int(call.attrs.axis or 0) % len(call.args[0].ty.shape.values)
+
+    def take(x: Tensor, index: Tensor) -> Tensor:
+        positions = index.long() % x.shape[axis]
+        taken = x.index_select(axis, positions.flatten())
+        return taken.reshape([*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]])
+
+    return take
+
+
+def _astype(call: relax.Call) -> Callable[[Tensor], Tensor]:
+    dtype = getattr(torch, str(call.attrs.dtype))
+    return lambda x: x.to(dtype)
+
+
+def _quantize(call: relax.Call) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    axis, dtype = int(call.attrs.axis), str(call.attrs.out_dtype)
+    if dtype not in _QUANTIZED_LIMITS:
+        raise UnsupportedModelError(
+            f"quantizes to {dtype}; expected one of {', '.join(_QUANTIZED_LIMITS)}"
+        )
+    qmin, qmax = _QUANTIZED_LIMITS[dtype]
+
+    def quantize(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """Return equation (1) as float32 integers, so that gradients pass."""
+        zero_point = along_axis(zero_point, x, axis).to(x.dtype)
+        ratio = x / along_axis(scale, x, axis)
+        return (
+            round_half_even(torch.clamp(ratio, qmin - zero_point, qmax - zero_point)) + zero_point
+        )
+
+    return quantize
+
+
+def _dequantize(call: relax.Call) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    axis = int(call.attrs.axis)
+
+    def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        if not q.is_floating_point():
+            q = q.long()  # a 32-bit bias minus its zero point may not fit a float
+        return (q - along_axis(zero_point, q, axis)).to(scale.dtype) * along_axis(scale, q, axis)
+
+    return dequantize
+
+
+OPERATORS: dict[str, Maker] = {
+    **WINDOW_OPERATORS,
+    "relax.add": _plain(operator.add),
+    "relax.subtract": _plain(operator.sub),
+    "relax.multiply": _plain(operator.mul),
+    "relax.divide": _plain(operator.truediv),
+    "relax.power": _plain(torch.pow),
+    "relax.maximum": _plain(torch.maximum),
+    "relax.minimum": _plain(torch.minimum),
+    "relax.matmul": _plain(torch.matmul),
+    "relax.abs": _plain(torch.abs),
+    "relax.negative": _plain(torch.neg),
+    "relax.square": _plain(torch.square),
+    "relax.sqrt": _plain(torch.sqrt),
+    "relax.rsqrt": _plain(torch.rsqrt),
+    "relax.exp": _plain(torch.exp),
+    "relax.log": _plain(torch.log),
+    "relax.erf": _plain(torch.erf),
+    "relax.sin": _plain(torch.sin),
+    "relax.cos": _plain(torch.cos),
+    "relax.sign": _plain(torch.sign),
+    "relax.floor": _plain(torch.floor),
+    "relax.ceil": _plain(torch.ceil),
+    "relax.round": _plain(torch.round),
+    "relax.tanh": _plain(torch.tanh),
+    "relax.sigmoid": _plain(torch.sigmoid),
+    "relax.where": _plain(torch.where),
+    "relax.clip": _clip,
+    "relax.nn.relu": _plain(F.relu),
+    "relax.nn.leakyrelu": _leaky_relu,
+    "relax.nn.prelu": _prelu,
+    "relax.nn.silu": _plain(F.silu),
+    "relax.nn.gelu": _plain(F.gelu),
+    "relax.nn.gelu_tanh": _plain(functools.partial(F.gelu, approximate="tanh")),
+    "relax.nn.softmax": _softmax,
+    "relax.nn.log_softmax": _log_softmax,
+    "relax.nn.batch_norm": _batch_norm,
+    "relax.nn.layer_norm": _layer_norm,
+    "relax.mean": _reduction(torch.mean),
+    "relax.sum": _reduction(torch.sum),
+    "relax.max": _reduction(torch.amax),
+    "relax.min": _reduction(torch.amin),
+    "relax.concat": _concat,
+    "relax.split": _split,
+    "relax.strided_slice": _strided_slice,
+    "relax.reshape": _reshape,
+    "relax.flatten": _plain(torch.flatten),
+    "relax.nn.batch_flatten": _plain(functools.partial(torch.flatten, start_dim=1)),
+    "relax.broadcast_to": _broadcast_to,
+    "relax.permute_dims": _permute_dims,
+    "relax.squeeze": _squeeze,
+    "relax.expand_dims": _expand_dims,
+    "relax.take": _take,
+    "relax.astype": _astype,
+    "relax.quantize": _quantize,
+    "relax.dequantize": _dequantize,
+}

@@ -1,0 +1,222 @@
+"""Torch functions of the operators that slide over an image: convolution, pooling, padding, resize.
+
+Paddings are (top, left, bottom, right) and may be asymmetric, which torch's own operators refuse:
+what they do not take is padded explicitly. Layouts are NCHW and OIHW, the only ones before
+integerization.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  torch's own name for it
+from torch import Tensor
+from tvm import relax
+
+from tvmquant.errors import UnsupportedModelError
+from tvmquant.twin.attributes import integers, require
+
+_PAD_MODES = {
+    "constant": "constant",
+    "reflect": "reflect",
+    "edge": "replicate",
+    "replicate": "replicate",
+    "circular": "circular",
+}
+
+
+def _pad(x: Tensor, padding: list[int], value: float = 0.0) -> Tensor:
+    top, left, bottom, right = padding
+    return F.pad(x, (left, right, top, bottom), value=value) if any(padding) else x
+
+
+def _conv2d(call: relax.Call) -> Callable[[Tensor, Tensor], Tensor]:
+    attrs = call.attrs
+    require("the data layout", attrs.data_layout, "NCHW")
+    require("the kernel layout", attrs.kernel_layout, "OIHW")
+    strides, dilation = integers(attrs.strides), integers(attrs.dilation)
+    groups, padding = int(attrs.groups), integers(attrs.padding)
+    if padding[:2] == padding[2:]:
+        both = padding[:2]
+        return lambda x, w: F.conv2d(x, w, None, strides, both, dilation, groups)
+    return lambda x, w: F.conv2d(_pad(x, padding), w, None, strides, 0, dilation, groups)
+
+
+def _conv2d_transpose(call: relax.Call) -> Callable[[Tensor, Tensor], Tensor]:
+    attrs = call.attrs
+    require("the data layout", attrs.data_layout, "NCHW")
+    require("the kernel layout", attrs.kernel_layout, "IOHW")
+    strides, dilation, groups = (
+        integers(attrs.strides),
+        integers(attrs.dilation),
+        int(attrs.groups),
+    )
+    top, left, bottom, right = integers(attrs.padding)
+    below, beside = integers(attrs.output_padding)
+
+    def conv2d_transpose(x: Tensor, w: Tensor) -> Tensor:
+        """Compute the unpadded result and cut it; output padding moves the lower and right cut."""
+        full = F.conv_transpose2d(x, w, None, strides, 0, 0, groups, dilation)
+        return _pad(full, [-top, -left, below - bottom, beside - right])
+
+    return conv2d_transpose
+
+
+def _overflow(x: Tensor, window: list[int], strides: list[int], padding: list[int]) -> list[int]:
+    """Return `padding` enlarged at the bottom and right to what ``ceil_mode`` reads beyond it."""
+    top, left, bottom, right = padding
+    rows = -(x.shape[2] + top + bottom - window[0]) % strides[0]
+    columns = -(x.shape[3] + left + right - window[1]) % strides[1]
+    return [top, left, bottom + rows, right + columns]
+
+
+def _max_pool2d(call: relax.Call) -> Callable[[Tensor], Tensor]:
+    attrs = call.attrs
+    require("the layout", attrs.layout, "NCHW")
+    kernel, strides = integers(attrs.pool_size), integers(attrs.strides)
+    dilation, padding = integers(attrs.dilation), integers(attrs.padding)
+    window = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    ceil_mode = bool(attrs.ceil_mode)
+
+    def max_pool2d(x: Tensor) -> Tensor:
+        pads = _overflow(x, window, strides, padding) if ceil_mode else padding
+        within = all(2 * pad <= size for pad, size in zip(pads[:2], kernel, strict=True))
+        if pads[:2] == pads[2:] and within:
+            return F.max_pool2d(x, kernel, strides, pads[:2], dilation)
+        return F.max_pool2d(_pad(x, pads, -math.inf), kernel, strides, 0, dilation)
+
+    return max_pool2d
+
+
+def _avg_pool2d(call: relax.Call) -> Callable[[Tensor], Tensor]:
+    attrs = call.attrs
+    require("the layout", attrs.layout, "NCHW")
+    kernel, strides = integers(attrs.pool_size), integers(attrs.strides)
+    padding = integers(attrs.padding)
+    ceil_mode, include_pad = bool(attrs.ceil_mode), bool(attrs.count_include_pad)
+    if integers(attrs.dilation) != [1, 1]:
+        raise UnsupportedModelError(f"average pooling with dilation {attrs.dilation}; expected 1")
+
+    def avg_pool2d(x: Tensor) -> Tensor:
+        """Divide by the window's elements inside the image, and inside the padding if asked.
+
+        What ``ceil_mode`` reads beyond the padding is never counted.
+        """
+        pads = _overflow(x, kernel, strides, padding) if ceil_mode else padding
+        total = F.avg_pool2d(_pad(x, pads), kernel, strides)
+        if not any(pads) or (include_pad and pads == padding):
+            return total
+        counted = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype, device=x.device)
+        beyond = pads
+        if include_pad:
+            counted = _pad(counted, padding, 1.0)
+            beyond = [outer - inner for outer, inner in zip(pads, padding, strict=True)]
+        return total / F.avg_pool2d(_pad(counted, beyond), kernel, strides)
+
+    return avg_pool2d
+
+
+def _adaptive_avg_pool2d(call: relax.Call) -> Callable[[Tensor], Tensor]:
+    require("the layout", call.attrs.layout, "NCHW")
+    if call.attrs.output_size is None:
+        return lambda x: x
+    height, width = integers(call.attrs.output_size)
+    return lambda x: F.adaptive_avg_pool2d(x, (height, width))
+
+
+def _nn_pad(call: relax.Call) -> Callable[[Tensor], Tensor]:
+    require("the padding mode", call.attrs.pad_mode, *_PAD_MODES)
+    mode, value = _PAD_MODES[str(call.attrs.pad_mode)], float(call.attrs.pad_value)
+    width = integers(call.attrs.pad_width)
+    pairs = [width[i : i + 2] for i in range(0, len(width), 2)]
+    while pairs and not any(pairs[0]):  # torch pads the last axes only, except with constants
+        pairs.pop(0)
+    flat = [pad for pair in reversed(pairs) for pad in pair]
+    if not flat:
+        return lambda x: x
+    return lambda x: F.pad(x, flat, mode, value if mode == "constant" else None)
+
+
+def _source_positions(extent: int, size: int, mode: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the real coordinate in an axis of `extent` that each of `size` outputs reads."""
+    target = np.arange(size, dtype=np.float64)
+    scale = extent / size
+    if mode == "align_corners":
+        return target * ((extent - 1) / (size - 1)) if size > 1 else target
+    if mode == "asymmetric":
+        return target * scale
+    if mode == "tf_half_pixel_for_nn":
+        return (target + 0.5) * scale
+    if mode == "pytorch_half_pixel" and size == 1:
+        return np.zeros(1)
+    return (target + 0.5) * scale - 0.5
+
+
+# What TVM does in float32 within 1e-5 of an integer; here coordinates are float64.
+_TOLERANCE = 1e-5
+_ROUNDINGS: dict[str, Callable[[Any], Any]] = {
+    "round": np.rint,
+    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
+    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
+    "floor": lambda x: np.floor(x + _TOLERANCE),
+    "ceil": lambda x: np.ceil(x - _TOLERANCE),
+}
+
+
+def _resize2d(call: relax.Call) -> Callable[[Tensor], Tensor]:
+    attrs = call.attrs
+    method, mode = str(attrs.method), str(attrs.coordinate_transformation_mode)
+    require("the layout", attrs.layout, "NCHW")
+    require("the interpolation", method, "nearest_neighbor", "linear")
+    require(
+        "the coordinate transformation",
+        mode,
+        "half_pixel",
+        "align_corners",
+        "asymmetric",
+        "pytorch_half_pixel",
+        "tf_half_pixel_for_nn",
+    )
+    rounding = str(attrs.rounding_method) or ("round" if mode == "align_corners" else "floor")
+    require("the rounding", rounding, *_ROUNDINGS)
+    size = integers(call.args[1].values)
+    resize_axis = _nearest_axis if method == "nearest_neighbor" else _linear_axis
+
+    def resize2d(x: Tensor) -> Tensor:
+        for axis, target in zip((2, 3), size, strict=True):
+            positions = _source_positions(x.shape[axis], target, mode)
+            x = resize_axis(x, axis, positions, _ROUNDINGS[rounding])
+        return x
+
+    return resize2d
+
+
+def _gather(x: Tensor, axis: int, index: Any) -> Tensor:
+    inside = np.clip(index, 0, x.shape[axis] - 1).astype(np.int64)
+    return x.index_select(axis, torch.from_numpy(inside).to(x.device))
+
+
+def _nearest_axis(x: Tensor, axis: int, positions: Any, rounding: Callable[[Any], Any]) -> Tensor:
+    return _gather(x, axis, rounding(positions))
+
+
+def _linear_axis(x: Tensor, axis: int, positions: Any, _rounding: Any) -> Tensor:
+    lower = np.floor(positions)
+    weight = torch.from_numpy(positions - lower).to(x)
+    weight = weight.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+    return torch.lerp(_gather(x, axis, lower), _gather(x, axis, lower + 1), weight)
+
+
+WINDOW_OPERATORS: dict[str, Callable[[relax.Call], Callable[..., Tensor]]] = {
+    "relax.nn.conv2d": _conv2d,
+    "relax.nn.conv2d_transpose": _conv2d_transpose,
+    "relax.nn.max_pool2d": _max_pool2d,
+    "relax.nn.avg_pool2d": _avg_pool2d,
+    "relax.nn.adaptive_avg_pool2d": _adaptive_avg_pool2d,
+    "relax.nn.pad": _nn_pad,
+    "relax.image.resize2d": _resize2d,
+}
