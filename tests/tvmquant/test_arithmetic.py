@@ -12,7 +12,9 @@ from tvmquant.errors import QuantizationError
 
 INT32 = st.integers(-(2**31), 2**31 - 1)
 SHIFTS = st.integers(1, 62)
-MULTIPLIERS = st.one_of(st.sampled_from([0, 1, 2**31 - 1]), st.integers(0, 2**31 - 1))
+MULTIPLIERS = st.one_of(
+    st.sampled_from([0, 1, 1 - 2**31, 2**31 - 1]), st.integers(1 - 2**31, 2**31 - 1)
+)
 QUANTIZE_LINEAR = ReferenceEvaluator(
     onnx.parser.parse_model(
         """<ir_version: 10, opset_import: ["" : 21]>
