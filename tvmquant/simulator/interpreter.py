@@ -144,8 +144,9 @@ def _check_input(param: relax.Var, array: Array, extents: dict[Any, int]) -> Non
         symbolic = isinstance(expected, relax.Var)
         fits &= found == (extents.setdefault(expected, found) if symbolic else int(expected))
     if not fits:
+        expected = ", ".join(str(getattr(extent, "value", extent)) for extent in shape)
         raise DataError(
-            f"input {param.name} must be {dtype} of shape ({', '.join(map(str, shape))}), "
+            f"input {param.name} must be {dtype} of shape ({expected}), "
             f"found {array.dtype} of shape {array.shape}"
         )
 

@@ -91,14 +91,23 @@ def pad(call: OpCall) -> Array:
 
 
 def max_pool2d(call: OpCall) -> Array:
-    """Maximum over windows; padding holds the least value of the type."""
+    """Maximum over windows; padding holds the least value of the type.
+
+    With ``ceil_mode`` a last window that the input does not fill counts too, unless it would start
+    beyond the input and its leading padding.
+    """
     a = call.attrs
     x = to_nchw(call.args[0], call)
     info: Any = np.iinfo(x.dtype) if x.dtype.kind in "iu" else np.finfo(x.dtype)
-    top, left, bottom, right = a["padding"]
-    if a["ceil_mode"]:  # windows that start inside count, those beyond the end see the padding
-        bottom, right = bottom + a["strides"][0] - 1, right + a["strides"][1] - 1
-    padded = pad_spatial(x, (top, left, bottom, right), info.min)
+    padding = list(a["padding"])
+    if a["ceil_mode"]:
+        for i in (0, 1):
+            stride, reach = a["strides"][i], a["dilation"][i] * (a["pool_size"][i] - 1)
+            last = -(-(x.shape[2 + i] + padding[i] + padding[2 + i] - reach - 1) // stride)
+            if last * stride >= x.shape[2 + i] + padding[i]:
+                last -= 1
+            padding[2 + i] = last * stride + reach + 1 - padding[i] - x.shape[2 + i]
+    padded = pad_spatial(x, padding, info.min)
     return from_nchw(
         reduce_windows(padded, np.maximum, a["pool_size"], a["strides"], a["dilation"]), call
     )
