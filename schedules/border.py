@@ -18,7 +18,7 @@ import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 from tvmquant.schedules.isa import vector_bits
-from tvmquant.schedules.loops import lanes_for, parallel_chunks, vectorize
+from tvmquant.schedules.loops import lanes_for, parallel_chunks, product, vectorize
 
 IMAGE_CHANNELS = 4
 # 1.5 * 2**23: a float32 sum with it within +-2**22 has no fraction bits
@@ -101,7 +101,7 @@ def default_tiling(
     exchange = getattr(spec, "to_nhwc", False) and shape[-1] <= IMAGE_CHANNELS
     if exchange:
         return Tiling(lanes_for(shape[-2], widest), True, threads)
-    extent = shape[-1] if _moves(spec) or getattr(spec, "channels", 1) > 1 else _product(shape)
+    extent = shape[-1] if _moves(spec) or getattr(spec, "channels", 1) > 1 else product(shape)
     return Tiling(lanes_for(extent, widest), False, threads)
 
 
@@ -151,7 +151,7 @@ def schedule(sch: Schedule, spec: QuantizeSpec | DequantizeSpec, tiling: Tiling)
     """
     block = sch.get_sblock("q" if isinstance(spec, QuantizeSpec) else "x")
     loops = list(sch.get_loops(block))
-    work = 4 * _product(spec.shape)
+    work = 4 * product(spec.shape)
     if tiling.exchange:
         sch.reorder(loops[-1], loops[-2])
         loops[-2:] = [loops[-1], loops[-2]]
@@ -188,10 +188,3 @@ def _output_shape(spec: QuantizeSpec | DequantizeSpec) -> tuple[int, ...]:
         return spec.shape
     n, a, b, c = spec.shape
     return (n, b, c, a) if isinstance(spec, QuantizeSpec) else (n, c, a, b)
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for extent in shape:
-        total *= extent
-    return total

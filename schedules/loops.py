@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,11 @@ from tvm.s_tir import Schedule
 
 # Waking the thread pool costs as much as one core moving or computing about this many bytes.
 PARALLEL_BYTES = 16384
+
+
+def product(shape: Sequence[int]) -> int:
+    """Return the number of elements of a shape."""
+    return math.prod(shape)
 
 
 def broadcast_at(tensor: te.Tensor, index: Sequence[Any]) -> tirx.PrimExpr:
