@@ -1,0 +1,169 @@
+"""Run calibration data through the float network and choose the range of every edge."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+import torch
+import tvm
+from torch import Tensor
+
+from tvmquant.calibration.base import Observer
+from tvmquant.calibration.calibration import Calibration, EdgeRange, model_fingerprint
+from tvmquant.calibration.observers import make_observer
+from tvmquant.data import Dataset, open_data
+from tvmquant.errors import DataError, ModelError
+from tvmquant.twin import Edge, Twin
+
+Progress = Callable[[int, int | None], None]
+
+DEFAULT_METHOD = "mse"
+# Of the network's results: clipping the largest logit is what changes the answer.
+OUTPUT_METHOD = "minmax"
+
+
+class HasModule(Protocol):
+    """A graph: anything that holds a Relax module."""
+
+    @property
+    def module(self) -> tvm.IRModule:
+        """The Relax module."""
+
+
+def calibrate(
+    graph: HasModule | tvm.IRModule,
+    data: Any,
+    *,
+    method: str = DEFAULT_METHOD,
+    limit: int | None = None,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Calibration:
+    """Choose the range of every activation of an annotated graph.
+
+    Parameters
+    ----------
+    graph : Graph or tvm.IRModule
+        Annotated (L1), with one input. Edges that already have a scale keep it.
+    data : Dataset, or what `open_data` reads without a recipe
+        The network's inputs; labels are not used.
+    method : {"mse", "minmax", "moving_average", "percentile", "entropy"}
+        Observer of the activations. The network's results are observed by minmax.
+    limit : int, optional
+        Use only the first so many items.
+    batch_size : int
+        Items per run of the network, where `data` is not a `Dataset` yet.
+    progress : callable (done, total), optional
+        Called after each batch with the number of items; total is None where it is not known.
+    **options
+        Of the observer, such as ``percentile=99.9``.
+
+    Returns
+    -------
+    Calibration
+        With the ranges of edges of one group (the inputs of a concat) merged to their union.
+
+    Raises
+    ------
+    DataError
+        When the data are empty or do not fit the input, or an activation is NaN or infinite;
+        names the edge.
+    QuantizationError
+        When the method or an option is unknown.
+    UnsupportedModelError
+        When an operator has no torch function.
+
+    Notes
+    -----
+    Memory does not depend on the number of items: observers keep histograms, and an activation is
+    dropped when it was observed and its last reader has run.
+    """
+    module = graph if isinstance(graph, tvm.IRModule) else graph.module
+    twin = Twin(module)
+    edges = [e for e in twin.edges if e.role != "weight" and not e.calibrated]
+    observers = {edge.id: _observer(edge, method, options) for edge in edges}
+    twin.observe = _Watch(observers)
+    dataset = _dataset(module, data, limit, batch_size)
+    count = _run(twin, dataset, progress)
+    ranges = {name: observer.range() for name, observer in observers.items()}
+    return Calibration(
+        model=model_fingerprint(module),
+        data=dataset.fingerprint(),
+        count=count,
+        edges={
+            edge.id: EdgeRange(
+                lo=lo,
+                hi=hi,
+                method=observers[edge.id].method,
+                samples=observers[edge.id].count,
+            )
+            for edge, (lo, hi) in zip(edges, _merge_groups(edges, ranges), strict=True)
+        },
+    )
+
+
+class _Watch:
+    """Hand the tensors of the observed edges to their observers."""
+
+    def __init__(self, observers: Mapping[str, Observer]) -> None:
+        self.observers = observers
+
+    def __call__(self, edge_id: str, tensor: Tensor) -> None:
+        observer = self.observers.get(edge_id)
+        if observer is None:
+            return
+        try:
+            observer.update(tensor.numpy(force=True))
+        except DataError as error:
+            raise DataError(f"tensor {edge_id!r}: {error}") from error
+
+
+def _observer(edge: Edge, method: str, options: Mapping[str, Any]) -> Observer:
+    observer = make_observer(method, **options)
+    if edge.role == "output":
+        return make_observer(OUTPUT_METHOD)
+    if "bits" in inspect.signature(type(observer)).parameters and "bits" not in options:
+        # Beyond 8 bits the best threshold is the extreme anyway.
+        return make_observer(method, bits=min(edge.bits, 8), **options)
+    return observer
+
+
+def _dataset(module: tvm.IRModule, data: Any, limit: int | None, batch_size: int) -> Dataset:
+    parameters = module["main"].params
+    if len(parameters) != 1:
+        names = ", ".join(str(parameter.name) for parameter in parameters)
+        raise ModelError(f"the model has {len(parameters)} inputs ({names}); expected one")
+    dataset = data if isinstance(data, Dataset) else open_data(data, batch_size=batch_size)
+    return dataset if limit is None else dataset.subset(limit=limit)
+
+
+def _run(twin: Twin, dataset: Dataset, progress: Progress | None) -> int:
+    """Run all batches and return the number of items."""
+    total = len(dataset) if dataset.has_length else None
+    done = 0
+    with torch.inference_mode():
+        for batch, _labels in dataset:
+            twin(torch.from_numpy(batch))
+            done += len(batch)
+            if progress is not None:
+                progress(done, total)
+    if done == 0:
+        raise DataError(f"{dataset.name}: no item to calibrate with; expected at least one")
+    return done
+
+
+def _merge_groups(
+    edges: Iterable[Edge], ranges: Mapping[str, tuple[float, float]]
+) -> list[tuple[float, float]]:
+    """Return the range of each edge, the union over its group where it has one."""
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for edge in edges:
+        groups.setdefault(edge.group, []).append(ranges[edge.id])
+    merged = []
+    for edge in edges:
+        members = groups[edge.group] if edge.group else [ranges[edge.id]]
+        merged.append((min(lo for lo, _ in members), max(hi for _, hi in members)))
+    return merged

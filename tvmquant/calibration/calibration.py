@@ -1,0 +1,217 @@
+"""The record of a calibration: the range of every activation edge, for which model and data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import tvm
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from tvm import relax
+
+from tvmquant.errors import DataError
+from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.rewriter import bindings_of
+from tvmquant.quantizer import Scheme, affine_parameters
+
+SCHEMA_VERSION: Final = 1
+
+
+class EdgeRange(BaseModel):
+    """The range of one edge.
+
+    Parameters
+    ----------
+    lo, hi : float
+        In real units, finite, lo <= hi.
+    method : str
+        The observer that chose it.
+    samples : int
+        Number of values seen, > 0.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    lo: float
+    hi: float
+    method: str
+    samples: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> EdgeRange:
+        if self.lo > self.hi:
+            raise ValueError(f"lo = {self.lo} exceeds hi = {self.hi}")
+        return self
+
+
+class Calibration(BaseModel):
+    """The ranges that calibration chose; a small JSON file, the same for any bit widths.
+
+    Parameters
+    ----------
+    schema_version : int
+        1.
+    model : str
+        `model_fingerprint` of the annotated graph.
+    data : str, optional
+        Fingerprint of the data, None where they could be read only once.
+    count : int
+        Number of items (images) seen, > 0.
+    edges : dict of str to EdgeRange
+        By the id of the ``fake_quant``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    model: str
+    data: str | None
+    count: int = Field(gt=0)
+    edges: dict[str, EdgeRange]
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Return the range (lo, hi) of every edge, by its id."""
+        return {name: (edge.lo, edge.hi) for name, edge in self.edges.items()}
+
+    def parameters(
+        self, edge_id: str, bits: int = 8, scheme: Scheme = "auto"
+    ) -> tuple[float, int, int, int]:
+        """Return (scale, zero_point, qmin, qmax) of an edge; see `affine_parameters`.
+
+        Raises
+        ------
+        DataError
+            When the edge was not calibrated.
+        """
+        edge = self.edges.get(edge_id)
+        if edge is None:
+            raise DataError(
+                f"the tensor {edge_id!r} has no calibrated range among {len(self.edges)}; "
+                "calibrate this model again"
+            )
+        return affine_parameters(edge.lo, edge.hi, bits=bits, scheme=scheme)
+
+    def check_model(self, module: tvm.IRModule) -> None:
+        """Raise `DataError` unless this is the calibration of an annotated graph."""
+        expected = model_fingerprint(module)
+        if self.model != expected:
+            raise DataError(
+                f"this calibration belongs to another model (fingerprint {self.model[:12]}..., "
+                f"this model has {expected[:12]}...); calibrate this model"
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the record as JSON; an existing file is replaced at once or not at all.
+
+        Raises
+        ------
+        DataError
+            When the file cannot be written.
+        """
+        target = Path(path)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            os.replace(temporary, target)
+        except OSError as error:
+            raise DataError(
+                f"calibration cannot be written to {str(target)!r}: {error.strerror}"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Calibration:
+        """Read a record that `save` wrote.
+
+        Raises
+        ------
+        DataError
+            When the file is missing, not JSON, of another version, or a field is wrong; names the
+            field and its value.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DataError(
+                f"calibration {str(path)!r} cannot be read: {error.strerror}"
+            ) from error
+        except ValueError as error:
+            raise DataError(
+                f"calibration {str(path)!r} is not a JSON file: {error}; calibrate again"
+            ) from error
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if version != SCHEMA_VERSION:
+            raise DataError(
+                f"calibration {str(path)!r}: schema_version = {version!r}; this version of "
+                f"tvmquant reads {SCHEMA_VERSION}, calibrate again"
+            )
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise DataError(f"calibration {str(path)!r}: {_first_problem(error)}") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    field = ".".join(str(part) for part in problem["loc"])
+    value = "" if problem["type"] == "missing" else f" = {problem['input']!r}"
+    return f"{field}{value}: {problem['msg']}; calibrate again"
+
+
+def model_fingerprint(module: tvm.IRModule) -> str:
+    """Return a digest of what a graph computes in float, and of its edges' ids.
+
+    Two graphs with the same fingerprint have the same activations. Bit widths, schemes and scales
+    do not enter, so that a calibration serves every quantization of a model.
+
+    Parameters
+    ----------
+    module : tvm.IRModule
+        Annotated graph.
+
+    Returns
+    -------
+    str
+        SHA-256 in hexadecimal digits, equal in every process.
+    """
+    function = module["main"]
+    numbers: dict[Any, int] = {}
+    constants: dict[Any, str] = {}
+
+    def token(expr: Any) -> str:
+        if expr in numbers:
+            return f"%{numbers[expr]}"
+        if isinstance(expr, tvm.ir.GenericConst):
+            if expr not in constants:
+                constants[expr] = _array_digest(expr.value.numpy())
+            return constants[expr]
+        if isinstance(expr, relax.Tuple):
+            return f"({','.join(token(field) for field in expr.fields)})"
+        if isinstance(expr, relax.TupleGetItem):
+            return f"{token(expr.tuple_value)}[{expr.index}]"
+        if qop.is_call(expr, qop.FAKE_QUANT):
+            return f"fake_quant({token(expr.args[0])},{qop.attributes(expr)['id']})"
+        if isinstance(expr, relax.Call):
+            arguments = ",".join(token(argument) for argument in expr.args)
+            return f"{getattr(expr.op, 'name', expr.op)}({arguments}|{expr.attrs})"
+        return str(expr)
+
+    digest = hashlib.sha256()
+    for parameter in function.params:
+        numbers[parameter] = len(numbers)
+        digest.update(f"{parameter.ty}\n".encode())
+    for var, value in bindings_of(function):
+        digest.update(f"{token(value)}\n".encode())
+        numbers[var] = len(numbers)
+    digest.update(token(function.body.body).encode())
+    return digest.hexdigest()
+
+
+def _array_digest(array: np.ndarray[Any, Any]) -> str:
+    content = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    return f"{array.dtype}{array.shape}{content}"
