@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -69,9 +72,7 @@ def export_onnx(
     write = _write_torchscript if style == "torchscript" else _write_dynamo
     # two images, because a symbolic batch must not be traced as 1
     image = torch.zeros(2 if dynamic_batch else 1, *shape)
-    with warnings.catch_warnings():
-        # deprecations inside PyTorch, which the reader of a benchmark cannot act upon
-        warnings.simplefilter("ignore")
+    with _without_exporter_chatter():
         model = write(network, image, opset=opset, fold_bn=fold_bn, dynamic_batch=dynamic_batch)
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -81,6 +82,20 @@ def export_onnx(
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def _without_exporter_chatter() -> Iterator[None]:
+    """Hide deprecations inside PyTorch and its note that torchvision is absent."""
+    log = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _write_torchscript(
@@ -119,8 +134,10 @@ def _write_dynamo(
         optimize=fold_bn,
     )
     if not fold_bn:
-        # the default optimisation fuses normalizations; this one folds constants alone
+        # what `optimize` does besides, it fuses normalizations
         from onnxscript import optimizer
 
-        optimizer.optimize_ir(program.model)
+        optimizer.inline(program.model)
+        optimizer.fold_constants(program.model)
+        optimizer.remove_unused_nodes(program.model)
     return program.model_proto.SerializeToString()
