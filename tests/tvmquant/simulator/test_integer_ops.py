@@ -6,6 +6,7 @@ from tvmquant.passes import quantized_ops as qop
 
 from tvmquant import arithmetic
 from tvmquant.errors import QuantizationError
+from tvmquant.simulator import calls
 
 NHWC = (0, 2, 3, 1)
 NCHW = (0, 3, 1, 2)
@@ -123,8 +124,19 @@ def test_requantize_takes_full_rank_multipliers(run_graph):
     np.testing.assert_array_equal(result, ((acc * multiplier + 1) >> 1) + 100)
 
 
+def test_requantize_slices_the_batch_without_changing_the_result(run_graph, monkeypatch):
+    rng = np.random.default_rng(5)
+    acc = rng.integers(-(2**20), 2**20, (4, 3, 2)).astype(np.int32)
+    branch = rng.integers(0, 256, (4, 3, 2)).astype(np.uint8)
+    numbers = [np.array([3, 5, 7]), np.array([15]), np.array([1, 2, 3]), branch, np.array([900])]
+    make = emit(qop.REQUANTIZE, numbers, EPILOGUE | {"id": "r"})
+    (whole,) = run_graph(make, acc)
+    monkeypatch.setattr(calls, "SCRATCH_BYTES", 1)
+    np.testing.assert_array_equal(run_graph(make, acc)[0], whole)
+
+
 def test_a_false_claim_of_32_bits_names_the_layer(run_graph):
-    attrs = EPILOGUE | {"compute_dtype": "int32", "id": "stem"}
+    attrs = EPILOGUE | {"compute_dtype": "int32", "output_zero_point": 0, "id": "stem"}
     numbers = [np.array([2**10], np.int32), np.array([20], np.int32), np.array([0], np.int32)]
     fits = np.array([[2**20]], np.int32)
     assert run_graph(emit(qop.REQUANTIZE, numbers, attrs), fits)[0].shape == (1, 1)
