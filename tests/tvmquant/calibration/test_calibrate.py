@@ -162,7 +162,7 @@ class TestErrors:
     def test_empty_data(self) -> None:
         with pytest.raises(DataError, match="at least one item"):
             calibrate(small_network(), ITEMS[:0])
-        with pytest.raises(DataError, match="no item"):
+        with pytest.raises(DataError, match="yields nothing"):
             calibrate(small_network(), iter(()))
 
     def test_wrong_shape(self) -> None:
