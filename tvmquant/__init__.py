@@ -1,1 +1,66 @@
-"""tvmquant: ONNX in, one integer-only library for TVM's runtime out."""
+"""tvmquant: ONNX in, one integer-only library for TVM's runtime out.
+
+The names below are imported on first use, so that ``import tvmquant`` itself loads neither TVM nor
+PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+from tvmquant.errors import TVMQuantError
+
+if TYPE_CHECKING:
+    from tvmquant.benchmark import compare as compare
+    from tvmquant.benchmark import measure as measure
+    from tvmquant.calibration import Calibration as Calibration
+    from tvmquant.calibration import calibrate as calibrate
+    from tvmquant.data import Preprocess as Preprocess
+    from tvmquant.data import open_data as open_data
+    from tvmquant.deploy.build import build as build
+    from tvmquant.deploy.loader import Model as Model
+    from tvmquant.deploy.loader import load as load
+    from tvmquant.deploy.manifest import Manifest as Manifest
+    from tvmquant.evaluation import Evaluation as Evaluation
+    from tvmquant.evaluation import evaluate as evaluate
+    from tvmquant.frontend import load_onnx as load_onnx
+    from tvmquant.graph import Graph as Graph
+    from tvmquant.quantization import quantize as quantize
+    from tvmquant.simulator import simulate as simulate
+
+_EXPORTS: Final = {
+    "Calibration": "tvmquant.calibration",
+    "Evaluation": "tvmquant.evaluation",
+    "Graph": "tvmquant.graph",
+    "Manifest": "tvmquant.deploy.manifest",
+    "Model": "tvmquant.deploy.loader",
+    "Preprocess": "tvmquant.data",
+    "build": "tvmquant.deploy.build",
+    "calibrate": "tvmquant.calibration",
+    "compare": "tvmquant.benchmark",
+    "evaluate": "tvmquant.evaluation",
+    "load": "tvmquant.deploy.loader",
+    "load_onnx": "tvmquant.frontend",
+    "measure": "tvmquant.benchmark",
+    "open_data": "tvmquant.data",
+    "quantize": "tvmquant.quantization",
+    "simulate": "tvmquant.simulator",
+}
+
+__all__ = ["TVMQuantError", "__version__", *_EXPORTS]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("tvmquant")
+    module = _EXPORTS.get(name)
+    if module is None:
+        raise AttributeError(f"module 'tvmquant' has no attribute {name!r}")
+    return getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

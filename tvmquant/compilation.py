@@ -1,0 +1,283 @@
+"""From an ONNX file and data to a built library, in stages that a second run takes up again."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tvmquant.data import Dataset, Preprocess, open_data
+from tvmquant.data.preprocess import PreprocessLike
+from tvmquant.errors import ArtifactError, DataError, ModelError
+
+if TYPE_CHECKING:
+    from tvmquant.calibration import Calibration
+    from tvmquant.deploy.manifest import Manifest
+    from tvmquant.graph import Graph
+
+Progress: TypeAlias = Callable[[int, "int | None"], None]
+# Opens a stage by its name, such as "calibrate", and yields what reports its progress.
+Stage: TypeAlias = Callable[[str], AbstractContextManager[Progress]]
+
+# More images hardly move the ranges, which are extremes or histograms over every pixel of them.
+DEFAULT_SAMPLES = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Compilation:
+    """What `compile_onnx` did.
+
+    Attributes
+    ----------
+    manifest : Manifest
+        Of the built library.
+    seconds : dict of str to float
+        Duration of each stage, in order.
+    calibration_cached : bool
+        Whether the ranges were those of an earlier run.
+    up_to_date : bool
+        Whether the library was there already, built from the same model, data and settings.
+    """
+
+    manifest: Manifest
+    seconds: dict[str, float]
+    calibration_cached: bool = False
+    up_to_date: bool = False
+
+
+def compile_onnx(
+    path: str | os.PathLike[str],
+    data: Any,
+    *,
+    out: str | os.PathLike[str],
+    preprocess: PreprocessLike = None,
+    select: str | Mapping[str, Any] | None = None,
+    samples: int | None = DEFAULT_SAMPLES,
+    calibration_method: str | None = None,
+    percentile: float | None = None,
+    activation_scheme: str | None = None,
+    weight_method: str | None = None,
+    input_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    target: str = "native",
+    threads: int | None = None,
+    batch: int = 1,
+    strict: bool = False,
+    force: bool = False,
+    stage: Stage | None = None,
+) -> Compilation:
+    """Compile an ONNX model into an integer-only library: load, calibrate, quantize, build.
+
+    Parameters
+    ----------
+    path : path
+        The ONNX file.
+    data : path, array or iterable
+        What `open_data` reads; the images to calibrate with.
+    out : path
+        Folder of the library. The calibration is kept there too, as ``calibration-KEY.json``, and
+        used again by a later run with the same model, data and method.
+    preprocess, select
+        As of `open_data`. The recipe is written into the manifest.
+    samples : int, optional
+        Calibrate with at most so many items, spread evenly over the selected ones; None: with all.
+    calibration_method, percentile
+        As of `calibrate`; None for its default.
+    activation_scheme, weight_method, strict
+        As of `quantize`; None for its default.
+    input_shapes
+        As of `load_onnx`.
+    target, threads, batch, force
+        As of `build`.
+    stage : callable, optional
+        Called with the name of each stage as it begins; a context manager that is left when it
+        ends and yields a callable (done, total).
+
+    Raises
+    ------
+    TVMQuantError
+        What the stages raise; nothing half-written is left.
+    """
+    path, out = Path(path), Path(out)
+    _check_destination(out)
+    clock = _Clock(stage or _silent)
+    calibration_options = _given(method=calibration_method, percentile=percentile)
+    quantize_options = _given(activation_scheme=activation_scheme, weight_method=weight_method)
+    _check_method(calibration_options)
+    recipe = Preprocess.parse(preprocess)
+
+    with clock.stage("load"):
+        from tvmquant.deploy.manifest import file_sha256
+        from tvmquant.frontend import load_onnx
+
+        shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
+        graph = load_onnx(path, input_shapes=shapes or None)
+        dataset = _open_calibration_data(graph, data, recipe, select, samples)
+        fingerprints = {"graph": graph.fingerprint(), "data": dataset.fingerprint()}
+        settings = {
+            **fingerprints,
+            "calibration": calibration_options,
+            "quantization": {**quantize_options, "strict": strict},
+            "target": target,
+            "threads": threads,
+            "batch": batch,
+        }
+        if not force and (built := _existing(out, settings)) is not None:
+            return Compilation(built, clock.seconds, calibration_cached=True, up_to_date=True)
+
+    with clock.stage("calibrate") as progress:
+        cache = _cache_path(out, fingerprints, calibration_options)
+        calibration = _cached_calibration(cache)
+        cached = calibration is not None
+        if calibration is None:
+            from tvmquant.calibration import calibrate
+
+            calibration = calibrate(graph, dataset, progress=progress, **calibration_options)
+            if cache is not None:
+                cache.parent.mkdir(parents=True, exist_ok=True)
+                calibration.save(cache)
+    with clock.stage("quantize"):
+        from tvmquant.quantization import quantize
+
+        quantized = quantize(graph, calibration, strict=strict, **quantize_options)
+    with clock.stage("build"):
+        from tvmquant.deploy.build import build
+
+        manifest = build(
+            quantized,
+            target=target,
+            out=out,
+            threads=threads,
+            batch=batch,
+            force=force,
+            model={
+                "path": str(path.absolute()),
+                "sha256": file_sha256(path),
+                "bytes": path.stat().st_size,
+                "settings": settings,
+            },
+            preprocess=recipe.model_dump(mode="json"),
+        )
+    return Compilation(manifest, clock.seconds, calibration_cached=cached)
+
+
+def item_shape(graph: Graph) -> tuple[int | None, ...]:
+    """Return the shape of one item of a graph's only input, without the batch; None where symbolic.
+
+    Raises
+    ------
+    ModelError
+        When the graph has several inputs, or its input has no batch axis.
+    """
+    parameters = graph.module["main"].params
+    if len(parameters) != 1:
+        names = ", ".join(str(parameter.name) for parameter in parameters)
+        raise ModelError(
+            f"the model has {len(parameters)} inputs ({names}); data for calibration and "
+            "evaluation feed exactly one"
+        )
+    extents = parameters[0].ty.shape.values
+    if len(extents) == 0:
+        raise ModelError(f"the input {parameters[0].name!r} is a scalar; expected a batch axis")
+    return tuple(getattr(extent, "value", None) for extent in list(extents)[1:])
+
+
+class _Clock:
+    """Time stages and hand their progress on."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.seconds: dict[str, float] = {}
+        self._stage = stage
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[Progress]:
+        start = time.perf_counter()
+        with self._stage(name) as progress:
+            yield progress
+        self.seconds[name] = time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def _silent(_name: str) -> Iterator[Progress]:
+    yield lambda _done, _total: None
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _check_method(options: Mapping[str, Any]) -> None:
+    """Raise before the slow stages where the observer does not exist."""
+    from tvmquant.calibration import make_observer
+
+    if options:
+        make_observer(**{"method": "percentile", **options})
+
+
+def _check_destination(out: Path) -> None:
+    """Raise before the slow stages, and before a cache is written, where `out` is not ours."""
+    if not out.exists():
+        return
+    foreign = not out.is_dir() or (
+        not (out / "manifest.json").is_file() and any(p.suffix != ".json" for p in out.iterdir())
+    )
+    if foreign:
+        raise ArtifactError(f"{out} exists and is not an artefact of tvmquant; choose another")
+
+
+def _open_calibration_data(
+    graph: Graph, data: Any, recipe: Preprocess, select: Any, samples: int | None
+) -> Dataset:
+    dataset = open_data(data, recipe, input_shape=item_shape(graph), select=select)
+    if samples is None:
+        return dataset
+    if samples < 1:
+        raise DataError(f"samples = {samples}; expected at least 1")
+    step = max(1, len(dataset) // samples) if dataset.has_length else 1
+    return dataset.subset(step=step, limit=samples)
+
+
+def _existing(out: Path, settings: Mapping[str, Any]) -> Manifest | None:
+    """Return the manifest of a library built from the same settings; None where there is none.
+
+    Raises
+    ------
+    ArtifactError
+        When a library is there that was built from other settings, or is damaged.
+    """
+    from tvmquant.deploy.manifest import Manifest, file_sha256
+
+    if not (out / "manifest.json").is_file():
+        return None
+    manifest = Manifest.load(out)
+    library = out / "model.so"
+    intact = library.is_file() and file_sha256(library) == manifest.library["sha256"]
+    if intact and settings["data"] and manifest.model.get("settings") == settings:
+        return manifest
+    raise ArtifactError(
+        f"{out} holds a library that was built from another model, other data or other settings; "
+        "pass --force to replace it, or choose another folder"
+    )
+
+
+def _cache_path(
+    out: Path, fingerprints: Mapping[str, str | None], options: Mapping[str, Any]
+) -> Path | None:
+    if fingerprints["data"] is None:
+        return None
+    key = json.dumps([dict(fingerprints), dict(options)], sort_keys=True)
+    return out / f"calibration-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+
+def _cached_calibration(cache: Path | None) -> Calibration | None:
+    if cache is None or not cache.is_file():
+        return None
+    from tvmquant.calibration import Calibration
+
+    return Calibration.load(cache)

@@ -1,0 +1,317 @@
+"""Evaluate a deployed library on data: accuracy, and how close it stays to the float model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tvmquant.data import Dataset, open_data
+from tvmquant.errors import DataError
+
+Array = NDArray[Any]
+Network = Callable[[Array], Any]
+Progress = Callable[[int, int | None], None]
+
+# A top-5 accuracy is reported where chance alone does not reach it.
+TOP5_CLASSES = 10
+
+
+def top_k(logits: Array, labels: NDArray[np.integer[Any]], k: int) -> NDArray[np.bool_]:
+    """Return for each item whether its label is among the k classes of the largest logits.
+
+    Parameters
+    ----------
+    logits : array, shape (N, C)
+    labels : integer array, shape (N,), 0 <= label < C
+    k : int
+        >= 1.
+
+    Returns
+    -------
+    array of bool, shape (N,)
+
+    Raises
+    ------
+    DataError
+        When the shapes do not fit, or a label is not a class.
+
+    Notes
+    -----
+    Equal logits, common after quantization, rank by their class index, as in ``argmax``: with k = 1
+    the result is exactly ``logits.argmax(1) == labels``.
+
+    Examples
+    --------
+    >>> top_k(np.array([[1, 3, 2], [5, 5, 0]]), np.array([2, 1]), 1).tolist()
+    [False, False]
+    """
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise DataError(
+            f"logits of shape {logits.shape} with labels of shape {labels.shape}; expected (N, C) "
+            "logits, one row for each of N labels"
+        )
+    classes = logits.shape[1]
+    if labels.size and (labels.min() < 0 or labels.max() >= classes):
+        wrong = labels[(labels < 0) | (labels >= classes)][0]
+        raise DataError(
+            f"label {wrong} is not a class of the model, which has {classes} (0..{classes - 1}); "
+            "check that the data and their labels belong to this model"
+        )
+    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    before = np.arange(classes) < labels[:, None]
+    rank = (logits > own).sum(axis=1) + ((logits == own) & before).sum(axis=1)
+    return np.asarray(rank < k)
+
+
+def agreement(first: Array, second: Array) -> NDArray[np.bool_]:
+    """Return where two results have their largest value in the same class.
+
+    Parameters
+    ----------
+    first, second : arrays of equal shape (N, C, ...)
+        Such as logits (N, C), or class maps (N, C, H, W).
+
+    Returns
+    -------
+    array of bool, shape (N, ...)
+
+    Raises
+    ------
+    DataError
+        When the shapes differ or there is no class axis.
+    """
+    if first.shape != second.shape or first.ndim < 2:
+        raise DataError(
+            f"results of shapes {first.shape} and {second.shape}; expected equal shapes (N, C, ...)"
+        )
+    return np.asarray(first.argmax(axis=1) == second.argmax(axis=1))
+
+
+def sqnr_db(reference: Array, result: Array) -> float:
+    """Return the signal-to-quantization-noise ratio in decibels.
+
+    ``10 log10(sum(reference^2) / sum((reference - result)^2))``, computed in float64; infinite
+    where the two are equal.
+    """
+    return _decibels(*_signal_and_noise(reference, result))
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found. Accuracies and agreement are in percent, None where not measured.
+
+    Attributes
+    ----------
+    count : int
+        Items evaluated.
+    top1, top5 : float, optional
+        Of the deployed library, where the data have labels; top5 from 10 classes on.
+    reference_top1, reference_top5 : float, optional
+        Of the float model.
+    agreement : float, optional
+        Items (for class maps: positions) whose largest output is the float model's.
+    sqnr_db : float, optional
+        Of the library's first output against the float model's, over all items.
+    """
+
+    count: int
+    top1: float | None = None
+    top5: float | None = None
+    reference_top1: float | None = None
+    reference_top5: float | None = None
+    agreement: float | None = None
+    sqnr_db: float | None = None
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Return the fields as a mapping that is valid JSON: a ratio that is infinite is None."""
+        return {
+            field: value if value is None or math.isfinite(value) else None
+            for field, value in dataclasses.asdict(self).items()
+        }
+
+
+def evaluate(
+    model: Network,
+    data: Any,
+    *,
+    reference: Any = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Run a deployed library, and the float model beside it, over a data set.
+
+    Parameters
+    ----------
+    model : Model or callable
+        What `tvmquant.load` returns; or any function from a batch to its results. A model of a
+        fixed batch is fed in chunks of it, the last one filled up.
+    data : Dataset, or what `open_data` reads without a recipe
+    reference : Graph or callable, optional
+        The float model: a graph as `tvmquant.load_onnx` returns it, which runs in torch, or any
+        function from a batch to its results.
+    progress : callable (done, total), optional
+        Called after each batch with the number of items; total is None where it is not known.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    DataError
+        When the data are empty, do not fit the model, or have labels that are no class of it; or
+        when a result holds NaN.
+
+    Notes
+    -----
+    Of several outputs the first one is evaluated. Nothing is kept between batches.
+    """
+    dataset = data if isinstance(data, Dataset) else open_data(data)
+    network = _in_chunks(model)
+    twin = None if reference is None else _reference(reference)
+    tally = _Tally()
+    total = len(dataset) if dataset.has_length else None
+    for batch, labels in dataset:
+        tally.add(_outputs(network, batch), None if twin is None else _outputs(twin, batch), labels)
+        if progress is not None:
+            progress(tally.count, total)
+    return tally.evaluation()
+
+
+def float_network(graph: Any) -> Network:
+    """Return a float (L0) graph of one input as a function from a batch to its results, in torch.
+
+    Raises
+    ------
+    UnsupportedModelError
+        When an operator has no torch function.
+    """
+    import torch
+
+    from tvmquant.twin import Twin
+
+    twin = Twin(graph.module)
+
+    def run(batch: Array) -> Any:
+        with torch.inference_mode():
+            result = twin(torch.from_numpy(batch))
+        results = result if isinstance(result, tuple) else (result,)
+        return tuple(tensor.numpy() for tensor in results)
+
+    extent = graph.module["main"].params[0].ty.shape.values[0]
+    return _Chunked(run, extent.value) if hasattr(extent, "value") else run
+
+
+def _reference(reference: Any) -> Network:
+    return float_network(reference) if hasattr(reference, "module") else _in_chunks(reference)
+
+
+def _in_chunks(model: Network) -> Network:
+    inputs = getattr(model, "inputs", None)
+    if inputs is None:
+        return model
+    if len(inputs) != 1:
+        raise DataError(f"the model has {len(inputs)} inputs; evaluation feeds exactly one")
+    return _Chunked(model, int(inputs[0].shape[0]))
+
+
+class _Chunked:
+    """Feed a network of a fixed batch; the last chunk is filled up by repeating its last item."""
+
+    def __init__(self, network: Network, batch: int) -> None:
+        self._network = network
+        self._batch = batch
+
+    def __call__(self, items: Array) -> Array:
+        return np.concatenate(list(self._results(items)))
+
+    def _results(self, items: Array) -> Iterator[Array]:
+        for start in range(0, len(items), self._batch):
+            chunk = items[start : start + self._batch]
+            missing = self._batch - len(chunk)
+            filled = np.concatenate([chunk, *[chunk[-1:]] * missing]) if missing else chunk
+            yield _first_output(self._network(filled))[: len(chunk)]
+
+
+def _first_output(result: Any) -> Array:
+    return np.asarray(result[0] if isinstance(result, (tuple, list)) else result)
+
+
+def _outputs(network: Network, batch: Array) -> Array:
+    """Return the first output as (N, C, ...) without trailing extents of 1."""
+    output = _first_output(network(batch))
+    if len(output) != len(batch):
+        raise DataError(
+            f"a batch of {len(batch)} items gave a first output of shape {output.shape}; expected "
+            "one row per item"
+        )
+    if np.isnan(output).any():
+        raise DataError("the model's first output holds NaN; check the model on these data")
+    while output.ndim > 2 and output.shape[-1] == 1:
+        output = output[..., 0]
+    return output
+
+
+class _Tally:
+    """Running sums over batches."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._labelled = False
+        self._classes = 0
+        self._hits = {"top1": 0, "top5": 0, "reference_top1": 0, "reference_top5": 0}
+        self._compared = 0
+        self._agreed = 0
+        self._signal = 0.0
+        self._noise = 0.0
+
+    def add(self, output: Array, reference: Array | None, labels: Array | None) -> None:
+        self.count += len(output)
+        if labels is not None:
+            self._labelled = True
+            self._classes = output.shape[-1]
+            self._count_hits("", output, labels)
+            if reference is not None:
+                self._count_hits("reference_", reference, labels)
+        if reference is not None:
+            same = agreement(reference, output)
+            self._compared += same.size
+            self._agreed += int(same.sum())
+            signal, noise = _signal_and_noise(reference, output)
+            self._signal += signal
+            self._noise += noise
+
+    def evaluation(self) -> Evaluation:
+        measured: dict[str, float | None] = {}
+        for field, hits in self._hits.items():
+            known = self._labelled and (self._compared > 0 or "reference" not in field)
+            if known and (field.endswith("top1") or self._classes >= TOP5_CLASSES):
+                measured[field] = 100.0 * hits / self.count
+        if self._compared:
+            measured["agreement"] = 100.0 * self._agreed / self._compared
+            measured["sqnr_db"] = _decibels(self._signal, self._noise)
+        return Evaluation(self.count, **measured)
+
+    def _count_hits(self, prefix: str, logits: Array, labels: Array) -> None:
+        self._hits[f"{prefix}top1"] += int(top_k(logits, labels, 1).sum())
+        self._hits[f"{prefix}top5"] += int(top_k(logits, labels, 5).sum())
+
+
+def _signal_and_noise(reference: Array, result: Array) -> tuple[float, float]:
+    if reference.shape != result.shape:
+        raise DataError(
+            f"a result of shape {result.shape} against a reference of {reference.shape}; expected "
+            "equal shapes"
+        )
+    wide = reference.astype(np.float64)
+    return float(np.square(wide).sum()), float(np.square(wide - result).sum())
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0.0:
+        return math.inf
+    return 10.0 * math.log10(signal / noise) if signal > 0.0 else -math.inf
