@@ -36,6 +36,7 @@ class _Converter(DataflowRewriter):
     def __init__(self, module: tvm.IRModule) -> None:
         super().__init__(module)
         self.channels_last: dict[relax.Var, relax.Expr] = {}
+        self.not_in_nchw: set[relax.Var] = set()
         self.handlers: dict[str, Callable[[relax.Call], relax.Expr | None]] = {
             qop.QCONV2D: self._windowed,
             qop.QCONV2D_TRANSPOSE: self._windowed,
@@ -54,8 +55,6 @@ class _Converter(DataflowRewriter):
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         if isinstance(value, relax.Var):
-            if value in self.channels_last:
-                self.channels_last[var] = self.channels_last[value]
             return self.lookup(value)
         if isinstance(value, relax.TupleGetItem):
             return self._tuple_item(var, value)
@@ -65,17 +64,14 @@ class _Converter(DataflowRewriter):
         new = handler(value)
         if new is None:
             return None
-        self.channels_last[var] = self.emit(_with_span(new, value), str(var.name))
-        return var
+        return self._converted(var, _with_span(new, value))
 
     def lookup(self, expr: relax.Expr) -> relax.Expr:
         """Return an operand in NCHW, transposing back what is NHWC only."""
-        if isinstance(expr, relax.Var) and expr in self.channels_last:
-            if expr not in self._replacement or self._replacement[expr] is expr:
-                nhwc = self.channels_last[expr]
-                if isinstance(nhwc.ty, relax.TupleType):
-                    return super().lookup(expr)
-                self.replace(expr, self.emit(relax.op.permute_dims(nhwc, TO_NCHW)))
+        if isinstance(expr, relax.Var) and expr in self.not_in_nchw:
+            self.not_in_nchw.remove(expr)
+            nhwc = self.channels_last[expr]
+            self.replace(expr, self.emit(relax.op.permute_dims(nhwc, TO_NCHW), str(expr.name)))
         return super().lookup(expr)
 
     def nhwc(self, expr: relax.Expr) -> relax.Expr:
@@ -89,7 +85,6 @@ class _Converter(DataflowRewriter):
             self.channels_last[expr] = self.emit(
                 relax.op.permute_dims(self.lookup(expr), TO_NHWC), f"{expr.name}_nhwc"
             )
-            self.replace(expr, self.lookup(expr))
         return self.channels_last[expr]
 
     def _windowed(self, call: relax.Call) -> relax.Expr:
@@ -154,7 +149,12 @@ class _Converter(DataflowRewriter):
         if item.tuple_value not in self.channels_last:
             return None
         source = self.channels_last[item.tuple_value]
-        self.channels_last[var] = self.emit(relax.TupleGetItem(source, item.index))
+        return self._converted(var, relax.TupleGetItem(source, item.index))
+
+    def _converted(self, var: relax.Var, expr: relax.Expr) -> relax.Expr:
+        """Remember an expression as the NHWC form of ``var``; NCHW is made when it is read."""
+        self.channels_last[var] = self.emit(expr, str(var.name))
+        self.not_in_nchw.add(var)
         return var
 
 

@@ -17,10 +17,13 @@ from __future__ import annotations
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import relax
 
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, count_uses
+
+CONTRACTIONS = (qop.QCONV2D, qop.QCONV2D_TRANSPOSE, qop.QDENSE)
 
 EPILOGUE_ATTRS = (
     "residual_zero_point",
@@ -57,7 +60,7 @@ class _Fuser(DataflowRewriter):
         if source is None:
             return None
         epilogue = qop.attributes(value)
-        if len(value.args) > 4 and not tvm.ir.structural_equal(source.ty.shape, var.ty.shape):
+        if len(value.args) > 4 and not tvm_ffi.structural_equal(source.ty.shape, var.ty.shape):
             return None  # a broadcast residual
         args = [self.lookup(a) for a in (*source.args, *value.args[1:])]
         attrs = qop.attributes(source) | {k: epilogue[k] for k in EPILOGUE_ATTRS}

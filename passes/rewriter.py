@@ -76,7 +76,8 @@ class DataflowRewriter:
     def __init__(self, module: tvm.IRModule) -> None:
         self.module = module
         self.function: relax.Function = module["main"]
-        self.builder = relax.BlockBuilder(module)
+        others = {var: f for var, f in module.functions.items() if var.name_hint != "main"}
+        self.builder = relax.BlockBuilder(tvm.IRModule(others, attrs=module.attrs))
         self._replacement: dict[relax.Var, relax.Expr] = {}
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
