@@ -1,0 +1,109 @@
+"""The graph that every stage of tvmquant takes and returns: a Relax module with names and a level.
+
+Levels: ``L0`` float, ``L1`` annotated with fake_quant, ``L2`` integer, ``L3`` kernels.
+
+A layer's identity is the name of the ONNX node it came from. It travels in the span of the Relax
+call, which Relax's passes preserve and which is no part of structural equality.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import tvm
+from tvm import relax, tirx
+
+Signature = list[tuple[str, tuple[int | None, ...], str]]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network as a Relax module with one function, ``main``, of one dataflow block.
+
+    Parameters
+    ----------
+    module : tvm.IRModule
+        Parameters of ``main`` are the model's inputs, weights are constants. The first dimension
+        of inputs is a variable shared by all of them, or a number if the model fixes it.
+    level : str
+        ``"L0"``, ``"L1"``, ``"L2"`` or ``"L3"``.
+    name : str
+        The model's name, by default the stem of its file.
+    input_names, output_names : tuple of str
+        As in the ONNX model, in the order of ``main``'s parameters and results.
+    """
+
+    module: tvm.IRModule
+    level: str
+    name: str
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+
+    def with_module(self, module: tvm.IRModule, level: str | None = None) -> Graph:
+        """Return the graph with another module, and another level if one is given."""
+        return replace(self, module=module, level=level or self.level)
+
+    @property
+    def main(self) -> relax.Function:
+        """The function ``main`` of the module."""
+        return self.module["main"]
+
+    @property
+    def inputs(self) -> Signature:
+        """(name, shape, dtype) of every input; None stands for the symbolic batch."""
+        types = [parameter.ty for parameter in self.main.params]
+        return [_describe(name, ty) for name, ty in zip(self.input_names, types, strict=True)]
+
+    @property
+    def outputs(self) -> Signature:
+        """(name, shape, dtype) of every output; None stands for a symbolic dimension."""
+        result = self.main.ret_ty
+        types = list(result.fields) if isinstance(result, tvm.ir.TupleType) else [result]
+        return [_describe(name, ty) for name, ty in zip(self.output_names, types, strict=True)]
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of structure, attributes, layer names and constants, in hexadecimal.
+
+        Equal for graphs imported from equal files, in any process.
+        """
+        digest = hashlib.sha256(self.level.encode())
+        for part in (self.input_names, self.output_names):
+            digest.update("\0".join(part).encode() + b"\1")
+        digest.update(self.module.script(show_meta=False).encode())
+
+        def visit(node: relax.Expr) -> None:
+            if isinstance(node, relax.Call):
+                digest.update(layer_name(node).encode() + b"\0")
+            elif isinstance(node, tvm.ir.GenericConst):
+                value = node.value.numpy()
+                digest.update(f"{value.dtype}{value.shape}".encode())
+                digest.update(value.tobytes())
+
+        for variable in sorted(self.module.get_global_vars(), key=lambda var: var.name_hint):
+            function = self.module[variable]
+            if isinstance(function, relax.Function):
+                relax.analysis.post_order_visit(function, visit)
+        return digest.hexdigest()
+
+
+def make_span(name: str) -> tvm.ir.Span:
+    """Return a span that carries a layer's name."""
+    return tvm.ir.Span(tvm.ir.SourceName(name), 0, 0, 0, 0)
+
+
+def with_span(call: relax.Call, name: str) -> relax.Call:
+    """Return ``call`` under the layer name ``name``."""
+    return relax.Call(call.op, call.args, call.attrs, call.ty_args, make_span(name))
+
+
+def layer_name(call: relax.Call) -> str:
+    """Return the name of the ONNX node that ``call`` came from, or ``""`` if it has none."""
+    return "" if call.span is None else str(call.span.source_name.name)
+
+
+def _describe(name: str, ty: relax.TensorType) -> tuple[str, tuple[int | None, ...], str]:
+    dims = [
+        int(dim.value) if isinstance(dim, tirx.IntImm) else None for dim in list(ty.shape.values)
+    ]
+    return name, tuple(dims), str(ty.dtype)
