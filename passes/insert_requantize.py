@@ -214,9 +214,11 @@ class _Integerizer(DataflowRewriter):
 
     def _move(self, _var: relax.Var, call: relax.Call) -> Value | None:
         inputs = [self.value(v) for v in used_vars(call)]
-        if not all(isinstance(v, Quantized) for v in inputs):
+        first = call.args[0]
+        constants = isinstance(first, relax.Tuple) and len(first.fields) > len(inputs)
+        if constants or not all(isinstance(v, Quantized) for v in inputs):
             return None
-        if isinstance(call.args[0], relax.Tuple):
+        if isinstance(first, relax.Tuple):
             inputs = self._unify(inputs, call)
             new = relax.op.concat([v.expr for v in inputs], int(call.attrs.axis))
         elif qop.is_call(call, "relax.nn.pad"):
@@ -282,12 +284,15 @@ class _Integerizer(DataflowRewriter):
         return _extend(call, _as_accumulator(tensors[0]), operands, values)
 
     def _two_tensors(self, call: relax.Call, left: Value, right: Value) -> Value | None:
-        if qop.is_call(call, "relax.add"):
+        if qop.is_call(call, "relax.add", "relax.subtract"):
             first, second = _as_accumulator(left), _as_accumulator(right)
+            if qop.is_call(call, "relax.subtract"):
+                second = second.scaled(-np.ones(1))
             if second.terms[0].contraction is not None:
                 first, second = second, first
             return first.plus(second)
-        if not (isinstance(left, Quantized) and isinstance(right, Quantized)):
+        integers = isinstance(left, Quantized) and isinstance(right, Quantized)
+        if not (integers and qop.is_call(call, "relax.multiply")):
             return None
         attrs = {"a_zero_point": left.zero_point, "b_zero_point": right.zero_point,
                  "out_dtype": "int32", "id": span_name(call)}  # fmt: skip
@@ -426,9 +431,9 @@ def _oriented_weight(call: relax.Call, scale: Any, attrs: dict[str, Any]) -> Qua
 
 def _as_accumulator(value: Any) -> Accumulator:
     if isinstance(value, Quantized):
-        term = Term(
-            as_arrays(value.scale)[0], np.asarray([value.bound]), value.zero_point, value.expr
-        )
+        # kernels fold z * M into the offset, so that q * M itself must stay in range
+        reach = np.asarray([max(abs(value.qmin), abs(value.qmax)) + abs(value.zero_point)])
+        term = Term(as_arrays(value.scale)[0], reach, value.zero_point, value.expr)
         return Accumulator((term,))
     if isinstance(value, Accumulator):
         return value

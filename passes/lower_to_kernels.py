@@ -1,0 +1,392 @@
+"""Replace every integer operator by a scheduled kernel for the target (L2 -> L3).
+
+Before::
+
+    y = qconv2d(x, w, bias, M, s, offset) {layout: "NHWC", epilogue: 1}
+
+After::
+
+    y = call_tir(conv2d_nhwc_u8s8s32_vnni512_14x2, (x, w_packed, bias, M, offset', s))
+
+Requires an NHWC L2 graph with its batch bound. Packs weights for the kernel's instruction, folds
+zero points and the rounding constant into one offset per channel (`schedules.epilogue`), and turns
+the transposes that `ConvertLayout` left at the borders into part of quantize and dequantize.
+Operators that stayed float are left for TVM's own legalization. What each layer became is
+recorded in the function attribute ``tvmquant.kernels`` of the kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+
+from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.convert_layout import TO_NCHW, TO_NHWC
+from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, count_uses
+from tvmquant.schedules import (
+    border,
+    conv2d,
+    elementwise,
+    pool,
+)
+from tvmquant.schedules.epilogue import Epilogue
+
+
+class _Lowerer(DataflowRewriter):
+    def __init__(self, module: tvm.IRModule, target: tvm.target.Target, threads: int) -> None:
+        super().__init__(module)
+        self.target = target
+        self.threads = threads
+        self.uses = count_uses(self.function)
+        self.producer = dict(bindings_of(self.function))
+        self.handlers: dict[str, Callable[[relax.Call], relax.Expr | None]] = {
+            qop.QUANTIZE: self._quantize,
+            qop.DEQUANTIZE: self._dequantize,
+            qop.QCONV2D: self._conv2d,
+            qop.QCONV2D_TRANSPOSE: self._conv2d_transpose,
+            qop.QDENSE: self._dense,
+            qop.QMULTIPLY: self._multiply,
+            qop.POOL_SUM: self._pool_sum,
+            qop.REQUANTIZE: self._requantize,
+            qop.TABLE: self._table,
+            "relax.nn.max_pool2d": self._max_pool,
+            "relax.max": self._global_max,
+            "relax.permute_dims": self._permute,
+        }
+
+    def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        if not isinstance(value, relax.Call):
+            return None
+        handler = self.handlers.get(value.op.name)
+        if handler is None:
+            return None
+        if not value.op.name.startswith(qop.PREFIX) and not _is_integer(var):
+            return None  # a float operator; TVM legalizes it
+        return handler(value)
+
+    # -- calls ----------------------------------------------------------------------------------
+
+    def call(
+        self, kernel: tirx.PrimFunc, args: list[relax.Expr], out: Any, node: relax.Call
+    ) -> relax.Expr:
+        """Add a kernel to the module and emit its call."""
+        name = str(kernel.attrs["tvmquant.kernel"])
+        if "global_symbol" in kernel.attrs:
+            kernel = kernel.without_attr("global_symbol")
+        function = self.builder.add_func(kernel, name)
+        call = relax.op.call_tir(function, args, out_ty=out)
+        named = relax.Call(call.op, call.args, call.attrs, call.ty_args, node.span)
+        return self.emit(named, "lv")
+
+    def reshaped(self, expr: relax.Expr, shape: tuple[int, ...]) -> relax.Expr:
+        """View a tensor in another shape (no copy at run time)."""
+        if tuple(_shape(expr)) == tuple(shape):
+            return expr
+        return self.emit(relax.op.reshape(expr, shape))
+
+    def _epilogue(
+        self, attrs: dict[str, Any], args: list[relax.Expr], channels: int = 0, padded: int = 0
+    ) -> tuple[Epilogue | None, list[relax.Expr]]:
+        """Return the static epilogue and its folded inputs from ``args`` = M, s, offset, ...
+
+        With ``channels``, every vector gets one entry per channel and zeros up to ``padded``; else
+        the vectors keep the least shape that holds them all.
+        """
+        if not args:
+            return None, []
+        residual, table = bool(attrs.get("residual", 0)), bool(attrs.get("values", 0))
+        dtype = attrs["compute_dtype"]
+        multiplier, shift, offset = (qop.constant_array(a).astype(np.int64) for a in args[:3])
+        folded = offset + (np.int64(1) << (shift - 1))
+        folded = folded - attrs.get("acc_zero_point", 0) * multiplier
+        vectors = [multiplier, folded, shift]
+        if residual:
+            factor = qop.constant_array(args[4]).astype(np.int64)
+            vectors[1] = folded - attrs["residual_zero_point"] * factor
+            vectors.append(factor)
+        if channels:
+            vectors = [_per_channel(v, channels, padded) for v in vectors]
+        else:
+            vectors = list(np.broadcast_arrays(*vectors))
+        vectors[2] = np.maximum(vectors[2], 1)
+        constants = [qop.constant(v.astype(dtype)) for v in vectors]
+        if residual:
+            constants.insert(3, args[3])
+        if table:
+            constants.append(args[-1])
+        epilogue = Epilogue(
+            dtype, attrs["out_dtype"], attrs["output_zero_point"], attrs["qmin"], attrs["qmax"],
+            residual, table,
+        )  # fmt: skip
+        return epilogue, constants
+
+    # -- contractions ---------------------------------------------------------------------------
+
+    def _conv2d(self, call: relax.Call) -> relax.Expr:
+        attrs = qop.attributes(call)
+        x, weight, bias, *extra = (self.lookup(a) for a in call.args)
+        array = qop.constant_array(weight)
+        batch, height, width, channels = _shape(x)
+        spec = conv2d.Conv2DSpec(
+            batch, height, width, channels, array.shape[0], tuple(array.shape[1:3]),
+            tuple(attrs["strides"]), tuple(attrs["padding"]), tuple(attrs["dilation"]),
+            attrs["groups"], attrs["input_zero_point"],
+        )  # fmt: skip
+        if attrs["groups"] == channels and channels > 1 and array.shape[3] == 1:
+            return self._depthwise(call, attrs, spec, array, [x, bias, *extra])
+        return self._contract(call, attrs, spec, array, [x, bias, *extra])
+
+    def _dense(self, call: relax.Call) -> relax.Expr:
+        attrs = qop.attributes(call)
+        x, weight, bias, *extra = (self.lookup(a) for a in call.args)
+        array = qop.constant_array(weight)
+        rows = int(np.prod(_shape(x)[:-1]))
+        spec = conv2d.Conv2DSpec(rows, 1, 1, array.shape[1], array.shape[0])
+        return self._contract(call, attrs, spec, array[:, None, None, :], [x, bias, *extra])
+
+    def _contract(
+        self, call: relax.Call, attrs: dict[str, Any], spec: conv2d.Conv2DSpec, weight: Any,
+        args: list[relax.Expr],
+    ) -> relax.Expr:  # fmt: skip
+        flat = spec.flattened()
+        x, bias, *extra = args
+        epilogue, _ = self._epilogue(attrs, extra)
+        flat = replace(flat, epilogue=epilogue)
+        tiling = conv2d.target_tiling(flat, self.target, self.threads)
+        padded = conv2d.padded_outputs(flat, tiling)
+        _, vectors = self._epilogue(attrs, extra, spec.outputs, padded)
+        out_shape = (flat.batch, flat.out_height, flat.out_width, flat.outputs)
+        if epilogue is not None and epilogue.residual:
+            flat = replace(flat, residual_dtype=_dtype(vectors[3]))
+            vectors[3] = self.reshaped(vectors[3], out_shape)
+        inputs = self.reshaped(x, (flat.batch, flat.height, flat.width, flat.channels))
+        packed = qop.constant(conv2d.pack_weight(weight, flat, tiling))
+        out_dtype = attrs["out_dtype"]
+        result = self.call(
+            conv2d.kernel(flat, tiling),
+            [inputs, packed, _bias(bias, spec.outputs, padded),
+             *vectors],
+            relax.TensorType(out_shape, out_dtype),
+            call,
+        )  # fmt: skip
+        return self.reshaped(result, tuple(_shape(call)))
+
+    def _depthwise(
+        self, call: relax.Call, attrs: dict[str, Any], spec: conv2d.Conv2DSpec, weight: Any,
+        args: list[relax.Expr],
+    ) -> relax.Expr:  # fmt: skip
+        x, bias, *extra = args
+        epilogue, vectors = self._epilogue(attrs, extra, spec.outputs, spec.outputs)
+        layer = depthwise_conv2d.DepthwiseConv2DSpec(
+            spec.batch, spec.height, spec.width, spec.channels, spec.outputs, spec.kernel,
+            spec.strides, spec.padding, spec.dilation, spec.input_zero_point, epilogue,
+            _dtype(vectors[3]) if epilogue is not None and epilogue.residual else "uint8",
+        )  # fmt: skip
+        tiling = depthwise_conv2d.default_tiling(layer, self.target, self.threads)
+        packed = qop.constant(depthwise_conv2d.pack_weight(weight, layer, tiling))
+        return self.call(
+            depthwise_conv2d.kernel(layer, self.target, self.threads),
+            [x, packed, _bias(bias, spec.outputs, spec.outputs),
+             *vectors],
+            call.ty,
+            call,
+        )  # fmt: skip
+
+    def _conv2d_transpose(self, call: relax.Call) -> relax.Expr:
+        attrs = qop.attributes(call)
+        x, weight, bias, *extra = (self.lookup(a) for a in call.args)
+        array = qop.constant_array(weight)
+        outputs = array.shape[0]
+        epilogue, vectors = self._epilogue(attrs, extra, outputs, outputs)
+        batch, height, width, channels = _shape(x)
+        layer = conv2d_transpose.Conv2DTransposeSpec(
+            batch, height, width, channels, outputs, tuple(array.shape[1:3]),
+            tuple(attrs["strides"]), tuple(attrs["padding"]), tuple(attrs["dilation"]),
+            tuple(attrs["output_padding"]), attrs["groups"], attrs["input_zero_point"], epilogue,
+            _dtype(vectors[3]) if epilogue is not None and epilogue.residual else "uint8",
+        )  # fmt: skip
+        tiling = conv2d_transpose.default_tiling(layer, self.target, self.threads)
+        packed = qop.constant(conv2d_transpose.pack_weight(array, layer, tiling))
+        return self.call(
+            conv2d_transpose.kernel(layer, self.target, self.threads),
+            [x, packed, _bias(bias, outputs, outputs), *vectors],
+            call.ty,
+            call,
+        )
+
+    # -- pooling --------------------------------------------------------------------------------
+
+    def _pool_sum(self, call: relax.Call) -> relax.Expr:
+        attrs = qop.attributes(call)
+        x, *extra = (self.lookup(a) for a in call.args)
+        epilogue, vectors = self._epilogue(attrs, extra)
+        spec = pool.SumPoolSpec(
+            tuple(_shape(x)), tuple(attrs["pool_size"]), tuple(attrs["strides"]),
+            tuple(attrs["padding"]), tuple(attrs["dilation"]), tuple(_shape(call)[1:3]),
+            _dtype(x), attrs["input_zero_point"], epilogue, _parameter_shape(vectors),
+        )  # fmt: skip
+        return self.call(
+            pool.kernel(spec, self.target, self.threads), [x, *vectors], call.ty, call
+        )
+
+    def _max_pool(self, call: relax.Call) -> relax.Expr | None:
+        a = call.attrs
+        if str(a.layout) != "NHWC" or _dtype(call) not in ("uint8", "int16"):
+            return None
+        x = self.lookup(call.args[0])
+        size, strides, padding, dilation = (
+            tuple(int(v) for v in getattr(a, key))
+            for key in ("pool_size", "strides", "padding", "dilation")
+        )
+        spec = pool.MaxPoolSpec(
+            tuple(_shape(x)), size, strides, padding, dilation, tuple(_shape(call)[1:3]), _dtype(x)
+        )
+        return self.call(pool.kernel(spec, self.target, self.threads), [x], call.ty, call)
+
+    def _global_max(self, call: relax.Call) -> relax.Expr | None:
+        x = self.lookup(call.args[0])
+        shape = _shape(x)
+        axes = [int(v) % len(shape) for v in (call.attrs.axis or [])]
+        if len(shape) != 4 or sorted(axes) != [1, 2] or _dtype(call) not in ("uint8", "int16"):
+            return None
+        spec = pool.MaxPoolSpec(
+            tuple(shape), (shape[1], shape[2]), (1, 1), (0, 0, 0, 0), (1, 1), (1, 1), _dtype(x)
+        )
+        out = relax.TensorType((shape[0], 1, 1, shape[3]), _dtype(x))
+        result = self.call(pool.kernel(spec, self.target, self.threads), [x], out, call)
+        return self.reshaped(result, tuple(_shape(call)))
+
+    # -- elementwise ----------------------------------------------------------------------------
+
+    def _requantize(self, call: relax.Call) -> relax.Expr:
+        attrs = qop.attributes(call)
+        x, *extra = (self.lookup(a) for a in call.args)
+        attrs["residual"] = int(len(extra) > 3)
+        epilogue, vectors = self._epilogue(attrs, extra)
+        residual = vectors[3] if attrs["residual"] else None
+        spec = elementwise.RequantizeSpec(
+            tuple(_shape(call)), _dtype(x), epilogue, _parameter_shape(vectors),
+            tuple(_shape(residual)) if residual is not None else None,
+            _dtype(residual) if residual is not None else "uint8",
+        )  # fmt: skip
+        return self.call(
+            elementwise.kernel(spec, self.target, self.threads), [x, *vectors], call.ty, call
+        )
+
+    def _multiply(self, call: relax.Call) -> relax.Expr:
+        attrs = qop.attributes(call)
+        a, b, *extra = (self.lookup(arg) for arg in call.args)
+        epilogue, vectors = self._epilogue(attrs, extra)
+        spec = elementwise.MultiplySpec(
+            tuple(_shape(a)), tuple(_shape(b)), attrs["a_zero_point"], attrs["b_zero_point"],
+            epilogue, _parameter_shape(vectors),
+        )  # fmt: skip
+        return self.call(
+            elementwise.kernel(spec, self.target, self.threads), [a, b, *vectors], call.ty, call
+        )
+
+    def _table(self, call: relax.Call) -> relax.Expr:
+        q, values = (self.lookup(a) for a in call.args)
+        spec = elementwise.TableSpec(tuple(_shape(q)), _dtype(values))
+        return self.call(
+            elementwise.kernel(spec, self.target, self.threads), [q, values], call.ty, call
+        )
+
+    # -- borders --------------------------------------------------------------------------------
+
+    def _quantize(self, call: relax.Call) -> relax.Expr:
+        return self._quantize_border(call, call, to_nhwc=False)
+
+    def _quantize_border(self, call: relax.Call, result: relax.Call, *, to_nhwc: bool) -> relax.Expr:
+        attrs = qop.attributes(call)
+        x = self.lookup(call.args[0])
+        spec = border.QuantizeSpec(
+            tuple(_shape(x)), attrs["scale"], attrs["zero_point"], attrs["qmin"], attrs["qmax"],
+            attrs["out_dtype"], to_nhwc=to_nhwc,
+        )  # fmt: skip
+        return self.call(
+            border.kernel(spec, self.target, self.threads), [x], result.ty, call
+        )
+
+    def _dequantize(self, call: relax.Call) -> relax.Expr:
+        attrs = qop.attributes(call)
+        source, scale = call.args[0], call.args[1]
+        producer = self.producer.get(source) if isinstance(source, relax.Var) else None
+        to_nchw = qop.is_call(producer, "relax.permute_dims") and _axes(producer) == TO_NCHW
+        q = self.lookup(producer.args[0] if to_nchw else source)
+        spec = border.DequantizeSpec(
+            tuple(_shape(q)), _dtype(q), attrs["zero_point"],
+            qop.constant_array(scale).size, to_nchw,
+        )  # fmt: skip
+        return self.call(
+            border.kernel(spec, self.target, self.threads), [q, scale], call.ty, call
+        )
+
+    def _permute(self, call: relax.Call) -> relax.Expr | None:
+        """Fuse the transpose after a quantize into it; the plain quantize is then dead."""
+        source = call.args[0]
+        producer = self.producer.get(source) if isinstance(source, relax.Var) else None
+        alone = qop.is_call(producer, qop.QUANTIZE) and self.uses[source] == 1
+        if alone and _axes(call) == TO_NHWC:
+            return self._quantize_border(producer, call, to_nhwc=True)
+        return None
+
+
+def _shape(expr: relax.Expr) -> list[int]:
+    return [int(v) for v in expr.ty.shape.values]
+
+
+def _dtype(expr: relax.Expr) -> str:
+    return str(expr.ty.dtype.dtype)
+
+
+def _is_integer(var: relax.Var) -> bool:
+    types = var.ty.fields if isinstance(var.ty, relax.TupleType) else [var.ty]
+    return all(str(t.dtype.dtype) in ("uint8", "int8", "int16", "int32") for t in types)
+
+
+def _axes(call: relax.Call) -> tuple[int, ...]:
+    return tuple(int(a) for a in call.attrs.axes)
+
+
+def _per_channel(vector: Any, channels: int, padded: int) -> Any:
+    values = np.zeros(padded, np.int64)
+    values[:channels] = vector
+    return values
+
+
+def _bias(bias: relax.Expr, channels: int, padded: int) -> relax.Expr:
+    return qop.constant(
+        _per_channel(qop.constant_array(bias), channels, padded).astype(np.int32)
+    )
+
+
+def _parameter_shape(vectors: list[relax.Expr]) -> tuple[int, ...]:
+    return tuple(_shape(vectors[0])) if vectors else (1,)
+
+
+@tvm.ir.transform.module_pass(opt_level=0, name="LowerToKernels")
+class LowerToKernels:
+    """Lower the integer operators of a module (see the module's description).
+
+    Parameters
+    ----------
+    target : Target
+    threads : int
+        Threads that the kernels divide their work for.
+    """
+
+    def __init__(self, target: tvm.target.Target, threads: int) -> None:
+        self.target = target
+        self.threads = threads
+
+    def transform_module(
+        self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
+    ) -> tvm.IRModule:
+        """Return the L3 module."""
+        return _Lowerer(module, self.target, self.threads).rewrite()

@@ -1,0 +1,105 @@
+"""The order of all passes, from the imported float graph to what TVM's virtual machine runs.
+
+Each phase is a list; the level reached is named after it. Set the environment variable
+``TVMQUANT_DUMP`` to a folder to get the module after every phase as TVMScript.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import tvm
+from tvm import relax
+
+from tvmquant.passes.annotate_quantization import AnnotateQuantization
+from tvmquant.passes.apply_calibration import ApplyCalibration
+from tvmquant.passes.canonicalize_ops import CanonicalizeOps
+from tvmquant.passes.convert_layout import ConvertLayout
+from tvmquant.passes.fold_batch_norm import FoldBatchNorm
+from tvmquant.passes.fuse_epilogue import FuseEpilogue
+from tvmquant.passes.insert_requantize import InsertRequantize
+from tvmquant.passes.lower_to_kernels import LowerToKernels
+from tvmquant.passes.schedule_float_ops import ScheduleFloatOps
+from tvmquant.passes.verify_integer_only import VerifyIntegerOnly
+
+Pass = tvm.transform.Pass
+
+
+def _run(phase: str, passes: Sequence[Pass], module: tvm.IRModule) -> tvm.IRModule:
+    module = tvm.transform.Sequential(list(passes))(module)
+    folder = os.environ.get("TVMQUANT_DUMP")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, f"{phase}.py").write_text(module.script(show_meta=False))
+    return module
+
+
+def canonicalize(module: tvm.IRModule) -> tvm.IRModule:
+    """L0 as imported -> L0 in canonical form, batch normalization folded."""
+    return _run("1-canonical", [CanonicalizeOps(), FoldBatchNorm(), CanonicalizeOps()], module)
+
+
+def annotate(module: tvm.IRModule, activation_scheme: str = "asymmetric") -> tvm.IRModule:
+    """Canonical L0 -> L1, uncalibrated."""
+    return _run("2-annotated", [AnnotateQuantization(activation_scheme)], module)
+
+
+def integerize(
+    module: tvm.IRModule,
+    ranges: Mapping[str, tuple[float, float]],
+    *,
+    weight_method: str = "mse",
+    strict: bool = False,
+) -> tvm.IRModule:
+    """L1 -> L2: calibrated, integers only, epilogues fused, channels last."""
+    calibrated = _run("3-calibrated", [ApplyCalibration(ranges, weight_method)], module)
+    integer = [InsertRequantize(), FuseEpilogue(), ConvertLayout()]
+    verified = [VerifyIntegerOnly()] if strict else []
+    return _run("4-integer", [*integer, *verified], calibrated)
+
+
+def lower(
+    module: tvm.IRModule, target: tvm.target.Target, threads: int, batch: int
+) -> tvm.IRModule:
+    """L2 (or L0, for a float build) -> L3: scheduled kernels with the batch bound."""
+    symbols = {str(v.name): v for p in module["main"].params for v in _symbolic(p)}
+    bind = [relax.transform.BindSymbolicVars({v: batch for v in symbols.values()})]
+    return _run(
+        "5-kernels",
+        [
+            *(bind if symbols else []),
+            LowerToKernels(target, threads),
+            relax.transform.LegalizeOps(),
+            ScheduleFloatOps(target, threads),
+        ],
+        module,
+    )
+
+
+def _symbolic(param: relax.Var) -> list[tvm.tirx.Var]:
+    return [v for v in param.ty.shape.values if isinstance(v, tvm.tirx.Var)]
+
+
+def virtual_machine_pipeline() -> Pass:
+    """Return the passes that turn L3 into virtual machine instructions.
+
+    TVM's default without its fusion and constant folding: kernels are final here, and folding
+    would compile and run code on the build machine.
+    """
+    return tvm.transform.Sequential(
+        [
+            relax.transform.RewriteDataflowReshape(),
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            relax.transform.CallTIRRewrite(),
+            relax.transform.StaticPlanBlockMemory(),
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+        ]
+    )

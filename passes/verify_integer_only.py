@@ -1,0 +1,84 @@
+"""Check that nothing between the borders computes in float, and list what does (L2).
+
+A graph is integer-only when every operator but the first quantize and the last dequantize reads and
+writes integers. What stayed float is reported with the ONNX node it came from and the reason; in
+strict mode it is an error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tvm
+from tvm import relax
+
+from tvmquant.errors import QuantizationError
+from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.rewriter import bindings_of, span_name
+
+REASONS = {
+    "relax.nn.softmax": "softmax has no integer form yet",
+    "relax.nn.log_softmax": "softmax has no integer form yet",
+    "relax.nn.layer_norm": "normalization over activations has no integer form yet",
+    "relax.nn.instance_norm": "normalization over activations has no integer form yet",
+    "relax.matmul": "a product of two activations has no integer form yet",
+    "relax.image.resize2d": "only nearest-neighbour resizing has an integer form",
+    "relax.divide": "division by an activation has no integer form",
+}
+DEFAULT_REASON = "the operator has no integer form"
+
+
+@dataclass(frozen=True)
+class FloatOp:
+    """An operator that computes in float, the ONNX node it came from, and why."""
+
+    op: str
+    node: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Return one line for a report."""
+        return f"{self.op} ({self.node}): {self.reason}"
+
+
+def float_audit(module: tvm.IRModule) -> list[FloatOp]:
+    """List the operators of an L2 module that compute in float, in graph order."""
+    found = []
+    for _, value in bindings_of(module["main"]):
+        if not isinstance(value, relax.Call) or qop.is_call(value, qop.QUANTIZE, qop.DEQUANTIZE):
+            continue
+        outputs = value.ty.fields if isinstance(value.ty, relax.TupleType) else [value.ty]
+        if any(str(getattr(t, "dtype", "")).startswith("float") for t in outputs):
+            name = str(value.op.name)
+            found.append(
+                FloatOp(
+                    name.removeprefix("relax.").removeprefix("nn."),
+                    span_name(value) or "unnamed",
+                    REASONS.get(name, DEFAULT_REASON),
+                )
+            )
+    return found
+
+
+@tvm.ir.transform.module_pass(opt_level=0, name="VerifyIntegerOnly")
+class VerifyIntegerOnly:
+    """Raise if a module computes in float; return it unchanged otherwise.
+
+    Raises
+    ------
+    QuantizationError
+        Naming every float operator, its node and the reason.
+    """
+
+    def transform_module(
+        self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
+    ) -> tvm.IRModule:
+        """Return the module unchanged."""
+        found = float_audit(module)
+        if found:
+            listing = "\n".join(f"  - {op}" for op in found)
+            raise QuantizationError(
+                f"{len(found)} operators would stay float:\n{listing}\n"
+                "compile without strict mode to keep them in float"
+            )
+        return module

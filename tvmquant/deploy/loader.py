@@ -1,0 +1,226 @@
+"""Load a built library and run it. Needs TVM's runtime and numpy, no compiler.
+
+Set ``TVM_USE_RUNTIME_LIB=1`` before the first import to load TVM's runtime library only.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tvmquant.deploy.manifest import (
+    LIBRARY_NAME,
+    LayerInfo,
+    Manifest,
+    TensorInfo,
+    file_sha256,
+)
+from tvmquant.errors import ArtifactError, DataError
+from tvmquant.target import CPUINFO_NAMES, host_features
+
+# TVM's kernels assume that tensors start at a multiple of this
+ALIGNMENT = 64
+
+
+class Model:
+    """A loaded library.
+
+    Parameters
+    ----------
+    folder : path
+        What `tvmquant.build` wrote.
+    threads : int, optional
+        Threads that compute; default: those the library was built for. One setting per process.
+    raw : bool
+        Take and return raw integers (channels last) instead of float32.
+
+    Raises
+    ------
+    ArtifactError
+        If the folder is incomplete, damaged, of another version or for another processor.
+
+    Examples
+    --------
+    >>> model = tvmquant.load("resnet50-int8")          # doctest: +SKIP
+    >>> logits = model(images)                          # doctest: +SKIP
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], *, threads: int | None = None, raw: bool = False
+    ) -> None:
+        self.folder = Path(folder)
+        self.manifest = Manifest.load(self.folder)
+        self.raw = raw
+        if raw and not self.manifest.has_raw:
+            raise ArtifactError(
+                f"{self.folder}: has no raw integer entry, because its first or last operator "
+                "stayed float; see the float audit of `tvmquant inspect`"
+            )
+        if threads is not None and threads < 1:
+            raise ArtifactError(f"threads = {threads}; expected at least 1")
+        self.threads = threads or self.manifest.threads
+        _check_processor(self.manifest)
+        library = _check_library(self.folder, self.manifest)
+        self._machine = _virtual_machine(library, self.manifest, self.threads)
+        self._entry = self._machine["raw" if raw else "main"]
+
+    @property
+    def inputs(self) -> list[TensorInfo]:
+        """Inputs, in calling order."""
+        return self.manifest.inputs
+
+    @property
+    def outputs(self) -> list[TensorInfo]:
+        """Outputs, in order."""
+        return self.manifest.outputs
+
+    def __call__(self, *inputs: Any) -> npt.NDArray[Any] | tuple[npt.NDArray[Any], ...]:
+        """Run the network.
+
+        Parameters
+        ----------
+        *inputs : numpy arrays or DLPack tensors
+            One per input. Aligned, contiguous arrays are used in place, others are copied.
+
+        Returns
+        -------
+        array, or tuple of arrays where the network has several outputs
+
+        Raises
+        ------
+        DataError
+            If the number, shape or type of the inputs is not what the library takes.
+        """
+        result = self._entry(*self._tensors(inputs))
+        if hasattr(result, "numpy"):
+            return np.from_dlpack(result)
+        return tuple(np.from_dlpack(item) for item in result)
+
+    def bind(self, *inputs: Any) -> Any:
+        """Return a function without arguments that runs the network on ``inputs`` once.
+
+        For timing: checks and conversions happen here, once.
+        """
+        tensors = self._tensors(inputs)
+        entry = self._entry
+        return lambda: entry(*tensors)
+
+    def profile(self, *inputs: Any, repeats: int = 20) -> list[tuple[LayerInfo, float]]:
+        """Time every kernel call.
+
+        Parameters
+        ----------
+        *inputs
+            As in calling the model.
+        repeats : int
+            Runs, after one warm-up; the median of each call is kept.
+
+        Returns
+        -------
+        list of (LayerInfo, seconds) in execution order
+            Instrumentation adds about a microsecond to each call.
+        """
+        tensors = self._tensors(inputs)
+        clock = _KernelClock({layer.kernel for layer in self.manifest.layers})
+        runs: list[list[float]] = []
+        machine = _virtual_machine(self.folder / LIBRARY_NAME, self.manifest, self.threads)
+        machine.set_instrument(clock)
+        entry = machine["raw" if self.raw else "main"]
+        for _ in range(repeats + 1):
+            clock.seconds = []
+            entry(*tensors)
+            runs.append(clock.seconds)
+        medians = np.median(np.asarray(runs[1:]), axis=0)
+        layers = self.manifest.layers[-len(medians) :] if self.raw else self.manifest.layers
+        return [(layer, float(s)) for layer, s in zip(layers, medians, strict=False)]
+
+    def _tensors(self, inputs: Sequence[Any]) -> list[Any]:
+        if len(inputs) != len(self.inputs):
+            names = ", ".join(t.name for t in self.inputs)
+            raise DataError(f"found {len(inputs)} inputs; expected {len(self.inputs)}: {names}")
+        return [self._tensor(x, info) for x, info in zip(inputs, self.inputs, strict=True)]
+
+    def _tensor(self, x: Any, info: TensorInfo) -> Any:
+        import tvm
+
+        shape = info.raw_shape if self.raw else info.shape
+        dtype = info.raw_dtype if self.raw else info.dtype
+        array = x if isinstance(x, np.ndarray) else np.from_dlpack(x)
+        if list(array.shape) != list(shape) or str(array.dtype) != dtype:
+            raise DataError(
+                f"input {info.name!r} is {array.dtype} {tuple(array.shape)}; "
+                f"expected {dtype} {tuple(shape)}"
+            )
+        in_place = array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0
+        if in_place and array.flags.writeable:
+            return tvm.runtime.from_dlpack(array)
+        return tvm.runtime.tensor(np.ascontiguousarray(array))
+
+
+class _KernelClock:
+    """Instrument of the virtual machine that times the calls of known kernels."""
+
+    def __init__(self, kernels: set[str]) -> None:
+        self.kernels = kernels
+        self.seconds: list[float] = []
+        self._started = 0.0
+
+    def __call__(self, _func: Any, name: str, before: bool, _ret: Any, *_args: Any) -> int:
+        if before:
+            self._started = time.perf_counter()
+        elif not str(name).startswith("vm."):
+            self.seconds.append(time.perf_counter() - self._started)
+        return 0
+
+
+def _check_processor(manifest: Manifest) -> None:
+    present = host_features()
+    needed = manifest.target["features"]
+    missing = [f for f in needed if CPUINFO_NAMES.get(f, f) not in present]
+    if present and missing:
+        raise ArtifactError(
+            f"this processor lacks {', '.join(missing)}, which the library was compiled for "
+            f"({manifest.target['config']}); build again with --target native on this machine, "
+            "or for an older processor"
+        )
+
+
+def _check_library(folder: Path, manifest: Manifest) -> Path:
+    library = folder / LIBRARY_NAME
+    if not library.is_file():
+        raise ArtifactError(f"{folder}: holds no {LIBRARY_NAME}; build the model again")
+    found = file_sha256(library)
+    if found != manifest.library["sha256"]:
+        raise ArtifactError(
+            f"{library}: SHA-256 is {found[:16]}..., the manifest says "
+            f"{manifest.library['sha256'][:16]}...; the file was changed, build again"
+        )
+    return library
+
+
+def _virtual_machine(library: Path, manifest: Manifest, threads: int) -> Any:
+    import tvm
+
+    built_with = manifest.versions["tvm"]
+    if tvm.__version__.split(".")[:2] != built_with.split(".")[:2]:
+        raise ArtifactError(
+            f"{library}: built with TVM {built_with}, this is TVM {tvm.__version__}; "
+            "install that version or build the model again"
+        )
+    # mode 0: one thread on each of the big cores, up to the given number
+    tvm.get_global_func("runtime.config_threadpool")(0, threads)
+    module = tvm.runtime.load_module(str(library))
+    return tvm.runtime.vm.VirtualMachine(module, tvm.cpu())
+
+
+def load(
+    folder: str | os.PathLike[str], *, threads: int | None = None, raw: bool = False
+) -> Model:
+    """Load a built library; see `Model`."""
+    return Model(folder, threads=threads, raw=raw)

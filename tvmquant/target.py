@@ -1,0 +1,167 @@
+"""Compilation targets: parsing, validation, and the processor features an artefact needs.
+
+Nothing here asks what machine this is, except for the target ``native``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvmquant.errors import TargetError
+
+if TYPE_CHECKING:
+    import tvm
+
+# Architectures whose triples LLVM parses; an unknown one would end the process inside LLVM.
+ARCHITECTURES = ("x86_64", "aarch64", "arm64", "armv7a", "armv7l", "riscv64")
+
+# Features that decide whether compiled code runs, as LLVM names them -> as /proc/cpuinfo does.
+CPUINFO_NAMES = {
+    "sse3": "pni", "ssse3": "ssse3", "sse4.1": "sse4_1", "sse4.2": "sse4_2", "popcnt": "popcnt",
+    "avx": "avx", "avx2": "avx2", "fma": "fma", "f16c": "f16c", "bmi": "bmi1", "bmi2": "bmi2",
+    "lzcnt": "abm", "movbe": "movbe", "sse4a": "sse4a", "adx": "adx", "gfni": "gfni",
+    "vaes": "vaes", "vpclmulqdq": "vpclmulqdq", "avxvnni": "avx_vnni", "avx512f": "avx512f",
+    "avx512bw": "avx512bw", "avx512vl": "avx512vl", "avx512dq": "avx512dq",
+    "avx512cd": "avx512cd", "avx512vnni": "avx512_vnni", "avx512vbmi": "avx512vbmi",
+    "avx512vbmi2": "avx512_vbmi2", "avx512ifma": "avx512ifma", "avx512bitalg": "avx512_bitalg",
+    "avx512vpopcntdq": "avx512_vpopcntdq", "avx512bf16": "avx512_bf16",
+    "avx512fp16": "avx512_fp16", "avx512vp2intersect": "avx512_vp2intersect",
+    "amx-int8": "amx_int8", "amx-tile": "amx_tile", "amx-bf16": "amx_bf16",
+    "neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm", "sve": "sve", "sve2": "sve2",
+    "fullfp16": "asimdhp", "lse": "atomics", "crc": "crc32",
+}  # fmt: skip
+
+
+def parse_target(spec: str | dict[str, Any] | tvm.target.Target) -> tvm.target.Target:
+    """Return a TVM target, validated.
+
+    Parameters
+    ----------
+    spec : str, dict or Target
+        ``"native"`` (this machine), a processor name known to LLVM (``"haswell"``), options in
+        TVM's style (``"llvm -mcpu=znver4"``, ``"-mtriple=aarch64-linux-gnu -mattr=+dotprod"``), a
+        JSON object, or a TVM target.
+
+    Raises
+    ------
+    TargetError
+        If the kind, triple, processor or a feature is not known to LLVM.
+
+    Examples
+    --------
+    >>> parse_target("llvm -mcpu=haswell").attrs["mcpu"]
+    'haswell'
+    """
+    import tvm
+
+    if isinstance(spec, tvm.target.Target):
+        spec = {"kind": spec.kind.name, **{str(k): v for k, v in spec.attrs.items()}}
+    config = _config(spec)
+    kind = config.get("kind", "llvm")
+    if kind != "llvm":
+        raise TargetError(f"target kind {kind!r} is not supported; expected 'llvm' (a CPU)")
+    _validate(config)
+    try:
+        return tvm.target.Target(config)
+    except Exception as error:  # TVM raises several unrelated types for a bad option
+        reason = str(error).strip().splitlines()[-1]
+        raise TargetError(f"target {spec!r} is not valid: {reason}") from None
+
+
+def _config(spec: str | dict[str, Any]) -> dict[str, Any]:
+    if isinstance(spec, dict):
+        return {"kind": "llvm", **spec}
+    text = spec.strip()
+    if text == "native":
+        return _native()
+    if text.startswith("{"):
+        try:
+            return {"kind": "llvm", **json.loads(text)}
+        except json.JSONDecodeError as error:
+            raise TargetError(f"target {spec!r} is not valid JSON: {error}") from None
+    config: dict[str, Any] = {"kind": "llvm"}
+    for word in shlex.split(text):
+        option = re.fullmatch(r"--?([a-z][a-z0-9_-]*)=(.*)", word)
+        if option:
+            key, value = option.groups()
+            config[key] = value.split(",") if key == "mattr" else value
+            if key == "num-cores":
+                config[key] = int(value)
+        elif word.startswith("-"):
+            raise TargetError(f"target option {word!r} is not of the form -name=value")
+        elif word in ("llvm", "cuda", "c", "metal", "vulkan", "opencl", "rocm"):
+            config["kind"] = word
+        else:
+            config["mcpu"] = word
+    return config
+
+
+def _native() -> dict[str, Any]:
+    """Describe this machine: its processor, less the features the kernel does not report."""
+    import tvm
+
+    codegen = tvm.target.codegen
+    config: dict[str, Any] = {"kind": "llvm", "mcpu": str(codegen.llvm_get_system_cpu())}
+    present = host_features()
+    implied = {str(f) for f in codegen.llvm_get_cpu_features(tvm.target.Target(config))}
+    missing = sorted(f for f in implied & CPUINFO_NAMES.keys() if CPUINFO_NAMES[f] not in present)
+    if present and missing:
+        config["mattr"] = [f"-{name}" for name in missing]
+    return config
+
+
+def _validate(config: dict[str, Any]) -> None:
+    import tvm
+
+    codegen = tvm.target.codegen
+    triple = str(config.get("mtriple", codegen.llvm_get_system_triple()))
+    architecture = triple.split("-")[0]
+    if architecture not in ARCHITECTURES:
+        raise TargetError(
+            f"target triple {triple!r}: architecture {architecture!r} is not supported; "
+            f"expected one of {', '.join(ARCHITECTURES)}"
+        )
+    base = {"kind": "llvm", "mtriple": triple}
+    cpu = config.get("mcpu")
+    if cpu is not None:
+        known = {str(c) for c in codegen.llvm_get_cpu_archlist(tvm.target.Target(base))}
+        if str(cpu) not in known:
+            close = [c for c in sorted(known) if c.startswith(str(cpu)[:4])]
+            raise TargetError(
+                f"LLVM knows no processor {cpu!r} for {architecture}; "
+                f"{'did you mean ' + ', '.join(close[:6]) if close else 'for example'} "
+                f"{'?' if close else ', '.join(sorted(known)[:6])}"
+            )
+    for attribute in config.get("mattr", []):
+        if not re.fullmatch(r"[+-][a-z0-9.-]+", str(attribute)):
+            raise TargetError(f"target feature {attribute!r} must look like +avx2 or -avx512f")
+
+
+def required_features(target: tvm.target.Target) -> list[str]:
+    """Return the processor features that code for ``target`` may use, as LLVM names them."""
+    import tvm
+
+    names = {str(f) for f in tvm.target.codegen.llvm_get_cpu_features(target)}
+    return sorted(names & CPUINFO_NAMES.keys())
+
+
+def host_features() -> frozenset[str]:
+    """Return what /proc/cpuinfo reports for this machine (empty where there is none)."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return frozenset()
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", cpuinfo.read_text(), re.MULTILINE)
+    return frozenset(match.group(1).split()) if match else frozenset()
+
+
+def physical_cores() -> int:
+    """Return the number of physical cores this process may use (at least 1)."""
+    import psutil
+
+    allowed = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else 0
+    physical = psutil.cpu_count(logical=False) or 1
+    return max(1, min(physical, allowed or physical))
