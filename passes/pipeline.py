@@ -17,6 +17,7 @@ from tvmquant.passes.annotate_quantization import AnnotateQuantization
 from tvmquant.passes.apply_calibration import ApplyCalibration
 from tvmquant.passes.canonicalize_ops import CanonicalizeOps
 from tvmquant.passes.convert_layout import ConvertLayout
+from tvmquant.passes.expose_integers import ExposeIntegers
 from tvmquant.passes.fold_batch_norm import FoldBatchNorm
 from tvmquant.passes.fuse_epilogue import FuseEpilogue
 from tvmquant.passes.insert_requantize import InsertRequantize
@@ -76,6 +77,11 @@ def lower(
         ],
         module,
     )
+
+
+def expose_integers(module: tvm.IRModule) -> tvm.IRModule:
+    """Add the raw integer entry to an L3 module, where its borders allow it."""
+    return _run("6-entries", [ExposeIntegers()], module)
 
 
 def _symbolic(param: relax.Var) -> list[tvm.tirx.Var]:

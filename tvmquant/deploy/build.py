@@ -86,14 +86,15 @@ def build(
     say("kernels")
     module = graph.module if graph.level == "L2" else pipeline.canonicalize(graph.module)
     lowered = pipeline.lower(module, tvm_target, count, batch)
-    entries, has_raw = pipeline.expose_integers(lowered)
+    entries = pipeline.expose_integers(lowered)
+    has_raw = "raw" in {str(v.name_hint) for v in entries.get_global_vars()}
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         say("compile")
         _compile_in_worker(entries, tvm_target, work / LIBRARY_NAME)
-        inputs, outputs = describe_tensors(graph, module, lowered, has_raw)
+        inputs, outputs = describe_tensors(graph, module, entries, has_raw)
         library = work / LIBRARY_NAME
         manifest = Manifest(
             model={"name": graph.name, **(model or {})},
@@ -104,7 +105,7 @@ def build(
                 "features": required_features(tvm_target),
             },
             threads=count,
-            layers=describe_layers(lowered),
+            layers=describe_layers(module, lowered),
             float_audit=[vars(op) for op in float_audit(module)] if graph.level == "L2" else [],
             versions={
                 "tvmquant": importlib.metadata.version("tvmquant"),

@@ -1,0 +1,131 @@
+"""Add an entry that takes and returns raw integers (L3).
+
+Before::
+
+    main(x):  x_q = call_tir(quantize, x); ...; y_q = ...; y = call_tir(dequantize, y_q); return y
+
+After::
+
+    raw(x_q): ...; return y_q
+    main(x):  x_q = call_tir(quantize, x); y_q = raw(x_q); return call_tir(dequantize, y_q)
+
+Requires that every input is read by one quantize kernel only and every output written by a
+dequantize kernel; a module where some border operator stayed float is returned unchanged.
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm import relax
+
+from tvmquant.passes.rewriter import bindings_of, used_vars
+
+
+def _kernel(value: relax.Expr) -> str:
+    if isinstance(value, relax.Call) and isinstance(value.args[0], tvm.ir.GlobalVar):
+        return str(value.args[0].name_hint)
+    return ""
+
+
+class _Split:
+    """The bindings of ``main``, divided into borders and core."""
+
+    def __init__(self, function: relax.Function) -> None:
+        self.function = function
+        bindings = list(bindings_of(function))
+        body = function.body.body
+        alias = {var: value for var, value in bindings if isinstance(value, relax.Var)}
+        values = dict(bindings)
+        outputs = list(body.fields) if isinstance(body, relax.Tuple) else [body]
+        self.outputs = [alias.get(o, o) for o in outputs]
+        self.tuple = isinstance(body, relax.Tuple)
+        params = set(function.params)
+        self.quantizes = [
+            (var, value)
+            for var, value in bindings
+            if _kernel(value).startswith("quantize_f32") and value.args[1].fields[0] in params
+        ]
+        self.dequantizes = [(o, values.get(o)) for o in self.outputs]
+        border = {var for var, _ in (*self.quantizes, *self.dequantizes)} | set(alias)
+        self.core = [(var, value) for var, value in bindings if var not in border]
+
+    def possible(self) -> bool:
+        """Whether the integers can be exposed."""
+        if not all(_kernel(value).startswith("dequantize_") for _, value in self.dequantizes):
+            return False
+        if len({var for var, _ in self.quantizes}) != len(self.function.params):
+            return False
+        dequantized = {var for var, _ in self.dequantizes}
+        params = set(self.function.params)
+        return not any(
+            v in params or v in dequantized for _, value in self.core for v in used_vars(value)
+        )
+
+
+@tvm.ir.transform.module_pass(opt_level=0, name="ExposeIntegers")
+class ExposeIntegers:
+    """Split ``main`` into its float borders and an integer function ``raw``."""
+
+    def transform_module(
+        self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
+    ) -> tvm.IRModule:
+        """Return the module with ``raw``, or unchanged where that is not possible."""
+        main = module["main"]
+        split = _Split(main)
+        if not split.possible():
+            return module
+        builder = relax.BlockBuilder(module)
+        order = {p: i for i, p in enumerate(main.params)}
+        quantizes = sorted(split.quantizes, key=lambda q: order[q[1].args[1].fields[0]])
+        results = [value.args[1].fields[0] for _, value in split.dequantizes]
+        params = [relax.Var(f"{p.name}_q", var.ty) for p, (var, _) in
+                  zip(main.params, quantizes, strict=True)]  # fmt: skip
+        mapping: dict[relax.Var, relax.Expr] = {
+            var: param for (var, _), param in zip(quantizes, params, strict=True)
+        }
+        with builder.function("raw", params):
+            with builder.dataflow():
+                for var, value in split.core:
+                    mapping[var] = builder.emit(_copy(value, mapping), str(var.name))
+                raw_outputs = [builder.emit_output(mapping[r]) for r in results]
+            builder.emit_func_output(
+                relax.Tuple(raw_outputs) if split.tuple else raw_outputs[0]
+            )
+        module = builder.finalize()
+        return _call_raw(module, split, quantizes)
+
+
+def _call_raw(
+    module: tvm.IRModule, split: _Split, quantizes: list[tuple[relax.Var, relax.Expr]]
+) -> tvm.IRModule:
+    builder = relax.BlockBuilder(module)
+    main, raw = split.function, module.get_global_var("raw")
+    with builder.function("main", list(main.params), attrs=dict(main.attrs or {})):
+        with builder.dataflow():
+            inputs = [builder.emit(value, "x_q") for _, value in quantizes]
+            result = builder.emit(relax.Call(raw, inputs), "raw_outputs")
+            outputs = []
+            for i, (_, value) in enumerate(split.dequantizes):
+                item = relax.TupleGetItem(result, i) if split.tuple else result
+                source = value.args[1].fields[0]
+                bound = builder.emit(item) if split.tuple else result
+                outputs.append(builder.emit_output(_copy(value, {source: bound})))
+        builder.emit_func_output(relax.Tuple(outputs) if split.tuple else outputs[0])
+    return relax.transform.DeadCodeElimination(["main", "raw"])(builder.finalize())
+
+
+def _copy(value: relax.Expr, mapping: dict[relax.Var, relax.Expr]) -> relax.Expr:
+    def lookup(expr: relax.Expr) -> relax.Expr:
+        if isinstance(expr, relax.Var):
+            return mapping.get(expr, expr)
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([lookup(f) for f in expr.fields])
+        return expr
+
+    if isinstance(value, relax.Call):
+        return relax.Call(
+            value.op, [lookup(a) for a in value.args], value.attrs, value.ty_args, value.span
+        )
+    if isinstance(value, relax.TupleGetItem):
+        return relax.TupleGetItem(lookup(value.tuple_value), value.index)
+    return lookup(value)

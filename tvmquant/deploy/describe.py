@@ -1,0 +1,154 @@
+"""Describe a compiled graph for the manifest: its tensors, its kernel calls, their work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import tvm
+from tvm import relax
+
+from tvmquant.deploy.manifest import LayerInfo, TensorInfo
+from tvmquant.graph import Graph, layer_name
+from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.rewriter import bindings_of, used_vars
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def describe_tensors(
+    graph: Graph, module: tvm.IRModule, lowered: tvm.IRModule, has_raw: bool
+) -> tuple[list[TensorInfo], list[TensorInfo]]:
+    """Describe inputs and outputs: float shapes from ``lowered``, scales from the L2 ``module``."""
+    main = lowered["main"]
+    result = main.ret_ty
+    types = list(result.fields) if isinstance(result, tvm.ir.TupleType) else [result]
+    inputs = [
+        _tensor(name, param.ty)
+        for name, param in zip(graph.input_names, main.params, strict=True)
+    ]
+    outputs = [_tensor(name, ty) for name, ty in zip(graph.output_names, types, strict=True)]
+    if not has_raw:
+        return inputs, outputs
+    raw = lowered["raw"]
+    raw_types = list(raw.ret_ty.fields) if isinstance(raw.ret_ty, tvm.ir.TupleType) else [raw.ret_ty]
+    scales_in, scales_out = _border_scales(module)
+    inputs = [
+        _with_raw(info, param.ty, *scales_in[i])
+        for i, (info, param) in enumerate(zip(inputs, raw.params, strict=True))
+    ]
+    outputs = [
+        _with_raw(info, ty, *scales_out[i])
+        for i, (info, ty) in enumerate(zip(outputs, raw_types, strict=True))
+    ]
+    return inputs, outputs
+
+
+def _tensor(name: str, ty: relax.TensorType) -> TensorInfo:
+    shape = [int(v) for v in ty.shape.values]
+    return TensorInfo(name, shape, str(ty.dtype.dtype), "NCHW" if len(shape) == 4 else "")
+
+
+def _with_raw(info: TensorInfo, ty: relax.TensorType, scale: float, zero: int) -> TensorInfo:
+    shape = [int(v) for v in ty.shape.values]
+    layout = "NHWC" if len(shape) == 4 else ""
+    return TensorInfo(
+        info.name, info.shape, info.dtype, info.layout, scale, zero, shape,
+        str(ty.dtype.dtype), layout,
+    )  # fmt: skip
+
+
+def _border_scales(
+    module: tvm.IRModule,
+) -> tuple[dict[int, tuple[float, int]], dict[int, tuple[float, int]]]:
+    """Return scale and zero point of each input and output of an L2 module, by position."""
+    main = module["main"]
+    values = dict(bindings_of(main))
+    position = {param: i for i, param in enumerate(main.params)}
+    inputs: dict[int, tuple[float, int]] = {}
+    for value in values.values():
+        if qop.is_call(value, qop.QUANTIZE) and value.args[0] in position:
+            attrs = qop.attributes(value)
+            inputs[position[value.args[0]]] = attrs["scale"], attrs["zero_point"]
+    outputs: dict[int, tuple[float, int]] = {}
+    for i, output in enumerate(used_vars(main.body.body)):
+        call = _resolve(output, values)
+        if qop.is_call(call, qop.DEQUANTIZE):
+            scale = float(qop.constant_array(call.args[1]).reshape(-1)[0])
+            outputs[i] = scale, qop.attributes(call)["zero_point"]
+    return inputs, outputs
+
+
+def _resolve(var: relax.Var, values: Mapping[relax.Var, Any]) -> Any:
+    value = values.get(var)
+    while isinstance(value, relax.Var):
+        value = values.get(value)
+    return value
+
+
+def describe_layers(module: tvm.IRModule, lowered: tvm.IRModule) -> list[LayerInfo]:
+    """List the kernel calls of a lowered module in execution order.
+
+    Parameters
+    ----------
+    module : IRModule
+        The L2 (or L0) module it was lowered from, for bit widths and work.
+    lowered : IRModule
+        The L3 module, before `ExposeIntegers`.
+    """
+    work = _work_by_layer(module)
+    layers = []
+    for var, value in bindings_of(lowered["main"]):
+        if not isinstance(value, relax.Call) or not isinstance(value.args[0], tvm.ir.GlobalVar):
+            continue
+        symbol = str(value.args[0].name_hint)
+        function = lowered[value.args[0]]
+        ours = bool(function.attrs) and "tvmquant.kernel" in function.attrs
+        shape = [int(v) for v in var.ty.shape.values]
+        name = layer_name(value) or symbol
+        kind = str(function.attrs["tvmquant.op"]) if ours and "tvmquant.op" in function.attrs else ""
+        facts = work.get(name, {}) if _contracts(symbol) else {}
+        layers.append(
+            LayerInfo(
+                name, kind or _operation(symbol), symbol, shape, str(var.ty.dtype.dtype), **facts
+            )
+        )
+    return layers
+
+
+def _contracts(symbol: str) -> bool:
+    return symbol.startswith(("conv2d", "dense", "depthwise"))
+
+
+def _operation(symbol: str) -> str:
+    """Return what a kernel computes, from its name."""
+    for known in (
+        "conv2d_transpose", "depthwise_conv2d", "conv2d", "dense", "max_pool2d", "sum_pool2d",
+        "requantize", "multiply", "table", "dequantize", "quantize", "concat", "reshape",
+        "transpose", "pad", "strided_slice", "resize2d",
+    ):  # fmt: skip
+        if symbol.startswith(known):
+            return known
+    return symbol
+
+
+def _work_by_layer(module: tvm.IRModule) -> dict[str, dict[str, Any]]:
+    """Return multiply-accumulates and bit widths of every contraction, by layer name."""
+    work: dict[str, dict[str, Any]] = {}
+    for var, value in bindings_of(module["main"]):
+        if not qop.is_call(value, qop.QCONV2D, qop.QCONV2D_TRANSPOSE, qop.QDENSE):
+            continue
+        attrs = qop.attributes(value)
+        weight = qop.constant_array(value.args[1])
+        pixels = value.args[0] if qop.is_call(value, qop.QCONV2D_TRANSPOSE) else var
+        extents = [int(v) if isinstance(v, tvm.tirx.IntImm) else 1 for v in pixels.ty.shape.values]
+        outputs = 1
+        for extent in extents[:-1]:
+            outputs *= extent
+        work[attrs["id"]] = {
+            "macs": outputs * int(weight.size),
+            "w_bits": attrs["w_bits"],
+            "a_bits": 8,
+            "compute_dtype": attrs.get("compute_dtype", ""),
+        }
+    return work
