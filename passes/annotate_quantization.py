@@ -71,7 +71,8 @@ class Form:
     Parameters
     ----------
     kind : str
-        ``float``, ``quantized``, ``mover``, ``accumulator``, ``clipped`` or ``elementwise``.
+        ``float``, ``input`` (a float parameter of the graph), ``quantized``, ``mover``,
+        ``accumulator``, ``clipped`` or ``elementwise``.
     sources : tuple of Var
         The tensors a mover moves, or the one an elementwise chain is a function of.
     residual : bool
@@ -104,15 +105,19 @@ class _RegionFinder:
 
     def __init__(self, function: relax.Function) -> None:
         self.uses = count_uses(function)
-        self.forms: dict[relax.Var, Form] = {p: Form("float") for p in function.params}
+        self.forms: dict[relax.Var, Form] = {p: _form_of_input(p) for p in function.params}
         self.marked: dict[relax.Var, set[str]] = {}
         self.groups: dict[relax.Var, relax.Var] = {}
         for var, value in bindings_of(function):
             self.forms[var] = self._form(value)
         body = function.body.body
         for output in used_vars(body):
-            if self.form(output).kind != "float":
+            if not self.is_float(output):
                 self.request(output, OUTPUT)
+
+    def is_float(self, var: relax.Var) -> bool:
+        """Whether ``var`` is float, as are inputs and what moves them until integers are asked."""
+        return all(self.form(root).kind in ("float", "input") for root in self.roots(var))
 
     def form(self, var: relax.Var) -> Form:
         return self.forms[var]
@@ -150,11 +155,10 @@ class _RegionFinder:
         return self.uses[var] == 1
 
     def _form(self, value: relax.Expr) -> Form:
-        if isinstance(value, relax.Var):
-            self.uses[value] += 0
-            return Form("mover", (value,))
-        if isinstance(value, relax.TupleGetItem):
-            return Form("mover", (value.tuple_value,))
+        if isinstance(value, relax.Var | relax.TupleGetItem):
+            source = value if isinstance(value, relax.Var) else value.tuple_value
+            is_float = self.form(source).kind == "float"
+            return Form("float") if is_float else Form("mover", (source,))
         if not isinstance(value, relax.Call):
             return Form("float")
         handler = self._handler(value)
@@ -162,7 +166,7 @@ class _RegionFinder:
         if form is not None:
             return form
         for operand in used_vars(value):
-            if self.form(operand).kind != "float":
+            if not self.is_float(operand):
                 self.request(operand, OUTPUT)
         return Form("float")
 
@@ -190,11 +194,8 @@ class _RegionFinder:
         return Form("accumulator")
 
     def _pool(self, call: relax.Call) -> Form | None:
-        if qop.is_call(call, "relax.mean"):
-            rank = len(call.args[0].ty.shape.values)
-            axes = sorted(int(a) % rank for a in (call.attrs.axis or range(rank)))
-            if rank != 4 or axes != [2, 3] or not bool(call.attrs.keepdims):
-                return None
+        if not is_window_mean(call):
+            return None
         self.request(call.args[0], ACTIVATION)
         return Form("accumulator")
 
@@ -211,9 +212,10 @@ class _RegionFinder:
             return None  # a constant among the inputs of a concat
         if all(self.form(v).kind == "float" for v in operands):
             return None
-        for operand in operands:
-            if self.form(operand).kind not in ("quantized", "mover"):
-                self.request(operand, ACTIVATION)
+        if not all(self.is_float(v) for v in operands):
+            for operand in operands:
+                if self.is_float(operand) or self.form(operand).kind not in ("quantized", "mover"):
+                    self.request(operand, ACTIVATION)
         if len(operands) > 1:
             self._unify([r for v in operands for r in self.roots(v)])
         return Form("mover", tuple(operands))
@@ -234,7 +236,7 @@ class _RegionFinder:
         if len(tensors) == 1:
             constant = arrays[0] if arrays[0] is not None else arrays[1]
             return self._with_constant(call, tensors[0], constant, arrays[0] is not None)
-        if qop.is_call(call, "relax.add", "relax.multiply"):
+        if qop.is_call(call, "relax.add", "relax.subtract", "relax.multiply"):
             return self._two_tensors(call, *tensors)
         return None
 
@@ -242,11 +244,10 @@ class _RegionFinder:
         self, call: relax.Call, tensor: relax.Var, constant: Any, constant_first: bool
     ) -> Form | None:
         form = self.form(tensor)
-        channelwise = is_channelwise(constant, len(tensor.ty.shape.values))
-        linear = qop.is_call(call, "relax.add", "relax.multiply") or (
-            qop.is_call(call, "relax.subtract", "relax.divide") and not constant_first
-        )
-        if linear and channelwise and form.kind == "accumulator" and self._absorbs(tensor):
+        if not keeps_shape(call, tensor):
+            return None
+        linear = is_linear(call, constant, constant_first)
+        if linear and form.kind == "accumulator" and self._absorbs(tensor):
             return form
         rescales = qop.is_call(call, "relax.multiply", "relax.divide") and not constant_first
         if rescales and form.kind == "clipped" and self._absorbs(tensor):
@@ -254,7 +255,7 @@ class _RegionFinder:
                 return form
         if is_scalar(constant):
             return self._chain(tensor)
-        if linear and channelwise:
+        if linear:
             self.request(tensor, ACTIVATION)
             return Form("accumulator")
         return None
@@ -302,9 +303,37 @@ def is_channelwise(constant: Any, rank: int) -> bool:
     return len(shape) == rank and all(n == 1 for i, n in enumerate(shape) if i != axis)
 
 
+def keeps_shape(call: relax.Call, tensor: relax.Var) -> bool:
+    """Whether an operation with a constant leaves the tensor's shape as it is."""
+    return bool(call.ty.shape == tensor.ty.shape)
+
+
+def is_linear(call: relax.Call, constant: Any, constant_first: bool) -> bool:
+    """Whether a call adds or multiplies constants per channel."""
+    if not is_channelwise(constant, len(call.ty.shape.values)):
+        return False
+    if qop.is_call(call, "relax.subtract", "relax.divide"):
+        return not constant_first
+    return qop.is_call(call, "relax.add", "relax.multiply")
+
+
+def is_window_mean(call: relax.Call) -> bool:
+    """Whether a call averages over windows of the two spatial axes, or over all of them."""
+    if not qop.is_call(call, "relax.mean"):
+        return str(call.attrs.layout) == "NCHW"
+    rank = len(call.args[0].ty.shape.values)
+    axes = sorted(int(a) % rank for a in (call.attrs.axis or range(rank)))
+    return rank == 4 and axes == [2, 3] and bool(call.attrs.keepdims)
+
+
 def _tensor_fields(call: relax.Call) -> list[relax.Expr]:
     first = call.args[0]
     return list(first.fields) if isinstance(first, relax.Tuple) else [first]
+
+
+def _form_of_input(param: relax.Var) -> Form:
+    is_tensor = isinstance(param.ty, relax.TensorType)
+    return Form("input" if is_tensor and str(param.ty.dtype.dtype) == "float32" else "float")
 
 
 class _Annotator(DataflowRewriter):

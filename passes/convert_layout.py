@@ -95,8 +95,8 @@ class _Converter(DataflowRewriter):
 
     def _own(self, call: relax.Call, changes: dict[str, Any]) -> relax.Expr:
         attrs = qop.attributes(call) | changes
-        if attrs.get("axis", -1) == 1:
-            attrs["axis"] = 3
+        if attrs.get("axis", -1) >= 0:
+            attrs["axis"] = AXIS_IN_NHWC[attrs["axis"]]
         args = [self.nhwc(a) for a in call.args]
         return qop.emit(call.op.name, args, attrs, call.span)
 

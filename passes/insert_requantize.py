@@ -44,7 +44,12 @@ from tvmquant.passes.accumulator import (
     as_arrays,
     choose_multipliers,
 )
-from tvmquant.passes.annotate_quantization import is_mover
+from tvmquant.passes.annotate_quantization import (
+    is_linear,
+    is_mover,
+    is_window_mean,
+    keeps_shape,
+)
 from tvmquant.passes.elementwise import ELEMENTWISE, evaluate, scalar_bound
 from tvmquant.passes.rewriter import DataflowRewriter, span_name, used_vars
 
@@ -154,9 +159,7 @@ class _Integerizer(DataflowRewriter):
         if attrs["role"] == "weight":
             return _oriented_weight(call, scale, attrs)
         dtype = "uint8" if attrs["bits"] <= 8 else "int16"
-        target = Quantized(
-            call.args[0], float(scale[0]), zero, attrs["qmin"], attrs["qmax"], dtype
-        )
+        target = Quantized(call.args[0], float(scale[0]), zero, attrs["qmin"], attrs["qmax"], dtype)
         source = self.value(call.args[0])
         if isinstance(source, Quantized):
             if source.same_parameters(target):
@@ -197,7 +200,7 @@ class _Integerizer(DataflowRewriter):
 
     def _pool(self, _var: relax.Var, call: relax.Call) -> Value | None:
         x = self.value(call.args[0])
-        if not isinstance(x, Quantized):
+        if not isinstance(x, Quantized) or not is_window_mean(call):
             return None
         height, width = (_static(v, call) for v in call.args[0].ty.shape.values[2:])
         if qop.is_call(call, "relax.mean"):
@@ -214,11 +217,11 @@ class _Integerizer(DataflowRewriter):
 
     def _move(self, _var: relax.Var, call: relax.Call) -> Value | None:
         inputs = [self.value(v) for v in used_vars(call)]
-        first = call.args[0]
-        constants = isinstance(first, relax.Tuple) and len(first.fields) > len(inputs)
+        moved = call.args[0]
+        constants = isinstance(moved, relax.Tuple) and len(moved.fields) > len(inputs)
         if constants or not all(isinstance(v, Quantized) for v in inputs):
             return None
-        if isinstance(first, relax.Tuple):
+        if isinstance(moved, relax.Tuple):
             inputs = self._unify(inputs, call)
             new = relax.op.concat([v.expr for v in inputs], int(call.attrs.axis))
         elif qop.is_call(call, "relax.nn.pad"):
@@ -272,16 +275,18 @@ class _Integerizer(DataflowRewriter):
         tensors = [v for v in values if not isinstance(v, relax.Expr)]
         if len(tensors) == 2 and not _same_source(*tensors):
             return self._two_tensors(call, tensors[0], tensors[1])
-        if isinstance(tensors[0], Accumulator):
-            return _extend(call, tensors[0], operands, values)
         constants = [qop.constant_array(a) for a in operands]
+        if any(c is not None for c in constants) and not keeps_shape(call, used_vars(call)[0]):
+            return None
+        if isinstance(tensors[0], Accumulator):
+            return _extend(call, tensors[0], constants)
         if all(c is None or c.size == 1 for c in constants):
             chains = [
                 _as_chain(v).values if c is None else c.astype(np.float64).reshape(())
                 for v, c in zip(values, constants, strict=True)
             ]
             return Chain(_as_chain(tensors[0]).source, evaluate(call, chains))
-        return _extend(call, _as_accumulator(tensors[0]), operands, values)
+        return _extend(call, _as_accumulator(tensors[0]), constants)
 
     def _two_tensors(self, call: relax.Call, left: Value, right: Value) -> Value | None:
         if qop.is_call(call, "relax.add", "relax.subtract"):
@@ -324,7 +329,7 @@ class _Integerizer(DataflowRewriter):
             "output_zero_point": to.zero_point,
             "qmin": _clip_bound(region.low, to),
             "qmax": _clip_bound(region.high, to),
-            "axis": _channel_axis(call),
+            "axis": _channel_axis(call, first.contraction),
             "compute_dtype": chosen.compute_dtype,
             "out_dtype": to.dtype,
             "id": name,
@@ -385,9 +390,10 @@ def _clip_bound(real: float, to: Quantized) -> int:
     return min(max(round(real / to.scale) + to.zero_point, to.qmin), to.qmax)
 
 
-def _channel_axis(call: relax.Call) -> int:
+def _channel_axis(call: relax.Call, layer: Contraction | None) -> int:
     rank = len(call.args[0].ty.shape.values)
-    return 1 if rank == 4 else rank - 1
+    dense = layer is not None and qop.is_call(layer.call, "relax.matmul")
+    return 1 if rank == 4 and not dense else rank - 1
 
 
 def _accumulator_bound(integers: Any, x: Quantized, bias_steps: Any) -> Any:
@@ -452,17 +458,14 @@ def _same_source(left: Any, right: Any) -> bool:
     return bool(_as_chain(left).source.expr.same_as(_as_chain(right).source.expr))
 
 
-def _extend(
-    call: relax.Call, region: Accumulator, operands: list[Any], values: list[Any]
-) -> Accumulator | None:
+def _extend(call: relax.Call, region: Accumulator, constants: list[Any]) -> Accumulator | None:
     """Absorb a clip or an arithmetic operation with a constant into a region."""
     if qop.is_call(call, "relax.nn.relu"):
         return region.clipped(0.0, math.inf)
     if qop.is_call(call, "relax.clip"):
         return region.clipped(scalar_bound(call.args[1]), scalar_bound(call.args[2]))
-    constants = [qop.constant_array(a) for a in operands]
     index = 0 if constants[0] is not None else 1
-    if len(constants) < 2 or constants[index] is None:
+    if len(constants) < 2 or not is_linear(call, constants[index], index == 0):
         return None
     constant = constants[index].astype(np.float64).reshape(-1)
     if any(t.scale.ndim > 1 for t in region.terms) and constant.size > 1:
@@ -470,12 +473,8 @@ def _extend(
     if qop.is_call(call, "relax.add"):
         return region.shifted(constant)
     if qop.is_call(call, "relax.subtract"):
-        return region.shifted(-constant) if index == 1 else region.scaled(-np.ones(1)).shifted(
-            constant
-        )  # fmt: skip
-    if qop.is_call(call, "relax.multiply"):
-        return region.scaled(constant)
-    return region.scaled(1.0 / constant) if index == 1 else None
+        return region.shifted(-constant)
+    return region.scaled(constant if qop.is_call(call, "relax.multiply") else 1.0 / constant)
 
 
 def _static(extent: Any, call: relax.Call) -> int:

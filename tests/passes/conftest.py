@@ -11,6 +11,7 @@ import tvm
 from tvm import relax
 from tvm.ir import SourceName, Span
 
+from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.annotate_quantization import AnnotateQuantization
 from tvmquant.passes.apply_calibration import ApplyCalibration
 from tvmquant.passes.canonicalize_ops import CanonicalizeOps
@@ -18,7 +19,7 @@ from tvmquant.passes.convert_layout import ConvertLayout
 from tvmquant.passes.fold_batch_norm import FoldBatchNorm
 from tvmquant.passes.fuse_epilogue import FuseEpilogue
 from tvmquant.passes.insert_requantize import InsertRequantize
-from tvmquant.passes.rewriter import bindings_of
+from tvmquant.passes.rewriter import DataflowRewriter, bindings_of
 from tvmquant.simulator import simulate
 from tvmquant.twin import Twin
 
@@ -79,18 +80,35 @@ def _quantize(module: tvm.IRModule, inputs: Sequence[Any], **options: Any) -> Le
     return Levels(float_, annotated, calibrated, InsertRequantize()(calibrated))
 
 
-def _check(module: tvm.IRModule, *inputs: Any, steps: float = 2.0, **options: Any) -> Levels:
+class _FixScales(DataflowRewriter):
+    def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        if not qop.is_call(value, qop.FAKE_QUANT):
+            return None
+        attrs = qop.attributes(value) | {"fixed": 1}
+        return qop.emit(qop.FAKE_QUANT, [self.lookup(a) for a in value.args], attrs, value.span)
+
+
+def _distance(got: Sequence[Any], want: Sequence[Any]) -> float:
+    """Return the largest difference in steps of 8 bits over the range of an output."""
+    steps = [max(float(np.ptp(w)) / 255, 1e-6) for w in want]
+    assert [g.shape for g in got] == [w.shape for w in want]
+    return max(float(np.abs(g - w).max()) / s for g, w, s in zip(got, want, steps, strict=True))
+
+
+def _check(
+    module: tvm.IRModule, *inputs: Any, steps: float = 1.5, exact: bool = True, **options: Any
+) -> Levels:
     levels = _quantize(module, inputs, **options)
     expected = _run_twin(levels.calibrated, inputs, mode="quantized")
+    fixed = InsertRequantize()(_FixScales(levels.calibrated).rewrite())
+    assert _distance(simulate(fixed, *inputs), expected) <= steps
     actual = simulate(levels.integer, *inputs)
-    for want, got in zip(expected, actual, strict=True):
-        step = (want.max() - want.min()) / 255
-        np.testing.assert_allclose(got, want, rtol=0, atol=steps * step + 1e-6)
+    assert _distance(actual, expected) <= 4 * steps
     fused = FuseEpilogue()(levels.integer)
     for graph in (fused, ConvertLayout()(fused), ConvertLayout()(levels.integer)):
         relax.analysis.well_formed(graph)
         for want, got in zip(actual, simulate(graph, *inputs), strict=True):
-            np.testing.assert_array_equal(got, want)
+            np.testing.assert_allclose(got, want, rtol=0, atol=0 if exact else 1e-4)
     return levels
 
 
@@ -116,8 +134,10 @@ def quantize() -> Callable[..., Levels]:
 def check() -> Callable[..., Levels]:
     """Return ``check(module, *inputs)``, which compares L2 and what follows with L1.
 
-    The integer result is within ``steps`` steps of 8 bits of the fake-quantized one; epilogue
-    fusion and layout conversion change no bit of it.
+    With the weights of L1, the integer result is within ``steps`` steps of 8 bits of the
+    fake-quantized one; with weight scales that grew (other weights, in effect), within four times
+    that. Epilogue fusion and layout conversion change no bit, ``exact`` being False where a float
+    sum may change its order.
     """
     return _check
 
