@@ -250,9 +250,9 @@ class _RegionFinder:
         if linear and form.kind == "accumulator" and self._absorbs(tensor):
             return form
         rescales = qop.is_call(call, "relax.multiply", "relax.divide") and not constant_first
-        if rescales and form.kind == "clipped" and self._absorbs(tensor):
-            if is_scalar(constant) and float(constant.reshape(())) > 0:
-                return form
+        positive = is_scalar(constant) and float(constant.reshape(())) > 0
+        if rescales and positive and form.kind == "clipped" and self._absorbs(tensor):
+            return form
         if is_scalar(constant):
             return self._chain(tensor)
         if linear:
@@ -305,7 +305,7 @@ def is_channelwise(constant: Any, rank: int) -> bool:
 
 def keeps_shape(call: relax.Call, tensor: relax.Var) -> bool:
     """Whether an operation with a constant leaves the tensor's shape as it is."""
-    return bool(call.ty.shape == tensor.ty.shape)
+    return bool(call.ty == tensor.ty)
 
 
 def is_linear(call: relax.Call, constant: Any, constant_first: bool) -> bool:
