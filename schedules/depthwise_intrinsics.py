@@ -1,0 +1,92 @@
+"""Dot products over window rows, one per lane, for depthwise convolution.
+
+For every lane i, ``C[i] += sum_k A[k, i] * B[i, k]``: A holds ``group`` rows of the window at one
+column, ``lanes`` neighbouring channels each. The rows are interleaved in registers, so that each
+lane of the dot-product instruction finds its own taps. LLVM sees the interleaving of a column once
+when neighbouring output columns, unrolled, share it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.s_tir import TensorIntrin
+from tvm.script import tirx as T  # noqa: N812
+from tvmquant.schedules.isa import (
+    PMADDWD_256,
+    PMADDWD_512,
+    VNNI_256,
+    VNNI_512,
+    DotProduct,
+)
+
+_INSTRUCTIONS = {
+    VNNI_512: "llvm.x86.avx512.vpdpbusd.512",
+    VNNI_256: "llvm.x86.avx512.vpdpbusd.256",
+    PMADDWD_512: "llvm.x86.avx512.pmaddw.d.512",
+    PMADDWD_256: "llvm.x86.avx2.pmadd.wd",
+}
+
+
+def _description(dot: DotProduct) -> tirx.PrimFunc:
+    lanes, group, weight_dtype = dot.lanes, dot.group, dot.weight_dtype
+
+    @T.prim_func(s_tir=True)
+    def description(a: T.handle, b: T.handle, c: T.handle) -> None:
+        row, column = T.int32(), T.int32()
+        A = T.match_buffer(a, (group, 1, lanes), "uint8", offset_factor=1, strides=[row, column, 1])
+        B = T.match_buffer(b, (lanes, group), weight_dtype, offset_factor=1)
+        C = T.match_buffer(c, (lanes,), "int32", offset_factor=1)
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:group, 0, 0:lanes], B[0:lanes, 0:group])
+            T.writes(C[0:lanes])
+            for i in T.serial(0, lanes):
+                for k in T.serial(0, group):
+                    with T.sblock("update"):
+                        vi, vk = T.axis.remap("SR", [i, k])
+                        C[vi] = C[vi] + T.cast(A[vk, 0, vi], "int32") * T.cast(B[vi, vk], "int32")
+
+    return description
+
+
+def _accumulate(dot: DotProduct, acc: Any, taps: Any, weight: Any) -> tirx.PrimExpr:
+    """Return ``acc`` plus the dot products of interleaved taps (uint8) and weights."""
+    vector, instruction = f"int32x{dot.lanes}", _INSTRUCTIONS[dot]
+    if dot.group == 4:
+        signed = T.reinterpret(f"int8x{4 * dot.lanes}", taps)
+        return T.call_llvm_pure_intrin(vector, instruction, acc, signed, weight)
+    words = T.cast(taps, f"int16x{2 * dot.lanes}")
+    return acc + T.call_llvm_pure_intrin(vector, instruction, words, weight)
+
+
+def _implementation(dot: DotProduct) -> tirx.PrimFunc:
+    lanes, group, weight_dtype = dot.lanes, dot.group, dot.weight_dtype
+    acc, loaded, packed = f"int32x{lanes}", f"uint8x{lanes}", f"{weight_dtype}x{lanes * group}"
+    interleaved = [k * lanes + i for i in range(lanes) for k in range(group)]
+
+    @T.prim_func(s_tir=True)
+    def implementation(a: T.handle, b: T.handle, c: T.handle) -> None:
+        row, column = T.int32(), T.int32()
+        A = T.match_buffer(a, (group, 1, lanes), "uint8", offset_factor=1, strides=[row, column, 1])
+        B = T.match_buffer(b, (lanes, group), weight_dtype, offset_factor=1)
+        C = T.match_buffer(c, (lanes,), "int32", offset_factor=1)
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:group, 0, 0:lanes], B[0:lanes, 0:group])
+            T.writes(C[0:lanes])
+            C[T.ramp(T.int32(0), 1, lanes)] = _accumulate(
+                dot,
+                C.vload([0], dtype=acc),
+                T.Shuffle([A.vload([k, 0, 0], dtype=loaded) for k in range(group)], interleaved),
+                B.vload([0, 0], dtype=packed),
+            )
+
+    return implementation
+
+
+def intrinsic(dot: DotProduct) -> str:
+    """Register the intrinsic of a dot product on first use and return its name."""
+    name = f"tvmquant.depthwise_{dot.name}"
+    if TensorIntrin.get(name, allow_missing=True) is None:
+        TensorIntrin.register(name, _description(dot), _implementation(dot))
+    return name
