@@ -1,0 +1,200 @@
+"""The state of one import: values seen so far, and how converters read and emit them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+
+from tvmquant.frontend.dimensions import (
+    Array,
+    Batch,
+    Dim,
+    Shape,
+    UnsupportedNodeError,
+    is_symbolic,
+    show,
+)
+from tvmquant.frontend.node import Node
+from tvmquant.graph import with_span
+
+# A numpy array is a constant or a shape; a Var a tensor computed at run time; None left out.
+Value: TypeAlias = Array | relax.Var | None
+
+FLOAT_KINDS = ("float16", "float32", "float64", "bfloat16")
+
+
+class NonFiniteError(UnsupportedNodeError):
+    """A weight holds NaN or infinity."""
+
+
+class Context:
+    """What a converter may use.
+
+    Parameters
+    ----------
+    builder : relax.BlockBuilder
+        Receives the calls, inside the dataflow block of ``main``.
+    batch : tirx.Var or None
+        The symbolic batch, None if the batch is a number.
+    assumed_batch : bool
+        Whether the file fixes the batch at 1 and the import makes it symbolic. Whatever mixes the
+        samples of a batch is then rejected, and the import starts again with the fixed batch.
+    """
+
+    def __init__(
+        self, builder: relax.BlockBuilder, batch: tirx.Var | None, assumed_batch: bool
+    ) -> None:
+        self.builder = builder
+        self.batch = batch
+        self.assumed_batch = assumed_batch
+        self.values: dict[str, Value] = {"": None}
+        self.node: Node
+
+    # Reading inputs of the current node
+
+    def value(self, index: int) -> Value:
+        """Return an input of the node, None if it is left out."""
+        names = self.node.inputs
+        return self.values[names[index]] if index < len(names) else None
+
+    def tensor(self, index: int) -> relax.Expr:
+        """Return an input as an expression; constants are checked and embedded."""
+        value = self.value(index)
+        if value is None:
+            raise UnsupportedNodeError(f"input {index} is missing")
+        if isinstance(value, np.ndarray):
+            return self.embed(self.weight(index))
+        return value
+
+    def weight(self, index: int) -> Array:
+        """Return a constant input as an array, floating-point ones as float32.
+
+        Raises
+        ------
+        UnsupportedNodeError
+            If the input is not a constant, is empty or is not finite.
+        """
+        array = self.optional_constant(index)
+        if array is None:
+            raise UnsupportedNodeError(f"input {index} is missing")
+        name = self.node.inputs[index]
+        if array.size == 0:
+            raise UnsupportedNodeError(f"constant {name!r} has shape {array.shape}: no elements")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            kind = "NaN" if np.isnan(array).any() else "an infinite value"
+            raise NonFiniteError(f"constant {name!r} holds {kind}")
+        return array
+
+    def optional_constant(self, index: int) -> Array | None:
+        """Return a constant input as an array of any content, None if it is left out."""
+        value = self.value(index)
+        if value is None:
+            return None
+        if not isinstance(value, np.ndarray):
+            raise UnsupportedNodeError(f"input {index} must be a constant, it is computed")
+        if is_symbolic(value):
+            raise UnsupportedNodeError(f"input {index} depends on the batch size")
+        return as_float32(value)
+
+    def integers(self, index: int, attribute: str) -> list[int] | None:
+        """Return integers given as input ``index``, or in older opsets as an attribute."""
+        array = self.optional_constant(index)
+        if array is not None:
+            return [int(item) for item in array.ravel()]
+        return self.node.integers(attribute) if attribute in self.node.attributes else None
+
+    def is_constant(self, index: int) -> bool:
+        """Whether an input is given and constant."""
+        return isinstance(self.value(index), np.ndarray)
+
+    # Shapes
+
+    def shape(self, tensor: relax.Expr) -> Shape:
+        """Return the shape of an emitted expression."""
+        dims = tensor.ty.shape
+        if dims is None:
+            raise UnsupportedNodeError("the shape of its input is not known")
+        return tuple(self._dimension(dim) for dim in list(dims.values))
+
+    def _dimension(self, dim: Any) -> Dim:
+        if isinstance(dim, tirx.IntImm):
+            return int(dim.value)
+        if self.batch is not None and dim.same_as(self.batch):
+            return Batch()
+        if isinstance(dim, tirx.Mul) and isinstance(dim.b, tirx.IntImm):
+            inner = self._dimension(dim.a)
+            if isinstance(inner, Batch):
+                return inner * int(dim.b.value)
+        raise UnsupportedNodeError(f"a dimension of its input is {dim}")
+
+    def spatial(self, tensor: relax.Expr) -> tuple[int, int]:
+        """Return height and width of an NCHW tensor.
+
+        Raises
+        ------
+        UnsupportedNodeError
+            If the tensor is not 4-D.
+        """
+        shape = self.shape(tensor)
+        if len(shape) != 4:
+            raise UnsupportedNodeError(f"its input is {len(shape)}-D, {show(shape)}, not 4-D NCHW")
+        height, width = shape[2:]
+        if isinstance(height, Batch) or isinstance(width, Batch):
+            raise UnsupportedNodeError("its height or width depends on the batch size")
+        return height, width
+
+    def expression(self, shape: Sequence[Dim]) -> relax.ShapeExpr:
+        """Return a shape as a Relax expression."""
+        return relax.ShapeExpr(
+            [
+                (self.batch if dim.factor == 1 else self.batch * tirx.IntImm("int64", dim.factor))
+                if isinstance(dim, Batch)
+                else dim
+                for dim in shape
+            ]
+        )
+
+    def keep_batch(self, shape: Shape, axes: Sequence[int]) -> None:
+        """Reject work along the batch axis where the batch is only assumed to be symbolic."""
+        if self.assumed_batch and any(isinstance(shape[axis], Batch) for axis in axes):
+            raise UnsupportedNodeError("it works along the batch axis")
+
+    def axis(self, rank: int, axis: int) -> int:
+        """Return an axis counted from the front."""
+        if not -rank <= axis < rank:
+            raise UnsupportedNodeError(f"axis {axis} does not exist in a {rank}-D tensor")
+        return axis % rank
+
+    # Writing
+
+    def embed(self, array: Array) -> tvm.ir.GenericConst:
+        """Return an array as a constant of the graph."""
+        return relax.const(np.ascontiguousarray(array), str(array.dtype))
+
+    def emit(self, expr: relax.Expr) -> relax.Var:
+        """Append an expression under the node's name and return its result."""
+        if isinstance(expr, relax.Call):
+            expr = with_span(expr, self.node.name)
+        return self.builder.emit(expr)
+
+    def reshape(self, tensor: relax.Expr, shape: Shape) -> relax.Var:
+        """Append a reshape, unless the tensor has that shape already."""
+        if self.shape(tensor) == shape:
+            return tensor
+        return self.emit(relax.op.reshape(tensor, self.expression(shape)))
+
+
+def as_float32(array: Array) -> Array:
+    """Return floating-point arrays as float32, others unchanged (4-bit integers as 8-bit ones)."""
+    name = array.dtype.name
+    if name in FLOAT_KINDS:
+        return array.astype(np.float32, copy=False)
+    if name in ("int4", "uint4", "int2", "uint2"):
+        return array.astype(np.int8 if name.startswith("int") else np.uint8)
+    if name.startswith("float"):
+        raise UnsupportedNodeError(f"a constant has element type {name}")
+    return array

@@ -1,0 +1,271 @@
+"""Operators that move values without computing: reshape, transpose, slice, concat, pad."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from tvmquant.frontend.context import Context, Value
+from tvmquant.frontend.dimensions import (
+    Batch,
+    Dim,
+    Shape,
+    UnsupportedNodeError,
+    as_array,
+    broadcast_shapes,
+    count,
+    resolve_reshape,
+    show,
+)
+from tvmquant.frontend.node import Node
+from tvmquant.frontend.registry import converter
+
+
+@converter("Shape")
+def _convert_shape(ctx: Context, node: Node) -> Value:
+    shape = ctx.shape(ctx.tensor(0))
+    end = node.attributes.get("end")
+    return as_array(shape[node.integer("start", 0) : None if end is None else int(end)])
+
+
+@converter("Size")
+def _convert_size(ctx: Context, node: Node) -> Value:
+    return as_array([count(ctx.shape(ctx.tensor(0)))]).reshape(())
+
+
+def _dimensions(ctx: Context, index: int) -> list[Dim]:
+    """Return a shape input, of which some dimensions may depend on the batch."""
+    value = ctx.value(index)
+    if not isinstance(value, np.ndarray):
+        raise UnsupportedNodeError("its shape input is computed from the data")
+    return [dim if isinstance(dim, Batch) else int(dim) for dim in value.ravel().tolist()]
+
+
+@converter("ConstantOfShape")
+def _convert_constant_of_shape(ctx: Context, node: Node) -> relax.Var:
+    fill = np.asarray(node.attributes.get("value", np.zeros(1, np.float32)))
+    shape = ctx.expression(_dimensions(ctx, 0))
+    return ctx.emit(relax.op.full(shape, ctx.embed(fill.reshape(())), str(fill.dtype)))
+
+
+@converter("Reshape")
+def _convert_reshape(ctx: Context, node: Node) -> relax.Var:
+    data = ctx.tensor(0)
+    shape, target = ctx.shape(data), _dimensions(ctx, 1)
+    if ctx.assumed_batch and shape and target and isinstance(shape[0], Batch) and target[0] == 1:
+        target[0] = shape[0]
+    allow_zero = node.integer("allowzero", 0) == 1
+    return ctx.reshape(data, resolve_reshape(shape, target, allow_zero=allow_zero))
+
+
+@converter("Flatten")
+def _convert_flatten(ctx: Context, node: Node) -> relax.Var:
+    data = ctx.tensor(0)
+    shape = ctx.shape(data)
+    axis = node.integer("axis", 1)
+    axis = axis + len(shape) if axis < 0 else axis
+    if axis == 0:
+        ctx.keep_batch(shape, [0])
+    return ctx.reshape(data, (count(shape[:axis]), count(shape[axis:])))
+
+
+@converter("Squeeze")
+def _convert_squeeze(ctx: Context, node: Node) -> relax.Var:
+    data = ctx.tensor(0)
+    shape = ctx.shape(data)
+    given = ctx.integers(1, "axes")
+    if given is None:
+        axes = [axis for axis, dim in enumerate(shape) if dim == 1]
+        ctx.keep_batch(shape, range(len(shape)))
+    else:
+        axes = [ctx.axis(len(shape), axis) for axis in given]
+    if any(shape[axis] != 1 for axis in axes):
+        raise UnsupportedNodeError(f"it squeezes axes {axes} of a tensor of shape {show(shape)}")
+    return ctx.reshape(data, tuple(dim for axis, dim in enumerate(shape) if axis not in axes))
+
+
+@converter("Unsqueeze")
+def _convert_unsqueeze(ctx: Context, node: Node) -> relax.Var:
+    data = ctx.tensor(0)
+    shape = ctx.shape(data)
+    given = ctx.integers(1, "axes") or []
+    rank = len(shape) + len(given)
+    axes = {ctx.axis(rank, axis) for axis in given}
+    dims = iter(shape)
+    return ctx.reshape(data, tuple(1 if axis in axes else next(dims) for axis in range(rank)))
+
+
+@converter("Transpose")
+def _convert_transpose(ctx: Context, node: Node) -> relax.Var:
+    data = ctx.tensor(0)
+    order = node.integers("perm", list(reversed(range(len(ctx.shape(data))))))
+    return ctx.emit(relax.op.permute_dims(data, order))
+
+
+@converter("Concat")
+def _convert_concat(ctx: Context, node: Node) -> relax.Expr:
+    tensors = [ctx.tensor(index) for index in range(len(node.inputs))]
+    shapes = [ctx.shape(tensor) for tensor in tensors]
+    axis = ctx.axis(len(shapes[0]), node.integer("axis", 1))
+    rest = [(*shape[:axis], 1, *shape[axis + 1 :]) for shape in shapes]
+    if ctx.assumed_batch and axis != 0:
+        whole = broadcast_shapes(*rest)
+        for index, shape in enumerate(shapes):
+            wanted = (*whole[:axis], shape[axis], *whole[axis + 1 :])
+            if shape != wanted:
+                expanded = relax.op.broadcast_to(tensors[index], ctx.expression(wanted))
+                tensors[index] = ctx.emit(expanded)
+    elif any(shape != rest[0] for shape in rest):
+        raise UnsupportedNodeError(f"it joins tensors of shapes {', '.join(map(show, shapes))}")
+    else:
+        for shape in shapes:
+            ctx.keep_batch(shape, [axis])
+    if axis == 0 and any(isinstance(shape[0], Batch) for shape in shapes):
+        raise UnsupportedNodeError("it joins tensors along the batch axis")
+    return tensors[0] if len(tensors) == 1 else ctx.emit(relax.op.concat(tensors, axis))
+
+
+@converter("Split")
+def _convert_split(ctx: Context, node: Node) -> tuple[relax.Var, ...]:
+    data = ctx.tensor(0)
+    shape = ctx.shape(data)
+    axis = ctx.axis(len(shape), node.integer("axis", 0))
+    extent = shape[axis]
+    if isinstance(extent, Batch):
+        raise UnsupportedNodeError("it splits along the batch axis")
+    sizes = ctx.integers(1, "split")
+    if sizes is None:
+        parts = len(node.outputs)
+        chunk = -(-extent // parts)
+        sizes = [min(chunk, extent - chunk * part) for part in range(parts)]
+    if sum(sizes) != extent or min(sizes) < 1:
+        raise UnsupportedNodeError(f"it splits {extent} elements into parts of {sizes}")
+    if len(sizes) == 1:
+        return (data,)
+    pieces = ctx.emit(relax.op.split(data, list(accumulate(sizes))[:-1], axis))
+    return tuple(ctx.emit(relax.TupleGetItem(pieces, part)) for part in range(len(sizes)))
+
+
+def _slice_axis(ctx: Context, data: relax.Var, axis: int, start: int, stop: int, step: int) -> Any:
+    extent = ctx.shape(data)[axis]
+    if (start, step) == (0, 1) and (
+        stop == extent or (isinstance(extent, Batch) and stop >= 2**31)
+    ):
+        return data
+    if isinstance(extent, Batch):
+        raise UnsupportedNodeError("it slices along the batch axis")
+    if step < 0:
+        raise UnsupportedNodeError(f"it slices with step {step}, expected a step > 0")
+    begin, end, _ = slice(start, stop, step).indices(extent)
+    if end <= begin:
+        raise UnsupportedNodeError(f"its slice {start}:{stop} of {extent} elements is empty")
+    if (begin, end, step) == (0, extent, 1):
+        return data
+    return ctx.emit(relax.op.strided_slice(data, [axis], [begin], [end], [step]))
+
+
+@converter("Slice")
+def _convert_slice(ctx: Context, node: Node) -> relax.Expr:
+    data = ctx.tensor(0)
+    rank = len(ctx.shape(data))
+    starts, ends = ctx.integers(1, "starts"), ctx.integers(2, "ends")
+    axes, steps = ctx.integers(3, "axes"), ctx.integers(4, "steps")
+    if starts is None or ends is None:
+        raise UnsupportedNodeError("its starts and ends are missing")
+    axes = list(range(len(starts))) if axes is None else axes
+    steps = [1] * len(starts) if steps is None else steps
+    for start, stop, axis, step in zip(starts, ends, axes, steps, strict=True):
+        data = _slice_axis(ctx, data, ctx.axis(rank, axis), start, stop, step)
+    return data
+
+
+@converter("Gather")
+def _convert_gather(ctx: Context, node: Node) -> relax.Var:
+    data = ctx.tensor(0)
+    shape = ctx.shape(data)
+    indices = ctx.weight(1)
+    axis = ctx.axis(len(shape), node.integer("axis", 0))
+    extent = shape[axis]
+    if isinstance(extent, Batch):
+        raise UnsupportedNodeError("it gathers along the batch axis")
+    if indices.min() < -extent or indices.max() >= extent:
+        raise UnsupportedNodeError(f"its indices are not all below {extent}")
+    flat = np.where(indices < 0, indices + extent, indices).ravel()
+    result: Shape = (*shape[:axis], *indices.shape, *shape[axis + 1 :])
+    if np.array_equal(flat, np.arange(flat[0], flat[0] + flat.size)):
+        start = int(flat[0])
+        return ctx.reshape(_slice_axis(ctx, data, axis, start, start + flat.size, 1), result)
+    taken = ctx.emit(relax.op.take(data, ctx.embed(flat.astype(np.int64)), axis))
+    return ctx.reshape(taken, result)
+
+
+@converter("Expand")
+def _convert_expand(ctx: Context, node: Node) -> relax.Expr:
+    data = ctx.tensor(0)
+    shape = ctx.shape(data)
+    wanted = broadcast_shapes(shape, tuple(_dimensions(ctx, 1)))
+    if shape == wanted:
+        return data
+    return ctx.emit(relax.op.broadcast_to(data, ctx.expression(wanted)))
+
+
+@converter("Tile")
+def _convert_tile(ctx: Context, node: Node) -> relax.Var:
+    repeats = ctx.integers(1, "repeats")
+    return ctx.emit(relax.op.tile(ctx.tensor(0), repeats))
+
+
+@converter("Pad")
+def _convert_pad(ctx: Context, node: Node) -> relax.Expr:
+    data = ctx.tensor(0)
+    shape = ctx.shape(data)
+    mode = node.text("mode", "constant")
+    if mode != "constant":
+        raise UnsupportedNodeError(f"it pads with mode={mode!r}, expected 'constant'")
+    pads = ctx.integers(1, "pads")
+    if pads is None:
+        raise UnsupportedNodeError("its pads are missing")
+    fill = ctx.optional_constant(2)
+    value = node.number("value", 0.0) if fill is None or fill.size == 0 else float(fill.item())
+    given = ctx.integers(3, "axes")
+    axes = list(range(len(shape))) if given is None else [ctx.axis(len(shape), a) for a in given]
+    widths = [0] * (2 * len(shape))
+    for position, axis in enumerate(axes):
+        widths[2 * axis], widths[2 * axis + 1] = pads[position], pads[position + len(axes)]
+    if any(isinstance(shape[i // 2], Batch) and width for i, width in enumerate(widths)):
+        raise UnsupportedNodeError("it pads along the batch axis")
+    for axis, extent in enumerate(shape):
+        before, after = min(widths[2 * axis], 0), min(widths[2 * axis + 1], 0)
+        if not isinstance(extent, Batch):
+            data = _slice_axis(ctx, data, axis, -before, extent + after, 1)
+    grown = [max(width, 0) for width in widths]
+    return ctx.emit(relax.op.nn.pad(data, grown, "constant", value)) if any(grown) else data
+
+
+@converter("DepthToSpace")
+def _convert_depth_to_space(ctx: Context, node: Node) -> relax.Var:
+    data = ctx.tensor(0)
+    height, width = ctx.spatial(data)
+    batch, channels = ctx.shape(data)[:2]
+    block = node.integer("blocksize", 1)
+    depth = int(channels) // block**2  # type: ignore[arg-type]
+    if node.text("mode", "DCR") == "DCR":
+        split, order = (batch, block, block, depth, height, width), [0, 3, 4, 1, 5, 2]
+    else:
+        split, order = (batch, depth, block, block, height, width), [0, 1, 4, 2, 5, 3]
+    moved = ctx.emit(relax.op.permute_dims(ctx.reshape(data, split), order))
+    return ctx.reshape(moved, (batch, depth, height * block, width * block))
+
+
+@converter("SpaceToDepth")
+def _convert_space_to_depth(ctx: Context, node: Node) -> relax.Var:
+    data = ctx.tensor(0)
+    height, width = ctx.spatial(data)
+    batch, channels = ctx.shape(data)[:2]
+    block = node.integer("blocksize", 1)
+    split = (batch, channels, height // block, block, width // block, block)
+    moved = ctx.emit(relax.op.permute_dims(ctx.reshape(data, split), [0, 3, 5, 1, 2, 4]))
+    return ctx.reshape(moved, (batch, channels * block**2, height // block, width // block))

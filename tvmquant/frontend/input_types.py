@@ -1,0 +1,132 @@
+"""Shapes and types of a model's inputs, with what the user binds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx
+
+from tvmquant.errors import ModelError
+from tvmquant.frontend.prepare import Prepared
+
+_FLOAT_TYPES = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.BFLOAT16,
+)
+
+
+@dataclass(frozen=True)
+class InputType:
+    """An input of the graph.
+
+    Parameters
+    ----------
+    name : str
+    shape : tuple of int
+        The first number is meaningless where the batch is symbolic.
+    batch : str
+        Whether the first dimension is left open, is 1 in the file, or is some other number.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    batch: Literal["symbolic", "fixed at 1", "fixed"]
+
+
+def read_inputs(
+    model: Prepared, input_shapes: Mapping[str, Sequence[int | None]]
+) -> list[InputType]:
+    """Return the inputs of a model with all dimensions but the batch known.
+
+    Raises
+    ------
+    ModelError
+        If a dimension other than the first is left open, is zero, or contradicts ``input_shapes``;
+        if an input is not floating-point; if ``input_shapes`` names no input.
+    """
+    names = [value.name for value in model.inputs]
+    for name in input_shapes:
+        if name not in names:
+            raise ModelError(
+                f"input_shapes names {name!r}, but the inputs of model {model.name!r} are "
+                f"{', '.join(names)}"
+            )
+    return [_read(model, value, input_shapes.get(value.name)) for value in model.inputs]
+
+
+def _read(
+    model: Prepared, value: onnx.ValueInfoProto, given: Sequence[int | None] | None
+) -> InputType:
+    label = f"model {model.name!r}: input {value.name!r}"
+    tensor = value.type.tensor_type
+    if tensor.elem_type not in _FLOAT_TYPES:
+        found = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+        raise ModelError(
+            f"{label} has type {found}, expected float32; export the model so that the conversion "
+            "from integers happens outside of it"
+        )
+    declared = _declared(value)
+    if declared is None:
+        if given is None:
+            raise ModelError(f"{label} has no shape; {_how_to_bind(value.name, 4)}")
+        declared = [""] * len(given)
+    if given is not None and len(given) != len(declared):
+        raise ModelError(
+            f"{label} has {len(declared)} dimensions, input_shapes gives {len(given)}: {given}"
+        )
+    dims = [
+        _bind(label, value.name, axis, dim, None if given is None else given[axis], len(declared))
+        for axis, dim in enumerate(declared)
+    ]
+    open_batch = bool(declared) and not isinstance(declared[0], int)
+    if open_batch and (given is None or given[0] is None):
+        batch: Literal["symbolic", "fixed at 1", "fixed"] = "symbolic"
+    elif bool(declared) and declared[0] == 1 and (given is None or given[0] is None):
+        batch = "fixed at 1"
+    else:
+        batch = "fixed"
+    return InputType(value.name, tuple(dims), batch)
+
+
+def _declared(value: onnx.ValueInfoProto) -> list[int | str] | None:
+    """Return dimensions as numbers, or as the name that stands for an open one."""
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    return [
+        int(dim.dim_value) if dim.HasField("dim_value") else str(dim.dim_param)
+        for dim in tensor.shape.dim
+    ]
+
+
+def _bind(
+    label: str, name: str, axis: int, declared: int | str, given: int | None, rank: int
+) -> int:
+    if isinstance(declared, int):
+        # exporters before opset 9 wrote -1 or 0 for an open dimension
+        if declared <= 0:
+            raise ModelError(f"{label} has dimension {axis} = {declared}, expected a number > 0")
+        if given is not None and given != declared:
+            raise ModelError(
+                f"{label} has dimension {axis} = {declared}, input_shapes gives {given}"
+            )
+        return declared
+    if given is None:
+        if axis == 0:
+            return 1
+        called = f" ({declared!r})" if declared else ""
+        raise ModelError(
+            f"{label}: dimension {axis}{called} is left open; {_how_to_bind(name, rank)}"
+        )
+    if given <= 0:
+        raise ModelError(f"{label}: input_shapes gives dimension {axis} = {given}, expected > 0")
+    return int(given)
+
+
+def _how_to_bind(name: str, rank: int) -> str:
+    example = (None, 3, 224, 224) if rank == 4 else (None, *([64] * (rank - 1)))
+    return f"give its shape, e.g. input_shapes={{{name!r}: {example}}}"

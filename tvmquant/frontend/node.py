@@ -1,0 +1,94 @@
+"""One ONNX node, its attributes decoded, under the name that becomes its layer's name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import onnx
+
+from tvmquant.frontend.dimensions import Array, UnsupportedNodeError
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of an ONNX graph.
+
+    Parameters
+    ----------
+    proto : onnx.NodeProto
+    name : str
+        Unique in the graph.
+    opset : int
+        Version of the operator set of the node's domain.
+    """
+
+    proto: onnx.NodeProto
+    name: str
+    opset: int
+
+    @property
+    def op_type(self) -> str:
+        """The operator, with its domain if that is not ONNX's own."""
+        domain = self.proto.domain
+        return self.proto.op_type if domain in ("", "ai.onnx") else f"{domain}.{self.proto.op_type}"
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the inputs, ``""`` where an optional one is left out."""
+        return list(self.proto.input)
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the outputs, ``""`` where an optional one is left out."""
+        return list(self.proto.output)
+
+    @cached_property
+    def attributes(self) -> dict[str, Any]:
+        """Attribute values by name; tensors as numpy arrays, texts as str."""
+        decoded: dict[str, Any] = {}
+        for attribute in self.proto.attribute:
+            value = onnx.helper.get_attribute_value(attribute)
+            if isinstance(value, onnx.TensorProto):
+                value = onnx.numpy_helper.to_array(value)
+            decoded[attribute.name] = value.decode() if isinstance(value, bytes) else value
+        return decoded
+
+    def integer(self, name: str, default: int) -> int:
+        """Return an integer attribute."""
+        return int(self.attributes.get(name, default))
+
+    def number(self, name: str, default: float) -> float:
+        """Return a floating-point attribute."""
+        return float(self.attributes.get(name, default))
+
+    def text(self, name: str, default: str) -> str:
+        """Return a string attribute."""
+        return str(self.attributes.get(name, default))
+
+    def integers(self, name: str, default: list[int] | None = None) -> list[int]:
+        """Return an attribute that is a list of integers, by default empty."""
+        values = self.attributes.get(name)
+        return (default or []) if values is None else [int(value) for value in values]
+
+    def constant_value(self) -> Array | None:
+        """Return the value of a ``Constant`` node as an array, None for any other node.
+
+        Raises
+        ------
+        UnsupportedNodeError
+            If the constant is sparse or a text.
+        """
+        if self.op_type != "Constant":
+            return None
+        import numpy as np
+
+        kinds = {"value_float": np.float32, "value_floats": np.float32}
+        kinds |= {"value_int": np.int64, "value_ints": np.int64}
+        for name, value in self.attributes.items():
+            if name == "value" and isinstance(value, np.ndarray):
+                return value
+            if name in kinds:
+                return np.asarray(value, kinds[name])
+        raise UnsupportedNodeError("its constant is not a plain tensor")

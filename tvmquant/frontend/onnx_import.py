@@ -1,0 +1,204 @@
+"""ONNX to L0: the float graph in Relax, with symbolic batch and ONNX node names as layer names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import tvm
+from tvm import relax, tirx
+
+from tvmquant.errors import ModelError, UnsupportedModelError
+from tvmquant.frontend import (  # noqa: F401 (they register converters)
+    converters_layout,
+    converters_linear,
+    converters_math,
+    converters_pool,
+    converters_quantize,
+    converters_resize,
+)
+from tvmquant.frontend.context import Context, NonFiniteError, Value, as_float32
+from tvmquant.frontend.dimensions import Batch, Shape, UnsupportedNodeError, is_symbolic
+from tvmquant.frontend.fold import NOT_FOLDED, evaluate_constant
+from tvmquant.frontend.input_types import InputType, read_inputs
+from tvmquant.frontend.node import Node
+from tvmquant.frontend.prepare import Prepared, Source, check_with_onnx, constant_of, prepare
+from tvmquant.frontend.registry import CONVERTERS
+from tvmquant.frontend.shape_ops import evaluate
+from tvmquant.frontend.support import UnsupportedNode, find_unsupported, raise_unsupported
+from tvmquant.graph import Graph
+
+
+def load_onnx(
+    source: Source,
+    *,
+    input_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    name: str | None = None,
+) -> Graph:
+    """Import an ONNX model as a float graph.
+
+    Parameters
+    ----------
+    source : path or onnx.ModelProto
+        The model. Data outside the file must lie in the file's own folder.
+    input_shapes : mapping of str to shape, optional
+        Shapes of inputs whose dimensions the model leaves open, e.g. ``{"x": (None, 3, 224, 224)}``;
+        None stands for the batch.
+    name : str, optional
+        Name of the graph, by default the stem of the file.
+
+    Returns
+    -------
+    Graph
+        Level L0. The batch is symbolic if the model leaves it open, or fixes it at 1 without
+        making use of that; otherwise it is the model's number. Floating-point numbers of any width
+        become float32.
+
+    Raises
+    ------
+    ModelError
+        If the file is damaged, holds NaN or infinite weights, or leaves a dimension open.
+    UnsupportedModelError
+        If nodes cannot be imported; the message lists all of them.
+
+    Examples
+    --------
+    >>> graph = load_onnx("resnet50.onnx")  # doctest: +SKIP
+    >>> graph.inputs  # doctest: +SKIP
+    [('image', (None, 3, 224, 224), 'float32')]
+    """
+    model = prepare(source, name)
+    raise_unsupported(model.name, find_unsupported(model.nodes, model.constants))
+    check_with_onnx(model.nodes, f"model {model.name!r}")
+    inputs = read_inputs(model, input_shapes or {})
+    if all(item.batch == "fixed at 1" for item in inputs):
+        try:
+            return _import(model, inputs, assumed_batch=True)
+        except UnsupportedModelError:
+            pass  # the model makes use of the batch being 1
+    return _import(model, inputs, assumed_batch=False)
+
+
+@dataclass(frozen=True)
+class _Importer:
+    """One attempt to import a model."""
+
+    model: Prepared
+    context: Context
+    found: list[UnsupportedNode]
+
+    def run(self) -> None:
+        """Convert every node; nodes that depend on a failed one are skipped."""
+        values = self.context.values
+        for node in self.model.nodes:
+            if any(name not in values for name in node.inputs):
+                continue
+            self.context.node = node
+            try:
+                results = self._convert(node)
+            except NonFiniteError as error:
+                raise ModelError(
+                    f"model {self.model.name!r}: {error}, used by node {node.name!r} "
+                    f"({node.op_type}){self._origin(node)}; such weights cannot be quantized, "
+                    "check the training or the export"
+                ) from None
+            except UnsupportedNodeError as error:
+                self.found.append(UnsupportedNode(node.name, node.op_type, str(error)))
+            except tvm.error.TVMError as error:
+                reason = str(error).strip().splitlines()[-1]
+                self.found.append(UnsupportedNode(node.name, node.op_type, reason))
+            else:
+                values.update(zip(node.outputs, results, strict=False))
+                values[""] = None
+
+    def _convert(self, node: Node) -> tuple[Value, ...]:
+        constant = constant_of(node, f"model {self.model.name!r}")
+        if constant is not None:
+            return (constant,)
+        inputs = [self.context.values[name] for name in node.inputs]
+        arrays = [value for value in inputs if value is None or isinstance(value, np.ndarray)]
+        if len(arrays) == len(inputs):
+            if not any(is_symbolic(array) for array in arrays):
+                if node.op_type not in NOT_FOLDED:
+                    return evaluate_constant(node, arrays)
+            elif node.op_type != "ConstantOfShape":
+                return (evaluate(node, arrays),)
+        if node.op_type not in CONVERTERS:
+            raise UnsupportedNodeError("the operator is supported on shapes only")
+        results = CONVERTERS[node.op_type](self.context, node)
+        return results if isinstance(results, tuple) else (results,)
+
+    def _origin(self, node: Node) -> str:
+        """Name the initialiser that a computed constant got its NaN or infinity from."""
+        producers = {name: each for each in self.model.nodes for name in each.outputs}
+        pending = list(node.inputs)
+        while pending:
+            name = pending.pop()
+            if name in producers:
+                pending.extend(producers[name].inputs)
+            elif name in self.model.constants and name not in node.inputs:
+                array = self.model.constants[name]
+                if array.dtype.kind == "f" and not np.isfinite(array).all():
+                    return f" and computed from initialiser {name!r}"
+        return ""
+
+
+def _import(model: Prepared, inputs: list[InputType], *, assumed_batch: bool) -> Graph:
+    symbolic = assumed_batch or any(item.batch == "symbolic" for item in inputs)
+    batch = tirx.Var("N", "int64") if symbolic else None
+    builder = relax.BlockBuilder()
+    context = Context(builder, batch, assumed_batch)
+    found: list[UnsupportedNode] = []
+    parameters = []
+    for item in inputs:
+        first: Shape = (Batch(),) if symbolic and item.shape else item.shape[:1]
+        shape = context.expression((*first, *item.shape[1:]))
+        parameter = relax.Var(item.name, relax.TensorType(shape, "float32"))
+        parameters.append(parameter)
+        context.values[item.name] = parameter
+    context.values.update(model.constants)
+    importer = _Importer(model, context, found)
+    results: list[relax.Var] = []
+    failure: ModelError | None = None
+    # TVM complains on stderr about a builder that an exception leaves half-way
+    with builder.function("main", parameters):
+        with builder.dataflow():
+            try:
+                importer.run()
+                if not found:
+                    results = [
+                        builder.emit_output(_output(context, value)) for value in model.outputs
+                    ]
+            except ModelError as error:
+                failure = error
+        builder.emit_func_output(results[0] if len(results) == 1 else relax.Tuple(results))
+    if failure is not None:
+        raise failure
+    raise_unsupported(model.name, found)
+    if assumed_batch:
+        _check_outputs(model, [context.shape(result) for result in results])
+    return Graph(
+        module=builder.get(),
+        level="L0",
+        name=model.name,
+        input_names=tuple(item.name for item in inputs),
+        output_names=tuple(value.name for value in model.outputs),
+    )
+
+
+def _output(context: Context, output: onnx.ValueInfoProto) -> relax.Expr:
+    value = context.values[output.name]
+    if isinstance(value, np.ndarray):
+        if is_symbolic(value):
+            raise ModelError(f"output {output.name!r} is the batch size; remove it from the model")
+        return context.embed(as_float32(value))
+    return value
+
+
+def _check_outputs(model: Prepared, shapes: list[Shape]) -> None:
+    """Reject the assumption of a symbolic batch if an output does not carry it in front."""
+    for output, shape in zip(model.outputs, shapes, strict=True):
+        if not shape or shape[0] != Batch() or any(isinstance(dim, Batch) for dim in shape[1:]):
+            raise UnsupportedModelError(f"output {output.name!r} does not begin with the batch")

@@ -1,0 +1,250 @@
+"""Reading an ONNX file: what can be wrong with it is found here, before anything is imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+
+from tvmquant.errors import ModelError
+from tvmquant.frontend.dimensions import Array, UnsupportedNodeError
+from tvmquant.frontend.node import Node
+
+Source: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
+
+OPSETS = range(7, 26)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A valid ONNX model, taken apart.
+
+    Parameters
+    ----------
+    name : str
+    nodes : tuple of Node
+        In topological order, under unique names; only those an output depends on.
+    constants : dict of str to array
+        Initialisers.
+    inputs : tuple of onnx.ValueInfoProto
+        Without those that are initialisers.
+    outputs : tuple of onnx.ValueInfoProto
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    constants: dict[str, Array]
+    inputs: tuple[onnx.ValueInfoProto, ...]
+    outputs: tuple[onnx.ValueInfoProto, ...]
+
+
+def prepare(source: Source, name: str | None) -> Prepared:
+    """Read and check a model.
+
+    Parameters
+    ----------
+    source : path or onnx.ModelProto
+        A model given as an object must hold its data itself.
+    name : str or None
+        Name of the model, by default the stem of its file.
+
+    Raises
+    ------
+    ModelError
+        If the file cannot be read, is no ONNX model, is damaged, or refers to data outside its
+        folder.
+    """
+    if isinstance(source, onnx.ModelProto):
+        model, folder = onnx.ModelProto(), None
+        model.CopyFrom(source)
+        name = name or source.graph.name or "model"
+        label = f"model {name!r}"
+    else:
+        path = Path(source)
+        model, folder = _parse(path), path.parent
+        name = name or path.stem
+        label = str(path)
+    if not model.HasField("graph") or not model.opset_import:
+        raise ModelError(f"{label}: not an ONNX model (it holds no graph or no opset)")
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    graph = model.graph
+    _load_external(graph, folder, label)
+    constants = _initialisers(graph, label)
+    inputs = tuple(value for value in graph.input if value.name not in constants)
+    if not inputs:
+        raise ModelError(f"{label}: the model has no inputs")
+    if not graph.output:
+        raise ModelError(f"{label}: the model has no outputs")
+    opsets = {entry.domain: int(entry.version) for entry in model.opset_import}
+    opset = opsets.get("", opsets.get("ai.onnx", 0))
+    if opset not in OPSETS:
+        raise ModelError(
+            f"{label}: the model uses opset {opset}, supported are {OPSETS[0]} to {OPSETS[-1]}; "
+            "export it again with an opset in this range"
+        )
+    nodes = _name_nodes(graph, opsets, opset)
+    known = {*constants, *(value.name for value in inputs)}
+    _check_structure(nodes, known, graph.output, label)
+    nodes = _live(nodes, [value.name for value in graph.output])
+    return Prepared(name, tuple(nodes), constants, inputs, tuple(graph.output))
+
+
+def check_with_onnx(nodes: tuple[Node, ...], label: str) -> None:
+    """Check operands and attributes of every node against ONNX's schemas.
+
+    Raises
+    ------
+    ModelError
+        Naming the first node that is not valid.
+    """
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = onnx.IR_VERSION
+    for node in nodes:
+        context.opset_imports = {"": node.opset, node.proto.domain: node.opset}
+        try:
+            onnx.checker.check_node(node.proto, context)
+        except onnx.checker.ValidationError as error:
+            text = str(error).strip().splitlines()[0]
+            raise ModelError(
+                f"{label}: node {node.name!r} ({node.op_type}) is not valid ONNX: {text}"
+            ) from None
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError:
+        raise ModelError(f"{path}: not an ONNX file, or a truncated one") from None
+    return model
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            if attribute.HasField("g"):
+                yield from _tensors(attribute.g)
+
+
+def _load_external(graph: onnx.GraphProto, folder: Path | None, label: str) -> None:
+    """Read external data into the model; files outside the model's folder are refused."""
+    for tensor in _tensors(graph):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        where = f"{label}: tensor {tensor.name!r} has its data in {location!r}"
+        if folder is None:
+            raise ModelError(f"{where}; give the path of the model instead of an object")
+        root = folder.resolve()
+        path = (root / location).resolve()
+        if not location or Path(location).is_absolute() or not path.is_relative_to(root):
+            raise ModelError(f"{where}, which is outside the model's folder; refused")
+        if not path.is_file():
+            raise ModelError(f"{where}, which is missing; put that file beside the model")
+        try:
+            offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))
+        except ValueError:
+            raise ModelError(f"{where} at an offset or length that is no number") from None
+        size = path.stat().st_size
+        length = size - offset if length < 0 else length
+        if offset < 0 or offset + length > size:
+            raise ModelError(f"{where}, which ends too early (truncated, or of another model)")
+        with path.open("rb") as file:
+            file.seek(offset)
+            tensor.raw_data = file.read(length)
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+
+def _initialisers(graph: onnx.GraphProto, label: str) -> dict[str, Array]:
+    if graph.sparse_initializer:
+        raise ModelError(f"{label}: sparse initialisers are not supported; store them dense")
+    constants: dict[str, Array] = {}
+    for tensor in graph.initializer:
+        try:
+            constants[tensor.name] = np.asarray(onnx.numpy_helper.to_array(tensor))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ModelError(
+                f"{label}: initialiser {tensor.name!r} cannot be read, the file is damaged: {error}"
+            ) from None
+    return constants
+
+
+def _name_nodes(graph: onnx.GraphProto, opsets: dict[str, int], opset: int) -> list[Node]:
+    """Give every node a unique name: its own, or ``<OpType>_<index>``."""
+    taken = {proto.name for proto in graph.node if proto.name}
+    used: set[str] = set()
+    nodes = []
+    for index, proto in enumerate(graph.node):
+        name = base = proto.name or f"{proto.op_type}_{index}"
+        suffix = 0
+        while name in used or (name != proto.name and name in taken):
+            suffix += 1
+            name = f"{base}_{suffix}"
+        used.add(name)
+        own = proto.domain in ("", "ai.onnx")
+        nodes.append(Node(proto, name, opset if own else opsets.get(proto.domain, 1)))
+    return nodes
+
+
+def _check_structure(
+    nodes: list[Node], known: set[str], outputs: list[onnx.ValueInfoProto], label: str
+) -> None:
+    defined = {"", *known}
+    for node in nodes:
+        for name in node.inputs:
+            if name not in defined:
+                raise ModelError(
+                    f"{label}: node {node.name!r} ({node.op_type}) reads {name!r}, "
+                    "which nothing before it defines; the file is damaged"
+                )
+        for name in node.outputs:
+            if name and name in defined:
+                raise ModelError(f"{label}: value {name!r} is defined twice; the file is damaged")
+            defined.add(name)
+    for value in outputs:
+        if value.name not in defined:
+            raise ModelError(f"{label}: nothing defines output {value.name!r}; the file is damaged")
+
+
+def _live(nodes: list[Node], outputs: list[str]) -> list[Node]:
+    """Return the nodes that the outputs depend on."""
+    needed = set(outputs)
+    live = []
+    for node in reversed(nodes):
+        if needed.intersection(name for name in node.outputs if name):
+            needed.update(node.inputs)
+            live.append(node)
+    return live[::-1]
+
+
+def constant_of(node: Node, label: str) -> Array | None:
+    """Return the value of a ``Constant`` node, None for other nodes.
+
+    Raises
+    ------
+    ModelError
+        If the constant is damaged.
+    """
+    try:
+        return node.constant_value()
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{label}: constant {node.name!r} cannot be read: {error}") from None
+    except UnsupportedNodeError as error:
+        raise ModelError(f"{label}: constant {node.name!r}: {error}") from None

@@ -1,0 +1,98 @@
+"""The support check: one error that lists every node that cannot be imported, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tvmquant.errors import UnsupportedModelError
+from tvmquant.frontend.fold import NOT_FOLDED
+from tvmquant.frontend.node import Node
+from tvmquant.frontend.registry import CHECKS, CONVERTERS
+from tvmquant.frontend.shape_ops import SHAPE_OPERATORS
+
+_ADVICE = {
+    "If": "it branches at run time; export the model without control flow (torch: tracing)",
+    "Loop": "it loops at run time; export the model without control flow (torch: tracing)",
+    "Scan": "it loops at run time; export the model without control flow (torch: tracing)",
+}
+_QOPERATOR = (
+    "the model is quantized in the QOperator format; quantize it in the QDQ format "
+    "(ONNX Runtime: quant_format=QuantFormat.QDQ)"
+)
+
+
+@dataclass(frozen=True)
+class UnsupportedNode:
+    """A node that cannot be imported."""
+
+    name: str
+    op_type: str
+    reason: str
+
+
+def find_unsupported(nodes: Sequence[Node], constants: Iterable[str]) -> list[UnsupportedNode]:
+    """Return the nodes whose operator or attributes are not supported.
+
+    Parameters
+    ----------
+    nodes : sequence of Node
+        In topological order.
+    constants : iterable of str
+        Names of the values known at import; nodes that depend on nothing else are folded and need
+        no converter.
+    """
+    known = {"", *constants}
+    found: list[UnsupportedNode] = []
+    for node in nodes:
+        foldable = not _has_subgraph(node) and node.op_type not in NOT_FOLDED
+        if foldable and _is_known_operator(node) and known.issuperset(node.inputs):
+            known.update(node.outputs)
+            continue
+        reason = _reason(node)
+        if reason is not None:
+            found.append(UnsupportedNode(node.name, node.op_type, reason))
+    return found
+
+
+def raise_unsupported(model: str, found: Sequence[UnsupportedNode]) -> None:
+    """Raise one error for all nodes of ``found``, if there are any.
+
+    Raises
+    ------
+    UnsupportedModelError
+    """
+    if not found:
+        return
+    lines = [f"  {node.name} ({node.op_type}): {node.reason}" for node in found]
+    count = "1 node" if len(found) == 1 else f"{len(found)} nodes"
+    raise UnsupportedModelError(
+        f"model {model!r} has {count} that tvmquant cannot import:\n" + "\n".join(lines)
+    )
+
+
+def _has_subgraph(node: Node) -> bool:
+    return any(attribute.HasField("g") or attribute.graphs for attribute in node.proto.attribute)
+
+
+def _is_known_operator(node: Node) -> bool:
+    import onnx
+
+    return bool(node.proto.domain in ("", "ai.onnx")) and onnx.defs.has(node.proto.op_type)
+
+
+def _reason(node: Node) -> str | None:
+    if node.op_type in _ADVICE:
+        return _ADVICE[node.op_type]
+    if node.op_type.startswith("QLinear") or node.op_type in ("ConvInteger", "MatMulInteger"):
+        return _QOPERATOR
+    check = CHECKS.get(node.op_type)
+    if check is not None:
+        return check(node)
+    if node.op_type in CONVERTERS or node.op_type in SHAPE_OPERATORS:
+        return None
+    if _is_known_operator(node):
+        return "the operator is not supported"
+    if node.proto.domain in ("", "ai.onnx"):
+        return f"there is no such operator in ONNX opset {node.opset}"
+    return f"operators of domain {node.proto.domain!r} are not supported"
