@@ -28,11 +28,14 @@ from tvm import relax, tirx
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.convert_layout import TO_NCHW, TO_NHWC
 from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, count_uses
+from tvmquant.resize import coordinates, nearest
 from tvmquant.schedules import (
     border,
     conv2d,
+    depthwise_conv2d,
     elementwise,
     pool,
+    structural,
 )
 from tvmquant.schedules.epilogue import Epilogue
 
@@ -57,6 +60,10 @@ class _Lowerer(DataflowRewriter):
             "relax.nn.max_pool2d": self._max_pool,
             "relax.max": self._global_max,
             "relax.permute_dims": self._permute,
+            "relax.concat": self._concat,
+            "relax.strided_slice": self._slice,
+            "relax.nn.pad": self._pad,
+            "relax.image.resize2d": self._resize,
         }
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
@@ -137,7 +144,7 @@ class _Lowerer(DataflowRewriter):
             tuple(attrs["strides"]), tuple(attrs["padding"]), tuple(attrs["dilation"]),
             attrs["groups"], attrs["input_zero_point"],
         )  # fmt: skip
-        if attrs["groups"] == channels and channels > 1 and array.shape[3] == 1:
+        if attrs["groups"] == channels > 1:
             return self._depthwise(call, attrs, spec, array, [x, bias, *extra])
         return self._contract(call, attrs, spec, array, [x, bias, *extra])
 
@@ -168,7 +175,7 @@ class _Lowerer(DataflowRewriter):
         packed = qop.constant(conv2d.pack_weight(weight, flat, tiling))
         out_dtype = attrs["out_dtype"]
         result = self.call(
-            conv2d.kernel(flat, tiling),
+            conv2d.kernel(flat, tiling, "dense" if qop.is_call(call, qop.QDENSE) else "conv2d"),
             [inputs, packed, _bias(bias, spec.outputs, padded),
              *vectors],
             relax.TensorType(out_shape, out_dtype),
@@ -181,21 +188,22 @@ class _Lowerer(DataflowRewriter):
         args: list[relax.Expr],
     ) -> relax.Expr:  # fmt: skip
         x, bias, *extra = args
-        epilogue, vectors = self._epilogue(attrs, extra, spec.outputs, spec.outputs)
+        epilogue, inputs = self._epilogue(attrs, extra)
         layer = depthwise_conv2d.DepthwiseConv2DSpec(
-            spec.batch, spec.height, spec.width, spec.channels, spec.outputs, spec.kernel,
-            spec.strides, spec.padding, spec.dilation, spec.input_zero_point, epilogue,
-            _dtype(vectors[3]) if epilogue is not None and epilogue.residual else "uint8",
+            spec.batch, spec.height, spec.width, spec.channels, spec.outputs // spec.channels,
+            spec.kernel, spec.strides, spec.padding, spec.dilation, spec.input_zero_point,
+            epilogue, _dtype(inputs[3]) if attrs.get("residual", 0) else "uint8",
         )  # fmt: skip
         tiling = depthwise_conv2d.default_tiling(layer, self.target, self.threads)
-        packed = qop.constant(depthwise_conv2d.pack_weight(weight, layer, tiling))
+        padded = depthwise_conv2d.padded_outputs(layer, tiling)
+        _, vectors = self._epilogue(attrs, extra, spec.outputs, padded)
+        packed = qop.constant(depthwise_conv2d.pack_weight(weight[..., 0], layer, tiling))
         return self.call(
-            depthwise_conv2d.kernel(layer, self.target, self.threads),
-            [x, packed, _bias(bias, spec.outputs, spec.outputs),
-             *vectors],
+            depthwise_conv2d.kernel(layer, tiling),
+            [x, packed, _bias(bias, spec.outputs, padded), *vectors],
             call.ty,
             call,
-        )  # fmt: skip
+        )
 
     def _conv2d_transpose(self, call: relax.Call) -> relax.Expr:
         attrs = qop.attributes(call)
@@ -302,7 +310,9 @@ class _Lowerer(DataflowRewriter):
     def _quantize(self, call: relax.Call) -> relax.Expr:
         return self._quantize_border(call, call, to_nhwc=False)
 
-    def _quantize_border(self, call: relax.Call, result: relax.Call, *, to_nhwc: bool) -> relax.Expr:
+    def _quantize_border(
+        self, call: relax.Call, result: relax.Call, *, to_nhwc: bool
+    ) -> relax.Expr:
         attrs = qop.attributes(call)
         x = self.lookup(call.args[0])
         spec = border.QuantizeSpec(
@@ -327,14 +337,76 @@ class _Lowerer(DataflowRewriter):
             border.kernel(spec, self.target, self.threads), [q, scale], call.ty, call
         )
 
-    def _permute(self, call: relax.Call) -> relax.Expr | None:
+    # -- movement -------------------------------------------------------------------------------
+
+    def _moved(self, spec: structural.Spec, args: list[relax.Expr], call: relax.Call) -> relax.Expr:
+        kernel = structural.kernel(spec, self.target, self.threads)
+        return self.call(kernel, args, call.ty, call)
+
+    def _permute(self, call: relax.Call) -> relax.Expr:
         """Fuse the transpose after a quantize into it; the plain quantize is then dead."""
         source = call.args[0]
         producer = self.producer.get(source) if isinstance(source, relax.Var) else None
         alone = qop.is_call(producer, qop.QUANTIZE) and self.uses[source] == 1
         if alone and _axes(call) == TO_NHWC:
             return self._quantize_border(producer, call, to_nhwc=True)
-        return None
+        x = self.lookup(source)
+        shape = _shape(x)
+        axes = _axes(call)
+        moved = [a for a in axes if shape[a] > 1]
+        if moved == sorted(moved):
+            return self.reshaped(x, tuple(_shape(call)))  # only extents of 1 change places
+        return self._moved(structural.PermuteSpec(tuple(shape), axes, _dtype(x)), [x], call)
+
+    def _concat(self, call: relax.Call) -> relax.Expr:
+        inputs = [self.lookup(f) for f in call.args[0].fields]
+        shapes = tuple(tuple(_shape(x)) for x in inputs)
+        axis = int(call.attrs.axis) % len(shapes[0])
+        return self._moved(structural.ConcatSpec(shapes, axis, _dtype(call)), inputs, call)
+
+    def _slice(self, call: relax.Call) -> relax.Expr | None:
+        x = self.lookup(call.args[0])
+        if not all(isinstance(a, relax.Tuple) for a in call.args[1:]):
+            return None
+        shape, out = _shape(x), _shape(call)
+        begin, step = [0] * len(shape), [1] * len(shape)
+        axes, begins, _ends, *strides = (
+            [int(getattr(v, "value", v)) for v in a.fields] for a in call.args[1:]
+        )
+        for i, axis in enumerate(axes):
+            step[axis] = strides[0][i] if strides else 1
+            start = begins[i] + (shape[axis] if begins[i] < 0 else 0)
+            begin[axis] = min(max(start, 0), shape[axis] - 1 if step[axis] < 0 else shape[axis])
+        spec = structural.SliceSpec(
+            tuple(shape), tuple(begin), tuple(step), tuple(out), _dtype(x)
+        )
+        return self._moved(spec, [x], call)
+
+    def _pad(self, call: relax.Call) -> relax.Expr | None:
+        widths = [int(v) for v in call.attrs.pad_width]
+        if str(call.attrs.pad_mode) != "constant" or min(widths) < 0:
+            return None
+        x = self.lookup(call.args[0])
+        value = int(float(call.attrs.pad_value))
+        spec = structural.PadSpec(
+            tuple(_shape(x)), tuple(widths[::2]), tuple(widths[1::2]), value, _dtype(x)
+        )
+        return self._moved(spec, [x], call)
+
+    def _resize(self, call: relax.Call) -> relax.Expr | None:
+        a = call.attrs
+        mode, rounding = str(a.coordinate_transformation_mode), str(a.rounding_method)
+        nearest_only = str(a.method) == "nearest_neighbor" and mode != "tf_crop_and_resize"
+        if str(a.layout) != "NHWC" or not nearest_only:
+            return None
+        x = self.lookup(call.args[0])
+        extents, size = _shape(x)[1:3], tuple(_shape(call)[1:3])
+        rows, columns = (
+            nearest(coordinates(extent, target, mode), extent, mode, rounding).astype(np.int32)
+            for extent, target in zip(extents, size, strict=True)
+        )
+        spec = structural.ResizeSpec(tuple(_shape(x)), size, _dtype(x))
+        return self._moved(spec, [x, qop.constant(rows), qop.constant(columns)], call)
 
 
 def _shape(expr: relax.Expr) -> list[int]:

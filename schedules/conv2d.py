@@ -190,9 +190,7 @@ def padded_outputs(spec: Conv2DSpec, tiling: Tiling) -> int:
     return _Extents.of(spec, tiling).outputs
 
 
-def pack_weight(
-    weight: npt.NDArray[np.int8], spec: Conv2DSpec, tiling: Tiling
-) -> npt.NDArray[Any]:
+def pack_weight(weight: npt.NDArray[np.int8], spec: Conv2DSpec, tiling: Tiling) -> npt.NDArray[Any]:
     """Pack an OHWI weight for the kernel.
 
     Parameters
@@ -230,9 +228,7 @@ def compute(spec: Conv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     `padded_outputs` entries), residual, residual multiplier, table, and last the output.
     """
     e, dot = _Extents.of(spec, tiling), tiling.dot
-    x = te.placeholder(
-        (spec.batch, spec.height, spec.width, spec.channels), "uint8", name="x"
-    )
+    x = te.placeholder((spec.batch, spec.height, spec.width, spec.channels), "uint8", name="x")
     weight = te.placeholder(
         (e.outputs // dot.lanes, spec.kernel[0], e.taps, e.run // dot.group, dot.lanes, dot.group),
         dot.weight_dtype,
@@ -259,9 +255,7 @@ def compute(spec: Conv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
         else:
             column = (w * stride_w + rt * dilation_w) * e.pixel
             value = rows[n, h * stride_h + ry * dilation_h, column + first + rk]
-        factor = weight[
-            o // dot.lanes, ry, rt, rk // dot.group, o % dot.lanes, rk % dot.group
-        ]
+        factor = weight[o // dot.lanes, ry, rt, rk // dot.group, o % dot.lanes, rk % dot.group]
         return te.sum(value.astype("int32") * factor.astype("int32"), axis=[ry, rt, rk])
 
     acc = te.compute((spec.batch, e.rows, e.columns, e.outputs), product, name="acc")
@@ -370,9 +364,7 @@ def _vectorize_epilogue(sch: Schedule, out: Any, dot: DotProduct, whole: bool) -
         sch.vectorize(lanes)
 
 
-def default_tiling(
-    spec: Conv2DSpec, dots: tuple[DotProduct, ...], threads: int
-) -> Tiling:
+def default_tiling(spec: Conv2DSpec, dots: tuple[DotProduct, ...], threads: int) -> Tiling:
     """Choose a tiling from registers, caches and exact division, without measuring.
 
     Parameters
@@ -438,9 +430,7 @@ def _tile_cost(spec: Conv2DSpec, dot: DotProduct, columns: int, channels: int) -
     return (width / columns) * (outputs / (channels * dot.lanes)) * (tile + epilogue + 8.0)
 
 
-def _tasks(
-    spec: Conv2DSpec, dot: DotProduct, columns: int, channels: int, threads: int
-) -> Tiling:
+def _tasks(spec: Conv2DSpec, dot: DotProduct, columns: int, channels: int, threads: int) -> Tiling:
     """Divide the layer into tasks for ``threads`` threads."""
     item = np.dtype(dot.input_dtype).itemsize
     height, width = spec.out_height, _round_up(spec.out_width, columns)
@@ -456,9 +446,7 @@ def _tasks(
     if (resident and channels_balance >= 0.85 * rows_balance) or channels_balance > 1.25 * (
         rows_balance
     ):
-        return replace(
-            by_rows, parallel="channels", row_block=height, column_block=width
-        )
+        return replace(by_rows, parallel="channels", row_block=height, column_block=width)
     return by_rows
 
 
@@ -500,13 +488,33 @@ def _best_divisor(extent: int, limit: int, outer: int, threads: int) -> int:
     return max(d for d in divisors if _balance(outer * extent // d, threads) >= best - 0.06)
 
 
-def kernel(spec: Conv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
-    """Return the scheduled kernel of a (flattened) layer."""
+def kernel(spec: Conv2DSpec, tiling: Tiling, operation: str = "conv2d") -> tirx.PrimFunc:
+    """Return the scheduled kernel of a (flattened) layer.
+
+    Its attribute ``tvmquant.kernel`` names the operation, types, instruction, register tile,
+    geometry and epilogue, for profiles.
+    """
     sch = Schedule(compute(spec, tiling))
     schedule(sch, spec, tiling)
-    kind = "dense" if spec.height == spec.batch == 1 and spec.pointwise else "conv2d_nhwc"
-    name = f"{kind}_u8s8s32_{tiling.dot.name}_{tiling.column_tile}x{tiling.channel_tile}"
+    geometry = f"{spec.height}x{spec.width}x{spec.channels}o{spec.outputs}"
+    if not spec.pointwise:
+        geometry += f"k{spec.kernel[0]}x{spec.kernel[1]}s{spec.strides[0]}"
+    tile = f"{tiling.dot.name}_tile{tiling.column_tile}x{tiling.channel_tile}"
+    name = f"{operation}_u8s8s32_{tile}_{geometry}_{_ending(spec.epilogue)}"
     return sch.mod["main"].with_attr("tvmquant.kernel", name)
+
+
+def _ending(epilogue: Epilogue | None) -> str:
+    if epilogue is None:
+        return "accumulate"
+    parts = ["requantize"]
+    if epilogue.compute_dtype == "int64":
+        parts.append("wide")
+    if epilogue.residual:
+        parts.append("add")
+    if epilogue.table:
+        parts.append("table")
+    return "_".join(parts)
 
 
 def target_tiling(spec: Conv2DSpec, target: tvm.target.Target, threads: int) -> Tiling:

@@ -71,9 +71,7 @@ class Epilogue:
             value, factor = residual
             total = total + value.astype(dtype) * factor
         steps = (total >> shift) + tirx.const(self.zero_point, dtype)
-        clipped = te.max(
-            te.min(steps, tirx.const(self.qmax, dtype)), tirx.const(self.qmin, dtype)
-        )
+        clipped = te.max(te.min(steps, tirx.const(self.qmax, dtype)), tirx.const(self.qmin, dtype))
         if table is not None:
             return table[clipped.astype("int32")]
         return clipped.astype(self.out_dtype)

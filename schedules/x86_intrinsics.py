@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import tvm
 from tvm import tirx
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
@@ -26,7 +25,8 @@ from tvmquant.schedules.isa import (
 )
 
 
-def _description(dot: DotProduct) -> tirx.PrimFunc:
+def describe(dot: DotProduct) -> tirx.PrimFunc:
+    """Return what a dot product computes, as plain loops that any target runs."""
     lanes, group = dot.lanes, dot.group
     in_dtype, weight_dtype = dot.input_dtype, dot.weight_dtype
 
@@ -87,9 +87,7 @@ def _pmaddwd(dot: DotProduct, instruction: str) -> tirx.PrimFunc:
         with T.sblock("root"):
             T.reads(C[0:lanes], A[0:2], B[0:lanes, 0:2])
             T.writes(C[0:lanes])
-            C[T.ramp(T.int32(0), 1, lanes)] = C.vload(
-                [0], dtype=acc
-            ) + T.call_llvm_pure_intrin(
+            C[T.ramp(T.int32(0), 1, lanes)] = C.vload([0], dtype=acc) + T.call_llvm_pure_intrin(
                 acc,
                 instruction,
                 T.reinterpret(
@@ -114,10 +112,5 @@ def intrinsic(dot: DotProduct) -> str:
     name = f"tvmquant.{dot.name}"
     if TensorIntrin.get(name, allow_missing=True) is None:
         implement, instruction = _INTRINSICS[dot]
-        TensorIntrin.register(name, _description(dot), implement(dot, instruction))
+        TensorIntrin.register(name, describe(dot), implement(dot, instruction))
     return name
-
-
-def description_only(dot: DotProduct) -> tvm.s_tir.TensorIntrin:
-    """Return the intrinsic with its description for both halves, to run any schedule anywhere."""
-    return TensorIntrin(_description(dot), _description(dot))

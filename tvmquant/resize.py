@@ -1,0 +1,82 @@
+"""Which input position each output position of a nearest-neighbour resize reads.
+
+Coordinates are computed in float32, as TVM computes them, so that ties fall alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tvmquant.arithmetic import Array, IntArray
+from tvmquant.errors import QuantizationError
+
+# TVM nudges coordinates by this before floor and ceil.
+_EPSILON = np.float32(1e-5)
+_ROUNDINGS: dict[str, Callable[[Array], Array]] = {
+    "round": np.rint,
+    "round_prefer_floor": lambda x: np.ceil(x - np.float32(0.5)),
+    "round_prefer_ceil": lambda x: np.floor(x + np.float32(0.5)),
+    "floor": lambda x: np.floor(x + _EPSILON),
+    "ceil": lambda x: np.ceil(x - _EPSILON),
+}
+
+
+def coordinates(
+    extent: int, target: int, mode: str, start: float = 0.0, end: float = 1.0
+) -> Array:
+    """Map output positions to real input positions.
+
+    Parameters
+    ----------
+    extent, target : int
+        Input and output extent.
+    mode : str
+        ``coordinate_transformation_mode`` of ``relax.image.resize2d``.
+    start, end : float
+        Region of interest along this axis (``tf_crop_and_resize`` only), as fractions.
+
+    Returns
+    -------
+    float32 array of shape (target,)
+    """
+    x = np.arange(target, dtype=np.float32)
+    scale, half = np.float32(extent / target), np.float32(0.5)
+    match mode:
+        case "half_pixel":
+            return (x + half) * scale - half
+        case "align_corners":
+            return np.float32((extent - 1) / max(target - 1, 1)) * x
+        case "asymmetric":
+            return scale * x
+        case "pytorch_half_pixel":
+            return (x + half) * scale - half if target > 1 else np.zeros_like(x)
+        case "tf_half_pixel_for_nn":
+            return (x + half) * scale
+        case "tf_crop_and_resize":
+            if target == 1:
+                return np.full_like(x, 0.5 * (start + end) * (extent - 1))
+            step = x * np.float32(end - start) * np.float32(extent - 1) / np.float32(target - 1)
+            return np.float32(start * (extent - 1)) + step
+    raise QuantizationError(f"unknown coordinate_transformation_mode {mode!r}")
+
+
+def nearest(positions: Array, extent: int, mode: str, rounding: str) -> IntArray:
+    """Round real positions to input indices.
+
+    Parameters
+    ----------
+    positions : float32 array
+        From `coordinates`.
+    extent : int
+        Input extent; indices are clipped to it.
+    mode, rounding : str
+        ``coordinate_transformation_mode`` and ``rounding_method``; an empty rounding means
+        ``round`` for align_corners and ``floor`` otherwise.
+    """
+    rounding = rounding or ("round" if mode == "align_corners" else "floor")
+    if rounding not in _ROUNDINGS:
+        raise QuantizationError(f"unknown rounding_method {rounding!r}")
+    index: IntArray = _ROUNDINGS[rounding](positions).astype(np.int64)
+    return np.clip(index, 0, extent - 1)
