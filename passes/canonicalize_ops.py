@@ -168,13 +168,11 @@ class _Canonicalizer(DataflowRewriter):
     # -- shapes ---------------------------------------------------------------------------------
 
     def _reshape(self, var: relax.Var, call: relax.Call) -> relax.Expr | None:
-        operand = call.args[0]
-        inner = self.producer.get(operand)
-        while qop.is_call(inner, *RESHAPES):
-            operand = inner.args[0]
-            inner = self.producer.get(operand)
-        x = self.lookup(operand)
-        return x if _same_type(var, operand) else relax.op.reshape(x, var.ty.shape)
+        x = self.lookup(call.args[0])
+        made = self.builder.lookup_binding(x)
+        if qop.is_call(made, "relax.reshape"):
+            x = made.args[0]
+        return x if _same_type(var, x) else relax.op.reshape(x, var.ty.shape)
 
     def _mean(self, var: relax.Var, call: relax.Call) -> relax.Expr | None:
         rank = len(call.args[0].ty.shape.values)

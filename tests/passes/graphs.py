@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 import tvm
 from tvm import relax
@@ -23,10 +22,9 @@ from tvmquant.passes.rewriter import DataflowRewriter, bindings_of
 from tvmquant.simulator import simulate
 from tvmquant.twin import Twin
 
-Emit = Callable[..., relax.Var]
 
-
-def _graph(body: Callable[..., Any], *shapes: Sequence[Any], dtype: str = "float32") -> Any:
+def graph(body: Callable[..., Any], *shapes: Sequence[Any], dtype: str = "float32") -> Any:
+    """Return ``main(x0, ...)`` with the results of ``body(emit, x0, ...)``."""
     builder = relax.BlockBuilder()
     params = [relax.Var(f"x{i}", relax.TensorType(list(s), dtype)) for i, s in enumerate(shapes)]
 
@@ -45,7 +43,8 @@ def _graph(body: Callable[..., Any], *shapes: Sequence[Any], dtype: str = "float
     return builder.finalize()
 
 
-def _run_twin(module: tvm.IRModule, inputs: Sequence[Any], **options: Any) -> list[Any]:
+def run_twin(module: tvm.IRModule, inputs: Sequence[Any], **options: Any) -> list[Any]:
+    """Return the outputs of a float or annotated graph."""
     with torch.no_grad():
         result = Twin(module, **options)(*(torch.from_numpy(x) for x in inputs))
     return [t.numpy() for t in (result if isinstance(result, tuple) else (result,))]
@@ -61,7 +60,8 @@ class Levels:
     integer: tvm.IRModule
 
 
-def _quantize(module: tvm.IRModule, inputs: Sequence[Any], **options: Any) -> Levels:
+def quantize(module: tvm.IRModule, inputs: Sequence[Any], **options: Any) -> Levels:
+    """Take a float graph to L2, with ranges that are the extremes of the inputs given."""
     float_ = FoldBatchNorm()(CanonicalizeOps()(module))
     annotated = AnnotateQuantization(**options)(float_)
     ranges: dict[str, tuple[float, float]] = {}
@@ -80,7 +80,9 @@ def _quantize(module: tvm.IRModule, inputs: Sequence[Any], **options: Any) -> Le
     return Levels(float_, annotated, calibrated, InsertRequantize()(calibrated))
 
 
-class _FixScales(DataflowRewriter):
+class FixScales(DataflowRewriter):
+    """Fix all scales, as those of an imported QDQ model are."""
+
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         if not qop.is_call(value, qop.FAKE_QUANT):
             return None
@@ -88,22 +90,29 @@ class _FixScales(DataflowRewriter):
         return qop.emit(qop.FAKE_QUANT, [self.lookup(a) for a in value.args], attrs, value.span)
 
 
-def _distance(got: Sequence[Any], want: Sequence[Any]) -> float:
+def distance(got: Sequence[Any], want: Sequence[Any]) -> float:
     """Return the largest difference in steps of 8 bits over the range of an output."""
     steps = [max(float(np.ptp(w)) / 255, 1e-6) for w in want]
     assert [g.shape for g in got] == [w.shape for w in want]
     return max(float(np.abs(g - w).max()) / s for g, w, s in zip(got, want, steps, strict=True))
 
 
-def _check(
+def check(
     module: tvm.IRModule, *inputs: Any, steps: float = 1.5, exact: bool = True, **options: Any
 ) -> Levels:
-    levels = _quantize(module, inputs, **options)
-    expected = _run_twin(levels.calibrated, inputs, mode="quantized")
-    fixed = InsertRequantize()(_FixScales(levels.calibrated).rewrite())
-    assert _distance(simulate(fixed, *inputs), expected) <= steps
+    """Compare L2 and what follows with L1.
+
+    With the weights of L1, the integer result is within ``steps`` steps of 8 bits of the
+    fake-quantized one; with weight scales that grew (other weights, in effect), within four times
+    that. Epilogue fusion and layout conversion change no bit, ``exact`` being False where a float
+    sum may change its order.
+    """
+    levels = quantize(module, inputs, **options)
+    expected = run_twin(levels.calibrated, inputs, mode="quantized")
+    fixed = InsertRequantize()(FixScales(levels.calibrated).rewrite())
+    assert distance(simulate(fixed, *inputs), expected) <= steps
     actual = simulate(levels.integer, *inputs)
-    assert _distance(actual, expected) <= 4 * steps
+    assert distance(actual, expected) <= 4 * steps
     fused = FuseEpilogue()(levels.integer)
     for graph in (fused, ConvertLayout()(fused), ConvertLayout()(levels.integer)):
         relax.analysis.well_formed(graph)
@@ -112,41 +121,26 @@ def _check(
     return levels
 
 
-@pytest.fixture
-def graph() -> Callable[..., tvm.IRModule]:
-    """Return ``graph(body, *shapes)``: main(x0, ...) with what ``body(emit, x0, ...)`` returns."""
-    return _graph
-
-
-@pytest.fixture
-def floats() -> Callable[..., list[Any]]:
-    """Return ``floats(module, *inputs)``: the outputs of a float graph."""
-    return lambda module, *inputs: _run_twin(module, inputs)
-
-
-@pytest.fixture
-def quantize() -> Callable[..., Levels]:
-    """Return ``quantize(module, inputs, **annotation)``: all levels, ranges by min and max."""
-    return _quantize
-
-
-@pytest.fixture
-def check() -> Callable[..., Levels]:
-    """Return ``check(module, *inputs)``, which compares L2 and what follows with L1.
-
-    With the weights of L1, the integer result is within ``steps`` steps of 8 bits of the
-    fake-quantized one; with weight scales that grew (other weights, in effect), within four times
-    that. Epilogue fusion and layout conversion change no bit, ``exact`` being False where a float
-    sum may change its order.
-    """
-    return _check
-
-
-@pytest.fixture
-def op_names() -> Callable[[tvm.IRModule], list[str]]:
-    """Return ``op_names(module)``: the operators of main in order, without their prefixes."""
-    return lambda module: [
-        str(v.op.name).removeprefix("relax.").removeprefix("tvmquant.")
-        for _, v in bindings_of(module["main"])
-        if isinstance(v, relax.Call)
+def op_names(module: tvm.IRModule) -> list[str]:
+    """Return the operators of main in order, without their prefixes."""
+    return [
+        str(value.op.name).removeprefix("relax.").removeprefix("tvmquant.")
+        for _, value in bindings_of(module["main"])
+        if isinstance(value, relax.Call)
     ]
+
+
+def calls(module: tvm.IRModule, name: str) -> list[relax.Call]:
+    """Return the calls of one operator of main in order."""
+    return [v for _, v in bindings_of(module["main"]) if qop.is_call(v, name)]
+
+
+def normal(*shape: int, scale: float = 1.0, seed: int = 0) -> Any:
+    """Return normally distributed float32 numbers."""
+    generator = np.random.default_rng([seed, *shape])
+    return (generator.standard_normal(shape) * scale).astype(np.float32)
+
+
+def const(array: Any) -> relax.Expr:
+    """Return a float32 constant."""
+    return qop.constant(np.asarray(array, np.float32))
