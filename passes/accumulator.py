@@ -27,6 +27,8 @@ from tvmquant.errors import QuantizationError
 
 # A multiplier that is not exact may move the result by this much of one output step.
 MAX_MULTIPLIER_ERROR = 1.0 / 32.0
+# A channel whose accumulator cannot move the output further than this may have any multiplier.
+NEGLIGIBLE_STEPS = 8.0
 # |bias| in accumulator units stays below this, or a channel of near-zero weights would overflow.
 MAX_BIAS_STEPS = float(2**23)
 
@@ -211,7 +213,9 @@ def _narrow(
     if np.any(np.asarray(error) > MAX_MULTIPLIER_ERROR):
         return None
     if snap_first:
-        alive = np.broadcast_to(np.asarray(bounds[0]) > 0, shape)
+        # what never moves the output by more than a few steps needs no precise multiplier
+        reach = np.abs(ratios[0]) * np.asarray(bounds[0], np.float64)
+        alive = np.broadcast_to(reach > NEGLIGIBLE_STEPS, shape)
         if np.any(alive & (np.abs(np.broadcast_to(values[0], shape)) < 2 ** (MIN_NARROW_BITS - 1))):
             return None
     return Multipliers(tuple(values), shift, "int32")

@@ -74,7 +74,7 @@ class ExposeIntegers:
         split = _Split(main)
         if not split.possible():
             return module
-        builder = relax.BlockBuilder(module)
+        builder = relax.BlockBuilder(_kernels_only(module))
         order = {p: i for i, p in enumerate(main.params)}
         quantizes = sorted(split.quantizes, key=lambda q: order[q[1].args[1].fields[0]])
         results = [value.args[1].fields[0] for _, value in split.dequantizes]
@@ -88,18 +88,26 @@ class ExposeIntegers:
                 for var, value in split.core:
                     mapping[var] = builder.emit(_copy(value, mapping), str(var.name))
                 raw_outputs = [builder.emit_output(mapping[r]) for r in results]
-            builder.emit_func_output(
+            raw = builder.emit_func_output(
                 relax.Tuple(raw_outputs) if split.tuple else raw_outputs[0]
             )
-        module = builder.finalize()
-        return _call_raw(module, split, quantizes)
+        _call_raw(builder, raw, split, quantizes)
+        return relax.transform.DeadCodeElimination(["main", "raw"])(builder.finalize())
+
+
+def _kernels_only(module: tvm.IRModule) -> tvm.IRModule:
+    """Return a copy of the module without ``main``, which is about to be built anew."""
+    functions = {v: f for v, f in module.functions.items() if v.name_hint != "main"}
+    return tvm.IRModule(functions, attrs=module.attrs)
 
 
 def _call_raw(
-    module: tvm.IRModule, split: _Split, quantizes: list[tuple[relax.Var, relax.Expr]]
-) -> tvm.IRModule:
-    builder = relax.BlockBuilder(module)
-    main, raw = split.function, module.get_global_var("raw")
+    builder: relax.BlockBuilder,
+    raw: tvm.ir.GlobalVar,
+    split: _Split,
+    quantizes: list[tuple[relax.Var, relax.Expr]],
+) -> None:
+    main = split.function
     with builder.function("main", list(main.params), attrs=dict(main.attrs or {})):
         with builder.dataflow():
             inputs = [builder.emit(value, "x_q") for _, value in quantizes]
@@ -111,7 +119,6 @@ def _call_raw(
                 bound = builder.emit(item) if split.tuple else result
                 outputs.append(builder.emit_output(_copy(value, {source: bound})))
         builder.emit_func_output(relax.Tuple(outputs) if split.tuple else outputs[0])
-    return relax.transform.DeadCodeElimination(["main", "raw"])(builder.finalize())
 
 
 def _copy(value: relax.Expr, mapping: dict[relax.Var, relax.Expr]) -> relax.Expr:
