@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import tvm
@@ -15,6 +15,7 @@ from tvmquant.calibration.calibration import Calibration, EdgeRange, model_finge
 from tvmquant.calibration.observers import make_observer
 from tvmquant.data import Dataset, open_data
 from tvmquant.errors import DataError, ModelError
+from tvmquant.graph import Graph
 from tvmquant.twin import Edge, Twin
 
 Progress = Callable[[int, int | None], None]
@@ -24,16 +25,8 @@ DEFAULT_METHOD = "mse"
 OUTPUT_METHOD = "minmax"
 
 
-class HasModule(Protocol):
-    """A graph: anything that holds a Relax module."""
-
-    @property
-    def module(self) -> tvm.IRModule:
-        """The Relax module."""
-
-
 def calibrate(
-    graph: HasModule | tvm.IRModule,
+    graph: Graph | tvm.IRModule,
     data: Any,
     *,
     method: str = DEFAULT_METHOD,

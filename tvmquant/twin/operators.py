@@ -212,6 +212,27 @@ def _take(call: relax.Call) -> Callable[[Tensor, Tensor], Tensor]:
     return take
 
 
+def _arg_extreme(function: Callable[..., Tensor]) -> Maker:
+    def make(call: relax.Call) -> Callable[[Tensor], Tensor]:
+        axis = None if call.attrs.axis is None else int(call.attrs.axis)
+        keep = bool(call.attrs.keepdims)
+        return lambda x: function(x, axis, keepdim=keep)
+
+    return make
+
+
+def _tile(call: relax.Call) -> Callable[[Tensor], Tensor]:
+    repeats = integers(call.attrs.repeats)
+    return lambda x: x.tile(repeats)
+
+
+def _full(call: relax.Call) -> Callable[[Tensor], Tensor]:
+    shape = static_shape(call.args[0].values)
+    if -1 in shape:
+        raise UnsupportedModelError(f"fills the unknown shape {call.args[0]}; expected a known one")
+    return lambda value: value.expand(shape)
+
+
 def _astype(call: relax.Call) -> Callable[[Tensor], Tensor]:
     dtype = getattr(torch, str(call.attrs.dtype))
     return lambda x: x.to(dtype)
@@ -289,6 +310,8 @@ OPERATORS: dict[str, Maker] = {
     "relax.sum": _reduction(torch.sum),
     "relax.max": _reduction(torch.amax),
     "relax.min": _reduction(torch.amin),
+    "relax.argmax": _arg_extreme(torch.argmax),
+    "relax.argmin": _arg_extreme(torch.argmin),
     "relax.concat": _concat,
     "relax.split": _split,
     "relax.strided_slice": _strided_slice,
@@ -300,6 +323,8 @@ OPERATORS: dict[str, Maker] = {
     "relax.squeeze": _squeeze,
     "relax.expand_dims": _expand_dims,
     "relax.take": _take,
+    "relax.tile": _tile,
+    "relax.full": _full,
     "relax.astype": _astype,
     "relax.quantize": _quantize,
     "relax.dequantize": _dequantize,

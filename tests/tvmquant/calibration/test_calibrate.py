@@ -5,7 +5,6 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from tvmquant.calibration import Calibration, calibrate, model_fingerprint
 from tvmquant.calibration.base import MinMaxObserver
 from tvmquant.data import open_data
 from tvmquant.errors import DataError, ModelError, QuantizationError, UnsupportedModelError
+from tvmquant.graph import Graph
 from tvmquant.quantizer import affine_parameters
 from tvmquant.twin import Twin
 
@@ -86,7 +86,8 @@ class TestRanges:
 
     def test_graph_object(self) -> None:
         module = small_network()
-        assert calibrate(SimpleNamespace(module=module), ITEMS) == calibrate(module, ITEMS)
+        annotated = Graph(module, "L1", "small", ("x",), ("logits",))
+        assert calibrate(annotated, ITEMS) == calibrate(module, ITEMS)
 
     def test_does_not_depend_on_batches(self) -> None:
         def of(batch_size: int) -> dict[str, tuple[float, float]]:
