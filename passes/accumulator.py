@@ -105,9 +105,7 @@ class Accumulator:
 
     def clipped(self, low: float, high: float) -> Accumulator:
         """Clip further."""
-        return replace(
-            self, low=min(max(self.low, low), high), high=max(min(self.high, high), low)
-        )
+        return replace(self, low=min(max(self.low, low), high), high=max(min(self.high, high), low))
 
     def scaled(self, factor: FloatArray) -> Accumulator:
         """Multiply by constants per channel (positive where a clip has happened)."""
@@ -233,11 +231,18 @@ def _wide(
     _, exponent = np.frexp(largest)
     shift = np.clip(30 - exponent.astype(np.int64), 1, 52)
     values = _round(ratios, shift, False)
-    offset = np.ceil(np.asarray(extra, np.float64) * np.exp2(shift)).astype(np.int64)
+    offset = np.ceil(np.asarray(extra, np.float64) * np.exp2(shift))
+    if np.any(offset >= 2.0**62):
+        raise QuantizationError(
+            f"layer {name!r}: its bias is {np.max(extra):g} steps of its output and leaves 64 bits; "
+            "check the calibration data of this layer"
+        )
     pairs = [(np.broadcast_to(b, shape), np.broadcast_to(v, shape))
              for b, v in zip(bounds, values, strict=True)]  # fmt: skip
     try:
-        required_compute_dtype(pairs, np.broadcast_to(offset, shape), shift, zero_point)
+        required_compute_dtype(
+            pairs, np.broadcast_to(offset.astype(np.int64), shape), shift, zero_point
+        )
     except QuantizationError as error:
         raise QuantizationError(f"layer {name!r}: {error}") from None
     return Multipliers(tuple(values), shift, "int64")

@@ -371,7 +371,8 @@ class _Integerizer(DataflowRewriter):
         if max(np.abs(low).max(), np.abs(high).max()) + np.abs(folded).max() > INT32_MAX:
             raise QuantizationError(
                 f"layer {name!r}: its accumulator may leave 32 bits ({integers[0].size} products "
-                f"of {weight.bits}-bit weights and {x.dtype} activations); split the layer"
+                f"of {weight.bits}-bit weights and {x.dtype} activations, and a bias of up to "
+                f"{np.abs(steps).max()} steps); split the layer, or enlarge a fixed weight scale"
             )
         args = [x.expr, qop.constant(integers), qop.constant(folded.astype(np.int32))]
         attrs = _contraction_attrs(layer, name)

@@ -1,0 +1,141 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tvm import relax
+
+from tvmquant.arithmetic import INT32_MAX, MAX_NARROW_SHIFT
+from tvmquant.errors import QuantizationError
+from tvmquant.passes.accumulator import (
+    MAX_MULTIPLIER_ERROR,
+    Accumulator,
+    Quantized,
+    QuantizedWeight,
+    Term,
+    choose_multipliers,
+)
+
+ratios = st.lists(st.floats(1e-9, 10.0), min_size=1, max_size=4).map(np.array)
+bounds = st.integers(1, 2**30)
+zero_points = st.integers(0, 255)
+
+
+def choose(ratios, bounds, zero_point=0, extra=0.0, *, snap_first=False):
+    arrays = [np.atleast_1d(np.asarray(b)) for b in bounds]
+    return choose_multipliers(
+        ratios, arrays, zero_point, extra, snap_first=snap_first, name="conv_1"
+    )
+
+
+def largest_sum(chosen, bounds, zero_point, extra=0.0):
+    """Bound every partial sum of equation (3), as Python integers."""
+    worst = 0
+    for channel, shift in enumerate(chosen.shift):
+        total = math.ceil(extra * 2 ** int(shift)) + (1 << int(shift - 1))
+        total += abs(zero_point) << int(shift)
+        for values, bound in zip(chosen.values, bounds, strict=True):
+            total += abs(int(np.broadcast_to(values, chosen.shift.shape)[channel])) * bound
+        worst = max(worst, total)
+    return worst
+
+
+@given(ratios, bounds, zero_points, st.floats(0, 1000), st.booleans())
+def test_the_sum_fits_the_type_that_was_chosen(ratio, bound, zero_point, extra, snap):
+    chosen = choose([ratio], [bound], zero_point, extra, snap_first=snap)
+    limit = INT32_MAX if chosen.compute_dtype == "int32" else 2**63 - 1
+    assert largest_sum(chosen, [bound], zero_point, extra) <= limit
+    assert (chosen.shift >= 1).all()
+
+
+@given(ratios, bounds, ratios, st.integers(1, 255))
+def test_the_result_moves_by_a_small_part_of_a_step(first, bound, second, residual_bound):
+    second = np.resize(second, first.shape)
+    chosen = choose([first, second], [bound, residual_bound])
+    largest = first * bound + second * residual_bound
+    error = sum(
+        np.abs(np.ldexp(v.astype(np.float64), -chosen.shift) - r) * b
+        for v, r, b in zip(chosen.values, (first, second), (bound, residual_bound), strict=True)
+    )
+    # Multipliers of 30 bits are as exact as it gets; only far beyond the clip is that coarser.
+    assert (error <= np.maximum(MAX_MULTIPLIER_ERROR, largest * 2.0**-29)).all()
+
+
+@given(ratios, bounds)
+def test_a_snapped_multiplier_is_at_most_a_sixteenth_above(ratio, bound):
+    chosen = choose([ratio], [bound], snap_first=True)
+    if chosen.compute_dtype == "int32":
+        value = np.ldexp(chosen.values[0].astype(np.float64), -chosen.shift)
+        assert (value >= ratio).all()
+        assert (value <= ratio * (1 + 1 / 16)).all()
+        assert (chosen.shift <= MAX_NARROW_SHIFT).all()
+
+
+def test_a_typical_layer_needs_32_bits():
+    # 3x3x64 weights of 8 bits, an accumulator of 18 bits
+    chosen = choose([np.array([1e-3, 2e-3])], [2**18], 0, snap_first=True)
+    assert chosen.compute_dtype == "int32"
+
+
+def test_a_wide_accumulator_needs_64_bits_when_its_scale_is_fixed():
+    assert choose([np.array([1e-4])], [2**24]).compute_dtype == "int64"
+
+
+def test_a_zero_ratio_gives_a_zero_multiplier():
+    chosen = choose([np.array([0.0, 0.5])], [100])
+    assert chosen.values[0][0] == 0
+    assert chosen.values[0][1] > 0
+
+
+def test_negative_ratios_are_rounded_away_from_zero_when_snapped():
+    chosen = choose([np.array([-0.3, 0.3])], [2**20], snap_first=True)
+    assert chosen.values[0][0] == -chosen.values[0][1]
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_ratios_must_be_finite(bad):
+    with pytest.raises(QuantizationError, match=r"conv_1.*not finite"):
+        choose([np.array([bad])], [1])
+
+
+def test_what_needs_more_than_64_bits_names_the_layer():
+    with pytest.raises(QuantizationError, match="conv_1"):
+        choose([np.array([1.0])], [2**30], extra=2.0**62)
+
+
+def test_quantized_parameters():
+    x = relax.Var("x", relax.TensorType([2], "uint8"))
+    q = Quantized(x, 0.1, 10, 0, 255, "uint8")
+    assert q.bound == 245
+    assert q.same_parameters(Quantized(x, 0.1, 10, 20, 30, "uint8"))
+    assert not q.same_parameters(Quantized(x, 0.1, 10, 0, 255, "int16"))
+    assert not q.same_parameters(Quantized(x, 0.1, 11, 0, 255, "uint8"))
+
+
+def test_weights_are_rounded_half_to_even_and_clipped_symmetrically():
+    weight = QuantizedWeight(np.array([[0.5, 1.5, -20.0], [1.0, -1.0, 3.0]]), np.ones(2), 4, False)
+    np.testing.assert_array_equal(
+        weight.round(np.array([1.0, 0.5])), [[0, 2, -7], [2, -2, 6]], strict=False
+    )
+
+
+def region():
+    return Accumulator((Term(np.array([0.5, 1.0]), np.array([10, 10])),), np.array([1.0, 2.0]))
+
+
+def test_constants_extend_a_region():
+    r = region().scaled(np.array([2.0, -1.0])).shifted(np.array([1.0]))
+    np.testing.assert_array_equal(r.terms[0].scale, [1.0, -1.0])
+    np.testing.assert_array_equal(r.bias, [3.0, -1.0])
+    both = r.plus(region())
+    assert len(both.terms) == 2
+    np.testing.assert_array_equal(both.bias, [4.0, 1.0])
+
+
+def test_clips_compose_and_scale():
+    r = region().clipped(0.0, math.inf).clipped(-1.0, 6.0)
+    assert (r.low, r.high) == (0.0, 6.0)
+    assert (r.clipped(7.0, 8.0).low, r.clipped(7.0, 8.0).high) == (7.0, 7.0)
+    scaled = r.scaled(np.array([0.5]))
+    assert (scaled.low, scaled.high) == (0.0, 3.0)

@@ -1,0 +1,75 @@
+import math
+
+import numpy as np
+import pytest
+from tvm import relax
+
+from tests.passes.graphs import const, graph, run_twin
+from tvmquant.passes.elementwise import BINARY, ELEMENTWISE, UNARY, evaluate, scalar_bound
+from tvmquant.passes.rewriter import bindings_of
+
+op = relax.op
+X = np.linspace(-4, 4, 81).astype(np.float32)
+POSITIVE = {"relax.log", "relax.sqrt", "relax.rsqrt"}
+
+
+def the_call(module):
+    (_, call), *_ = bindings_of(module["main"])
+    return call
+
+
+def function_of(name):
+    module, _, function = name.removeprefix("relax.").rpartition(".")
+    return getattr(getattr(op, module) if module else op, function)
+
+
+@pytest.mark.parametrize("name", sorted(UNARY))
+def test_unary_functions_agree_with_torch(name):
+    x = np.abs(X) + np.float32(0.01) if name in POSITIVE else X
+    module = graph(lambda emit, x: emit(function_of(name)(x)), x.shape)
+    result = evaluate(the_call(module), [x.astype(np.float64)])
+    assert result.dtype == np.float64
+    np.testing.assert_allclose(run_twin(module, [x])[0], result, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", sorted(BINARY))
+@pytest.mark.parametrize("constant_first", [False, True])
+def test_binary_functions_keep_the_order_of_their_operands(name, constant_first):
+    x = np.abs(X) + np.float32(0.01)
+
+    def ordered(x, constant):
+        return [constant, x] if constant_first else [x, constant]
+
+    module = graph(lambda emit, x: emit(function_of(name)(*ordered(x, const(1.5)))), x.shape)
+    result = evaluate(the_call(module), ordered(x.astype(np.float64), np.float64(1.5)))
+    np.testing.assert_allclose(run_twin(module, [x])[0], result, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: op.clip(x, -1, 2.5),
+        lambda x: op.clip(x, 0, math.inf),
+        lambda x: op.nn.leakyrelu(x, 0.2),
+    ],
+)
+def test_functions_with_attributes(function):
+    module = graph(lambda emit, x: emit(function(x)), X.shape)
+    call = the_call(module)
+    assert call.op.name in ELEMENTWISE
+    np.testing.assert_allclose(
+        run_twin(module, [X])[0], evaluate(call, [X.astype(np.float64)]), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 6), (-1.5, math.inf)])
+def test_scalar_bound_reads_integers_and_floats(low, high):
+    call = the_call(graph(lambda emit, x: emit(op.clip(x, low, high)), (3,)))
+    assert (scalar_bound(call.args[1]), scalar_bound(call.args[2])) == (low, high)
+
+
+def test_undefined_values_come_without_a_warning():
+    call = the_call(graph(lambda emit, x: emit(op.log(x)), (3,)))
+    result = evaluate(call, [np.array([-1.0, 0.0, 1.0])])
+    assert np.isnan(result[0])
+    assert result[1] == -math.inf
