@@ -120,9 +120,6 @@ def _convert_concat(ctx: Context, node: Node) -> relax.Expr:
                 tensors[index] = ctx.emit(expanded)
     elif any(shape != rest[0] for shape in rest):
         raise UnsupportedNodeError(f"it joins tensors of shapes {', '.join(map(show, shapes))}")
-    else:
-        for shape in shapes:
-            ctx.keep_batch(shape, [axis])
     if axis == 0 and any(isinstance(shape[0], Batch) for shape in shapes):
         raise UnsupportedNodeError("it joins tensors along the batch axis")
     return tensors[0] if len(tensors) == 1 else ctx.emit(relax.op.concat(tensors, axis))
@@ -214,8 +211,12 @@ def _convert_expand(ctx: Context, node: Node) -> relax.Expr:
 
 @converter("Tile")
 def _convert_tile(ctx: Context, node: Node) -> relax.Var:
-    repeats = ctx.integers(1, "repeats")
-    return ctx.emit(relax.op.tile(ctx.tensor(0), repeats))
+    data, repeats = ctx.tensor(0), ctx.integers(1, "repeats") or []
+    shape = ctx.shape(data)
+    if len(repeats) != len(shape):
+        raise UnsupportedNodeError(f"it repeats {len(repeats)} axes of a {len(shape)}-D tensor")
+    ctx.keep_batch(shape, [axis for axis, times in enumerate(repeats) if times != 1])
+    return ctx.emit(relax.op.tile(data, repeats))
 
 
 @converter("Pad")
@@ -251,7 +252,7 @@ def _convert_depth_to_space(ctx: Context, node: Node) -> relax.Var:
     height, width = ctx.spatial(data)
     batch, channels = ctx.shape(data)[:2]
     block = node.integer("blocksize", 1)
-    depth = int(channels) // block**2  # type: ignore[arg-type]
+    depth = int(channels) // block**2
     if node.text("mode", "DCR") == "DCR":
         split, order = (batch, block, block, depth, height, width), [0, 3, 4, 1, 5, 2]
     else:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx
 from tvm import relax
 
 from tvmquant.frontend.context import Context
@@ -237,8 +238,6 @@ def _convert_softmax(ctx: Context, node: Node) -> relax.Var:
 @converter("Cast")
 def _convert_cast(ctx: Context, node: Node) -> relax.Expr:
     """Convert types; all floating-point types are float32 in the graph."""
-    import onnx
-
     data = ctx.tensor(0)
     target = onnx.helper.tensor_dtype_to_np_dtype(node.integer("to", 1)).name
     dtype = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 from tvm import relax
 
 from tvmquant.frontend.context import Context, Value, as_float32
@@ -54,8 +55,6 @@ def _parameters(ctx: Context, node: Node, channels: object) -> tuple[Array, Arra
 
 
 def _output_type(node: Node) -> str:
-    import onnx
-
     number = node.integer("output_dtype", 0)
     return onnx.helper.tensor_dtype_to_np_dtype(number).name if number else "uint8"
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import onnx
 
 from tvmquant.frontend.dimensions import Array, UnsupportedNodeError
@@ -82,10 +83,12 @@ class Node:
         """
         if self.op_type != "Constant":
             return None
-        import numpy as np
-
-        kinds = {"value_float": np.float32, "value_floats": np.float32}
-        kinds |= {"value_int": np.int64, "value_ints": np.int64}
+        kinds = {
+            "value_float": "float32",
+            "value_floats": "float32",
+            "value_int": "int64",
+            "value_ints": "int64",
+        }
         for name, value in self.attributes.items():
             if name == "value" and isinstance(value, np.ndarray):
                 return value

@@ -44,8 +44,8 @@ def load_onnx(
     source : path or onnx.ModelProto
         The model. Data outside the file must lie in the file's own folder.
     input_shapes : mapping of str to shape, optional
-        Shapes of inputs whose dimensions the model leaves open, e.g. ``{"x": (None, 3, 224, 224)}``;
-        None stands for the batch.
+        Shapes of inputs whose dimensions the model leaves open, None standing for the batch, e.g.
+        ``{"x": (None, 3, 224, 224)}``.
     name : str, optional
         Name of the graph, by default the stem of the file.
 
@@ -126,7 +126,7 @@ class _Importer:
             elif node.op_type != "ConstantOfShape":
                 return (evaluate(node, arrays),)
         if node.op_type not in CONVERTERS:
-            raise UnsupportedNodeError("the operator is supported on shapes only")
+            raise UnsupportedNodeError("the operator is supported on constants and shapes only")
         results = CONVERTERS[node.op_type](self.context, node)
         return results if isinstance(results, tuple) else (results,)
 

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from tvmquant.errors import ModelError
 from tvmquant.frontend.dimensions import Array, UnsupportedNodeError

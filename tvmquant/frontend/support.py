@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import onnx
+
 from tvmquant.errors import UnsupportedModelError
 from tvmquant.frontend.fold import NOT_FOLDED
 from tvmquant.frontend.node import Node
@@ -39,8 +41,8 @@ def find_unsupported(nodes: Sequence[Node], constants: Iterable[str]) -> list[Un
     nodes : sequence of Node
         In topological order.
     constants : iterable of str
-        Names of the values known at import; nodes that depend on nothing else are folded and need
-        no converter.
+        Names of the values known at import. Nodes that depend on these and on shapes only are
+        evaluated and need no converter.
     """
     known = {"", *constants}
     found: list[UnsupportedNode] = []
@@ -49,6 +51,8 @@ def find_unsupported(nodes: Sequence[Node], constants: Iterable[str]) -> list[Un
         if foldable and _is_known_operator(node) and known.issuperset(node.inputs):
             known.update(node.outputs)
             continue
+        if node.op_type in ("Shape", "Size"):
+            known.update(node.outputs)
         reason = _reason(node)
         if reason is not None:
             found.append(UnsupportedNode(node.name, node.op_type, reason))
@@ -76,8 +80,6 @@ def _has_subgraph(node: Node) -> bool:
 
 
 def _is_known_operator(node: Node) -> bool:
-    import onnx
-
     return bool(node.proto.domain in ("", "ai.onnx")) and onnx.defs.has(node.proto.op_type)
 
 

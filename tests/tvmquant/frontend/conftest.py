@@ -1,0 +1,107 @@
+"""Small ONNX graphs, and their results in ONNX Runtime and in TVM."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import tvm
+from onnx import TensorProto, helper, numpy_helper
+from tvm import relax
+from tvmquant.frontend import load_onnx
+from tvmquant.graph import Graph
+
+Shape = Sequence[int | str | None]
+
+
+def make_model(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Mapping[str, Shape],
+    outputs: Sequence[str] = ("y",),
+    constants: Mapping[str, Any] | None = None,
+    opset: int = 17,
+    element: int = TensorProto.FLOAT,
+    output_element: int | None = None,
+    domains: Mapping[str, int] | None = None,
+) -> onnx.ModelProto:
+    """Build a model; constants are arrays or finished tensors."""
+    initialisers = [
+        value
+        if isinstance(value, TensorProto)
+        else numpy_helper.from_array(np.asarray(value), name)
+        for name, value in (constants or {}).items()
+    ]
+    graph = helper.make_graph(
+        list(nodes),
+        "test",
+        [helper.make_tensor_value_info(name, element, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info(name, output_element or element, None) for name in outputs],
+        initialisers,
+    )
+    opsets = [helper.make_opsetid("", opset)]
+    opsets += [helper.make_opsetid(name, version) for name, version in (domains or {}).items()]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def run_in_tvm(graph: Graph, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Compile with TVM's default pipeline and run."""
+    machine = relax.VirtualMachine(tvm.compile(graph.module, target="llvm"), tvm.cpu())
+    result = machine["main"](*[tvm.runtime.tensor(inputs[name]) for name in graph.input_names])
+    return [result.numpy()] if isinstance(result, tvm.runtime.Tensor) else [r.numpy() for r in result]
+
+
+def run_in_onnxruntime(
+    model: onnx.ModelProto, inputs: Mapping[str, np.ndarray]
+) -> list[np.ndarray]:
+    """Run without graph optimizations."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, dict(inputs))
+
+
+def random_inputs(graph: Graph, batch: int = 2) -> dict[str, np.ndarray]:
+    """Draw inputs that fit a graph."""
+    rng = np.random.default_rng(7)
+    return {
+        name: rng.standard_normal([batch if d is None else d for d in shape]).astype(np.float32)
+        for name, shape, _ in graph.inputs
+    }
+
+
+def operators(graph: Graph) -> list[str]:
+    """List the operators of a graph in order."""
+    names: list[str] = []
+
+    def visit(node: relax.Expr) -> None:
+        if isinstance(node, relax.Call):
+            names.append(node.op.name.removeprefix("relax."))
+
+    relax.analysis.post_order_visit(graph.main, visit)
+    return names
+
+
+def compare(model: onnx.ModelProto, tolerance: float = 1e-5, **options: Any) -> Graph:
+    """Import a model, check its results against ONNX Runtime, and return the graph."""
+    graph = load_onnx(model, **options)
+    relax.analysis.well_formed(graph.module)
+    inputs = random_inputs(graph)
+    expected = run_in_onnxruntime(model, inputs)
+    for found, reference in zip(run_in_tvm(graph, inputs), expected, strict=True):
+        assert found.shape == reference.shape
+        assert found.dtype == reference.dtype
+        np.testing.assert_allclose(found, reference, rtol=tolerance, atol=tolerance)
+    return graph
+
+
+Compare = Callable[..., Graph]
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
