@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from tvmquant.benchmark import compare as compare
     from tvmquant.benchmark import measure as measure
     from tvmquant.calibration import Calibration as Calibration
-    from tvmquant.calibration import calibrate as calibrate
+    from tvmquant.compilation import Compilation as Compilation
+    from tvmquant.compilation import compile_onnx as compile_onnx
     from tvmquant.data import Preprocess as Preprocess
     from tvmquant.data import open_data as open_data
     from tvmquant.deploy.build import build as build
@@ -26,24 +27,29 @@ if TYPE_CHECKING:
     from tvmquant.evaluation import evaluate as evaluate
     from tvmquant.frontend import load_onnx as load_onnx
     from tvmquant.graph import Graph as Graph
+    from tvmquant.preview import preview as preview
+    from tvmquant.quantization import calibrate as calibrate
     from tvmquant.quantization import quantize as quantize
     from tvmquant.simulator import simulate as simulate
 
 _EXPORTS: Final = {
     "Calibration": "tvmquant.calibration",
+    "Compilation": "tvmquant.compilation",
     "Evaluation": "tvmquant.evaluation",
     "Graph": "tvmquant.graph",
     "Manifest": "tvmquant.deploy.manifest",
     "Model": "tvmquant.deploy.loader",
     "Preprocess": "tvmquant.data",
     "build": "tvmquant.deploy.build",
-    "calibrate": "tvmquant.calibration",
+    "calibrate": "tvmquant.quantization",
     "compare": "tvmquant.benchmark",
+    "compile_onnx": "tvmquant.compilation",
     "evaluate": "tvmquant.evaluation",
     "load": "tvmquant.deploy.loader",
     "load_onnx": "tvmquant.frontend",
     "measure": "tvmquant.benchmark",
     "open_data": "tvmquant.data",
+    "preview": "tvmquant.preview",
     "quantize": "tvmquant.quantization",
     "simulate": "tvmquant.simulator",
 }

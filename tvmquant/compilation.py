@@ -30,6 +30,12 @@ Stage: TypeAlias = Callable[[str], AbstractContextManager[Progress]]
 DEFAULT_SAMPLES = 512
 
 
+@contextlib.contextmanager
+def silent_stage(_name: str) -> Iterator[Progress]:
+    """Show nothing of a stage."""
+    yield lambda _done, _total: None
+
+
 @dataclasses.dataclass(frozen=True)
 class Compilation:
     """What `compile_onnx` did.
@@ -70,7 +76,7 @@ def compile_onnx(
     batch: int = 1,
     strict: bool = False,
     force: bool = False,
-    stage: Stage | None = None,
+    stage: Stage = silent_stage,
 ) -> Compilation:
     """Compile an ONNX model into an integer-only library: load, calibrate, quantize, build.
 
@@ -88,14 +94,14 @@ def compile_onnx(
     samples : int, optional
         Calibrate with at most so many items, spread evenly over the selected ones; None: with all.
     calibration_method, percentile
-        As of `calibrate`; None for its default.
+        As of `calibrate`; None for its default. A percentile alone selects that method.
     activation_scheme, weight_method, strict
         As of `quantize`; None for its default.
     input_shapes
         As of `load_onnx`.
     target, threads, batch, force
         As of `build`.
-    stage : callable, optional
+    stage : callable
         Called with the name of each stage as it begins; a context manager that is left when it
         ends and yields a callable (done, total).
 
@@ -106,10 +112,13 @@ def compile_onnx(
     """
     path, out = Path(path), Path(out)
     _check_destination(out)
-    clock = _Clock(stage or _silent)
-    calibration_options = _given(method=calibration_method, percentile=percentile)
-    quantize_options = _given(activation_scheme=activation_scheme, weight_method=weight_method)
-    _check_method(calibration_options)
+    clock = _Clock(stage)
+    if percentile is not None and calibration_method is None:
+        calibration_method = "percentile"
+    _check_method(_given(method=calibration_method, percentile=percentile))
+    scheme = _given(activation_scheme=activation_scheme)
+    calibration_options = {**_given(method=calibration_method, percentile=percentile), **scheme}
+    quantize_options = {**_given(weight_method=weight_method), **scheme}
     recipe = Preprocess.parse(preprocess)
 
     with clock.stage("load"):
@@ -127,6 +136,7 @@ def compile_onnx(
             "target": target,
             "threads": threads,
             "batch": batch,
+            "input_shapes": {name: list(shape) for name, shape in shapes.items()},
         }
         if not force and (built := _existing(out, settings)) is not None:
             return Compilation(built, clock.seconds, calibration_cached=True, up_to_date=True)
@@ -136,7 +146,7 @@ def compile_onnx(
         calibration = _cached_calibration(cache)
         cached = calibration is not None
         if calibration is None:
-            from tvmquant.calibration import calibrate
+            from tvmquant.quantization import calibrate
 
             calibration = calibrate(graph, dataset, progress=progress, **calibration_options)
             if cache is not None:
@@ -175,17 +185,15 @@ def item_shape(graph: Graph) -> tuple[int | None, ...]:
     ModelError
         When the graph has several inputs, or its input has no batch axis.
     """
-    parameters = graph.module["main"].params
-    if len(parameters) != 1:
-        names = ", ".join(str(parameter.name) for parameter in parameters)
+    if len(graph.inputs) != 1:
         raise ModelError(
-            f"the model has {len(parameters)} inputs ({names}); data for calibration and "
-            "evaluation feed exactly one"
+            f"the model has {len(graph.inputs)} inputs ({', '.join(graph.input_names)}); data for "
+            "calibration and evaluation feed exactly one"
         )
-    extents = parameters[0].ty.shape.values
-    if len(extents) == 0:
-        raise ModelError(f"the input {parameters[0].name!r} is a scalar; expected a batch axis")
-    return tuple(getattr(extent, "value", None) for extent in list(extents)[1:])
+    name, shape, _ = graph.inputs[0]
+    if not shape:
+        raise ModelError(f"the input {name!r} is a scalar; expected a batch axis")
+    return shape[1:]
 
 
 class _Clock:
@@ -203,11 +211,6 @@ class _Clock:
         self.seconds[name] = time.perf_counter() - start
 
 
-@contextlib.contextmanager
-def _silent(_name: str) -> Iterator[Progress]:
-    yield lambda _done, _total: None
-
-
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
@@ -217,7 +220,7 @@ def _check_method(options: Mapping[str, Any]) -> None:
     from tvmquant.calibration import make_observer
 
     if options:
-        make_observer(**{"method": "percentile", **options})
+        make_observer(**options)
 
 
 def _check_destination(out: Path) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tvmquant.data import Dataset, open_data
 from tvmquant.errors import DataError
+
+if TYPE_CHECKING:
+    from tvmquant.graph import Graph
 
 Array = NDArray[Any]
 Network = Callable[[Array], Any]
@@ -182,7 +185,7 @@ def evaluate(
     return tally.evaluation()
 
 
-def float_network(graph: Any) -> Network:
+def float_network(graph: Graph) -> Network:
     """Return a float (L0) graph of one input as a function from a batch to its results, in torch.
 
     Raises
@@ -202,8 +205,8 @@ def float_network(graph: Any) -> Network:
         results = result if isinstance(result, tuple) else (result,)
         return tuple(tensor.numpy() for tensor in results)
 
-    extent = graph.module["main"].params[0].ty.shape.values[0]
-    return _Chunked(run, extent.value) if hasattr(extent, "value") else run
+    batch = graph.inputs[0][1][0]
+    return run if batch is None else _Chunked(run, batch)
 
 
 def _reference(reference: Any) -> Network:

@@ -1,0 +1,145 @@
+"""``tvmquant compile``: from an ONNX file and data to a library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tvmquant.cli import options
+from tvmquant.cli.output import (
+    StageReporter,
+    make_table,
+    megabytes,
+    print_json,
+    print_tables,
+    print_warning,
+)
+from tvmquant.errors import DataError
+
+if TYPE_CHECKING:
+    from tvmquant.compilation import Compilation
+
+
+def compile_model(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The float model.")],
+    data: options.Data = None,
+    preprocess: options.Recipe = None,
+    select: options.Select = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="Folder of the library. Default: MODEL-int8."),
+    ] = None,
+    target: Annotated[
+        str,
+        typer.Option(help="native, a processor such as haswell, or options such as -mcpu=znver4."),
+    ] = "native",
+    calibration_method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="M", help="mse (default), minmax, moving_average, percentile or entropy."
+        ),
+    ] = None,
+    percentile: Annotated[
+        float | None, typer.Option(help="Of the method percentile; default 99.99.")
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Calibrate with at most so many items, evenly spread.")
+    ] = 512,
+    activation_scheme: Annotated[
+        str | None, typer.Option(metavar="S", help="asymmetric (default), symmetric or auto.")
+    ] = None,
+    weight_method: Annotated[
+        str | None, typer.Option(metavar="M", help="mse (default) or minmax.")
+    ] = None,
+    threads: options.Threads = None,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size of the library.")] = 1,
+    input_shape: options.InputShapes = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail where an operator would stay float.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a library that is already in OUT.")
+    ] = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Compile an ONNX model into an integer-only library.
+
+    Calibrates with the images of --data (labels are not needed). What was calibrated is kept in OUT
+    and used again by a later run.
+    """
+    if data is None:
+        raise DataError(
+            "compile needs data to calibrate with; pass --data a folder or .tar of images (with "
+            "--preprocess, how the model wants them), or a .npy or .npz of inputs of shape (N, ...)"
+        )
+    shapes = options.parse_input_shapes(input_shape)
+    from tvmquant.compilation import compile_onnx
+
+    out = out or Path(f"{model.stem}-int8")
+    done = compile_onnx(
+        model,
+        data,
+        out=out,
+        preprocess=preprocess,
+        select=select,
+        samples=samples,
+        calibration_method=calibration_method,
+        percentile=percentile,
+        activation_scheme=activation_scheme,
+        weight_method=weight_method,
+        input_shapes=shapes,
+        target=target,
+        threads=threads,
+        batch=batch,
+        strict=strict,
+        force=force,
+        stage=StageReporter(quiet=quiet),
+    )
+    summary = summarize(done, out)
+    for entry in done.manifest.float_audit:
+        if not as_json and not quiet:
+            print_warning(f"{entry['node']} ({entry['op']}) stays float: {entry['reason']}")
+    if as_json:
+        print_json(summary)
+    else:
+        print_tables(_table(summary))
+
+
+def summarize(done: Compilation, out: Path) -> dict[str, Any]:
+    """Return what the command reports of a compilation."""
+    manifest = done.manifest.to_dict()
+    return {
+        "out": str(out),
+        "model": manifest["model"]["name"],
+        "target": manifest["target"]["config"],
+        "threads": manifest["threads"],
+        "layers": len(manifest["layers"]),
+        "macs": sum(layer["macs"] for layer in manifest["layers"]),
+        "float_audit": manifest["float_audit"],
+        "model_bytes": manifest["model"].get("bytes"),
+        "library_bytes": manifest["library"]["bytes"],
+        "calibration_cached": done.calibration_cached,
+        "up_to_date": done.up_to_date,
+        "seconds": done.seconds,
+    }
+
+
+def _table(summary: dict[str, Any]) -> Any:
+    rows = [
+        ("target", summary["target"]),
+        ("threads", summary["threads"]),
+        ("layers", f"{summary['layers']}, {len(summary['float_audit'])} operators in float"),
+        ("multiply-accumulates", f"{summary['macs'] / 1e6:.1f} M"),
+        ("float model", megabytes(summary["model_bytes"])),
+        ("library", megabytes(summary["library_bytes"])),
+    ]
+    notes = {"calibrate": " (kept from an earlier run)"} if summary["calibration_cached"] else {}
+    rows += [
+        (f"{stage} time", f"{seconds:.1f} s{notes.get(stage, '')}")
+        for stage, seconds in summary["seconds"].items()
+    ]
+    state = "is up to date" if summary["up_to_date"] else "is ready"
+    return make_table(f"{summary['model']}: {summary['out']} {state}", ["", ""], rows)

@@ -1,0 +1,115 @@
+"""``tvmquant inspect``: the layers of a library, or those that a model would be compiled into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tvmquant.cli import options
+from tvmquant.cli.output import make_table, megabytes, print_json, print_tables
+from tvmquant.errors import DataError
+
+
+def inspect(
+    subject: Annotated[
+        Path, typer.Argument(metavar="OUT|MODEL.onnx", help="A library, or a float model.")
+    ],
+    target: Annotated[
+        str, typer.Option(help="Of a model: what it would be compiled for.")
+    ] = "native",
+    input_shape: options.InputShapes = None,
+    as_json: options.Json = False,
+) -> None:
+    """List layers with their kernels and bit widths, what stays float and why, and sizes.
+
+    Of an ONNX model this is what `tvmquant compile` would make of it, found without data.
+    """
+    if subject.is_dir():
+        report = _describe_library(subject)
+    elif subject.is_file():
+        report = _describe_model(subject, target, options.parse_input_shapes(input_shape))
+    else:
+        raise DataError(
+            f"{str(subject)!r} does not exist; expected a folder that `tvmquant compile` wrote, or "
+            "an ONNX file"
+        )
+    if as_json:
+        print_json(report)
+    else:
+        print_tables(*_tables(report))
+
+
+def _describe_library(folder: Path) -> dict[str, Any]:
+    from tvmquant.deploy.manifest import Manifest
+
+    return {"kind": "library", **Manifest.load(folder).to_dict()}
+
+
+def _describe_model(
+    path: Path, target: str, shapes: dict[str, tuple[int | None, ...]]
+) -> dict[str, Any]:
+    import dataclasses
+
+    from tvmquant.frontend import load_onnx
+    from tvmquant.preview import preview
+
+    graph = load_onnx(path, input_shapes=shapes or None)
+    found = preview(graph, target=target)
+
+    def signature(tensors: list[Any]) -> list[dict[str, Any]]:
+        return [{"name": n, "shape": list(shape), "dtype": dtype} for n, shape, dtype in tensors]
+
+    return {
+        "kind": "model",
+        "model": {"name": graph.name, "path": str(path), "bytes": path.stat().st_size},
+        "inputs": signature(graph.inputs),
+        "outputs": signature(graph.outputs),
+        "target": {"config": target},
+        "layers": [dataclasses.asdict(layer) for layer in found.layers],
+        "float_audit": [dataclasses.asdict(op) for op in found.float_audit],
+    }
+
+
+def _tables(report: dict[str, Any]) -> list[Any]:
+    layers = report["layers"]
+    general: list[tuple[str, Any]] = [
+        *((f"input {info['name']}", _tensor(info)) for info in report["inputs"]),
+        *((f"output {info['name']}", _tensor(info)) for info in report["outputs"]),
+        ("target", report["target"]["config"]),
+        ("layers", f"{len(layers)}, {len(report['float_audit'])} operators in float"),
+        ("multiply-accumulates", f"{sum(layer['macs'] for layer in layers) / 1e6:.1f} M"),
+        ("float model", megabytes(report["model"].get("bytes"))),
+    ]
+    if report["kind"] == "library":
+        general.append(("library", megabytes(report["library"]["bytes"])))
+        general.append(("threads", report["threads"]))
+    rows = [
+        (
+            layer["id"],
+            layer["op"],
+            _extents(layer["shape"]),
+            layer["dtype"],
+            f"W{layer['w_bits']}A{layer['a_bits']}" if layer["w_bits"] else "",
+            f"{layer['macs'] / 1e6:.2f} M" if layer["macs"] else "",
+            layer["kernel"],
+        )
+        for layer in layers
+    ]
+    tables = [
+        make_table(report["model"]["name"], ["", ""], general),
+        make_table("layers", ["layer", "op", "shape", "type", "bits", "MACs>", "kernel"], rows),
+    ]
+    if report["float_audit"]:
+        audit = [(op["node"], op["op"], op["reason"]) for op in report["float_audit"]]
+        tables.append(make_table("computed in float", ["node", "op", "reason"], audit))
+    return tables
+
+
+def _tensor(info: dict[str, Any]) -> str:
+    return f"{info['dtype']} {_extents(info['shape'])}"
+
+
+def _extents(shape: list[int | None]) -> str:
+    return "x".join("?" if extent is None else str(extent) for extent in shape)

@@ -1,0 +1,116 @@
+"""What all commands write: tables or one JSON document on stdout, all else on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from tvmquant.compilation import Progress
+
+# Of tables that do not go to a terminal: names of layers are long.
+PIPE_WIDTH = 160
+
+
+def print_error(message: str) -> None:
+    """Print an error on stderr, in red on a terminal."""
+    _message("error", "bold red", message)
+
+
+def print_warning(message: str) -> None:
+    """Print a warning on stderr, in yellow on a terminal."""
+    _message("warning", "yellow", message)
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document on stdout."""
+    sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def print_tables(*tables: Table) -> None:
+    """Print tables on stdout."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    for table in tables:
+        console.print(table)
+
+
+def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """Return a table; columns whose name ends in ``>`` are aligned to the right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        right = column.endswith(">")
+        table.add_column(
+            column.removesuffix(">"), justify="right" if right else "left", overflow="fold"
+        )
+    for row in rows:
+        # Text, because the names of layers may hold what rich takes for markup.
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    return table
+
+
+class StageReporter:
+    """Show stages on stderr: a progress bar on a terminal, and a line when a stage has ended.
+
+    Parameters
+    ----------
+    quiet : bool
+        Show nothing.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[Progress]:
+        """Open a stage; yields a callable (done, total), total None where unknown."""
+        if self._quiet:
+            yield lambda _done, _total: None
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeElapsedColumn as Elapsed
+
+        console = _stderr()
+        start = time.perf_counter()
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Elapsed()
+        with Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal
+        ) as bars:
+            task = bars.add_task(name, total=None)
+            yield lambda done, total: bars.update(task, completed=done, total=total)
+        seconds = time.perf_counter() - start
+        console.print(f"{name}: {seconds:.1f} s", highlight=False, markup=False)
+
+
+def megabytes(count: int | None) -> str:
+    """Return a number of bytes in MB (10^6 bytes)."""
+    return "" if count is None else f"{count / 1e6:.2f} MB"
+
+
+def percent(value: float | None) -> str:
+    """Return a value that is in percent already."""
+    return "" if value is None else f"{value:.2f} %"
+
+
+def _message(kind: str, style: str, message: str) -> None:
+    from rich.text import Text
+
+    _stderr().print(Text.assemble((f"{kind}: ", style), message), soft_wrap=True, highlight=False)
+
+
+def _stderr() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
