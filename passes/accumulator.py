@@ -234,7 +234,7 @@ def _wide(
     offset = np.ceil(np.asarray(extra, np.float64) * np.exp2(shift))
     if np.any(offset >= 2.0**62):
         raise QuantizationError(
-            f"layer {name!r}: its bias is {np.max(extra):g} steps of its output and leaves 64 bits; "
+            f"layer {name!r}: its bias is {np.max(extra):g} output steps and leaves 64 bits; "
             "check the calibration data of this layer"
         )
     pairs = [(np.broadcast_to(b, shape), np.broadcast_to(v, shape))

@@ -10,6 +10,7 @@ from tvmquant.arithmetic import INT32_MAX, MAX_NARROW_SHIFT
 from tvmquant.errors import QuantizationError
 from tvmquant.passes.accumulator import (
     MAX_MULTIPLIER_ERROR,
+    NEGLIGIBLE_STEPS,
     Accumulator,
     Quantized,
     QuantizedWeight,
@@ -53,22 +54,23 @@ def test_the_sum_fits_the_type_that_was_chosen(ratio, bound, zero_point, extra, 
 def test_the_result_moves_by_a_small_part_of_a_step(first, bound, second, residual_bound):
     second = np.resize(second, first.shape)
     chosen = choose([first, second], [bound, residual_bound])
-    largest = first * bound + second * residual_bound
+    widest = np.maximum(first, second) * (bound + residual_bound)
     error = sum(
         np.abs(np.ldexp(v.astype(np.float64), -chosen.shift) - r) * b
         for v, r, b in zip(chosen.values, (first, second), (bound, residual_bound), strict=True)
     )
     # Multipliers of 30 bits are as exact as it gets; only far beyond the clip is that coarser.
-    assert (error <= np.maximum(MAX_MULTIPLIER_ERROR, largest * 2.0**-29)).all()
+    assert (error <= np.maximum(MAX_MULTIPLIER_ERROR, widest * 2.0**-30)).all()
 
 
 @given(ratios, bounds)
 def test_a_snapped_multiplier_is_at_most_a_sixteenth_above(ratio, bound):
     chosen = choose([ratio], [bound], snap_first=True)
     if chosen.compute_dtype == "int32":
+        matters = ratio * bound > NEGLIGIBLE_STEPS
         value = np.ldexp(chosen.values[0].astype(np.float64), -chosen.shift)
         assert (value >= ratio).all()
-        assert (value <= ratio * (1 + 1 / 16)).all()
+        assert (value <= ratio * (1 + 1 / 16))[matters].all()
         assert (chosen.shift <= MAX_NARROW_SHIFT).all()
 
 
