@@ -1,0 +1,316 @@
+import numpy as np
+import pytest
+import tvm
+from tvm import relax, tirx
+
+from tests.passes.graphs import calls, const, graph, normal, op_names, run_twin
+from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.annotate_quantization import (
+    AnnotateQuantization,
+    is_channelwise,
+    is_linear,
+    is_mover,
+    is_window_mean,
+)
+
+op = relax.op
+SHAPE = (2, 4, 6, 6)
+
+
+def conv(emit, x, outputs=4, name="conv"):
+    weight = const(normal(outputs, int(x.ty.shape.values[1]), 3, 3))
+    return emit(op.nn.conv2d(x, weight, padding=1), name)
+
+
+def fake_quant(x, name, **changes):
+    attrs = {
+        "id": name,
+        "role": "activation",
+        "bits": 8,
+        "scheme": "asymmetric",
+        "group": "",
+        "axis": -1,
+        "qmin": 0,
+        "qmax": 0,
+        "calibrated": 0,
+        "fixed": 0,
+    }
+    unset = [qop.constant(np.zeros(1, np.float32)), qop.constant(np.zeros(1, np.int32))]
+    return qop.emit(qop.FAKE_QUANT, [x, *unset], attrs | changes)
+
+
+def weight_quant(name, array, axis=0, bits=8, groups=1):
+    options = {"role": "weight", "scheme": "symmetric", "axis": axis, "groups": groups}
+    return fake_quant(const(array), f"{name}.weight", bits=bits, **options)
+
+
+def edges(module):
+    return [
+        qop.attributes(c)
+        for c in calls(module, qop.FAKE_QUANT)
+        if qop.attributes(c)["role"] != "weight"
+    ]
+
+
+def quantized_after(module):
+    """Return what stands before each fake_quant of an activation, in order."""
+    names = op_names(module)
+    activations = [qop.attributes(c)["role"] != "weight" for c in calls(module, qop.FAKE_QUANT)]
+    positions = [i for i, name in enumerate(names) if name == "fake_quant"]
+    before = ["input", *names]
+    return [before[p] for p, is_edge in zip(positions, activations, strict=True) if is_edge]
+
+
+def test_a_region_between_two_fake_quants():
+    weight, bias, second = normal(4, 4, 3, 3), normal(1, 4, 1, 1), normal(5, 4, 1, 1)
+
+    def before(emit, x):
+        y = emit(op.add(emit(op.nn.conv2d(x, const(weight), padding=1), "a"), const(bias)), "a")
+        y = emit(op.nn.max_pool2d(emit(op.nn.relu(y), "relu"), (2, 2), (2, 2)))
+        return emit(op.nn.conv2d(y, const(second)), "b")
+
+    def expected(emit, x):
+        x = emit(fake_quant(x, "x0"))
+        w = emit(weight_quant("a", weight))
+        y = emit(op.add(emit(op.nn.conv2d(x, w, padding=1)), const(bias)))
+        y = emit(fake_quant(emit(op.nn.relu(y)), "relu"))
+        y = emit(op.nn.max_pool2d(y, (2, 2), (2, 2)))
+        y = emit(op.nn.conv2d(y, emit(weight_quant("b", second))))
+        return emit(fake_quant(y, "b", role="output", bits=16, scheme="symmetric"))
+
+    module = graph(before, SHAPE)
+    after = AnnotateQuantization()(module)
+    relax.analysis.well_formed(after)
+    tvm.ir.assert_structural_equal(after, graph(expected, SHAPE))
+    x = normal(*SHAPE)
+    np.testing.assert_array_equal(run_twin(after, [x])[0], run_twin(module, [x])[0])
+
+
+def test_a_float_graph_is_left_as_it_is():
+    def body(emit, x):
+        y = emit(op.permute_dims(x, [0, 2, 3, 1]))
+        parts = emit(op.split(emit(op.nn.softmax(y)), 2, axis=1))
+        return emit(relax.TupleGetItem(parts, 0)), emit(op.reshape(y, [2, -1]))
+
+    module = graph(body, SHAPE)
+    tvm.ir.assert_structural_equal(AnnotateQuantization()(module), module)
+
+
+REGIONS = {
+    "bias, factor and clip": (
+        lambda emit, x: emit(op.clip(emit(op.multiply(emit(op.add(
+            conv(emit, x), const(normal(1, 4, 1, 1)))), const(2.0))), 0, 6)),
+        ["input", "clip"],
+    ),
+    "a positive factor after a clip": (
+        lambda emit, x: emit(op.multiply(emit(op.clip(conv(emit, x), 0, 6)), const(0.5))),
+        ["input", "multiply"],
+    ),
+    "a negative factor after a clip": (
+        lambda emit, x: emit(op.multiply(emit(op.clip(conv(emit, x), 0, 6)), const(-0.5))),
+        ["input", "clip", "multiply"],
+    ),
+    "an addition after a clip": (
+        lambda emit, x: emit(op.add(emit(op.clip(conv(emit, x), 0, 6)), const(0.5))),
+        ["input", "clip", "add"],
+    ),
+    "a residual": (
+        lambda emit, x: emit(op.nn.relu(emit(op.add(conv(emit, x), x)))),
+        ["input", "relu"],
+    ),
+    "two layers added": (
+        lambda emit, x: emit(op.nn.relu(emit(op.add(conv(emit, x, name="a"), conv(emit, x))))),
+        ["input", "conv2d", "relu"],
+    ),
+    "three layers added": (
+        lambda emit, x: emit(op.add(emit(op.add(conv(emit, x, name="a"),
+                                                conv(emit, x, name="b"))), conv(emit, x))),
+        ["input", "conv2d", "add", "add"],
+    ),
+    "a residual with several readers": (
+        lambda emit, x: (lambda y: emit(op.add(conv(emit, y, name="b"), y)))(conv(emit, x)),
+        ["input", "conv2d", "add"],
+    ),
+    "a chain of functions": (
+        lambda emit, x: (lambda y: emit(op.multiply(y, emit(op.sigmoid(y)))))(conv(emit, x)),
+        ["input", "conv2d", "multiply"],
+    ),
+    "a product": (
+        lambda emit, x: emit(op.multiply(conv(emit, x, name="a"), conv(emit, x))),
+        ["input", "conv2d", "conv2d", "multiply"],
+    ),
+    "a constant per channel on a quantized tensor": (
+        lambda emit, x: emit(op.multiply(x, const(normal(1, 4, 1, 1)))),
+        ["input", "multiply"],
+    ),
+    "pooling": (
+        lambda emit, x: emit(op.mean(emit(op.nn.avg_pool2d(conv(emit, x), (2, 2), (2, 2))),
+                                     [2, 3], keepdims=True)),
+        ["input", "conv2d", "avg_pool2d", "mean"],
+    ),
+    "movers keep the scale of their source": (
+        lambda emit, x: emit(op.reshape(emit(op.permute_dims(conv(emit, x), [0, 2, 3, 1])),
+                                        [2, -1])),
+        ["input", "conv2d"],
+    ),
+    "moving an input": (
+        lambda emit, x: conv(emit, emit(op.strided_slice(x, [2], [0], [4]))),
+        ["input", "conv2d"],
+    ),
+    "a float island": (
+        lambda emit, x: conv(emit, emit(op.nn.softmax(conv(emit, x, name="a")))),
+        ["input", "conv2d", "softmax", "conv2d"],
+    ),
+    "float at the end": (
+        lambda emit, x: emit(op.nn.softmax(conv(emit, x))),
+        ["input", "conv2d"],
+    ),
+    "part of a float split": (
+        lambda emit, x: conv(emit, emit(relax.TupleGetItem(emit(op.split(
+            emit(op.nn.softmax(x)), 2, axis=1)), 0))),
+        ["split", "conv2d"],
+    ),
+    "a constant among the inputs of a concat": (
+        lambda emit, x: conv(emit, emit(op.concat([conv(emit, x, name="a"),
+                                                   const(normal(*SHAPE))], 1))),
+        ["input", "conv2d", "concat", "conv2d"],
+    ),
+    "a constant per position": (
+        lambda emit, x: conv(emit, emit(op.add(conv(emit, x, name="a"),
+                                               const(normal(1, 4, 6, 6))))),
+        ["input", "conv2d", "add", "conv2d"],
+    ),
+    "a product of two tensors": (
+        lambda emit, x: emit(op.matmul(x, emit(op.permute_dims(x, [0, 1, 3, 2])))),
+        [],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REGIONS)
+def test_what_is_held_as_integers(case):
+    body, expected = REGIONS[case]
+    after = AnnotateQuantization()(graph(body, SHAPE))
+    relax.analysis.well_formed(after)
+    assert [name.removeprefix("nn.") for name in quantized_after(after)] == expected
+
+
+def test_a_tensor_that_is_read_and_returned_is_one_activation():
+    def body(emit, x):
+        y = emit(op.nn.relu(conv(emit, x)))
+        return y, conv(emit, y, name="b")
+
+    found = [(e["role"], e["bits"]) for e in edges(AnnotateQuantization()(graph(body, SHAPE)))]
+    assert found == [("activation", 8), ("activation", 8), ("output", 16)]
+
+
+def test_an_input_with_two_readers_is_quantized_once():
+    body = lambda emit, x: emit(op.add(conv(emit, x), emit(op.nn.max_pool2d(x, (1, 1)))))  # noqa: E731
+    assert len(edges(AnnotateQuantization()(graph(body, SHAPE)))) == 2
+
+
+def test_inputs_of_a_concat_share_a_group():
+    def body(emit, x):
+        a, b, c = (emit(op.nn.relu(conv(emit, x, name=n)), n) for n in "abc")
+        first = emit(op.concat([a, emit(op.nn.max_pool2d(b, (1, 1)))], 1))
+        second = emit(op.concat([b, c], 1))
+        d = emit(op.nn.relu(conv(emit, first, name="d")), "d")
+        return emit(op.add(conv(emit, second, 4, name="e"), d))
+
+    groups = {e["id"]: e["group"] for e in edges(AnnotateQuantization()(graph(body, SHAPE)))}
+    assert groups["a"] == groups["b"] == groups["c"] != ""
+    assert groups["x0"] == groups["d"] == ""
+
+
+def test_ids_are_unique():
+    def body(emit, x):
+        y = conv(emit, emit(op.nn.relu(conv(emit, x, name="n")), "n"), name="n")
+        return emit(op.nn.relu(y), "n")
+
+    module = AnnotateQuantization()(graph(body, SHAPE))
+    ids = [qop.attributes(c)["id"] for c in calls(module, qop.FAKE_QUANT)]
+    assert ids == ["x0", "n.weight", "n", "n.weight:2", "n:2"]
+
+
+def test_widths_and_scheme():
+    def body(emit, x):
+        return conv(emit, emit(op.nn.relu(conv(emit, x, name="a")), "r"), name="b")
+
+    annotate = AnnotateQuantization("symmetric", {"a": (4, 8), "r": (8, 4)})
+    found = {
+        qop.attributes(c)["id"]: (qop.attributes(c)["bits"], qop.attributes(c)["scheme"])
+        for c in calls(annotate(graph(body, SHAPE)), qop.FAKE_QUANT)
+    }
+    assert found == {
+        "x0": (8, "symmetric"),
+        "a.weight": (4, "symmetric"),
+        "r": (4, "symmetric"),
+        "b.weight": (8, "symmetric"),
+        "b": (16, "symmetric"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("call", "weight", "axis", "groups"),
+    [
+        (lambda x, w: op.nn.conv2d(x, w, groups=2), (6, 2, 1, 1), 0, 2),
+        (lambda x, w: op.nn.conv2d_transpose(x, w, groups=2), (4, 3, 1, 1), 1, 2),
+        (op.matmul, (6, 5), 1, 1),
+    ],
+)
+def test_weights_are_quantized_along_their_output_channels(call, weight, axis, groups):
+    module = graph(lambda emit, x: emit(call(x, const(normal(*weight))), "layer"), SHAPE)
+    (found,) = [
+        qop.attributes(c)
+        for c in calls(AnnotateQuantization()(module), qop.FAKE_QUANT)
+        if qop.attributes(c)["role"] == "weight"
+    ]
+    assert (found["axis"], found["groups"], found["id"]) == (axis, groups, "layer.weight")
+
+
+def test_a_symbolic_batch():
+    batch = tirx.Var("n", "int64")
+    body = lambda emit, x: emit(op.nn.relu(emit(op.add(conv(emit, x), x))))  # noqa: E731
+    module = AnnotateQuantization()(graph(body, (batch, *SHAPE[1:])))
+    assert len(edges(module)) == 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank", "expected"),
+    [
+        ((), 4, True),
+        ((1, 1, 1, 1), 4, True),
+        ((4, 1, 1), 4, True),
+        ((1, 4, 1, 1), 4, True),
+        ((4,), 2, True),
+        ((1, 4), 2, True),
+        ((4,), 4, False),
+        ((4, 1), 2, False),
+        ((1, 4, 6, 6), 4, False),
+        ((2, 1, 4, 1, 1), 4, False),
+    ],
+)
+def test_is_channelwise(shape, rank, expected):
+    assert is_channelwise(np.ones(shape, np.float32), rank) is expected
+
+
+def the_call(body, shape=SHAPE):
+    return list(calls_of(graph(lambda emit, x: emit(body(x)), shape)))[-1]
+
+
+def calls_of(module):
+    return [b.value for b in module["main"].body.blocks[0].bindings[:-1]]
+
+
+def test_predicates_on_calls():
+    one = np.float32(1.0)
+    assert is_linear(the_call(lambda x: op.add(x, const(one))), one, False)
+    assert not is_linear(the_call(lambda x: op.divide(const(one), x)), one, True)
+    assert not is_linear(the_call(lambda x: op.maximum(x, const(one))), one, False)
+    assert is_window_mean(the_call(lambda x: op.mean(x, [-1, 2], keepdims=True)))
+    assert not is_window_mean(the_call(lambda x: op.mean(x, [2, 3])))
+    assert not is_window_mean(the_call(lambda x: op.mean(x, [1], keepdims=True)))
+    assert is_mover(the_call(lambda x: op.nn.pad(x, [0, 0, 0, 0, 1, 1, 1, 1])))
+    assert not is_mover(the_call(lambda x: op.nn.pad(x, [0, 0, 0, 0, 1, 1, 1, 1], "reflect")))
+    assert is_mover(the_call(lambda x: op.image.resize2d(x, (9, 9), method="nearest_neighbor")))
+    assert not is_mover(the_call(lambda x: op.image.resize2d(x, (9, 9), method="linear")))
