@@ -9,12 +9,16 @@ Strategy
    of the window at one column are interleaved in registers (`depthwise_intrinsics`), the last
    group filled up with zero weights. The interleaved column serves every output column that sees
    it: they are neighbours in the register tile, unrolled.
-2. *Registers.* ``column_tile`` pixels of ``lanes`` channels; the weights of these channels stay in
-   registers for a whole row.
+2. *Registers.* Columns are unrolled, each finished before the next, so that few accumulators and
+   the interleaved columns of one window are alive. With stride 1, ``row_tile`` output rows share
+   their interleaved input rows, each with its own zero-filled copy of the weights (1.2x).
 3. *Padding* copies the input rows of one task, for the task's channels, into a small buffer inside
    the parallel loop: the inner loops have no branches, and read from the first-level cache.
-4. *Epilogue* on the tile while it is in registers.
+4. *Epilogue* on every pixel while it is in registers.
 5. *Parallel* over images, blocks of rows and blocks of channels alike.
+
+Rejected: interleaving into a buffer (more memory traffic than arithmetic); finishing a whole tile
+of columns at once (accumulators spill, 0.9x).
 """
 
 from __future__ import annotations
@@ -34,8 +38,9 @@ from tvmquant.schedules.loops import PARALLEL_BYTES, lanes_for
 
 # The padded rows of one task take at most this much of the first-level cache.
 ROWS_BYTES = 20 * 1024
-# Instructions of a register tile, fully unrolled.
-UNROLLED_PRODUCTS = 64
+# Output columns unrolled together.
+WIDEST_TILE = 8
+TASK_CYCLES = 200
 COPY_BYTES = 32
 
 
@@ -104,21 +109,32 @@ class Tiling:
     ----------
     dot : DotProduct
         Instruction; its group is the number of window rows multiplied at once.
+    vectors : int
+        Vectors of channels multiplied by one unrolled step.
+    row_tile : int
+        Output rows that share their input rows; more than one only for stride 1.
     column_tile : int
         Output pixels of one row accumulated together in registers.
     row_block : int
-        Output rows of one task.
+        Tiles of output rows of one task.
     channel_block : int
-        Vectors of channels of one task.
+        Steps of channels of one task.
     parallel : bool
         Whether the layer is worth more than one thread.
     """
 
     dot: DotProduct
+    vectors: int
+    row_tile: int
     column_tile: int
     row_block: int
     channel_block: int
     parallel: bool = True
+
+    @property
+    def lanes(self) -> int:
+        """Channels of one unrolled step."""
+        return self.dot.lanes * self.vectors
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -126,12 +142,12 @@ def _round_up(value: int, multiple: int) -> int:
 
 
 def _row_groups(spec: DepthwiseConv2DSpec, tiling: Tiling) -> int:
-    return -(-spec.kernel[0] // tiling.dot.group)
+    return -(-(spec.kernel[0] + tiling.row_tile - 1) // tiling.dot.group)
 
 
 def padded_outputs(spec: DepthwiseConv2DSpec, tiling: Tiling) -> int:
     """Return the length of the per-channel vectors the kernel takes (zeros beyond the channels)."""
-    return _round_up(spec.outputs, tiling.dot.lanes * tiling.channel_block)
+    return _round_up(spec.outputs, tiling.lanes * tiling.channel_block)
 
 
 def pack_weight(
@@ -145,16 +161,19 @@ def pack_weight(
 
     Returns
     -------
-    array of shape (O' / lanes, ceil(kh / group), kw, lanes, group)
-        Of the dot product's weight type; zeros where extents are padded.
+    array of shape (O' / lanes, row_tile, ceil((kh + row_tile - 1) / group), kw, lanes, group)
+        Of the dot product's weight type; for row i of a tile, the window is moved down by i rows of
+        zeros. Zeros also where extents are padded.
     """
-    lanes, group = tiling.dot.lanes, tiling.dot.group
+    lanes, group = tiling.lanes, tiling.dot.group
     outputs, kernel_h, kernel_w = weight.shape
     padded, row_groups = padded_outputs(spec, tiling), _row_groups(spec, tiling)
-    packed = np.zeros((padded, row_groups * group, kernel_w), tiling.dot.weight_dtype)
-    packed[:outputs, :kernel_h] = weight
-    blocks = packed.reshape(padded // lanes, lanes, row_groups, group, kernel_w)
-    return np.ascontiguousarray(blocks.transpose(0, 2, 4, 1, 3))
+    shape = (padded, tiling.row_tile, row_groups * group, kernel_w)
+    packed = np.zeros(shape, tiling.dot.weight_dtype)
+    for row in range(tiling.row_tile):
+        packed[:outputs, row, row : row + kernel_h] = weight
+    blocks = packed.reshape(padded // lanes, lanes, tiling.row_tile, row_groups, group, kernel_w)
+    return np.ascontiguousarray(blocks.transpose(0, 2, 3, 5, 1, 4))
 
 
 def compute(spec: DepthwiseConv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
@@ -163,11 +182,11 @@ def compute(spec: DepthwiseConv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     Arguments of the function: x, weight (packed), bias, the epilogue's vectors (each of
     `padded_outputs` entries), residual, residual multiplier, table, and last the output.
     """
-    lanes, group = tiling.dot.lanes, tiling.dot.group
+    lanes, group = tiling.lanes, tiling.dot.group
     padded, row_groups = padded_outputs(spec, tiling), _row_groups(spec, tiling)
     x = te.placeholder((spec.batch, spec.height, spec.width, spec.channels), "uint8", name="x")
     weight = te.placeholder(
-        (padded // lanes, row_groups, spec.kernel[1], lanes, group),
+        (padded // lanes, tiling.row_tile, row_groups, spec.kernel[1], lanes, group),
         tiling.dot.weight_dtype,
         name="weight",
     )
@@ -175,17 +194,21 @@ def compute(spec: DepthwiseConv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     out_shape = (spec.batch, spec.out_height, spec.out_width, spec.outputs)
     extra = placeholders(spec.epilogue, padded, out_shape, spec.residual_dtype)
     columns = _round_up(spec.out_width, tiling.column_tile)
-    height = _round_up(spec.out_height, tiling.row_block)
-    rows = _padded_rows(x, spec, height, columns, padded, row_groups * group)
+    height = _round_up(spec.out_height, tiling.row_block * tiling.row_tile)
+    reach = height - tiling.row_tile + (row_groups * group - 1) * spec.dilation[0] + 1
+    if tiling.row_tile == 1:
+        reach = (height - 1) * spec.strides[0] + (row_groups * group - 1) * spec.dilation[0] + 1
+    rows = _padded_rows(x, spec, reach, columns, padded)
 
     rg = te.reduce_axis((0, row_groups), "rg")
     rx = te.reduce_axis((0, spec.kernel[1]), "rx")
     rk = te.reduce_axis((0, group), "rk")
 
     def product(n: Any, h: Any, w: Any, o: Any) -> Any:
-        row = h * spec.strides[0] + (rg * group + rk) * spec.dilation[0]
+        first = (h // tiling.row_tile) * (tiling.row_tile * spec.strides[0])
+        row = first + (rg * group + rk) * spec.dilation[0]
         value = rows[n, row, w * spec.strides[1] + rx * spec.dilation[1], o]
-        factor = weight[o // lanes, rg, rx, o % lanes, rk]
+        factor = weight[o // lanes, h % tiling.row_tile, rg, rx, o % lanes, rk]
         return te.sum(value.astype("int32") * factor.astype("int32"), axis=[rg, rx, rk])
 
     acc = te.compute((spec.batch, height, columns, padded), product, name="acc")
@@ -203,10 +226,9 @@ def compute(spec: DepthwiseConv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
 
 
 def _padded_rows(
-    x: te.Tensor, spec: DepthwiseConv2DSpec, height: int, columns: int, padded: int, window: int
+    x: te.Tensor, spec: DepthwiseConv2DSpec, reach_h: int, columns: int, padded: int
 ) -> te.Tensor:
     """Define the input with its padding; what only zero weights see may hold anything."""
-    reach_h = (height - 1) * spec.strides[0] + (window - 1) * spec.dilation[0] + 1
     reach_w = (columns - 1) * spec.strides[1] + (spec.kernel[1] - 1) * spec.dilation[1] + 1
     top, left = spec.padding[:2]
     zero = tirx.const(spec.input_zero_point, "uint8")
@@ -229,25 +251,25 @@ def schedule(sch: Schedule, spec: DepthwiseConv2DSpec, tiling: Tiling) -> None:
 
     # tasks
     n, h, w, o, rg, rx, rk = sch.get_loops(acc)
-    h_out, h_in = sch.split(h, [None, tiling.row_block])
+    h_out, h_in, h_tile = sch.split(h, [None, tiling.row_block, tiling.row_tile])
     w_out, w_in = sch.split(w, [None, tiling.column_tile])
-    o_out, o_mid, lane = sch.split(o, [None, tiling.channel_block, dot.lanes])
-    sch.reorder(n, h_out, o_out, o_mid, h_in, w_out, w_in, rg, rx, lane, rk)
+    o_out, o_mid, lane = sch.split(o, [None, tiling.channel_block, tiling.lanes])
+    sch.reorder(n, h_out, o_out, o_mid, h_in, w_out, w_in, rg, rx, h_tile, lane, rk)
     task = sch.fuse(n, h_out, o_out)
 
     # the epilogue on each tile, the padded rows once per task
-    sch.reverse_compute_at(out, w_out, preserve_unit_loops=True)
+    sch.reverse_compute_at(out, w_in, preserve_unit_loops=True)
     sch.compute_at(rows, task, preserve_unit_loops=True)
     if tiling.parallel:
         sch.parallel(task)
     copied = sch.get_loops(rows)[-1]
-    width = tiling.channel_block * dot.lanes
+    width = tiling.channel_block * tiling.lanes
     _, vector = sch.split(copied, [None, lanes_for(width, COPY_BYTES)])
     whole = padded_outputs(spec, tiling) == spec.outputs
     if whole and spec.multiplier == 1:
         sch.vectorize(vector)
-    *_, column, channel = sch.get_loops(out)
-    sch.unroll(column)
+    *_, row, channel = sch.get_loops(out)
+    sch.unroll(row)
     if whole:  # a predicate on the channel would make LLVM store lane by lane
         sch.vectorize(channel)
 
@@ -255,13 +277,13 @@ def schedule(sch: Schedule, spec: DepthwiseConv2DSpec, tiling: Tiling) -> None:
     if not dot.tensorized:
         sch.reorder(rk, lane)
         sch.vectorize(lane)
-    init = sch.decompose_reduction(acc, w_in)
-    *_, columns, lanes = sch.get_loops(init)
+    init = sch.decompose_reduction(acc, rg)
+    *_, row, lanes = sch.get_loops(init)
     sch.vectorize(lanes)
-    sch.unroll(columns)
+    sch.unroll(row)
     if dot.tensorized:
-        sch.tensorize(lane, depthwise_intrinsics.intrinsic(dot))
-    for loop in (w_in, rg, rx):
+        sch.tensorize(lane, depthwise_intrinsics.intrinsic(dot, tiling.vectors))
+    for loop in (w_in, rg, rx, h_tile):
         sch.unroll(loop)
 
 
@@ -270,33 +292,39 @@ def default_tiling(spec: DepthwiseConv2DSpec, target: tvm.target.Target, threads
     dots = dot_products(target)
     usable = [d for d in dots if d.tensorized and spec.dilation[0] == 1] or [dots[-1]]
     # the instruction that computes fewest lanes in vain, the widest of equals
-    dot = min(usable, key=lambda d: _round_up(spec.outputs, d.lanes) / d.lanes)
-    taps = -(-spec.kernel[0] // dot.group) * spec.kernel[1]
-    most = max(1, min(8, UNROLLED_PRODUCTS // taps, spec.out_width))
-    column_tile = min(
-        range(max(1, most - 4), most + 1), key=lambda t: _round_up(spec.out_width, t) + 0.5 * 8 / t
+    dot = min(usable, key=lambda d: _round_up(spec.outputs, d.lanes))
+    wide = dot.tensorized and _round_up(spec.outputs, 2 * dot.lanes) * 8 <= 9 * spec.outputs
+    share_rows = dot.tensorized and spec.strides[0] == 1 and spec.out_height > 1
+    widths = range(1, min(WIDEST_TILE, spec.out_width) + 1)
+    # columns computed in vain, and those interleaved again at the start of each tile
+    column_tile = min(widths, key=lambda t: _round_up(spec.out_width, t) * (1 + 0.8 / t))
+    first = Tiling(dot, 2 if wide else 1, 2 if share_rows else 1, column_tile, 1, 1)
+    steps = -(-spec.outputs // first.lanes)
+    candidates = [
+        replace(first, row_block=row_block, channel_block=channel_block)
+        for channel_block in range(1, steps + 1)
+        if steps % channel_block == 0
+        for row_block in range(1, -(-spec.out_height // first.row_tile) + 1)
+    ]
+    best = min(candidates, key=lambda tiling: _cycles(spec, tiling, threads))
+    return replace(best, parallel=threads > 1 and spec.macs >= PARALLEL_BYTES)
+
+
+def _cycles(spec: DepthwiseConv2DSpec, tiling: Tiling, threads: int) -> float:
+    """Estimate the cycles of the busiest thread."""
+    height = tiling.row_block * tiling.row_tile
+    window = _row_groups(spec, tiling) * tiling.dot.group
+    steps = padded_outputs(spec, tiling) // tiling.lanes
+    tasks = spec.batch * -(-spec.out_height // height) * (steps // tiling.channel_block)
+    instructions = 2 * window * spec.kernel[1] // tiling.dot.group + 12
+    multiply = height * spec.out_width * tiling.channel_block * tiling.vectors * instructions / 3
+    copied = ((tiling.row_block - 1) * tiling.row_tile * spec.strides[0] + window) * (
+        spec.width + spec.padding[1] + spec.padding[3]
     )
-    vectors = -(-spec.outputs // dot.lanes)
-    row_bytes = spec.width + spec.padding[1] + spec.padding[3]
-    window = spec.dilation[0] * (_round_up(spec.kernel[0], dot.group) - 1) + 1
-    best: tuple[float, Tiling] | None = None
-    for channel_block in (b for b in range(1, vectors + 1) if vectors % b == 0):
-        width = channel_block * dot.lanes * row_bytes
-        for row_block in range(1, spec.out_height + 1):
-            copied = (row_block - 1) * spec.strides[0] + window
-            tasks = spec.batch * -(-spec.out_height // row_block) * (vectors // channel_block)
-            rounds = -(-tasks // threads)
-            # work of the busiest thread: multiplying and copying, the latter slow beyond the cache
-            spill = 1.0 if copied * width <= ROWS_BYTES else 2.0
-            narrow = 1.0 + 16.0 / (channel_block * dot.lanes)
-            multiply = row_block * spec.out_width * channel_block * (2.5 * taps + 6)
-            copy = spill * narrow * copied * width / COPY_BYTES * 2
-            cost = rounds * (multiply + copy + 200)
-            if best is None or cost < best[0]:
-                tiling = Tiling(dot, column_tile, row_block, channel_block)
-                best = cost, tiling
-    assert best is not None  # one row of one vector is always among the candidates
-    return replace(best[1], parallel=threads > 1 and spec.macs >= PARALLEL_BYTES)
+    width = tiling.channel_block * tiling.lanes
+    spilled = copied * width > ROWS_BYTES
+    copy = copied * (2 + width / COPY_BYTES) * (3 if spilled else 1.5)
+    return -(-tasks // threads) * (multiply + copy + TASK_CYCLES)
 
 
 def kernel(spec: DepthwiseConv2DSpec, tiling: Tiling) -> tirx.PrimFunc:

@@ -29,8 +29,8 @@ _INSTRUCTIONS = {
 }
 
 
-def _description(dot: DotProduct) -> tirx.PrimFunc:
-    lanes, group, weight_dtype = dot.lanes, dot.group, dot.weight_dtype
+def _description(dot: DotProduct, vectors: int) -> tirx.PrimFunc:
+    lanes, group, weight_dtype = dot.lanes * vectors, dot.group, dot.weight_dtype
 
     @T.prim_func(s_tir=True)
     def description(a: T.handle, b: T.handle, c: T.handle) -> None:
@@ -50,20 +50,36 @@ def _description(dot: DotProduct) -> tirx.PrimFunc:
     return description
 
 
-def _accumulate(dot: DotProduct, acc: Any, taps: Any, weight: Any) -> tirx.PrimExpr:
-    """Return ``acc`` plus the dot products of interleaved taps (uint8) and weights."""
+def _product(dot: DotProduct, taps: Any, weight: Any) -> tirx.PrimExpr:
+    """Return the dot products of one vector of interleaved taps (uint8) and weights."""
     vector, instruction = f"int32x{dot.lanes}", _INSTRUCTIONS[dot]
     if dot.group == 4:
         signed = T.reinterpret(f"int8x{4 * dot.lanes}", taps)
-        return T.call_llvm_pure_intrin(vector, instruction, acc, signed, weight)
+        zero = T.broadcast(T.int32(0), dot.lanes)
+        return T.call_llvm_pure_intrin(vector, instruction, zero, signed, weight)
     words = T.cast(taps, f"int16x{2 * dot.lanes}")
-    return acc + T.call_llvm_pure_intrin(vector, instruction, words, weight)
+    return T.call_llvm_pure_intrin(vector, instruction, words, weight)
 
 
-def _implementation(dot: DotProduct) -> tirx.PrimFunc:
-    lanes, group, weight_dtype = dot.lanes, dot.group, dot.weight_dtype
+def _products(dot: DotProduct, vectors: int, rows: list[Any], weight: Any) -> tirx.PrimExpr:
+    """Return the dot products of ``vectors`` vectors, side by side.
+
+    Each vector interleaves its own channels: LLVM permutes whole vectors of 32 bytes to interleave
+    them at once, which costs more than it saves.
+    """
+    lanes, group = dot.lanes, dot.group
+    found = []
+    for first in range(0, lanes * vectors, lanes):
+        order = [k * lanes * vectors + i for i in range(first, first + lanes) for k in range(group)]
+        part = range(first * group, (first + lanes) * group)
+        taps = T.Shuffle(rows, order)
+        found.append(_product(dot, taps, T.Shuffle([weight], [*part]) if vectors > 1 else weight))
+    return T.Shuffle(found, [*range(lanes * vectors)]) if vectors > 1 else found[0]
+
+
+def _implementation(dot: DotProduct, vectors: int) -> tirx.PrimFunc:
+    lanes, group, weight_dtype = dot.lanes * vectors, dot.group, dot.weight_dtype
     acc, loaded, packed = f"int32x{lanes}", f"uint8x{lanes}", f"{weight_dtype}x{lanes * group}"
-    interleaved = [k * lanes + i for i in range(lanes) for k in range(group)]
 
     @T.prim_func(s_tir=True)
     def implementation(a: T.handle, b: T.handle, c: T.handle) -> None:
@@ -74,19 +90,24 @@ def _implementation(dot: DotProduct) -> tirx.PrimFunc:
         with T.sblock("root"):
             T.reads(C[0:lanes], A[0:group, 0, 0:lanes], B[0:lanes, 0:group])
             T.writes(C[0:lanes])
-            C[T.ramp(T.int32(0), 1, lanes)] = _accumulate(
+            C[T.ramp(T.int32(0), 1, lanes)] = C.vload([0], dtype=acc) + _products(
                 dot,
-                C.vload([0], dtype=acc),
-                T.Shuffle([A.vload([k, 0, 0], dtype=loaded) for k in range(group)], interleaved),
+                vectors,
+                [A.vload([k, 0, 0], dtype=loaded) for k in range(group)],
                 B.vload([0, 0], dtype=packed),
             )
 
     return implementation
 
 
-def intrinsic(dot: DotProduct) -> str:
-    """Register the intrinsic of a dot product on first use and return its name."""
-    name = f"tvmquant.depthwise_{dot.name}"
+def intrinsic(dot: DotProduct, vectors: int) -> str:
+    """Register the intrinsic for ``vectors`` vectors of lanes on first use and return its name."""
+    name = f"tvmquant.depthwise_{dot.name}_{vectors}"
     if TensorIntrin.get(name, allow_missing=True) is None:
-        TensorIntrin.register(name, _description(dot), _implementation(dot))
+        TensorIntrin.register(name, _description(dot, vectors), _implementation(dot, vectors))
     return name
+
+
+def description_only(dot: DotProduct, vectors: int) -> TensorIntrin:
+    """Return the intrinsic with its description for both halves, to run any schedule anywhere."""
+    return TensorIntrin(_description(dot, vectors), _description(dot, vectors))

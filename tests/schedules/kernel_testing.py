@@ -58,13 +58,15 @@ def run(func: tirx.PrimFunc, target: tvm.target.Target, inputs: Sequence[Any]) -
 
 
 def microseconds(
-    func: tirx.PrimFunc, target: tvm.target.Target, inputs: Sequence[Any], repeat: int = 20
+    func: tirx.PrimFunc, target: tvm.target.Target, inputs: Sequence[Any], repeat: int = 300
 ) -> float:
-    """Return the least time of a call, in microseconds."""
+    """Return the least time of a call, in microseconds: of many short runs, some are undisturbed."""
     evaluator = build(func, target).time_evaluator(
-        "main", tvm.cpu(), number=1, repeat=repeat, min_repeat_ms=5
+        "main", tvm.cpu(), number=1, repeat=repeat, min_repeat_ms=0
     )
-    return float(np.min(evaluator(*device_arguments(func, inputs)).results)) * 1e6
+    arguments = device_arguments(func, inputs)
+    evaluator(*arguments)
+    return float(np.min(evaluator(*arguments).results)) * 1e6
 
 
 def epilogue_inputs(
