@@ -23,7 +23,7 @@ from tvmquant.benchmark import Latency, compare, random_inputs, runner
 from tvmquant.compilation import Stage, compile_onnx, silent_stage
 from tvmquant.data import Preprocess, open_data
 from tvmquant.errors import DataError
-from tvmquant.evaluation import Evaluation, evaluate
+from tvmquant.evaluation import Evaluation, evaluate, float_network
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,8 @@ class Demo:
     evaluation : Evaluation
         Of the integer library on the held-out digits, against the float model.
     latencies : dict of str to Latency
-        ``library`` and ``float``: both compiled for this machine, one image at a time.
+        One image at a time: ``library``; ``float``, the float model compiled by TVM with its
+        default schedules; and ``float_torch``, the float model in PyTorch.
     bytes : dict of str to int
         Sizes of the two compiled libraries.
     float_operators : int
@@ -126,6 +127,7 @@ def run_demo(
         networks = {
             "library": runner(library, inputs),
             "float": runner(load(folder / "float"), inputs),
+            "float_torch": runner(float_network(graph), inputs),
         }
         latencies = compare(networks, repeats=repeats, progress=progress)
     return Demo(

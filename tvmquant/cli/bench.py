@@ -14,6 +14,7 @@ from tvmquant.cli.output import StageReporter, make_table, print_json, print_tab
 
 if TYPE_CHECKING:
     from tvmquant.benchmark import Latency
+    from tvmquant.cli.output import TitledTable
     from tvmquant.deploy.loader import Model
 
 
@@ -23,7 +24,10 @@ def bench(
     threads: options.Threads = None,
     against_float: Annotated[
         bool,
-        typer.Option("--against-float", help="Also compile and time the float model with TVM."),
+        typer.Option(
+            "--against-float",
+            help="Also time the float model, compiled by TVM with its default schedules.",
+        ),
     ] = False,
     model: Annotated[
         Path | None,
@@ -91,7 +95,7 @@ def _build_float(deployed: Model, out: Path, path: Path | None) -> Model:
     return load(out, threads=deployed.threads)
 
 
-def latency_table(latencies: dict[str, Latency], title: str) -> Any:
+def latency_table(latencies: dict[str, Latency], title: str) -> TitledTable:
     """Return the table of latencies, each with its ratio to the library's."""
     fastest = latencies["library"].median_ms
     rows = [
@@ -107,7 +111,7 @@ def latency_table(latencies: dict[str, Latency], title: str) -> Any:
     return make_table(title, ["", "median>", "min>", "p90>", "time ratio>"], rows)
 
 
-def _profile_table(layers: list[Any]) -> Any:
+def _profile_table(layers: list[Any]) -> TitledTable:
     total = sum(seconds for _, seconds in layers)
     rows = [
         (

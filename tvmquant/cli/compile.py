@@ -19,6 +19,7 @@ from tvmquant.cli.output import (
 from tvmquant.errors import DataError
 
 if TYPE_CHECKING:
+    from tvmquant.cli.output import TitledTable
     from tvmquant.compilation import Compilation
 
 
@@ -127,7 +128,7 @@ def summarize(done: Compilation, out: Path) -> dict[str, Any]:
     }
 
 
-def _table(summary: dict[str, Any]) -> Any:
+def _table(summary: dict[str, Any]) -> TitledTable:
     rows = [
         ("target", summary["target"]),
         ("threads", summary["threads"]),

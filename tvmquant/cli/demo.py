@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,7 @@ from tvmquant.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from tvmquant.cli.output import TitledTable
     from tvmquant.demo import Demo
 
 
@@ -50,20 +51,17 @@ def demo(
         print_tables(_table(result, out))
 
 
-def _table(result: Demo, out: Path) -> Any:
+def _table(result: Demo, out: Path) -> TitledTable:
     evaluation = result.evaluation
+    float_top1 = percent(evaluation.reference_top1)
+    names = {
+        "float_torch": ("float, PyTorch", float_top1, ""),
+        "float": ("float, TVM untuned", float_top1, ""),
+        "library": ("int8, tvmquant", percent(evaluation.top1), percent(evaluation.agreement)),
+    }
     rows = [
-        (
-            name,
-            percent(top1),
-            agreement,
-            f"{result.latencies[key].median_ms:.3f} ms",
-            megabytes(result.bytes[key]),
-        )
-        for name, key, top1, agreement in (
-            ("float", "float", evaluation.reference_top1, ""),
-            ("int8", "library", evaluation.top1, percent(evaluation.agreement)),
-        )
+        (*row, f"{result.latencies[key].median_ms:.3f} ms", megabytes(result.bytes.get(key)))
+        for key, row in names.items()
     ]
     title = (
         f"{evaluation.count} digits the network has not seen; {result.float_operators} float "

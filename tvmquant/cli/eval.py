@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,7 @@ from tvmquant.cli.output import (
 from tvmquant.errors import DataError
 
 if TYPE_CHECKING:
+    from tvmquant.cli.output import TitledTable
     from tvmquant.evaluation import Evaluation
 
 
@@ -77,7 +78,7 @@ def evaluate_library(
         print_tables(evaluation_table(result, f"{library} on {result.count} items"))
 
 
-def evaluation_table(result: Evaluation, title: str) -> Any:
+def evaluation_table(result: Evaluation, title: str) -> TitledTable:
     """Return the table of an evaluation: a row for each of library and float model."""
     rows = [
         (

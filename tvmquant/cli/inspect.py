@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tvmquant.cli import options
 from tvmquant.cli.output import make_table, megabytes, print_json, print_tables
 from tvmquant.errors import DataError
+
+if TYPE_CHECKING:
+    from tvmquant.cli.output import TitledTable
 
 
 def inspect(
@@ -72,7 +75,7 @@ def _describe_model(
     }
 
 
-def _tables(report: dict[str, Any]) -> list[Any]:
+def _tables(report: dict[str, Any]) -> list[TitledTable]:
     layers = report["layers"]
     general: list[tuple[str, Any]] = [
         *((f"input {info['name']}", _tensor(info)) for info in report["inputs"]),

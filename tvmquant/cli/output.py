@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from tvmquant.compilation import Progress
 
+    TitledTable = tuple[str, Table]
+
 # Of tables that do not go to a terminal: names of layers are long.
 PIPE_WIDTH = 160
 
@@ -34,22 +36,24 @@ def print_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
-def print_tables(*tables: Table) -> None:
-    """Print tables on stdout."""
+def print_tables(*tables: TitledTable) -> None:
+    """Print tables on stdout, each under its title."""
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    for table in tables:
+    for title, table in tables:
+        console.print(Text(title, style="bold"), soft_wrap=True)
         console.print(table)
 
 
-def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> TitledTable:
     """Return a table; columns whose name ends in ``>`` are aligned to the right."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(columns))
     for column in columns:
         right = column.endswith(">")
         table.add_column(
@@ -58,7 +62,7 @@ def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
     for row in rows:
         # Text, because the names of layers may hold what rich takes for markup.
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
-    return table
+    return title, table
 
 
 class StageReporter:

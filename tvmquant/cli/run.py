@@ -87,5 +87,7 @@ def _write(path: Path, names: list[str], outputs: tuple[Any, ...]) -> None:
             else:
                 np.save(file, outputs[0])
         part.replace(path)
+    except OSError as error:
+        raise DataError(f"output {str(path)!r} cannot be written: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)
