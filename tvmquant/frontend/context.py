@@ -173,7 +173,7 @@ class Context:
 
     def embed(self, array: Array) -> tvm.ir.GenericConst:
         """Return an array as a constant of the graph."""
-        return relax.const(np.ascontiguousarray(array), str(array.dtype))
+        return relax.const(np.asarray(array, order="C"), str(array.dtype))
 
     def emit(self, expr: relax.Expr) -> relax.Var:
         """Append an expression under the node's name and return its result."""

@@ -195,7 +195,9 @@ def _convert_gather(ctx: Context, node: Node) -> relax.Var:
     if np.array_equal(flat, np.arange(flat[0], flat[0] + flat.size)):
         start = int(flat[0])
         return ctx.reshape(_slice_axis(ctx, data, axis, start, start + flat.size, 1), result)
-    taken = ctx.emit(relax.op.take(data, ctx.embed(flat.astype(np.int64)), axis))
+    # mode="clip" spares TVM's warning about indices out of range, of which there are none
+    index = ctx.embed(flat.astype(np.int64))
+    taken = ctx.emit(relax.op.take(data, index, axis, mode="clip"))
     return ctx.reshape(taken, result)
 
 

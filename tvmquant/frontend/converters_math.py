@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -64,19 +65,28 @@ _BINARY: dict[str, Callable[..., Any]] = {
 
 @converter(*_BINARY)
 def _convert_binary(ctx: Context, node: Node) -> relax.Var:
-    operands = [ctx.tensor(index) for index in range(len(node.inputs))]
+    operands = [_operand(ctx, index) for index in range(len(node.inputs))]
     broadcast_shapes(*(ctx.shape(operand) for operand in operands))
     types = {str(operand.ty.dtype) for operand in operands}
     if types != {"float32"}:
         raise UnsupportedNodeError(f"its operands have types {', '.join(sorted(types))}")
-    if node.op_type == "Pow" and _is_scalar(ctx, 1, 2.0):
-        return ctx.emit(relax.op.multiply(operands[0], operands[0]))
+    for exponent in (2, 3, 4):
+        if node.op_type == "Pow" and _is_scalar(ctx, 1, exponent):
+            factors = [operands[0]] * exponent
+            return functools.reduce(lambda a, b: ctx.emit(relax.op.multiply(a, b)), factors)
     if node.op_type == "Pow" and _is_scalar(ctx, 1, 0.5):
         return ctx.emit(relax.op.sqrt(operands[0]))
     result = operands[0]
     for operand in operands[1:]:
         result = ctx.emit(_BINARY[node.op_type](result, operand))
     return result
+
+
+def _operand(ctx: Context, index: int) -> relax.Expr:
+    """Return an input; Pow takes constant exponents of any type."""
+    if ctx.node.op_type == "Pow" and index == 1 and ctx.is_constant(1):
+        return ctx.embed(ctx.weight(1).astype(np.float32))
+    return ctx.tensor(index)
 
 
 def _is_scalar(ctx: Context, index: int, value: float) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
-import tvm
 from tvm import relax, tirx
 
 from tvmquant.errors import ModelError, UnsupportedModelError
@@ -29,6 +29,8 @@ from tvmquant.frontend.registry import CONVERTERS
 from tvmquant.frontend.shape_ops import evaluate
 from tvmquant.frontend.support import UnsupportedNode, find_unsupported, raise_unsupported
 from tvmquant.graph import Graph
+
+_LOG = logging.getLogger(__name__)
 
 
 def load_onnx(
@@ -106,8 +108,9 @@ class _Importer:
                 ) from None
             except UnsupportedNodeError as error:
                 self.found.append(UnsupportedNode(node.name, node.op_type, str(error)))
-            except tvm.error.TVMError as error:
-                reason = str(error).strip().splitlines()[-1]
+            except Exception as error:  # TVM's type inference raises errors of many types
+                _LOG.debug("node %s", node.name, exc_info=True)
+                reason = (str(error).strip() or repr(error)).splitlines()[-1]
                 self.found.append(UnsupportedNode(node.name, node.op_type, reason))
             else:
                 values.update(zip(node.outputs, results, strict=False))

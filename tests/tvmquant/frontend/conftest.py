@@ -16,7 +16,7 @@ from tvmquant.graph import Graph
 Shape = Sequence[int | str | None]
 
 
-def make_model(
+def _make_model(
     nodes: Sequence[onnx.NodeProto],
     inputs: Mapping[str, Shape],
     outputs: Sequence[str] = ("y",),
@@ -45,14 +45,16 @@ def make_model(
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
-def run_in_tvm(graph: Graph, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+def _run_in_tvm(graph: Graph, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """Compile with TVM's default pipeline and run."""
     machine = relax.VirtualMachine(tvm.compile(graph.module, target="llvm"), tvm.cpu())
     result = machine["main"](*[tvm.runtime.tensor(inputs[name]) for name in graph.input_names])
-    return [result.numpy()] if isinstance(result, tvm.runtime.Tensor) else [r.numpy() for r in result]
+    return (
+        [result.numpy()] if isinstance(result, tvm.runtime.Tensor) else [r.numpy() for r in result]
+    )
 
 
-def run_in_onnxruntime(
+def _run_in_onnxruntime(
     model: onnx.ModelProto, inputs: Mapping[str, np.ndarray]
 ) -> list[np.ndarray]:
     """Run without graph optimizations."""
@@ -65,7 +67,7 @@ def run_in_onnxruntime(
     return session.run(None, dict(inputs))
 
 
-def random_inputs(graph: Graph, batch: int = 2) -> dict[str, np.ndarray]:
+def _random_inputs(graph: Graph, batch: int = 2) -> dict[str, np.ndarray]:
     """Draw inputs that fit a graph."""
     rng = np.random.default_rng(7)
     return {
@@ -74,7 +76,7 @@ def random_inputs(graph: Graph, batch: int = 2) -> dict[str, np.ndarray]:
     }
 
 
-def operators(graph: Graph) -> list[str]:
+def _operators(graph: Graph) -> list[str]:
     """List the operators of a graph in order."""
     names: list[str] = []
 
@@ -86,22 +88,32 @@ def operators(graph: Graph) -> list[str]:
     return names
 
 
-def compare(model: onnx.ModelProto, tolerance: float = 1e-5, **options: Any) -> Graph:
+def _compare(model: onnx.ModelProto, tolerance: float = 1e-5, **options: Any) -> Graph:
     """Import a model, check its results against ONNX Runtime, and return the graph."""
     graph = load_onnx(model, **options)
     relax.analysis.well_formed(graph.module)
-    inputs = random_inputs(graph)
-    expected = run_in_onnxruntime(model, inputs)
-    for found, reference in zip(run_in_tvm(graph, inputs), expected, strict=True):
+    inputs = _random_inputs(graph)
+    expected = _run_in_onnxruntime(model, inputs)
+    for found, reference in zip(_run_in_tvm(graph, inputs), expected, strict=True):
         assert found.shape == reference.shape
         assert found.dtype == reference.dtype
         np.testing.assert_allclose(found, reference, rtol=tolerance, atol=tolerance)
     return graph
 
 
-Compare = Callable[..., Graph]
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., onnx.ModelProto]:
+    """Function that builds a model of given nodes."""
+    return _make_model
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
+@pytest.fixture(scope="session")
+def compare() -> Callable[..., Graph]:
+    """Function that imports a model and checks it against ONNX Runtime."""
+    return _compare
+
+
+@pytest.fixture(scope="session")
+def operators() -> Callable[[Graph], list[str]]:
+    """Function that lists the operators of a graph."""
+    return _operators

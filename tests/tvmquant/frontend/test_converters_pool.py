@@ -1,0 +1,119 @@
+"""Pooling and reductions equal ONNX Runtime."""
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+from tvmquant.errors import UnsupportedModelError
+from tvmquant.frontend import load_onnx
+
+WINDOWS = {
+    "plain": {"kernel_shape": [2, 2], "strides": [2, 2]},
+    "overlapping": {"kernel_shape": [3, 3]},
+    "padded": {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]},
+    "ceil": {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1},
+    "ceil_uneven": {
+        "kernel_shape": [3, 2],
+        "strides": [2, 3],
+        "pads": [1, 0, 1, 1],
+        "ceil_mode": 1,
+    },
+    "ceil_window_in_padding": {
+        "kernel_shape": [2, 2],
+        "strides": [3, 3],
+        "pads": [1, 1, 1, 1],
+        "ceil_mode": 1,
+    },
+    "same_upper": {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"},
+    "same_lower": {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_LOWER"},
+}
+
+
+@pytest.mark.parametrize("case", WINDOWS)
+@pytest.mark.parametrize("kind", ["MaxPool", "AveragePool"])
+def test_pooling(make_model, compare, operators, kind, case):
+    node = helper.make_node(kind, ["x"], ["y"], **WINDOWS[case])
+    graph = compare(make_model([node], {"x": ("N", 3, 9, 8)}, opset=19))
+    assert operators(graph) == ["nn.max_pool2d" if kind == "MaxPool" else "nn.avg_pool2d"]
+
+
+def test_dilated_max_pool(make_model, compare):
+    node = helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], dilations=[2, 3])
+    compare(make_model([node], {"x": ("N", 3, 9, 8)}))
+
+
+@pytest.mark.parametrize("case", ["plain", "padded", "same_upper"])
+def test_average_pool_that_counts_padding(make_model, compare, case):
+    node = helper.make_node("AveragePool", ["x"], ["y"], count_include_pad=1, **WINDOWS[case])
+    compare(make_model([node], {"x": ("N", 3, 9, 8)}))
+
+
+REJECTED = {
+    "count_include_pad": (
+        "AveragePool",
+        {
+            "kernel_shape": [2, 2],
+            "strides": [2, 2],
+            "pads": [1, 1, 0, 0],
+            "ceil_mode": 1,
+            "count_include_pad": 1,
+        },
+    ),
+    "dilations": ("AveragePool", {"kernel_shape": [2, 2], "dilations": [2, 2]}),
+    "1-D": ("MaxPool", {"kernel_shape": [2]}),
+}
+
+
+@pytest.mark.parametrize("reason", REJECTED)
+def test_rejected_windows(make_model, reason):
+    kind, attributes = REJECTED[reason]
+    node = helper.make_node(kind, ["x"], ["y"], name="pool", **attributes)
+    model = make_model([node], {"x": ("N", 3, 8, 8)}, opset=19)
+    with pytest.raises(UnsupportedModelError, match=rf"pool \({kind}\): .*{reason}"):
+        load_onnx(model)
+
+
+def test_max_pool_with_indices_is_rejected(make_model):
+    node = helper.make_node("MaxPool", ["x"], ["y", "i"], name="pool", kernel_shape=[2, 2])
+    with pytest.raises(UnsupportedModelError, match=r"pool \(MaxPool\): .*indices"):
+        load_onnx(make_model([node], {"x": ("N", 3, 8, 8)}))
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        helper.make_node("GlobalAveragePool", ["x"], ["y"]),
+        helper.make_node("ReduceMean", ["x"], ["y"], axes=[-1, -2]),
+        helper.make_node("AveragePool", ["x"], ["y"], kernel_shape=[9, 8]),
+    ],
+    ids=lambda node: node.op_type,
+)
+def test_every_global_average_is_the_same_mean(make_model, compare, node):
+    graph = compare(make_model([node], {"x": ("N", 3, 9, 8)}))
+    call = graph.main.body.blocks[0].bindings[0].value
+    assert call.op.name == "relax.mean"
+    assert [int(axis) for axis in call.attrs.axis] == [2, 3]
+    assert call.attrs.keepdims
+
+
+def test_global_max_pool(make_model, compare):
+    node = helper.make_node("GlobalMaxPool", ["x"], ["y"])
+    compare(make_model([node], {"x": ("N", 3, 9, 8)}))
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+@pytest.mark.parametrize("kind", ["ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"])
+def test_reductions(make_model, compare, kind, keepdims):
+    node = helper.make_node(kind, ["x", "axes"], ["y"], keepdims=keepdims)
+    axes = np.array([-1, 1], np.int64)
+    compare(make_model([node], {"x": ("N", 3, 9, 8)}, constants={"axes": axes}, opset=18))
+
+
+def test_reduction_over_the_symbolic_batch(make_model, compare):
+    node = helper.make_node("ReduceMean", ["x"], ["y"], keepdims=0)
+    compare(make_model([node], {"x": ("N", 3, 4)}))
+
+
+@pytest.mark.parametrize("kind", ["ArgMax", "ArgMin"])
+def test_arg_max(make_model, compare, kind):
+    node = helper.make_node(kind, ["x"], ["y"], axis=1)
+    compare(make_model([node], {"x": ("N", 5, 4)}, output_element=TensorProto.INT64))
