@@ -132,7 +132,7 @@ class OpenVINOPeer:
             info = node.get_rt_info()
             if "layerType" not in info or "runtimePrecision" not in info:
                 continue
-            kind, precision = str(info["layerType"]), str(info["runtimePrecision"])
+            kind, precision = (info[key].astype(str) for key in ("layerType", "runtimePrecision"))
             counts.setdefault(kind, collections.Counter())[precision] += 1
         return {kind: dict(of_kind) for kind, of_kind in counts.items()}
 

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from benchmarks.models import unet
@@ -118,7 +119,9 @@ def build(
         If there is no such model, or it cannot take images of that size.
     """
     shape = input_shape(name, image_size)
-    network = _find(name).define(num_classes)
+    # layers draw weights as they are made, from the caller's random state unless it is set aside
+    with torch.random.fork_rng(devices=[]):
+        network = _find(name).define(num_classes)
     randomise(network, shape, seed=seed)
     return network
 

@@ -1,10 +1,12 @@
 """Random weights under which a network behaves like a trained one to a quantizer.
 
 Freshly initialised, deep networks answer nearly the same whatever they see, and their activations
-grow or shrink from layer to layer; quantization error measured on them says little. Here the
-convolutions follow He et al. (2015), normalizations get scales and shifts of their own for each
-channel and the statistics of image-like data, and the last layer is scaled so that its logits
-are centred over images and spread by about `LOGIT_STD`.
+grow or shrink from layer to layer; and where a normalization precedes every rectifier they amplify
+any error, so that 8 bits leave little of the logits. Here the convolutions follow He et al. (2015);
+each channel's normalization has its own scale and shift and the statistics of image-like data;
+shifts before activations are positive, which leaves these nearly linear, so that they pass errors
+on and amplify them little, and residual branches are small beside what they are added to. The last
+layer is scaled so that its logits are centred over images and spread by about `LOGIT_STD`.
 """
 
 from __future__ import annotations
@@ -16,17 +18,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.models.layers import SqueezeExcitation
+from benchmarks.models.layers import ConvBNAct, SqueezeExcitation
 
 LOGIT_STD = 2.0
-# spreads that trained networks have: most scales within [0.5, 2], most shifts within one half
+# most scales within [0.5, 2]
 _GAMMA_LOG_STD = 0.3
 _BETA_STD = 0.25
+# a ReLU then clears about one value in six, and ReLU6 cuts off some of the largest
+_BETA_BEFORE_ACTIVATION = 1.0
+_RESIDUAL_GAMMA = 0.3
 # a gate that hardly depends on the image keeps products of activations from running away
 _GATE_GAIN = 0.3
 # images that the statistics come from: few do not represent others, many take long
 _PIXELS = 16 * 224 * 224
-_MIN_IMAGES, _MAX_IMAGES = 16, 128
+_MIN_IMAGES, _MAX_IMAGES = 16, 48
 # the smallest spread of the last layer's logits that is worth scaling
 _SMALLEST_STD = 1e-6
 
@@ -70,8 +75,8 @@ def synthetic_images(count: int, shape: tuple[int, int, int], *, seed: int) -> N
         image += noise * 2.0 ** (-falloff * octave)
     image -= image.mean(dim=(1, 2, 3), keepdim=True)
     image /= image.std(dim=(1, 2, 3), keepdim=True).clamp_min(_SMALLEST_STD)
-    tint = 0.2 * torch.randn(count, channels, 1, 1, generator=generator)
-    pixels = torch.sigmoid(image * uniform(1.0, 2.0) + uniform(-0.5, 0.5) + tint)
+    tint = 0.5 * torch.randn(count, channels, 1, 1, generator=generator)
+    pixels = torch.sigmoid(image * uniform(1.0, 2.0) + uniform(-0.75, 0.75) + tint)
     return ((pixels - 0.5) / 0.225).numpy()
 
 
@@ -92,8 +97,7 @@ def randomise(network: nn.Module, shape: tuple[int, int, int], *, seed: int) -> 
         for module in network.modules():
             _randomise_layer(module)
         for module in network.modules():
-            if isinstance(module, SqueezeExcitation):
-                module.expand.weight.mul_(_GATE_GAIN)
+            _calm(module)
         count = math.ceil(_PIXELS / (shape[1] * shape[2]))
         count = min(max(count, _MIN_IMAGES), _MAX_IMAGES)
         images = torch.from_numpy(synthetic_images(count, shape, seed=seed))
@@ -115,7 +119,18 @@ def _randomise_layer(module: nn.Module) -> None:
             nn.init.normal_(module.bias, std=_BETA_STD)
     elif isinstance(module, nn.BatchNorm2d):
         module.weight.copy_(torch.randn_like(module.weight).mul_(_GAMMA_LOG_STD).exp_())
-        nn.init.normal_(module.bias, std=_BETA_STD)
+        nn.init.normal_(module.bias, mean=_BETA_BEFORE_ACTIVATION, std=_BETA_STD)
+
+
+def _calm(module: nn.Module) -> None:
+    """Weaken what would amplify differences from layer to layer."""
+    if isinstance(module, SqueezeExcitation):
+        module.expand.weight.mul_(_GATE_GAIN)
+    elif isinstance(module, ConvBNAct) and module.is_linear:
+        module.norm.bias.sub_(_BETA_BEFORE_ACTIVATION)
+    residual_norm = getattr(module, "residual_norm", None)
+    if residual_norm is not None:
+        residual_norm.weight.mul_(_RESIDUAL_GAMMA)
 
 
 def _estimate_statistics(network: nn.Module, images: Tensor) -> None:

@@ -59,6 +59,16 @@ class ConvBNAct(nn.Sequential):
             layers.append(activation())
         super().__init__(*layers)
 
+    @property
+    def norm(self) -> nn.BatchNorm2d:
+        """The normalization."""
+        return self[1]
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the layer ends with the normalization."""
+        return len(self) == 2
+
 
 class InvertedResidual(nn.Module):
     """Expand by a 1x1 convolution, filter each channel on its own, project without activation.
@@ -114,6 +124,11 @@ class InvertedResidual(nn.Module):
         layers.append(ConvBNAct(expanded_channels, out_channels, 1, activation=None, eps=eps))
         self.layers = nn.Sequential(*layers)
         self.adds_input = stride == 1 and in_channels == out_channels
+
+    @property
+    def residual_norm(self) -> nn.BatchNorm2d | None:
+        """The normalization whose output is added to the input, if it is."""
+        return self.layers[-1].norm if self.adds_input else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block to x, (N, C, H, W)."""

@@ -16,6 +16,10 @@ class _Residual(nn.Module):
         self.shortcut = shortcut
         self.relu = nn.ReLU()
 
+    @property
+    def residual_norm(self) -> nn.BatchNorm2d:
+        return self.branch[-1].norm
+
     def forward(self, x: Tensor) -> Tensor:
         return self.relu(self.branch(x) + self.shortcut(x))
 
