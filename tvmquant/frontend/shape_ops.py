@@ -142,6 +142,7 @@ _EVALUATORS: dict[str, _Evaluator] = {
     "Mul": lambda node, a, b: np.multiply(a.astype(object), b),
     "ReduceProd": _product,
     "Reshape": _reshape,
+    "Shape": lambda node, data: np.array(data.shape, dtype=np.int64),
     "Slice": _slice,
     "Squeeze": _squeeze,
     "Sub": lambda node, a, b: np.subtract(a.astype(object), b),

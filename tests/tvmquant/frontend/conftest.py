@@ -10,6 +10,7 @@ import pytest
 import tvm
 from onnx import TensorProto, helper, numpy_helper
 from tvm import relax
+
 from tvmquant.frontend import load_onnx
 from tvmquant.graph import Graph
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from onnx import helper
+
 from tvmquant.errors import UnsupportedModelError
 from tvmquant.frontend import load_onnx
 

@@ -1,0 +1,163 @@
+"""Elementwise operators and activations equal ONNX Runtime."""
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from tvmquant.errors import UnsupportedModelError
+from tvmquant.frontend import load_onnx
+
+IMAGE = {"x": ("N", 3, 5, 4)}
+
+
+def unary(make_model, kind, opset=20, **attributes):
+    return make_model([helper.make_node(kind, ["x"], ["y"], **attributes)], IMAGE, opset=opset)
+
+
+PLAIN = {
+    "Abs": "abs",
+    "Ceil": "ceil",
+    "Cos": "cos",
+    "Erf": "erf",
+    "Exp": "exp",
+    "Floor": "floor",
+    "Gelu": "nn.gelu",
+    "LeakyRelu": "nn.leakyrelu",
+    "Neg": "negative",
+    "Relu": "nn.relu",
+    "Round": "round",
+    "Sigmoid": "sigmoid",
+    "Sign": "sign",
+    "Sin": "sin",
+    "Tanh": "tanh",
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_one_operator_for_one(make_model, compare, operators, kind):
+    assert operators(compare(unary(make_model, kind))) == [PLAIN[kind]]
+
+
+DECOMPOSED = {
+    "Celu": {"alpha": 0.3},
+    "Elu": {"alpha": 0.3},
+    "HardSigmoid": {"alpha": 0.15},
+    "HardSwish": {},
+    "Mish": {},
+    "Selu": {},
+    "Softplus": {},
+    "Softsign": {},
+}
+
+
+@pytest.mark.parametrize("kind", DECOMPOSED)
+def test_decomposed_activations(make_model, compare, operators, kind):
+    allowed = {"abs", "add", "clip", "divide", "exp", "log", "multiply", "negative", "nn.relu"}
+    allowed |= {"tanh"}
+    graph = compare(unary(make_model, kind, **DECOMPOSED[kind]))
+    assert set(operators(graph)) <= allowed
+
+
+def test_attributes_of_activations(make_model, compare):
+    compare(unary(make_model, "Gelu", approximate="tanh"))
+    compare(unary(make_model, "LeakyRelu", alpha=0.3))
+
+
+@pytest.mark.parametrize("kind", ["Sqrt", "Log", "Reciprocal"])
+def test_functions_of_positive_numbers(make_model, compare, kind):
+    nodes = [helper.make_node("Exp", ["x"], ["e"]), helper.make_node(kind, ["e"], ["y"])]
+    compare(make_model(nodes, IMAGE))
+
+
+@pytest.mark.parametrize("kind", ["Add", "Sub", "Mul", "Div", "Max", "Min"])
+def test_binary_operators_broadcast(make_model, compare, kind):
+    constant = np.array([1.5, -0.5, 2.0], np.float32).reshape(3, 1, 1)
+    node = helper.make_node(kind, ["x", "c"], ["y"])
+    compare(make_model([node], IMAGE, constants={"c": constant}))
+
+
+def test_operators_of_any_number_of_operands(make_model, compare, operators):
+    nodes = [
+        helper.make_node("Max", ["x"], ["a"]),
+        helper.make_node("Sum", ["a", "z", "a"], ["y"]),
+    ]
+    graph = compare(make_model(nodes, {"x": ("N", 3, 4), "z": ("N", 1, 4)}))
+    assert operators(graph) == ["add", "add"]
+
+
+@pytest.mark.parametrize("exponent", [np.float32(2), np.int64(3), np.float32(5)])
+def test_constant_powers(make_model, compare, exponent):
+    node = helper.make_node("Pow", ["x", "c"], ["y"])
+    compare(make_model([node], IMAGE, constants={"c": exponent}), tolerance=1e-4)
+
+
+CLIPS = {
+    "both": ({"low": -0.5, "high": 0.5}, "clip"),
+    "relu6": ({"low": 0.0, "high": 6.0}, "clip"),
+    "low": ({"low": -0.5}, "clip"),
+    "high": ({"high": 0.5}, "clip"),
+    "relu": ({"low": 0.0}, "nn.relu"),
+    "relu_with_largest_float": ({"low": 0.0, "high": np.finfo(np.float32).max}, "nn.relu"),
+}
+
+
+@pytest.mark.parametrize("case", CLIPS)
+def test_clip_with_constant_limits(make_model, compare, operators, case):
+    limits, expected = CLIPS[case]
+    names = ["x", *(name if name in limits else "" for name in ("low", "high"))]
+    constants = {name: np.float32(value) for name, value in limits.items()}
+    model = make_model([helper.make_node("Clip", names, ["y"])], IMAGE, constants=constants)
+    assert operators(compare(model)) == [expected]
+
+
+def test_clip_before_opset_11(make_model, compare, operators):
+    model = unary(make_model, "Clip", opset=10, min=0.0, max=6.0)
+    assert operators(compare(model)) == ["clip"]
+
+
+def test_clip_with_computed_limits(make_model, compare, operators):
+    model = make_model([helper.make_node("Clip", ["x", "z"], ["y"])], {**IMAGE, "z": ()})
+    assert operators(compare(model)) == ["maximum"]
+
+
+def test_clip_without_limits_vanishes(make_model, operators):
+    nodes = [helper.make_node("Clip", ["x"], ["a"]), helper.make_node("Neg", ["a"], ["y"])]
+    assert operators(load_onnx(make_model(nodes, IMAGE))) == ["negative"]
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (1,)])
+def test_prelu(make_model, compare, shape):
+    slope = np.linspace(0.1, 0.4, np.prod(shape), dtype=np.float32).reshape(shape)
+    node = helper.make_node("PRelu", ["x", "c"], ["y"])
+    compare(make_model([node], IMAGE, constants={"c": slope}))
+
+
+@pytest.mark.parametrize("kind", ["Softmax", "LogSoftmax"])
+@pytest.mark.parametrize(("opset", "attributes"), [(11, {}), (11, {"axis": 2}), (13, {"axis": 1})])
+def test_softmax_of_old_and_new_opsets(make_model, compare, kind, opset, attributes):
+    compare(unary(make_model, kind, opset=opset, **attributes))
+
+
+def test_identities_vanish(make_model, compare, operators):
+    nodes = [
+        helper.make_node("Identity", ["x"], ["a"]),
+        helper.make_node("Dropout", ["a"], ["b"]),
+        helper.make_node("Cast", ["b"], ["c"], to=TensorProto.DOUBLE),
+        helper.make_node("Cast", ["c"], ["d"], to=TensorProto.FLOAT),
+        helper.make_node("Neg", ["d"], ["y"]),
+    ]
+    assert operators(compare(make_model(nodes, IMAGE))) == ["negative"]
+
+
+def test_dropout_in_training_mode_is_rejected(make_model):
+    node = helper.make_node("Dropout", ["x", "", "t"], ["y"], name="drop")
+    model = make_model([node], IMAGE, constants={"t": np.array(True)})
+    with pytest.raises(UnsupportedModelError, match=r"drop \(Dropout\): .*training mode"):
+        load_onnx(model)
+
+
+def test_shapes_that_do_not_broadcast_are_rejected(make_model):
+    node = helper.make_node("Add", ["x", "z"], ["y"], name="sum")
+    model = make_model([node], {"x": ("N", 3, 4), "z": ("N", 2, 4)})
+    with pytest.raises(UnsupportedModelError, match=r"sum \(Add\): .*\(N, 3, 4\) and \(N, 2, 4\)"):
+        load_onnx(model)

@@ -1,0 +1,88 @@
+"""Resize equals ONNX Runtime wherever it is not rejected."""
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from tvmquant.errors import UnsupportedModelError
+from tvmquant.frontend import load_onnx
+
+MODES = [
+    *({"mode": "nearest", "nearest_mode": rounding} for rounding in ("floor", "ceil")),
+    {"mode": "nearest"},
+    {"mode": "nearest", "nearest_mode": "round_prefer_ceil"},
+    {"mode": "linear"},
+    {"mode": "cubic"},
+    {"mode": "cubic", "cubic_coeff_a": -0.5},
+]
+COORDINATES = ["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"]
+
+
+def resize(make_model, attributes, sizes=None, scales=None, opset=13, name="up"):
+    names = ["x", "", "", "c"] if scales is None else ["x", "", "c"]
+    node = helper.make_node("Resize", names, ["y"], name=name, **attributes)
+    constant = np.array(sizes, np.int64) if scales is None else np.array(scales, np.float32)
+    return make_model([node], {"x": (2, 3, 6, 9)}, constants={"c": constant}, opset=opset)
+
+
+@pytest.mark.parametrize("coordinates", COORDINATES)
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: "-".join(map(str, mode.values())))
+def test_sizes_up_and_down(make_model, compare, mode, coordinates):
+    attributes = {**mode, "coordinate_transformation_mode": coordinates}
+    compare(resize(make_model, attributes, sizes=[2, 3, 13, 4]), tolerance=1e-4)
+
+
+@pytest.mark.parametrize("scales", [[1, 1, 2, 2], [1, 1, 0.5, 1 / 3], [1, 1, 5 / 3, 3]])
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_scales(make_model, compare, mode, scales):
+    compare(resize(make_model, {"mode": mode}, scales=scales), tolerance=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "opset"), [("Upsample", 9), ("Resize", 10)])
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_old_opsets(make_model, compare, kind, opset, mode):
+    node = helper.make_node(kind, ["x", "c"], ["y"], mode=mode)
+    constants = {"c": np.array([1, 1, 2, 3], np.float32)}
+    compare(make_model([node], {"x": ("N", 3, 4, 5)}, constants=constants, opset=opset))
+
+
+def test_sizes_with_the_symbolic_batch(make_model, compare, operators):
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Slice", ["s", "zero", "two"], ["front"]),
+        helper.make_node("Concat", ["front", "back"], ["sizes"], axis=0),
+        helper.make_node("Resize", ["x", "", "", "sizes"], ["y"], mode="nearest"),
+    ]
+    constants = {name: np.array([n]) for name, n in (("zero", 0), ("two", 2))}
+    constants["back"] = np.array([8, 10])
+    graph = compare(make_model(nodes, {"x": ("N", 3, 4, 5)}, constants=constants))
+    assert operators(graph) == ["image.resize2d"]
+
+
+def test_axes(make_model, compare):
+    node = helper.make_node("Resize", ["x", "", "c"], ["y"], axes=[2, 3])
+    constants = {"c": np.array([2, 3], np.float32)}
+    compare(make_model([node], {"x": ("N", 3, 4, 5)}, constants=constants, opset=18))
+
+
+REJECTED = {
+    "antialias": ({"mode": "linear", "antialias": 1}, [2, 3, 3, 3], None),
+    "tf_crop_and_resize": (
+        {"coordinate_transformation_mode": "tf_crop_and_resize"},
+        [2, 3, 3, 3],
+        None,
+    ),
+    "exclude_outside": ({"mode": "cubic", "exclude_outside": 1}, [2, 3, 3, 3], None),
+    "not_larger": ({"keep_aspect_ratio_policy": "not_larger"}, [2, 3, 3, 3], None),
+    "not a whole": ({}, None, [1, 1, 0.7, 0.7]),
+    "axis 1": ({}, None, [1, 2, 2, 2]),
+    "one pixel": ({"coordinate_transformation_mode": "pytorch_half_pixel"}, [2, 3, 1, 1], None),
+}
+
+
+@pytest.mark.parametrize("reason", REJECTED)
+def test_what_tvm_would_get_wrong_is_rejected_by_name(make_model, reason):
+    attributes, sizes, scales = REJECTED[reason]
+    model = resize(make_model, attributes, sizes, scales, opset=18)
+    with pytest.raises(UnsupportedModelError, match=rf"up \(Resize\): .*{reason}"):
+        load_onnx(model)
