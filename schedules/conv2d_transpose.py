@@ -1,0 +1,425 @@
+"""Transposed convolution on 8-bit integers, NHWC, with a fused epilogue.
+
+By definition a stride-1 convolution of the stretched input, whose empty positions hold the zero
+point, with the flipped kernel. Output rows ``s q + phi`` of one phase phi meet only the kernel rows
+ry with ``(phi + pad - ry d) mod s = 0``, and of the input the rows
+
+    ih = q + (phi + pad - ry d) / s                                                            (1)
+
+Strategy
+
+1. *Phases.* Each of the ``s_h * s_w`` phases is a stride-1 correlation of the unstretched input
+   with its own taps, ``d / gcd(s, d)`` rows apart. What the zero point contributes through the
+   other kernel elements is constant: it goes into a bias per phase (`pack_bias`). Phases with fewer
+   taps than others are filled with zero weights.
+2. *Operands side by side*, *registers*, *padding*, *epilogue*, *parallel* over rows: as in
+   `tvmquant.schedules.conv2d`.
+3. Where the output's extents are no multiples of the strides or of the register tile, accumulators
+   are stored and finished in a second pass.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+from tvm import te, tirx
+from tvm.s_tir import Schedule
+from tvmquant.schedules import x86_intrinsics
+from tvmquant.schedules.epilogue import Epilogue, placeholders
+from tvmquant.schedules.isa import DotProduct, dot_products
+from tvmquant.schedules.loops import PARALLEL_BYTES, lanes_for, vectorize
+
+# Accumulators in registers; beside them live one vector of weights per channel and a broadcast.
+ACCUMULATORS = {16: 12, 32: 26}
+COPY_LANES = 16
+
+
+@dataclass(frozen=True)
+class Conv2DTransposeSpec:
+    """Static parameters of a transposed convolution, NHWC.
+
+    Parameters
+    ----------
+    batch, height, width, channels : int
+        Extents of the input.
+    outputs : int
+        Output channels.
+    kernel, strides, dilation : (int, int)
+    padding : (top, left, bottom, right)
+    output_padding : (bottom, right)
+    groups : int
+    input_zero_point : int
+    epilogue : Epilogue or None
+        None stores the int32 accumulator.
+    residual_dtype : str
+        Type of the epilogue's residual.
+    """
+
+    batch: int
+    height: int
+    width: int
+    channels: int
+    outputs: int
+    kernel: tuple[int, int] = (2, 2)
+    strides: tuple[int, int] = (2, 2)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    output_padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    input_zero_point: int = 0
+    epilogue: Epilogue | None = None
+    residual_dtype: str = "uint8"
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        """Rows and columns of the output."""
+        extents = (self.height, self.width)
+        return (self._out(0, extents), self._out(1, extents))
+
+    def _out(self, i: int, extents: tuple[int, int]) -> int:
+        pads = self.padding[i] + self.padding[2 + i]
+        reach = self.dilation[i] * (self.kernel[i] - 1)
+        return (extents[i] - 1) * self.strides[i] - pads + reach + self.output_padding[i] + 1
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How the loops are cut.
+
+    Parameters
+    ----------
+    dot : DotProduct
+        Instruction.
+    column_tile : int
+        Output pixels of each phase of the columns accumulated together in registers.
+    channel_tile : int
+        Vectors of output channels accumulated together in registers.
+    fused : bool
+        The epilogue is applied tile by tile; else in a second pass.
+    parallel : bool
+    """
+
+    dot: DotProduct
+    column_tile: int
+    channel_tile: int
+    fused: bool
+    parallel: bool = True
+
+
+@dataclass(frozen=True)
+class _Phases:
+    """The taps of every phase along one axis: (1) of the module's description.
+
+    Parameters
+    ----------
+    count : int
+        Taps per phase: of the phase that has most.
+    taps : list of list of int
+        Kernel positions of each phase, in the order of the input positions they meet; -1 where the
+        phase has fewer, in front.
+    first : list of int
+        The input position that the first tap of each phase meets at q = 0.
+    step : int
+        Distance of the input positions of neighbouring taps.
+    shift : int or None
+        ``first[phase] - min(first) == (phase + shift) // stride`` for every phase; None where no
+        such number exists (dilation).
+    """
+
+    count: int
+    taps: list[list[int]]
+    first: list[int]
+    step: int
+    shift: int | None
+
+    @classmethod
+    def of(cls, spec: Conv2DTransposeSpec, axis: int) -> _Phases:
+        stride, dilation, pad = spec.strides[axis], spec.dilation[axis], spec.padding[axis]
+        step = dilation // math.gcd(stride, dilation)
+        met = [
+            sorted(
+                ((phase + pad - position * dilation) // stride, position)
+                for position in range(spec.kernel[axis])
+                if (phase + pad - position * dilation) % stride == 0
+            )
+            for phase in range(stride)
+        ]
+        count = max(1, *(len(m) for m in met)) if stride > 1 else max(1, len(met[0]))
+        last = [m[-1][0] if m else (phase + pad) // stride for phase, m in enumerate(met)]
+        taps = [[-1] * (count - len(m)) + [position for _, position in m] for m in met]
+        first = [position - (count - 1) * step for position in last]
+        offsets = [position - min(first) for position in first]
+        affine = [(phase + pad % stride) // stride for phase in range(stride)]
+        return cls(count, taps, first, step, pad % stride if offsets == affine else None)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _inputs_per_group(spec: Conv2DTransposeSpec, tiling: Tiling) -> int:
+    return _round_up(spec.channels // spec.groups, tiling.dot.group)
+
+
+def padded_outputs(spec: Conv2DTransposeSpec, tiling: Tiling) -> int:
+    """Return the length of the per-channel vectors the kernel takes (zeros beyond the channels)."""
+    return _round_up(spec.outputs, tiling.dot.lanes * tiling.channel_tile)
+
+
+def pack_weight(
+    weight: npt.NDArray[np.int8], spec: Conv2DTransposeSpec, tiling: Tiling
+) -> npt.NDArray[Any]:
+    """Pack an OHWI weight for the kernel.
+
+    Parameters
+    ----------
+    weight : int8 array of shape (O, kh, kw, C / groups), not flipped
+
+    Returns
+    -------
+    array of shape (sh, sw, O' / lanes, taps_h, taps_w, C' / group, lanes, group)
+        Of the dot product's weight type; zeros where taps or extents are padded.
+    """
+    rows, columns, dot = _Phases.of(spec, 0), _Phases.of(spec, 1), tiling.dot
+    padded, inputs = padded_outputs(spec, tiling), _inputs_per_group(spec, tiling)
+    shape = (*spec.strides, padded, rows.count, columns.count, inputs)
+    packed = np.zeros(shape, dot.weight_dtype)
+    for i, row_taps in enumerate(rows.taps):
+        for j, column_taps in enumerate(columns.taps):
+            for ty, tx in np.ndindex(rows.count, columns.count):
+                if row_taps[ty] >= 0 and column_taps[tx] >= 0:
+                    tap = weight[:, row_taps[ty], column_taps[tx]]
+                    packed[i, j, : spec.outputs, ty, tx, : weight.shape[3]] = tap
+    blocks = packed.reshape(
+        *spec.strides,
+        padded // dot.lanes,
+        dot.lanes,
+        rows.count,
+        columns.count,
+        inputs // dot.group,
+        dot.group,
+    )
+    return np.ascontiguousarray(blocks.transpose(0, 1, 2, 4, 5, 6, 3, 7))
+
+
+def pack_bias(
+    bias: npt.NDArray[np.int32],
+    weight: npt.NDArray[np.int8],
+    spec: Conv2DTransposeSpec,
+    tiling: Tiling,
+) -> npt.NDArray[np.int32]:
+    """Return the bias of every phase, int32 of shape (sh, sw, O').
+
+    The empty positions of the stretched input hold the zero point: each phase adds it times the sum
+    of the weights that the phase does not multiply.
+    """
+    rows, columns = _Phases.of(spec, 0), _Phases.of(spec, 1)
+    packed = np.zeros((*spec.strides, padded_outputs(spec, tiling)), np.int32)
+    sums = weight.astype(np.int64).sum(axis=3)
+    for i, row_taps in enumerate(rows.taps):
+        for j, column_taps in enumerate(columns.taps):
+            met = sums[:, [t for t in row_taps if t >= 0]]
+            met = met[:, :, [t for t in column_taps if t >= 0]].sum(axis=(1, 2))
+            unmet = sums.sum(axis=(1, 2)) - met
+            packed[i, j, : spec.outputs] = bias + spec.input_zero_point * unmet
+    return packed
+
+
+def compute(spec: Conv2DTransposeSpec, tiling: Tiling) -> tirx.PrimFunc:
+    """Define the layer: blocks ``rows``, ``acc`` (by phase) and ``out``.
+
+    Arguments of the function: x, weight and bias (both packed), the epilogue's vectors (each of
+    `padded_outputs` entries), residual, residual multiplier, table, and last the output.
+    """
+    by_row, by_column, dot = _Phases.of(spec, 0), _Phases.of(spec, 1), tiling.dot
+    padded, inputs = padded_outputs(spec, tiling), _inputs_per_group(spec, tiling)
+    stride_h, stride_w = spec.strides
+    steps_h = -(-spec.out_size[0] // stride_h)
+    steps_w = _round_up(-(-spec.out_size[1] // stride_w), tiling.column_tile)
+    x = te.placeholder((spec.batch, spec.height, spec.width, spec.channels), "uint8", name="x")
+    weight_shape = (
+        *spec.strides,
+        padded // dot.lanes,
+        by_row.count,
+        by_column.count,
+        inputs // dot.group,
+        dot.lanes,
+        dot.group,
+    )
+    weight = te.placeholder(weight_shape, dot.weight_dtype, name="weight")
+    bias = te.placeholder((stride_h, stride_w, padded), "int32", name="bias")
+    out_shape = (spec.batch, *spec.out_size, spec.outputs)
+    extra = placeholders(spec.epilogue, padded, out_shape, spec.residual_dtype)
+    rows = _padded_rows(x, spec, tiling, (by_row, by_column), (steps_h, steps_w))
+
+    ty = te.reduce_axis((0, by_row.count), "ty")
+    tx = te.reduce_axis((0, by_column.count), "tx")
+    rk = te.reduce_axis((0, inputs), "rk")
+    outputs_per_group = spec.outputs // spec.groups
+
+    def product(n: Any, q: Any, i: Any, v: Any, j: Any, o: Any) -> Any:
+        i_row, row = _position(by_row, q, i, stride_h)
+        i_column, column = _position(by_column, v, j, stride_w)
+        row, column = row + ty * by_row.step, column + tx * by_column.step
+        first = (o // outputs_per_group) * inputs if spec.groups > 1 else 0
+        value = rows[n, i_row, row, i_column, column, first + rk]
+        block, lane = o // dot.lanes, o % dot.lanes
+        factor = weight[i, j, block, ty, tx, rk // dot.group, lane, rk % dot.group]
+        return te.sum(value.astype("int32") * factor.astype("int32"), axis=[ty, tx, rk])
+
+    shape = (spec.batch, steps_h, stride_h, steps_w, stride_w, padded)
+    acc = te.compute(shape, product, name="acc")
+
+    def finish(n: Any, h: Any, w: Any, o: Any) -> Any:
+        i, j = h % stride_h, w % stride_w
+        total = acc[n, h // stride_h, i, w // stride_w, j, o] + bias[i, j, o]
+        if spec.epilogue is None:
+            return total
+        vectors = [t[o] for t in extra[:3]]
+        residual = (extra[3][n, h, w, o], extra[4][o]) if spec.epilogue.residual else None
+        table = extra[-1] if spec.epilogue.table else None
+        return spec.epilogue.apply(total, *vectors, residual, table)
+
+    return te.create_prim_func([x, weight, bias, *extra, te.compute(out_shape, finish, name="out")])
+
+
+def _position(phases: _Phases, q: Any, phase: Any, stride: int) -> tuple[Any, Any]:
+    """Return the copy of the padded rows and the position in it that a phase's first tap meets."""
+    if phases.shift is None:
+        return phase, q
+    return 0, q + (phase + phases.shift) // stride
+
+
+def _padded_rows(
+    x: te.Tensor,
+    spec: Conv2DTransposeSpec,
+    tiling: Tiling,
+    phases: tuple[_Phases, _Phases],
+    steps: tuple[int, int],
+) -> te.Tensor:
+    """Define the input with its padding, of the instruction's input type.
+
+    Along an axis whose phases start at irregular positions, every phase has a copy of its own.
+    """
+    inputs, per_group = _inputs_per_group(spec, tiling), spec.channels // spec.groups
+    dtype = tiling.dot.input_dtype
+    shape = [spec.batch]
+    for count, p in zip(steps, phases, strict=True):
+        reach = count + (p.count - 1) * p.step
+        shape += (
+            [len(p.first), reach] if p.shift is None else [1, reach + max(p.first) - min(p.first)]
+        )
+    zero = tirx.const(spec.input_zero_point, dtype)
+
+    def start(p: _Phases, phase: Any) -> Any:
+        if p.shift is not None:
+            return min(p.first)
+        expr: Any = tirx.const(p.first[-1], "int32")
+        for i in reversed(range(len(p.first) - 1)):
+            expr = tirx.Select(phase == i, tirx.const(p.first[i], "int32"), expr)
+        return expr
+
+    def value(n: Any, i: Any, h: Any, j: Any, w: Any, c: Any) -> Any:
+        row, column = h + start(phases[0], i), w + start(phases[1], j)
+        inside = [row >= 0, row < spec.height, column >= 0, column < spec.width]
+        channel = c
+        if inputs != per_group:
+            inside.append(c % inputs < per_group)
+            channel = c // inputs * per_group + c % inputs
+        return te.if_then_else(tirx.all(*inside), x[n, row, column, channel].astype(dtype), zero)
+
+    return te.compute((*shape, inputs * spec.groups), value, name="rows")
+
+
+def schedule(sch: Schedule, spec: Conv2DTransposeSpec, tiling: Tiling) -> None:
+    """Schedule `compute` (steps 2 and 3 of the module's description)."""
+    dot = tiling.dot
+    rows, acc, out = (sch.get_sblock(name) for name in ("rows", "acc", "out"))
+
+    if tiling.fused:
+        n, h, w, o = sch.get_loops(out)
+        q, i = sch.split(h, [None, spec.strides[0]])
+        v, column = sch.split(w, [None, tiling.column_tile * spec.strides[1]])
+        o_out, o_mid, lane = sch.split(o, [None, tiling.channel_tile, dot.lanes])
+        sch.reorder(n, q, o_out, i, v, column, o_mid, lane)
+        task = sch.fuse(n, q)
+        sch.compute_at(acc, v, preserve_unit_loops=True)
+        sch.compute_at(rows, task, preserve_unit_loops=True)
+        if tiling.parallel:
+            sch.parallel(task)
+        sch.unroll(column)
+        sch.unroll(o_mid)
+        sch.vectorize(lane)
+        v_in, j, o, ty, tx, rk = sch.get_loops(acc)[-6:]
+        o_mid, lane = sch.split(o, [None, dot.lanes])
+    else:
+        n, q, i, v, j, o, ty, tx, rk = sch.get_loops(acc)
+        v, v_in = sch.split(v, [None, tiling.column_tile])
+        o_out, o_mid, lane = sch.split(o, [None, tiling.channel_tile, dot.lanes])
+        sch.reorder(n, q, o_out, i, v, ty, tx, rk, v_in, j, o_mid, lane)
+        task = sch.fuse(n, q)
+        sch.compute_at(rows, task, preserve_unit_loops=True)
+        finished = sch.get_loops(out)
+        pixels = sch.fuse(*finished[:-1])
+        vectorize(sch, finished[-1], lanes_for(spec.outputs, 2 * dot.lanes))
+        if tiling.parallel:
+            sch.parallel(task)
+            sch.parallel(pixels)
+
+    copied = sch.get_loops(rows)[-1]
+    inputs = _inputs_per_group(spec, tiling)
+    if inputs == spec.channels // spec.groups:
+        vectorize(sch, copied, math.gcd(inputs * spec.groups, COPY_LANES))
+    rk, k_in = sch.split(rk, [None, dot.group])
+    sch.reorder(ty, tx, rk, v_in, j, o_mid, lane, k_in)
+    if not dot.tensorized:
+        sch.reorder(k_in, lane)
+        sch.vectorize(lane)
+    init = sch.decompose_reduction(acc, ty)
+    *_, columns, phases, channels, lanes = sch.get_loops(init)
+    sch.vectorize(lanes)
+    for loop in (channels, phases, columns):
+        sch.unroll(loop)
+    if dot.tensorized:
+        sch.tensorize(lane, x86_intrinsics.intrinsic(dot))
+    for loop in (v_in, j, o_mid):
+        sch.unroll(loop)
+
+
+def default_tiling(spec: Conv2DTransposeSpec, target: tvm.target.Target, threads: int) -> Tiling:
+    """Choose a tiling from registers and exact division, without measuring."""
+    dots = dot_products(target)
+    per_group = spec.outputs // spec.groups
+    usable = [d for d in dots if d.tensorized and (spec.groups == 1 or per_group % d.lanes == 0)]
+    generic = dots[-1]
+    if spec.groups > 1:
+        generic = replace(generic, lanes=math.gcd(per_group, generic.lanes))
+    dot = min(usable or [generic], key=lambda d: _round_up(spec.outputs, d.lanes))
+    vectors = -(-spec.outputs // dot.lanes)
+    channel_tile = (
+        2 if vectors % 2 == 0 and (spec.groups == 1 or per_group % (2 * dot.lanes) == 0) else 1
+    )
+    steps = -(-spec.out_size[1] // spec.strides[1])
+    divides = spec.outputs % dot.lanes == 0 and all(
+        extent % stride == 0 for extent, stride in zip(spec.out_size, spec.strides, strict=True)
+    )
+    most = max(1, ACCUMULATORS[dot.registers] // (channel_tile * spec.strides[1]))
+    widths = range(1, min(steps, most) + 1)
+    exact = max(t for t in widths if steps % t == 0)
+    column_tile = exact if 2 * exact >= widths[-1] else widths[-1]
+    fused = divides and steps % column_tile == 0
+    work = spec.batch * math.prod(spec.out_size) * spec.outputs * per_group
+    return Tiling(dot, column_tile, channel_tile, fused, threads > 1 and work >= PARALLEL_BYTES)
+
+
+def kernel(spec: Conv2DTransposeSpec, tiling: Tiling) -> tirx.PrimFunc:
+    """Return the scheduled kernel of a layer."""
+    sch = Schedule(compute(spec, tiling))
+    schedule(sch, spec, tiling)
+    name = f"conv2d_transpose_nhwc_u8s8s32_{tiling.dot.name}"
+    return sch.mod["main"].with_attr("tvmquant.kernel", name)
