@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tvmquant.evaluation import evaluate as evaluate
     from tvmquant.frontend import load_onnx as load_onnx
     from tvmquant.graph import Graph as Graph
-    from tvmquant.preview import preview as preview
+    from tvmquant.inspection import preview as preview
     from tvmquant.quantization import calibrate as calibrate
     from tvmquant.quantization import quantize as quantize
     from tvmquant.simulator import simulate as simulate
@@ -49,7 +49,7 @@ _EXPORTS: Final = {
     "load_onnx": "tvmquant.frontend",
     "measure": "tvmquant.benchmark",
     "open_data": "tvmquant.data",
-    "preview": "tvmquant.preview",
+    "preview": "tvmquant.inspection",
     "quantize": "tvmquant.quantization",
     "simulate": "tvmquant.simulator",
 }

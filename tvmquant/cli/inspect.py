@@ -56,7 +56,7 @@ def _describe_model(
     import dataclasses
 
     from tvmquant.frontend import load_onnx
-    from tvmquant.preview import preview
+    from tvmquant.inspection import preview
 
     graph = load_onnx(path, input_shapes=shapes or None)
     found = preview(graph, target=target)
