@@ -61,7 +61,18 @@ MOVERS = frozenset(
     }
 )
 
+# movers that hand their source on as it is: what becomes of it decides its width
+RESHAPES = (
+    "relax.reshape",
+    "relax.flatten",
+    "relax.permute_dims",
+    "relax.squeeze",
+    "relax.expand_dims",
+)
+
 ACTIVATION, OUTPUT, WEIGHT = "activation", "output", "weight"
+# asked for by a reshape, for a purpose that only the reader of the reshape knows
+UNDECIDED = "undecided"
 
 
 @dataclass(frozen=True)
@@ -213,9 +224,10 @@ class _RegionFinder:
         if all(self.form(v).kind == "float" for v in operands):
             return None
         if not all(self.is_float(v) for v in operands):
+            role = UNDECIDED if qop.is_call(call, *RESHAPES) else ACTIVATION
             for operand in operands:
                 if self.is_float(operand) or self.form(operand).kind not in ("quantized", "mover"):
-                    self.request(operand, ACTIVATION)
+                    self.request(operand, role)
         if len(operands) > 1:
             self._unify([r for v in operands for r in self.roots(v)])
         return Form("mover", tuple(operands))
@@ -370,7 +382,7 @@ class _Annotator(DataflowRewriter):
 
     def _fake_quant(self, var: relax.Var, bound: relax.Expr, value: relax.Expr) -> relax.Call:
         roles = self.finder.marked[var]
-        role = ACTIVATION if ACTIVATION in roles else OUTPUT
+        role = OUTPUT if OUTPUT in roles and ACTIVATION not in roles else ACTIVATION
         root = self.finder.group_of(var)
         grouped = root is not var or any(g.same_as(var) for g in self.finder.groups.values())
         name = span_name(value) or str(var.name)

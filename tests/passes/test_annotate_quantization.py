@@ -204,6 +204,30 @@ def test_a_tensor_that_is_read_and_returned_is_one_activation():
     assert found == [("activation", 8), ("activation", 8), ("output", 16)]
 
 
+def test_a_reshaped_output_keeps_16_bits():
+    def body(emit, x):
+        y = emit(op.mean(conv(emit, x), [2, 3], keepdims=True), "pool")
+        return emit(op.reshape(y, [2, 4]))
+
+    found = {
+        e["id"]: (e["role"], e["bits"]) for e in edges(AnnotateQuantization()(graph(body, SHAPE)))
+    }
+    assert found["pool"] == ("output", 16)
+
+    def read(emit, x):
+        return emit(op.matmul(body(emit, x), const(normal(4, 3))), "fc")
+
+    found = {
+        e["id"]: (e["role"], e["bits"]) for e in edges(AnnotateQuantization()(graph(read, SHAPE)))
+    }
+    assert found["pool"] == ("activation", 8)
+
+
+def test_an_output_that_is_pooled_has_8_bits():
+    body = lambda emit, x: emit(op.nn.max_pool2d(conv(emit, x), (2, 2)))  # noqa: E731
+    assert [e["bits"] for e in edges(AnnotateQuantization()(graph(body, SHAPE)))] == [8, 8]
+
+
 def test_an_input_with_two_readers_is_quantized_once():
     body = lambda emit, x: emit(op.add(conv(emit, x), emit(op.nn.max_pool2d(x, (1, 1)))))  # noqa: E731
     assert len(edges(AnnotateQuantization()(graph(body, SHAPE)))) == 2
