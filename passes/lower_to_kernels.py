@@ -32,6 +32,7 @@ from tvmquant.resize import coordinates, nearest
 from tvmquant.schedules import (
     border,
     conv2d,
+    conv2d_transpose,
     depthwise_conv2d,
     elementwise,
     pool,
@@ -210,19 +211,21 @@ class _Lowerer(DataflowRewriter):
         x, weight, bias, *extra = (self.lookup(a) for a in call.args)
         array = qop.constant_array(weight)
         outputs = array.shape[0]
-        epilogue, vectors = self._epilogue(attrs, extra, outputs, outputs)
-        batch, height, width, channels = _shape(x)
+        epilogue, inputs = self._epilogue(attrs, extra)
         layer = conv2d_transpose.Conv2DTransposeSpec(
-            batch, height, width, channels, outputs, tuple(array.shape[1:3]),
-            tuple(attrs["strides"]), tuple(attrs["padding"]), tuple(attrs["dilation"]),
-            tuple(attrs["output_padding"]), attrs["groups"], attrs["input_zero_point"], epilogue,
-            _dtype(vectors[3]) if epilogue is not None and epilogue.residual else "uint8",
+            *_shape(x), outputs, tuple(array.shape[1:3]), tuple(attrs["strides"]),
+            tuple(attrs["padding"]), tuple(attrs["output_padding"]), tuple(attrs["dilation"]),
+            attrs["groups"], attrs["input_zero_point"], epilogue,
+            _dtype(inputs[3]) if attrs.get("residual", 0) else "uint8",
         )  # fmt: skip
         tiling = conv2d_transpose.default_tiling(layer, self.target, self.threads)
-        packed = qop.constant(conv2d_transpose.pack_weight(array, layer, tiling))
+        padded = conv2d_transpose.padded_outputs(layer, tiling)
+        _, vectors = self._epilogue(attrs, extra, outputs, padded)
+        packed = conv2d_transpose.pack_weight(array, layer, tiling)
+        biases = conv2d_transpose.pack_bias(qop.constant_array(bias), array, layer, tiling)
         return self.call(
-            conv2d_transpose.kernel(layer, self.target, self.threads),
-            [x, packed, _bias(bias, outputs, outputs), *vectors],
+            conv2d_transpose.kernel(layer, tiling),
+            [x, qop.constant(packed), qop.constant(biases), *vectors],
             call.ty,
             call,
         )
