@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from tvmquant.errors import ModelError
 from tvmquant.frontend.dimensions import Array, UnsupportedNodeError
 
 
@@ -47,13 +48,25 @@ class Node:
 
     @cached_property
     def attributes(self) -> dict[str, Any]:
-        """Attribute values by name; tensors as numpy arrays, texts as str."""
+        """Attribute values by name; tensors as numpy arrays, texts as str.
+
+        Raises
+        ------
+        ModelError
+            If an attribute is damaged.
+        """
         decoded: dict[str, Any] = {}
         for attribute in self.proto.attribute:
-            value = onnx.helper.get_attribute_value(attribute)
-            if isinstance(value, onnx.TensorProto):
-                value = onnx.numpy_helper.to_array(value)
-            decoded[attribute.name] = value.decode() if isinstance(value, bytes) else value
+            try:
+                value = onnx.helper.get_attribute_value(attribute)
+                if isinstance(value, onnx.TensorProto):
+                    value = onnx.numpy_helper.to_array(value)
+                decoded[attribute.name] = value.decode() if isinstance(value, bytes) else value
+            except (ValueError, TypeError, KeyError) as error:
+                raise ModelError(
+                    f"node {self.name!r} ({self.op_type}): attribute {attribute.name!r} cannot be "
+                    f"read, the file is damaged: {error}"
+                ) from None
         return decoded
 
     def integer(self, name: str, default: int) -> int:

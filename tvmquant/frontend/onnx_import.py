@@ -24,7 +24,7 @@ from tvmquant.frontend.dimensions import Batch, Shape, UnsupportedNodeError, is_
 from tvmquant.frontend.fold import NOT_FOLDED, evaluate_constant
 from tvmquant.frontend.input_types import InputType, read_inputs
 from tvmquant.frontend.node import Node
-from tvmquant.frontend.prepare import Prepared, Source, check_with_onnx, constant_of, prepare
+from tvmquant.frontend.prepare import Prepared, Source, check_with_onnx, prepare
 from tvmquant.frontend.registry import CONVERTERS
 from tvmquant.frontend.shape_ops import evaluate
 from tvmquant.frontend.support import UnsupportedNode, find_unsupported, raise_unsupported
@@ -108,6 +108,8 @@ class _Importer:
                 ) from None
             except UnsupportedNodeError as error:
                 self.found.append(UnsupportedNode(node.name, node.op_type, str(error)))
+            except ModelError:
+                raise
             except Exception as error:  # TVM's type inference raises errors of many types
                 _LOG.debug("node %s", node.name, exc_info=True)
                 reason = (str(error).strip() or repr(error)).splitlines()[-1]
@@ -117,7 +119,7 @@ class _Importer:
                 values[""] = None
 
     def _convert(self, node: Node) -> tuple[Value, ...]:
-        constant = constant_of(node, f"model {self.model.name!r}")
+        constant = node.constant_value()
         if constant is not None:
             return (constant,)
         inputs = [self.context.values[name] for name in node.inputs]
@@ -156,7 +158,8 @@ def _import(model: Prepared, inputs: list[InputType], *, assumed_batch: bool) ->
     found: list[UnsupportedNode] = []
     parameters = []
     for item in inputs:
-        first: Shape = (Batch(),) if symbolic and item.shape else item.shape[:1]
+        own_batch = assumed_batch or item.batch == "symbolic"
+        first: Shape = (Batch(),) if own_batch else item.shape[:1]
         shape = context.expression((*first, *item.shape[1:]))
         parameter = relax.Var(item.name, relax.TensorType(shape, "float32"))
         parameters.append(parameter)

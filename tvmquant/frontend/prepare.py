@@ -10,10 +10,11 @@ from typing import TypeAlias
 
 import numpy as np
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from tvmquant.errors import ModelError
-from tvmquant.frontend.dimensions import Array, UnsupportedNodeError
+from tvmquant.frontend.dimensions import Array
 from tvmquant.frontend.node import Node
 
 Source: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
@@ -120,8 +121,9 @@ def check_with_onnx(nodes: tuple[Node, ...], label: str) -> None:
 def _parse(path: Path) -> onnx.ModelProto:
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{path}: cannot be read: {reason}") from None
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
@@ -232,19 +234,3 @@ def _live(nodes: list[Node], outputs: list[str]) -> list[Node]:
             needed.update(node.inputs)
             live.append(node)
     return live[::-1]
-
-
-def constant_of(node: Node, label: str) -> Array | None:
-    """Return the value of a ``Constant`` node, None for other nodes.
-
-    Raises
-    ------
-    ModelError
-        If the constant is damaged.
-    """
-    try:
-        return node.constant_value()
-    except (ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{label}: constant {node.name!r} cannot be read: {error}") from None
-    except UnsupportedNodeError as error:
-        raise ModelError(f"{label}: constant {node.name!r}: {error}") from None
