@@ -1,7 +1,8 @@
 """Elementwise integer kernels: requantize (one or two terms), multiply, table lookup.
 
 Strategy: 1. if nothing varies along the channels, flatten the tensor, else keep the channels (last
-dimension) apart; 2. vectorise the innermost loop; 3. run what is outside in parallel.
+dimension) apart; 2. vectorise the innermost loop; 3. run what is outside in parallel. A table of
+bytes is looked up by whole vectors where the target can (`table_lookup`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from typing import Any
 import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
+from tvmquant.schedules import table_lookup
 from tvmquant.schedules.epilogue import Epilogue, placeholders
 from tvmquant.schedules.isa import vector_bits
 from tvmquant.schedules.loops import (
+    PARALLEL_BYTES,
     broadcast_at,
+    flat_view,
     lanes_for,
     parallel_chunks,
     product,
@@ -140,8 +144,37 @@ def schedule(sch: Schedule, spec: Spec, tiling: Tiling) -> None:
     parallel_chunks(sch, sch.fuse(*loops[:-1]), tiling.threads, work)
 
 
+def byte_table(spec: TableSpec, lanes: int, threads: int) -> tirx.PrimFunc:
+    """Return the kernel that looks up ``lanes`` bytes at once (`table_lookup`), tail one by one."""
+    q = te.placeholder(spec.shape, "uint8", name="q")
+    values = te.placeholder((256,), "uint8", name="values")
+    total = product(spec.shape)
+
+    def body(sources: list[Any], destinations: list[Any]) -> tirx.Stmt:
+        (flat_q, view_q), (flat_out, view_out) = map(flat_view, (sources[0], destinations[0]))
+        step, last = tirx.Var("step", "int32"), tirx.Var("last", "int32")
+        index = flat_q.vload([step * lanes], f"uint8x{lanes}")
+        whole = flat_out.vstore([step * lanes], table_lookup.lookup(sources[1], index, lanes))
+        one = sources[1].vload([flat_q.vload([last]).astype("int32")])
+        pays = threads > 1 and total >= 4 * PARALLEL_BYTES
+        kind = tirx.ForKind.PARALLEL if pays else tirx.ForKind.SERIAL
+        loops = [view_q, view_out, tirx.For(step, 0, total // lanes, kind, whole)]
+        if total % lanes:
+            first = total // lanes * lanes
+            rest = flat_out.vstore([last], one)
+            loops.append(tirx.For(last, first, total - first, tirx.ForKind.SERIAL, rest))
+        return tirx.SeqStmt(loops)
+
+    out = te.extern(spec.shape, [q, values], body, name="out", dtype="uint8")
+    return te.create_prim_func([q, values, out])
+
+
 def kernel(spec: Spec, target: tvm.target.Target, threads: int) -> tirx.PrimFunc:
     """Return the scheduled kernel for ``threads`` threads."""
+    lanes = table_lookup.vector_lanes(target)
+    if isinstance(spec, TableSpec) and spec.out_dtype == "uint8" and lanes:
+        func = byte_table(spec, lanes, threads)
+        return func.with_attr("tvmquant.kernel", f"table_u8_uint8_pshufb{8 * lanes}")
     sch = Schedule(compute(spec))
     schedule(sch, spec, default_tiling(spec, target, threads))
     return sch.mod["main"].with_attr("tvmquant.kernel", _name(spec))

@@ -60,3 +60,10 @@ def parallel_chunks(sch: Schedule, loop: Any, threads: int, work_bytes: int) -> 
     if threads > 1 and work_bytes >= PARALLEL_BYTES and int(sch.get(loop).extent) > 1:
         sch.parallel(loop)
     return loop
+
+
+def flat_view(buffer: Any) -> tuple[Any, tirx.Stmt]:
+    """Return a one-dimensional buffer over the same memory, and the statement that declares it."""
+    total = product([int(v) for v in buffer.shape])
+    view = tirx.decl_buffer((total,), buffer.dtype, f"{buffer.name}_flat", data=buffer.data)
+    return view, tirx.DeclBuffer(view, data=buffer.data)

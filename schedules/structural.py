@@ -14,7 +14,7 @@ import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 from tvmquant.schedules.isa import vector_bits
-from tvmquant.schedules.loops import PARALLEL_BYTES, lanes_for, product, vectorize
+from tvmquant.schedules.loops import PARALLEL_BYTES, flat_view, lanes_for, product, vectorize
 
 # a square tile of bytes of this side lies in 16 lines of either tensor
 TRANSPOSE_TILE = 16
@@ -216,8 +216,7 @@ def concat(spec: ConcatSpec, tiling: Tiling) -> tirx.PrimFunc:
     inputs = [te.placeholder(s, spec.dtype, name=f"x{i}") for i, s in enumerate(spec.shapes)]
 
     def body(sources: list[Any], destinations: list[Any]) -> tirx.Stmt:
-        buffers = (*sources, *destinations)
-        flat = [_flat(buffer) for buffer in buffers]
+        flat, views = zip(*map(flat_view, (*sources, *destinations)), strict=True)
         row = tirx.Var("row", "int32")
         copies, start = [], 0
         for source, run in zip(flat[:-1], runs, strict=True):
@@ -227,18 +226,8 @@ def concat(spec: ConcatSpec, tiling: Tiling) -> tirx.PrimFunc:
             )
             start += run
         kind = tirx.ForKind.PARALLEL if tiling.threads > 1 and outer > 1 else tirx.ForKind.SERIAL
-        views = [
-            tirx.DeclBuffer(view, data=buffer.data)
-            for view, buffer in zip(flat, buffers, strict=True)
-        ]
-        return tirx.SeqStmt(
-            [
-                *views,
-                tirx.For(
-                    row, 0, outer, kind, tirx.SeqStmt(copies) if len(copies) > 1 else copies[0]
-                ),
-            ]
-        )
+        moves = tirx.SeqStmt(copies) if len(copies) > 1 else copies[0]
+        return tirx.SeqStmt([*views, tirx.For(row, 0, outer, kind, moves)])
 
     out = te.extern(output_shape(spec), inputs, body, name="out", dtype=spec.dtype)
     return te.create_prim_func([*inputs, out])
@@ -259,15 +248,6 @@ def kernel(spec: Spec, target: tvm.target.Target, threads: int) -> tirx.PrimFunc
 
 def _tile(extent: int) -> int:
     return lanes_for(extent, TRANSPOSE_TILE)
-
-
-def _flat(buffer: Any) -> Any:
-    return tirx.decl_buffer(
-        (product([int(v) for v in buffer.shape]),),
-        buffer.dtype,
-        f"{buffer.name}_flat",
-        data=buffer.data,
-    )
 
 
 def _copy(
