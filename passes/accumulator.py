@@ -24,6 +24,7 @@ from tvmquant.arithmetic import (
     required_compute_dtype,
 )
 from tvmquant.errors import QuantizationError
+from tvmquant.weight_pairs import bound_pairs
 
 # A multiplier that is not exact may move the result by this much of one output step.
 MAX_MULTIPLIER_ERROR = 1.0 / 32.0
@@ -60,18 +61,32 @@ class Quantized:
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A weight before rounding: float values (output channels first) and scale per channel."""
+    """A weight before rounding: float values (output channels first) and scale per channel.
+
+    Parameters
+    ----------
+    values : float64 array (O, ...)
+    scale : float64 array (O,)
+    bits : int
+    fixed : bool
+        The scale was given (imported or trained) and must not move.
+    bounded : bool
+        Neighbours must fit 16 bits (`tvmquant.weight_pairs`).
+    """
 
     values: FloatArray
     scale: FloatArray
     bits: int
     fixed: bool
+    bounded: bool = False
 
     def round(self, scale: FloatArray) -> Array:
         """Return the integers of the weight at ``scale``, int8, symmetric."""
         limit = (1 << (self.bits - 1)) - 1
         shape = (-1,) + (1,) * (self.values.ndim - 1)
-        return np.clip(np.rint(self.values / scale.reshape(shape)), -limit, limit).astype(np.int8)
+        steps = np.rint(self.values / scale.reshape(shape))
+        integers = np.clip(steps, -limit, limit).astype(np.int8)
+        return bound_pairs(integers) if self.bounded else integers
 
 
 @dataclass(frozen=True)

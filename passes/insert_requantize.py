@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ from tvmquant.passes.annotate_quantization import (
 )
 from tvmquant.passes.elementwise import ELEMENTWISE, evaluate, scalar_bound
 from tvmquant.passes.rewriter import DataflowRewriter, span_name, used_vars
+from tvmquant.weight_pairs import bounded_scale
 
 CONTRACTIONS = {
     "relax.nn.conv2d": qop.QCONV2D,
@@ -78,8 +80,9 @@ Value = Quantized | Accumulator | Chain | QuantizedWeight | relax.Expr
 
 
 class _Integerizer(DataflowRewriter):
-    def __init__(self, module: tvm.IRModule) -> None:
+    def __init__(self, module: tvm.IRModule, bound_pairs: bool = False) -> None:
         super().__init__(module)
+        self.bound_pairs = bound_pairs
         self.values: dict[relax.Var, Value] = {}
 
     # -- values ---------------------------------------------------------------------------------
@@ -157,7 +160,7 @@ class _Integerizer(DataflowRewriter):
         scale = qop.constant_array(call.args[1]).astype(np.float64)
         zero = int(qop.constant_array(call.args[2]).reshape(-1)[0])
         if attrs["role"] == "weight":
-            return _oriented_weight(call, scale, attrs)
+            return self._weight(_oriented_weight(call, scale, attrs))
         dtype = "uint8" if attrs["bits"] <= 8 else "int16"
         target = Quantized(call.args[0], float(scale[0]), zero, attrs["qmin"], attrs["qmax"], dtype)
         source = self.value(call.args[0])
@@ -170,6 +173,13 @@ class _Integerizer(DataflowRewriter):
         if isinstance(source, Chain):
             return self._table(source, target, name, call)
         return self._quantize(source, target, name, call)
+
+    def _weight(self, weight: QuantizedWeight) -> QuantizedWeight:
+        depthwise = weight.values.ndim == 4 and weight.values.shape[1] == 1
+        if not self.bound_pairs or weight.fixed or weight.bits != 8 or depthwise:
+            return weight
+        scale = bounded_scale(weight.values, weight.scale)
+        return weight if scale is None else replace(weight, scale=scale, bounded=True)
 
     def _quantize(self, x: relax.Expr, to: Quantized, name: str, call: relax.Call) -> Quantized:
         attrs = {"scale": to.scale, "zero_point": to.zero_point, "qmin": to.qmin,
@@ -513,10 +523,20 @@ def _pool_window(call: relax.Call, height: int, width: int) -> tuple[dict[str, A
 
 @tvm.ir.transform.module_pass(opt_level=0, name="InsertRequantize")
 class InsertRequantize:
-    """Integerize a calibrated L1 graph (see the module's description)."""
+    """Integerize a calibrated L1 graph (see the module's description).
+
+    Parameters
+    ----------
+    bound_pairs : bool
+        Round weights so that sums of two products fit 16 bits (`tvmquant.weight_pairs`), for
+        processors that multiply bytes with ``vpmaddubsw``.
+    """
+
+    def __init__(self, bound_pairs: bool = False) -> None:
+        self.bound_pairs = bound_pairs
 
     def transform_module(
         self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
     ) -> tvm.IRModule:
         """Return the L2 module."""
-        return _Integerizer(module).rewrite()
+        return _Integerizer(module, self.bound_pairs).rewrite()

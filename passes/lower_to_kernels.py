@@ -39,6 +39,7 @@ from tvmquant.schedules import (
     structural,
 )
 from tvmquant.schedules.epilogue import Epilogue
+from tvmquant.schedules.isa import multiplies_in_pairs
 
 
 class _Lowerer(DataflowRewriter):
@@ -165,7 +166,8 @@ class _Lowerer(DataflowRewriter):
         x, bias, *extra = args
         epilogue, _ = self._epilogue(attrs, extra)
         flat = replace(flat, epilogue=epilogue)
-        tiling = conv2d.target_tiling(flat, self.target, self.threads)
+        pairs = multiplies_in_pairs(self.target) and conv2d.pairs_fit(weight, flat)
+        tiling = conv2d.target_tiling(flat, self.target, self.threads, pairs=pairs)
         padded = conv2d.padded_outputs(flat, tiling)
         _, vectors = self._epilogue(attrs, extra, spec.outputs, padded)
         out_shape = (flat.batch, flat.out_height, flat.out_width, flat.outputs)
@@ -241,9 +243,7 @@ class _Lowerer(DataflowRewriter):
             tuple(attrs["padding"]), tuple(attrs["dilation"]), tuple(_shape(call)[1:3]),
             _dtype(x), attrs["input_zero_point"], epilogue, _parameter_shape(vectors),
         )  # fmt: skip
-        return self.call(
-            pool.kernel(spec, self.target, self.threads), [x, *vectors], call.ty, call
-        )
+        return self.call(pool.kernel(spec, self.target, self.threads), [x, *vectors], call.ty, call)
 
     def _max_pool(self, call: relax.Call) -> relax.Expr | None:
         a = call.attrs
@@ -322,9 +322,7 @@ class _Lowerer(DataflowRewriter):
             tuple(_shape(x)), attrs["scale"], attrs["zero_point"], attrs["qmin"], attrs["qmax"],
             attrs["out_dtype"], to_nhwc=to_nhwc,
         )  # fmt: skip
-        return self.call(
-            border.kernel(spec, self.target, self.threads), [x], result.ty, call
-        )
+        return self.call(border.kernel(spec, self.target, self.threads), [x], result.ty, call)
 
     def _dequantize(self, call: relax.Call) -> relax.Expr:
         attrs = qop.attributes(call)
@@ -336,9 +334,7 @@ class _Lowerer(DataflowRewriter):
             tuple(_shape(q)), _dtype(q), attrs["zero_point"],
             qop.constant_array(scale).size, to_nchw,
         )  # fmt: skip
-        return self.call(
-            border.kernel(spec, self.target, self.threads), [q, scale], call.ty, call
-        )
+        return self.call(border.kernel(spec, self.target, self.threads), [q, scale], call.ty, call)
 
     # -- movement -------------------------------------------------------------------------------
 
@@ -380,9 +376,7 @@ class _Lowerer(DataflowRewriter):
             step[axis] = strides[0][i] if strides else 1
             start = begins[i] + (shape[axis] if begins[i] < 0 else 0)
             begin[axis] = min(max(start, 0), shape[axis] - 1 if step[axis] < 0 else shape[axis])
-        spec = structural.SliceSpec(
-            tuple(shape), tuple(begin), tuple(step), tuple(out), _dtype(x)
-        )
+        spec = structural.SliceSpec(tuple(shape), tuple(begin), tuple(step), tuple(out), _dtype(x))
         return self._moved(spec, [x], call)
 
     def _pad(self, call: relax.Call) -> relax.Expr | None:
@@ -436,9 +430,7 @@ def _per_channel(vector: Any, channels: int, padded: int) -> Any:
 
 
 def _bias(bias: relax.Expr, channels: int, padded: int) -> relax.Expr:
-    return qop.constant(
-        _per_channel(qop.constant_array(bias), channels, padded).astype(np.int32)
-    )
+    return qop.constant(_per_channel(qop.constant_array(bias), channels, padded).astype(np.int32))
 
 
 def _parameter_shape(vectors: list[relax.Expr]) -> tuple[int, ...]:

@@ -53,10 +53,11 @@ def integerize(
     *,
     weight_method: str = "mse",
     strict: bool = False,
+    bound_pairs: bool = False,
 ) -> tvm.IRModule:
     """L1 -> L2: calibrated, integers only, epilogues fused, channels last."""
     calibrated = _run("3-calibrated", [ApplyCalibration(ranges, weight_method)], module)
-    integer = [InsertRequantize(), FuseEpilogue(), ConvertLayout()]
+    integer = [InsertRequantize(bound_pairs), FuseEpilogue(), ConvertLayout()]
     verified = [VerifyIntegerOnly()] if strict else []
     return _run("4-integer", [*integer, *verified], calibrated)
 

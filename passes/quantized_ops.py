@@ -20,7 +20,8 @@ quantize         ``(x)``: float32 -> uint8, equation (1)
 dequantize       ``(q, scale)``: integers -> float32, equation (2)
 qconv2d          ``(x, w, bias, *epilogue)``: bias + sum(x * w), padding with the input zero
                  point; int32 unless an epilogue is fused
-qconv2d_transpose the same, transposed
+qconv2d_transpose the same, transposed; every position between and around the input's elements
+                 holds the input zero point
 qdense           ``(x, w, bias, *epilogue)``: x (N, K) with w (O, K)
 qmultiply        ``(a, b)``: (a - za) * (b - zb), int32, broadcasting
 pool_sum         ``(x)``: sum of (x - zero_point) over windows (padding adds nothing), int32
@@ -32,10 +33,12 @@ A fused epilogue is equation (3) applied to the int32 accumulator followed by an
 ``*epilogue`` is ``multiplier, shift, offset[, residual, residual_multiplier][, values]`` and the
 attributes ``epilogue``, ``residual``, ``values`` (0 or 1) say what is present.
 
-Multipliers, shifts and offsets are int arrays of shape (1,), of shape (C,) along ``axis``, or of the
-full rank (broadcast as they are). Attributes of (3): ``acc_zero_point`` (of the first term, 0 for
-accumulators), ``residual_zero_point``, ``output_zero_point``, ``qmin``, ``qmax``, ``axis``,
-``compute_dtype`` (``"int32"`` where range analysis proved it suffices, else ``"int64"``). Windowed
+Multipliers, shifts and offsets are int arrays of shape (1,), of shape (C,) along ``axis``, or of
+the full rank (broadcast as they are). Attributes of (3): ``acc_zero_point`` (of the first term, 0
+for accumulators), ``residual_zero_point``, ``output_zero_point``, ``qmin``, ``qmax``, ``axis``,
+``compute_dtype`` (``"int32"`` where range analysis proved it suffices, else ``"int64"``). Others:
+``scale``, ``zero_point``, ``qmin``, ``qmax`` (quantize), ``zero_point``, ``axis`` (dequantize),
+``a_zero_point``, ``b_zero_point`` (qmultiply). Windowed
 operators carry ``strides``, ``padding`` (top, left, bottom, right), ``dilation``, ``layout``,
 ``input_zero_point``, and ``groups`` or ``pool_size`` or ``output_padding``. Every call carries
 ``out_dtype`` and ``id``, the name of the ONNX node it came from.

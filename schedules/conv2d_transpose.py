@@ -29,9 +29,10 @@ import numpy.typing as npt
 import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
+
 from tvmquant.schedules import x86_intrinsics
 from tvmquant.schedules.epilogue import Epilogue, placeholders
-from tvmquant.schedules.isa import DotProduct, dot_products
+from tvmquant.schedules.isa import DotProduct, dot_products, saturates
 from tvmquant.schedules.loops import PARALLEL_BYTES, lanes_for, vectorize
 
 # Accumulators in registers; beside them live one vector of weights per channel and a broadcast.
@@ -393,7 +394,7 @@ def schedule(sch: Schedule, spec: Conv2DTransposeSpec, tiling: Tiling) -> None:
 
 def default_tiling(spec: Conv2DTransposeSpec, target: tvm.target.Target, threads: int) -> Tiling:
     """Choose a tiling from registers and exact division, without measuring."""
-    dots = dot_products(target)
+    dots = [d for d in dot_products(target) if not saturates(d)]
     per_group = spec.outputs // spec.groups
     usable = [d for d in dots if d.tensorized and (spec.groups == 1 or per_group % d.lanes == 0)]
     generic = dots[-1]

@@ -31,9 +31,10 @@ import numpy.typing as npt
 import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
+
 from tvmquant.schedules import depthwise_intrinsics
 from tvmquant.schedules.epilogue import Epilogue, placeholders
-from tvmquant.schedules.isa import DotProduct, dot_products
+from tvmquant.schedules.isa import DotProduct, dot_products, saturates
 from tvmquant.schedules.loops import PARALLEL_BYTES, lanes_for
 
 # The padded rows of one task take at most this much of the first-level cache.
@@ -289,7 +290,7 @@ def schedule(sch: Schedule, spec: DepthwiseConv2DSpec, tiling: Tiling) -> None:
 
 def default_tiling(spec: DepthwiseConv2DSpec, target: tvm.target.Target, threads: int) -> Tiling:
     """Choose a tiling from registers, caches and exact division, without measuring."""
-    dots = dot_products(target)
+    dots = [d for d in dot_products(target) if not saturates(d)]
     usable = [d for d in dots if d.tensorized and spec.dilation[0] == 1] or [dots[-1]]
     # the instruction that computes fewest lanes in vain, the widest of equals
     dot = min(usable, key=lambda d: _round_up(spec.outputs, d.lanes))

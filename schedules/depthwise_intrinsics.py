@@ -13,6 +13,7 @@ from typing import Any
 from tvm import tirx
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T  # noqa: N812
+
 from tvmquant.schedules.isa import (
     PMADDWD_256,
     PMADDWD_512,

@@ -13,6 +13,7 @@ from typing import Any
 import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
+
 from tvmquant.schedules import table_lookup
 from tvmquant.schedules.epilogue import Epilogue, placeholders
 from tvmquant.schedules.isa import vector_bits

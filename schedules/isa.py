@@ -44,7 +44,10 @@ class DotProduct:
 VNNI_512 = DotProduct("vnni512", 16, 4, "uint8", "int8", 32)
 # 256-bit form: AVX-VNNI processors, and AVX512VL ones for narrow layers
 VNNI_256 = DotProduct("vnni256", 8, 4, "uint8", "int8", 16)
-# vpmaddwd multiplies exact 16-bit products; vpmaddubsw would saturate for 8-bit operands
+# vpmaddubsw adds two byte products in 16 saturating bits: for weights proven not to reach them
+PMADDUBSW_512 = DotProduct("pmaddubsw512", 16, 4, "uint8", "int8", 32)
+PMADDUBSW_256 = DotProduct("pmaddubsw256", 8, 4, "uint8", "int8", 16)
+# vpmaddwd adds two word products in 32 bits: always exact
 PMADDWD_512 = DotProduct("pmaddwd512", 16, 2, "int16", "int16", 32)
 PMADDWD_256 = DotProduct("pmaddwd256", 8, 2, "int16", "int16", 16)
 
@@ -56,8 +59,8 @@ def has_feature(target: tvm.target.Target, feature: str) -> bool:
 
 def is_x86(target: tvm.target.Target) -> bool:
     """Whether the target generates x86-64 code."""
-    return "x86" in str(tvm.target.codegen.llvm_get_system_triple()
-                        if not target.attrs.get("mtriple") else target.attrs["mtriple"])  # fmt: skip
+    triple = target.attrs.get("mtriple") or tvm.target.codegen.llvm_get_system_triple()
+    return "x86" in str(triple)
 
 
 def vector_bits(target: tvm.target.Target) -> int:
@@ -69,8 +72,15 @@ def vector_bits(target: tvm.target.Target) -> int:
     return 128
 
 
-def dot_products(target: tvm.target.Target) -> tuple[DotProduct, ...]:
+def dot_products(target: tvm.target.Target, *, pairs: bool = False) -> tuple[DotProduct, ...]:
     """Return the dot products of a target, the fastest first; the generic one always ends the list.
+
+    Parameters
+    ----------
+    target : Target
+    pairs : bool
+        Include those that add pairs of products in 16 bits (`saturates`), which are exact only for
+        weights that were proven to fit.
 
     Raises
     ------
@@ -87,8 +97,20 @@ def dot_products(target: tvm.target.Target) -> tuple[DotProduct, ...]:
         elif has_feature(target, "avxvnni"):
             found.append(VNNI_256)
         elif wide:
-            found += [PMADDWD_512, PMADDWD_256]
+            found += [PMADDUBSW_512, PMADDWD_512, PMADDUBSW_256, PMADDWD_256]
         elif has_feature(target, "avx2"):
-            found.append(PMADDWD_256)
+            found += [PMADDUBSW_256, PMADDWD_256]
+    if not pairs:
+        found = [dot for dot in found if not saturates(dot)]
     lanes = vector_bits(target) // 32
     return (*found, DotProduct("generic", lanes, 1, "uint8", "int8", 16, tensorized=False))
+
+
+def saturates(dot: DotProduct) -> bool:
+    """Whether a dot product adds pairs of products in 16 bits."""
+    return dot in (PMADDUBSW_512, PMADDUBSW_256)
+
+
+def multiplies_in_pairs(target: tvm.target.Target) -> bool:
+    """Whether the fastest dot product of a target is one that `saturates`."""
+    return target.kind.name == "llvm" and saturates(dot_products(target, pairs=True)[0])

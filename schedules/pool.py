@@ -17,6 +17,7 @@ from typing import Any
 import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
+
 from tvmquant.schedules.epilogue import Epilogue, placeholders
 from tvmquant.schedules.isa import vector_bits
 from tvmquant.schedules.loops import PARALLEL_BYTES, broadcast_at, lanes_for

@@ -13,6 +13,7 @@ from typing import Any
 import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
+
 from tvmquant.schedules.isa import vector_bits
 from tvmquant.schedules.loops import PARALLEL_BYTES, flat_view, lanes_for, product, vectorize
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import tvm
 from tvm import tirx
+
 from tvmquant.schedules.isa import has_feature, is_x86, vector_bits
 
 ENTRIES = 256

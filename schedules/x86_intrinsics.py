@@ -4,8 +4,10 @@ All compute, for every lane i, ``C[i] += sum_k A[k] * B[i, k]`` with A broadcast
 own VNNI intrinsics are not used: the LLVM of this wheel expects byte vectors as operands.
 
 * ``vpdpbusd`` (VNNI): unsigned by signed bytes, four per lane, accumulated without saturation.
-* ``vpmaddwd`` (AVX2, AVX512BW) and ``vpaddd``: signed words, two per lane. The byte form
-  ``vpmaddubsw`` saturates at 16 bits (255 * 127 * 2 = 64770), hence is not exact for 8-bit operands.
+* ``vpmaddwd`` (AVX2, AVX512BW) and ``vpaddd``: signed words, two per lane.
+* ``vpmaddubsw``, ``vpmaddwd`` by ones, ``vpaddd``: unsigned by signed bytes, four per lane. The
+  first saturates sums of two products at 16 bits (255 * 127 * 2 = 64770 would not fit), so the
+  description holds for weights whose neighbours were proven to fit (`conv2d.pairs_fit`).
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ from collections.abc import Callable
 
 from tvm import tirx
 from tvm.s_tir import TensorIntrin
-from tvm.script import tirx as T
+from tvm.script import tirx as T  # noqa: N812  (TVMScript's customary name)
 
 from tvmquant.schedules.isa import (
+    PMADDUBSW_256,
+    PMADDUBSW_512,
     PMADDWD_256,
     PMADDWD_512,
     VNNI_256,
@@ -99,9 +103,43 @@ def _pmaddwd(dot: DotProduct, instruction: str) -> tirx.PrimFunc:
     return implementation
 
 
+def _pmaddubsw(dot: DotProduct, instruction: str) -> tirx.PrimFunc:
+    lanes = dot.lanes
+    acc, packed, pairs = f"int32x{lanes}", f"int8x{4 * lanes}", f"int16x{2 * lanes}"
+    widen = _INTRINSICS[PMADDWD_512 if lanes == PMADDWD_512.lanes else PMADDWD_256][1]
+
+    @T.prim_func(s_tir=True)
+    def implementation(
+        A: T.Buffer((4,), "uint8", offset_factor=1),
+        B: T.Buffer((lanes, 4), "int8", offset_factor=1),
+        C: T.Buffer((lanes,), "int32", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:4], B[0:lanes, 0:4])
+            T.writes(C[0:lanes])
+            C[T.ramp(T.int32(0), 1, lanes)] = C.vload([0], dtype=acc) + T.call_llvm_pure_intrin(
+                acc,
+                widen,
+                T.call_llvm_pure_intrin(
+                    pairs,
+                    instruction,
+                    T.reinterpret(
+                        packed,
+                        T.broadcast(T.reinterpret("int32", A.vload([0], "uint8x4")), lanes),
+                    ),
+                    B.vload([0, 0], dtype=packed),
+                ),
+                T.broadcast(T.int16(1), 2 * lanes),
+            )
+
+    return implementation
+
+
 _INTRINSICS: dict[DotProduct, tuple[Callable[[DotProduct, str], tirx.PrimFunc], str]] = {
     VNNI_512: (_vnni, "llvm.x86.avx512.vpdpbusd.512"),
     VNNI_256: (_vnni, "llvm.x86.avx512.vpdpbusd.256"),
+    PMADDUBSW_512: (_pmaddubsw, "llvm.x86.avx512.pmaddubs.w.512"),
+    PMADDUBSW_256: (_pmaddubsw, "llvm.x86.avx2.pmadd.ub.sw"),
     PMADDWD_512: (_pmaddwd, "llvm.x86.avx512.pmaddw.d.512"),
     PMADDWD_256: (_pmaddwd, "llvm.x86.avx2.pmadd.wd"),
 }

@@ -1,7 +1,7 @@
 """Every error a user can meet, in one small hierarchy.
 
-A message names the ONNX node (or file, or field), what was found (dtype, shape, bit width), what was
-expected, and what to do next. The CLI prints it as is and exits with code 2.
+A message names the ONNX node (or file, or field), what was found (dtype, shape, bit width), what
+was expected, and what to do next. The CLI prints it as is and exits with code 2.
 """
 
 
@@ -22,7 +22,7 @@ class DataError(TVMQuantError):
 
 
 class QuantizationError(TVMQuantError):
-    """A layer cannot be quantized as asked (bit width, accumulator range, float left in strict mode)."""
+    """A layer cannot be quantized as asked: bit width, accumulator range, or strict mode."""
 
 
 class TargetError(TVMQuantError):

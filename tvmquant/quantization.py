@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from tvmquant.errors import QuantizationError
 from tvmquant.passes import pipeline
+from tvmquant.schedules.isa import multiplies_in_pairs
+from tvmquant.target import parse_target
 
 if TYPE_CHECKING:
+    import tvm
+
     from tvmquant.calibration import Calibration
     from tvmquant.graph import Graph
 
@@ -66,6 +70,7 @@ def quantize(
     activation_scheme: str = "asymmetric",
     weight_method: str = "mse",
     strict: bool = False,
+    target: str | dict[str, Any] | tvm.target.Target | None = None,
 ) -> Graph:
     """Turn a float graph into integers.
 
@@ -80,6 +85,10 @@ def quantize(
         ``mse`` (default) or ``minmax``: how per-channel weight scales are chosen.
     strict : bool
         Raise if any operator stays float.
+    target : str, dict or Target, optional
+        The processor the graph is meant for. Where its fastest multiplication saturates sums of
+        two products (AVX2 without VNNI), weights are rounded so that they never do; see
+        `tvmquant.weight_pairs`. The graph is exact on every target in any case.
 
     Returns
     -------
@@ -95,7 +104,11 @@ def quantize(
     annotated = _annotated(graph, activation_scheme)
     calibration.check_model(annotated.module)
     module = pipeline.integerize(
-        annotated.module, calibration.ranges(), weight_method=weight_method, strict=strict
+        annotated.module,
+        calibration.ranges(),
+        weight_method=weight_method,
+        strict=strict,
+        bound_pairs=target is not None and multiplies_in_pairs(parse_target(target)),
     )
     return annotated.with_module(module, "L2")
 

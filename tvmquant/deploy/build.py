@@ -150,9 +150,7 @@ def _install(work: Path, folder: Path) -> None:
         os.replace(work / name, folder / name)
 
 
-def _compile_in_worker(
-    module: tvm.IRModule, target: tvm.target.Target, library: Path
-) -> None:
+def _compile_in_worker(module: tvm.IRModule, target: tvm.target.Target, library: Path) -> None:
     """Compile and link in a forked process: an abort inside LLVM must not end this one."""
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)

@@ -24,14 +24,15 @@ def describe_tensors(
     result = main.ret_ty
     types = list(result.fields) if isinstance(result, tvm.ir.TupleType) else [result]
     inputs = [
-        _tensor(name, param.ty)
-        for name, param in zip(graph.input_names, main.params, strict=True)
+        _tensor(name, param.ty) for name, param in zip(graph.input_names, main.params, strict=True)
     ]
     outputs = [_tensor(name, ty) for name, ty in zip(graph.output_names, types, strict=True)]
     if not has_raw:
         return inputs, outputs
     raw = lowered["raw"]
-    raw_types = list(raw.ret_ty.fields) if isinstance(raw.ret_ty, tvm.ir.TupleType) else [raw.ret_ty]
+    raw_types = (
+        list(raw.ret_ty.fields) if isinstance(raw.ret_ty, tvm.ir.TupleType) else [raw.ret_ty]
+    )
     scales_in, scales_out = _border_scales(module)
     inputs = [
         _with_raw(info, param.ty, *scales_in[i])
@@ -104,16 +105,11 @@ def describe_layers(module: tvm.IRModule, lowered: tvm.IRModule) -> list[LayerIn
         symbol = str(value.args[0].name_hint)
         if symbol.startswith("reshape"):
             continue  # a view, no kernel at run time
-        function = lowered[value.args[0]]
-        ours = bool(function.attrs) and "tvmquant.kernel" in function.attrs
         shape = [int(v) for v in var.ty.shape.values]
         name = layer_name(value) or symbol
-        kind = str(function.attrs["tvmquant.op"]) if ours and "tvmquant.op" in function.attrs else ""
         facts = work.get(name, {}) if _contracts(symbol) else {}
         layers.append(
-            LayerInfo(
-                name, kind or _operation(symbol), symbol, shape, str(var.ty.dtype.dtype), **facts
-            )
+            LayerInfo(name, _operation(symbol), symbol, shape, str(var.ty.dtype.dtype), **facts)
         )
     return layers
 

@@ -219,8 +219,6 @@ def _virtual_machine(library: Path, manifest: Manifest, threads: int) -> Any:
     return tvm.runtime.vm.VirtualMachine(module, tvm.cpu())
 
 
-def load(
-    folder: str | os.PathLike[str], *, threads: int | None = None, raw: bool = False
-) -> Model:
+def load(folder: str | os.PathLike[str], *, threads: int | None = None, raw: bool = False) -> Model:
     """Load a built library; see `Model`."""
     return Model(folder, threads=threads, raw=raw)
