@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tvm
 from tvm import tirx
+
 from tvmquant.schedules.epilogue import Epilogue
 
 NATIVE = "native"

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from tvmquant.schedules import border
 
 from tests.schedules import kernel_testing as kt
 from tvmquant.arithmetic import dequantize, quantize_half_even
+from tvmquant.schedules import border
 
 TARGETS = [kt.NATIVE, *kt.EXECUTED]
 # images, few and many channels, tails, a flat tensor

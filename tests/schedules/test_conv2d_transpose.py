@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tvmquant.schedules import conv2d_transpose as transpose
-from tvmquant.schedules.epilogue import Epilogue
 
 from tests.schedules import kernel_testing as kt
+from tvmquant.schedules import conv2d_transpose as transpose
+from tvmquant.schedules.epilogue import Epilogue
 
 TARGETS = [kt.NATIVE, *kt.EXECUTED]
 Spec = transpose.Conv2DTransposeSpec

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tvm.s_tir import TensorIntrin
+
+from tests.schedules import kernel_testing as kt
 from tvmquant.schedules import depthwise_conv2d as depthwise
 from tvmquant.schedules import depthwise_intrinsics
 from tvmquant.schedules.epilogue import Epilogue
 from tvmquant.schedules.isa import PMADDWD_512, VNNI_256, VNNI_512
-
-from tests.schedules import kernel_testing as kt
 
 TARGETS = [kt.NATIVE, *kt.EXECUTED]
 Spec = depthwise.DepthwiseConv2DSpec

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from tvmquant.schedules import elementwise
-from tvmquant.schedules.epilogue import Epilogue
 
 from tests.schedules import kernel_testing as kt
+from tvmquant.schedules import elementwise
+from tvmquant.schedules.epilogue import Epilogue
 
 TARGETS = [kt.NATIVE, *kt.EXECUTED]
 

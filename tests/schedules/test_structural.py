@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from tvmquant.schedules import structural
 
 from tests.schedules import kernel_testing as kt
+from tvmquant.schedules import structural
 
 TARGETS = [kt.NATIVE, *kt.EXECUTED]
 
