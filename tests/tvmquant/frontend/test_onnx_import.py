@@ -1,0 +1,270 @@
+"""Whole models: batch, names, input shapes, number types, both exporters, real networks."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+from tvm import relax
+
+from tvmquant.errors import ModelError
+from tvmquant.frontend import load_onnx
+from tvmquant.graph import layer_name
+
+
+def names_of(graph):
+    names = []
+
+    def visit(node):
+        if isinstance(node, relax.Call):
+            names.append(layer_name(node))
+
+    relax.analysis.post_order_visit(graph.main, visit)
+    return names
+
+
+def dense_model(make_model, batch, target):
+    """Flatten to ``target`` and multiply."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "t"], ["a"]),
+        helper.make_node("MatMul", ["a", "w"], ["y"]),
+    ]
+    weight = np.random.default_rng(1).standard_normal((12, 5)).astype(np.float32)
+    constants = {"t": np.array(target, np.int64), "w": weight}
+    return make_model(nodes, {"x": (batch, 3, 4)}, constants=constants)
+
+
+# Names
+
+
+def test_layers_carry_node_names_which_are_unique(make_model):
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"], name="act"),
+        helper.make_node("Neg", ["a"], ["b"]),
+        helper.make_node("HardSigmoid", ["b"], ["c"], name="act"),
+        helper.make_node("Abs", ["c"], ["y"], name="act_1"),
+    ]
+    graph = load_onnx(make_model(nodes, {"x": ("N", 3)}))
+    assert names_of(graph) == ["act", "Neg_1", "act_2", "act_2", "act_2", "act_1"]
+
+
+def test_graph_is_named_after_its_file(tmp_path, make_model):
+    path = tmp_path / "net.onnx"
+    onnx.save_model(make_model([helper.make_node("Relu", ["x"], ["y"])], {"x": ("N", 3)}), path)
+    graph = load_onnx(path)
+    assert (graph.name, graph.level) == ("net", "L0")
+    assert (graph.input_names, graph.output_names) == (("x",), ("y",))
+    assert load_onnx(path, name="other").name == "other"
+
+
+def test_equal_files_have_equal_fingerprints(make_model):
+    model = dense_model(make_model, "N", (0, -1))
+    first = load_onnx(model).fingerprint()
+    assert first == load_onnx(model).fingerprint()
+    weight = numpy_helper.to_array(model.graph.initializer[1]).copy()
+    weight[0, 0] += 1
+    model.graph.initializer[1].CopyFrom(numpy_helper.from_array(weight, "w"))
+    assert first != load_onnx(model).fingerprint()
+
+
+# Batch
+
+
+@pytest.mark.parametrize("batch", ["N", "batch", None])
+def test_open_batch_is_symbolic(make_model, compare, batch):
+    graph = compare(dense_model(make_model, batch, (-1, 12)))
+    assert graph.inputs == [("x", (None, 3, 4), "float32")]
+    assert graph.outputs == [("y", (None, 5), "float32")]
+
+
+def test_inputs_share_one_batch(make_model, compare):
+    node = helper.make_node("Add", ["x", "z"], ["y"])
+    graph = compare(make_model([node], {"x": ("a", 3), "z": ("b", 3)}))
+    first, second = (parameter.ty.shape.values[0] for parameter in graph.main.params)
+    assert first.same_as(second)
+
+
+def test_fixed_batch_of_one_becomes_symbolic(make_model, compare):
+    graph = compare(dense_model(make_model, 1, (1, -1)))
+    assert graph.inputs == [("x", (None, 3, 4), "float32")]
+    assert graph.outputs == [("y", (None, 5), "float32")]
+
+
+BATCH_USERS = {
+    "squeeze": [helper.make_node("Squeeze", ["x", "zero"], ["y"])],
+    "reduce": [helper.make_node("ReduceMax", ["x"], ["y"], axes=[0])],
+    "softmax": [helper.make_node("Softmax", ["x"], ["y"], axis=0)],
+    "concat": [helper.make_node("Concat", ["x", "x"], ["y"], axis=0)],
+    "gather": [helper.make_node("Gather", ["x", "zero"], ["y"], axis=0)],
+    "transpose": [helper.make_node("Transpose", ["x"], ["y"])],
+    "reshape": [helper.make_node("Reshape", ["x", "flat"], ["y"])],
+}
+
+
+@pytest.mark.parametrize("case", BATCH_USERS)
+def test_fixed_batch_stays_where_the_model_makes_use_of_it(make_model, compare, case):
+    constants = {"zero": np.array([0], np.int64), "flat": np.array([12], np.int64)}
+    graph = compare(make_model(BATCH_USERS[case], {"x": (1, 3, 4)}, constants=constants))
+    assert graph.inputs == [("x", (1, 3, 4), "float32")]
+
+
+def test_constant_with_the_batch_in_front_is_joined_to_every_sample(make_model, compare):
+    node = helper.make_node("Concat", ["token", "x"], ["y"], axis=1)
+    model = make_model([node], {"x": (1, 3, 4)}, constants={"token": np.ones((1, 1, 4), "f")})
+    assert compare(model).outputs == [("y", (None, 4, 4), "float32")]
+
+
+def test_other_fixed_batches_stay(make_model, compare):
+    graph = compare(dense_model(make_model, 4, (4, 12)))
+    assert graph.inputs == [("x", (4, 3, 4), "float32")]
+
+
+def test_batch_can_be_bound(make_model, compare):
+    graph = compare(dense_model(make_model, "N", (0, -1)), input_shapes={"x": (3, 3, 4)})
+    assert graph.inputs == [("x", (3, 3, 4), "float32")]
+
+
+# Input shapes and types
+
+
+def test_open_dimensions_are_bound(make_model, compare):
+    node = helper.make_node("GlobalAveragePool", ["x"], ["y"])
+    model = make_model([node], {"x": ("N", 3, "height", None)})
+    graph = compare(model, input_shapes={"x": (None, 3, 6, 5)})
+    assert graph.inputs == [("x", (None, 3, 6, 5), "float32")]
+
+
+BAD_SHAPES = {
+    r"dimension 2 \('height'\) is left open; .*input_shapes=\{'x': \(None, 3, 224, 224\)\}": {},
+    "dimension 3 is left open": {"x": (None, 3, 4, None)},
+    "names 'image', but the inputs .* are x": {"image": (None, 3, 4, 4)},
+    "has 4 dimensions, input_shapes gives 3": {"x": (3, 4, 4)},
+    "dimension 1 = 3, input_shapes gives 4": {"x": (None, 4, 4, 4)},
+    "dimension 2 = 0, expected > 0": {"x": (None, 3, 0, 4)},
+}
+
+
+@pytest.mark.parametrize("message", BAD_SHAPES)
+def test_bad_input_shapes(make_model, message):
+    model = make_model([helper.make_node("Relu", ["x"], ["y"])], {"x": ("N", 3, "height", None)})
+    with pytest.raises(ModelError, match=message):
+        load_onnx(model, input_shapes=BAD_SHAPES[message])
+
+
+def test_input_of_no_elements(make_model):
+    model = make_model([helper.make_node("Relu", ["x"], ["y"])], {"x": ("N", 0, 4)})
+    with pytest.raises(ModelError, match="input 'x' has dimension 1 = 0, expected a number > 0"):
+        load_onnx(model)
+
+
+def test_input_without_a_shape(make_model, compare):
+    model = make_model([helper.make_node("Relu", ["x"], ["y"])], {"x": ("N", 3)})
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(ModelError, match="input 'x' has no shape; give its shape"):
+        load_onnx(model)
+    compare(model, input_shapes={"x": (None, 3)})
+
+
+def test_integer_input(make_model):
+    node = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)
+    model = make_model([node], {"x": ("N", 3)}, element=TensorProto.UINT8)
+    with pytest.raises(ModelError, match="input 'x' has type uint8, expected float32"):
+        load_onnx(model)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_floating_point_types_become_float32(make_model, dtype):
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    weight = np.random.default_rng(1).standard_normal((4, 3, 1, 1)).astype(dtype)
+    nodes = [
+        helper.make_node("Cast", ["x"], ["c"], to=element),
+        helper.make_node("Conv", ["c", "w"], ["a"]),
+        helper.make_node("Clip", ["a", "low"], ["y"]),
+    ]
+    constants = {"w": weight, "low": np.array(-0.5, dtype)}
+    model = make_model(nodes, {"x": ("N", 3, 4, 5)}, constants=constants, element=element)
+    graph = load_onnx(model)
+    assert graph.inputs[0][2] == graph.outputs[0][2] == "float32"
+    constant = graph.main.body.blocks[0].bindings[0].value.args[1].value.numpy()
+    np.testing.assert_array_equal(constant, weight.astype(np.float32))
+
+
+def test_bfloat16_weights(make_model):
+    tensor = helper.make_tensor("w", TensorProto.BFLOAT16, [3], [1.0, -0.5, 3.0])
+    node = helper.make_node("Mul", ["x", "w"], ["y"])
+    model = make_model([node], {"x": ("N", 3)}, constants={"w": tensor}, element=16)
+    constant = load_onnx(model).main.body.blocks[0].bindings[0].value.args[1].value.numpy()
+    np.testing.assert_array_equal(constant, np.array([1.0, -0.5, 3.0], np.float32))
+
+
+# Exporters
+
+
+class Network(nn.Module):
+    """Convolutions with and without normalization, a residual, gates, pooling, a dense layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8))
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.up = nn.ConvTranspose2d(8, 8, 2, 2)
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.Hardsigmoid())
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = nn.functional.relu6(self.stem(x))
+        x = x + nn.functional.hardswish(self.depthwise(x))
+        x = x * self.gate(x)
+        wide = self.up(nn.functional.max_pool2d(x, 3, 2, 1))
+        x = torch.cat([x[:, :4], nn.functional.interpolate(wide, scale_factor=1.0)], 1)
+        x = nn.functional.avg_pool2d(x, 2, ceil_mode=True)
+        return self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1)).softmax(-1)
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    net = Network().train()
+    with torch.no_grad():
+        net(torch.randn(8, 3, 16, 16))
+    return net.eval()
+
+
+def export(network, path, style, opset, batch):
+    image = torch.zeros(batch or 2, 3, 16, 16)
+    options = {"opset_version": opset, "input_names": ["x"], "output_names": ["y"]}
+    if style == "dynamo":
+        shapes = None if batch else ({0: torch.export.Dim("n")},)
+        torch.onnx.export(
+            network, (image,), path, dynamo=True, dynamic_shapes=shapes, verbose=False, **options
+        )
+    else:
+        axes = None if batch else {"x": {0: "n"}}
+        torch.onnx.export(network, (image,), path, dynamo=False, dynamic_axes=axes, **options)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("batch", [None, 1])
+@pytest.mark.parametrize(
+    ("style", "opset"),
+    [("torchscript", opset) for opset in (11, 13, 17, 21)] + [("dynamo", 18), ("dynamo", 21)],
+)
+def test_both_torch_exporters(tmp_path, network, compare, style, opset, batch):
+    path = tmp_path / "net.onnx"
+    export(network, path, style, opset, batch)
+    graph = compare(onnx.load_model(path))
+    assert graph.inputs == [("x", (None, 3, 16, 16), "float32")]
+    assert graph.outputs == [("y", (None, 5), "float32")]
+
+
+# Real networks
+
+
+@pytest.mark.parametrize("name", ["squeezenet1.1-imagenet", "resnet20-cifar10"])
+def test_real_networks(shared_dir, compare, operators, name):
+    path = shared_dir / "models" / f"{name}.onnx"
+    if not path.is_file():
+        pytest.skip(f"{path} is absent")
+    graph = compare(onnx.load_model(path), tolerance=1e-4)
+    assert "reshape" not in operators(graph)[:-3]
