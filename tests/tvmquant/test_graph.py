@@ -1,0 +1,85 @@
+"""Layer names survive Relax passes; fingerprints see everything but identity."""
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax, tirx
+
+from tvmquant.graph import Graph, layer_name, make_span, with_span
+
+
+def build(scale=2.0, layer="scaled", tuple_output=False):
+    batch = tirx.Var("N", "int64")
+    x = relax.Var("x", relax.TensorType([batch, 3], "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            call = relax.op.multiply(x, relax.const(np.full(3, scale, np.float32)))
+            scaled = builder.emit(with_span(call, layer))
+            result = builder.emit_output(with_span(relax.op.nn.relu(scaled), "act"))
+            second = builder.emit_output(scaled)
+        builder.emit_func_output(relax.Tuple([result, second]) if tuple_output else result)
+    outputs = ("y", "s") if tuple_output else ("y",)
+    return Graph(builder.get(), "L0", "net", ("x",), outputs)
+
+
+def names(function):
+    found = []
+    relax.analysis.post_order_visit(
+        function, lambda e: found.append(layer_name(e)) if isinstance(e, relax.Call) else None
+    )
+    return found
+
+
+def test_signature():
+    graph = build(tuple_output=True)
+    assert graph.inputs == [("x", (None, 3), "float32")]
+    assert graph.outputs == [("y", (None, 3), "float32"), ("s", (None, 3), "float32")]
+    assert build().outputs == [("y", (None, 3), "float32")]
+
+
+def test_layer_name_of_a_call_without_span():
+    x = relax.Var("x", relax.TensorType([3], "float32"))
+    assert layer_name(relax.op.nn.relu(x)) == ""
+    assert layer_name(with_span(relax.op.nn.relu(x), "a/b.c")) == "a/b.c"
+    assert make_span("n").source_name.name == "n"
+
+
+def test_with_span_keeps_everything_else():
+    x = relax.Var("x", relax.TensorType([1, 3, 4, 4], "float32"))
+    call = relax.op.nn.max_pool2d(x, (2, 2), (2, 2))
+    tvm.ir.assert_structural_equal(with_span(call, "pool"), call)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        relax.transform.Normalize(),
+        relax.transform.CanonicalizeBindings(),
+        relax.transform.DeadCodeElimination(),
+        relax.transform.EliminateCommonSubexpr(),
+        relax.transform.BindSymbolicVars({"N": 4}),
+    ],
+    ids=lambda transform: transform.info.name,
+)
+def test_names_survive(transform):
+    module = transform(build().module)
+    assert names(module["main"]) == ["scaled", "act"]
+
+
+def test_with_module():
+    graph = build()
+    bound = graph.with_module(relax.transform.BindSymbolicVars({"N": 4})(graph.module), "L1")
+    assert (bound.level, bound.name, graph.level) == ("L1", "net", "L0")
+    assert bound.inputs == [("x", (4, 3), "float32")]
+    assert bound.with_module(graph.module).level == "L1"
+
+
+def test_fingerprint():
+    reference = build().fingerprint()
+    assert reference == build().fingerprint()
+    assert len(reference) == 64
+    assert reference != build(scale=3.0).fingerprint()
+    assert reference != build(layer="other").fingerprint()
+    assert reference != build(tuple_output=True).fingerprint()
+    assert reference != build().with_module(build().module, "L1").fingerprint()
