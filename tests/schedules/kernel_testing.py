@@ -61,7 +61,7 @@ def run(func: tirx.PrimFunc, target: tvm.target.Target, inputs: Sequence[Any]) -
 def microseconds(
     func: tirx.PrimFunc, target: tvm.target.Target, inputs: Sequence[Any], repeat: int = 300
 ) -> float:
-    """Return the least time of a call, in microseconds: of many short runs, some are undisturbed."""
+    """Return the least time of a call in microseconds; of many short runs some are undisturbed."""
     evaluator = build(func, target).time_evaluator(
         "main", tvm.cpu(), number=1, repeat=repeat, min_repeat_ms=0
     )
