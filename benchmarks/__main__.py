@@ -1,0 +1,228 @@
+"""``python -m benchmarks``: measure what the README claims, one command per kind of figure."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tvmquant.errors import DataError, TVMQuantError
+
+USER_ERROR = 2
+DEFAULT_DATA = Path(__file__).resolve().parents[1] / ".." / "shared"
+
+app = typer.Typer(
+    name="python -m benchmarks",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write the rows here, as one JSON list."),
+]
+Data = Annotated[
+    Path,
+    typer.Option(metavar="DIR", help="Folder with models/ and data/; see benchmarks/README.md."),
+]
+Target = Annotated[str, typer.Option(help="As of `tvmquant compile`.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Default: the physical cores of this machine.")
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Of random networks; default: that of the publication."),
+]
+
+
+@app.callback()
+def _commands() -> None:
+    """Measure accuracy, latency, kernels and compile time; each writes rows to --json FILE."""
+
+
+@app.command()
+def accuracy(
+    data: Data = DEFAULT_DATA,
+    models: Annotated[str, typer.Option(help="Some of squeezenet,resnet20.")] = (
+        "squeezenet,resnet20"
+    ),
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Evaluate at most so many images of each.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="Calibration method.")] = None,
+    percentile: Annotated[float | None, typer.Option(help="Of --method percentile.")] = None,
+    scheme: Annotated[str | None, typer.Option(help="Activation scheme.")] = None,
+    weight_method: Annotated[str | None, typer.Option(help="mse or minmax.")] = None,
+    target: Target = "native",
+    threads: Threads = None,
+    json: Json = None,
+) -> None:
+    """Top-1, agreement and SQNR of deployed libraries, calibrated without labels."""
+    calibration = _given(method=method, percentile=percentile, activation_scheme=scheme)
+
+    def measure() -> list[Any]:
+        from benchmarks import accuracy as benchmark
+        from tvmquant.cli.output import StageReporter
+
+        return benchmark.run(
+            data,
+            stage=StageReporter(),
+            models=_names(models),
+            limit=limit,
+            calibration_options=calibration,
+            quantize_options=_given(weight_method=weight_method),
+            target=target,
+            threads=threads or _physical_cores(),
+        )
+
+    _report(json, measure)
+
+
+@app.command()
+def latency(
+    models: Annotated[str, typer.Option(help="Trained or random networks, by commas.")] = (
+        "resnet50,mobilenetv2,squeezenet"
+    ),
+    peers: Annotated[str, typer.Option(help="Engines to compare with; may be empty.")] = (
+        "onnxruntime,openvino"
+    ),
+    threads: Annotated[
+        str | None, typer.Option(help="Such as 1,2. Default: the physical cores.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images of one run.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each engine.")] = 100,
+    with_float: Annotated[
+        bool, typer.Option("--float", help="Also tvmquant's float library, which is not tuned.")
+    ] = False,
+    image_size: ImageSize = None,
+    target: Target = "native",
+    data: Data = DEFAULT_DATA,
+    json: Json = None,
+) -> None:
+    """Latency of networks in tvmquant and in other engines, by turns in one process."""
+
+    def measure() -> list[Any]:
+        from benchmarks import latency as benchmark
+        from tvmquant.cli.output import StageReporter
+
+        return benchmark.run(
+            _names(models),
+            data=data,
+            stage=StageReporter(),
+            peers=_names(peers),
+            threads=[_physical_cores()] if threads is None else _counts(threads),
+            batch=batch,
+            repeats=repeats,
+            with_float=with_float,
+            target=target,
+            image_size=image_size,
+        )
+
+    _report(json, measure, columns=["peer"])
+
+
+@app.command()
+def kernels(
+    threads: Threads = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each layer.")] = 100,
+    target: Target = "native",
+    json: Json = None,
+) -> None:
+    """GMAC/s of each ResNet-50 convolution against the machine's multiply peak."""
+
+    def measure() -> list[Any]:
+        from benchmarks import kernels as benchmark
+        from tvmquant.cli.output import StageReporter
+
+        with StageReporter()("measure") as progress:
+            return benchmark.run(
+                threads=threads or _physical_cores(),
+                target=target,
+                batch=batch,
+                repeats=repeats,
+                progress=progress,
+            )
+
+    _report(json, measure, columns=["layer"])
+
+
+@app.command("compile_time")
+def compile_time(
+    model: Annotated[str, typer.Option(help="Random network to compile.")] = "resnet50",
+    repeats: Annotated[int, typer.Option(min=1, help="Processes; the median counts.")] = 3,
+    image_size: ImageSize = None,
+    target: Target = "native",
+    threads: Threads = None,
+    json: Json = None,
+) -> None:
+    """Seconds to compile without tuning, to import tvmquant, and to print its help."""
+
+    def measure() -> list[Any]:
+        from benchmarks import compile_time as benchmark
+        from tvmquant.cli.output import StageReporter
+
+        return benchmark.run(
+            stage=StageReporter(),
+            threads=threads or _physical_cores(),
+            model=model,
+            target=target,
+            repeats=repeats,
+            image_size=image_size,
+        )
+
+    _report(json, measure)
+
+
+def _report(json: Path | None, measure: Callable[[], list[Any]], **table: Any) -> None:
+    from benchmarks.rows import check_destination, print_rows, write_rows
+
+    check_destination(json)
+    rows = measure()
+    if json is not None:
+        write_rows(json, rows)
+    print_rows(rows, **table)
+
+
+def _physical_cores() -> int:
+    # before a library is loaded: TVM's thread pool narrows the processors of this thread
+    from tvmquant.target import physical_cores
+
+    return physical_cores()
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _counts(text: str) -> list[int]:
+    names = _names(text)
+    if not names or not all(name.isdecimal() and int(name) > 0 for name in names):
+        raise DataError(f"--threads {text!r}: expected numbers of threads, such as 1,2")
+    return [int(name) for name in names]
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def main() -> None:
+    """Run a command; a mistake of the user ends it with one message and exit code 2."""
+    from tvmquant.cli.output import print_error
+
+    # PyTorch's threads would otherwise spin while TVM's compute, and both would be slow.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        app()
+    except (TVMQuantError, OSError) as error:
+        print_error(str(error))
+        sys.exit(USER_ERROR)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""Latency of whole networks: tvmquant's libraries and other engines by turns, in one process."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import models as networks
+from benchmarks import peers as engines
+from benchmarks.accuracy import TASKS, require_file
+from benchmarks.rows import Row, RowMaker, machine_facts
+from tvmquant.benchmark import Latency, measure_interleaved
+from tvmquant.errors import DataError
+
+Stage = Callable[[str], AbstractContextManager[Callable[[int, int | None], None]]]
+Result = TypeVar("Result")
+
+ENGINES = ("onnxruntime", "openvino")
+OURS = "tvmquant-int8"
+# images that every engine's quantization sees: enough for ranges, which latency does not depend on
+CALIBRATION_IMAGES = 8
+# timed runs of an engine in a row, after running it for so long untimed: the threads of the engine
+# before it spin for a while when they are done, and would compute on the same cores
+RUNS_IN_A_ROW = 4
+SETTLE_SECONDS = 0.03
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What one process measures.
+
+    Attributes
+    ----------
+    model : str
+        Name in the rows.
+    onnx : Path
+        The float model.
+    images : array of float32, (n, C, H, W)
+        To calibrate with; the first `batch` ones, repeated if needed, are run.
+    batch, threads, repeats : int
+    engines : tuple of str
+        Of `ENGINES`.
+    with_float : bool
+        Also measure tvmquant's float library.
+    target : str
+    """
+
+    model: str
+    onnx: Path
+    images: NDArray[np.float32]
+    batch: int
+    threads: int
+    repeats: int
+    engines: tuple[str, ...]
+    with_float: bool
+    target: str
+
+
+def run(
+    models: Sequence[str],
+    *,
+    data: Path,
+    stage: Stage,
+    peers: Sequence[str] = ENGINES,
+    threads: Sequence[int],
+    batch: int = 1,
+    repeats: int = 100,
+    with_float: bool = False,
+    target: str = "native",
+    image_size: int | None = None,
+) -> list[Row]:
+    """Measure networks in tvmquant and in other engines.
+
+    Parameters
+    ----------
+    models : sequence of str
+        Trained ones of `benchmarks.accuracy.TASKS`, random ones of `benchmarks.models`.
+    data : Path
+        Folder of the trained models.
+    stage : callable
+        Called with the name of each stage; see `tvmquant.compilation.compile_onnx`.
+    peers : sequence of str
+        Of `ENGINES`.
+    threads : sequence of int
+        A process is started for each number and model: a process has one thread pool.
+    batch : int
+        Images of a run.
+    repeats : int
+        Timed runs of every engine.
+    with_float : bool
+        Also measure tvmquant's float library, which has no schedules of its own.
+    target : str
+        As of `tvmquant.build`.
+    image_size : int, optional
+        Height and width of images of random networks.
+
+    Returns
+    -------
+    list of Row
+        ``latency_ms``, the median, of ``tvmquant-int8`` and of each engine's ``-int8`` and
+        ``-float``; ``ratio_to_peer`` (our time over the peer's) for each INT8 peer, and
+        ``ratio_to_best_peer``.
+
+    Raises
+    ------
+    DataError
+        When a model or peer is unknown, or a file is not there.
+    TVMQuantError
+        When an engine is not installed.
+    """
+    for engine in peers:
+        if engine not in ENGINES:
+            raise DataError(
+                f"--peers: {engine!r} is unknown; expected some of {', '.join(ENGINES)}"
+            )
+    for name in models:
+        _check(name, data)
+    facts = machine_facts(target)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="tvmquant-") as scratch:
+        for name in models:
+            with stage(f"{name}: prepare"):
+                onnx, images = _prepare(name, data, Path(scratch), image_size)
+            for count in threads:
+                case = Case(
+                    name, onnx, images, batch, count, repeats, tuple(peers), with_float, target
+                )
+                with stage(f"{name}: build and measure, {count} threads"):
+                    latencies = in_new_process(measure, case)
+                make = RowMaker("latency", count, {"batch": batch, **facts})
+                rows += _rows(make, name, latencies)
+    return rows
+
+
+def in_new_process(function: Callable[[Case], Result], case: Case) -> Result:
+    """Return what a function returns in a fresh process, or raise what it raises there."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        return pool.submit(function, case).result()
+
+
+def measure(case: Case) -> dict[str, Latency]:
+    """Build a model for every engine and return each one's latency, interleaved."""
+    import tvmquant
+
+    shape = (case.batch, *case.images.shape[1:])
+    image = np.resize(case.images, shape)
+    calibration = list(case.images[:, None])
+    runners: dict[str, Callable[[], object]] = {}
+    with tempfile.TemporaryDirectory(prefix="tvmquant-") as scratch:
+        if case.engines:
+            rivals = engines.build_peers(
+                case.onnx,
+                calibration,
+                shape,
+                scratch,
+                engines=case.engines,
+                threads=case.threads,
+            )
+            runners = {name: _peer_runner(peer, image) for name, peer in rivals.items()}
+        graph = tvmquant.load_onnx(case.onnx)
+        found = tvmquant.calibrate(graph, case.images)
+        graphs = {OURS: tvmquant.quantize(graph, found, target=case.target)}
+        if case.with_float:
+            graphs["tvmquant-float"] = graph
+        libraries = {}
+        for name, source in graphs.items():
+            out = Path(scratch, name)
+            tvmquant.build(
+                source, target=case.target, out=out, threads=case.threads, batch=case.batch
+            )
+            # every engine chooses its processors when its threads start: let all of them be free
+            allowed = os.sched_getaffinity(0)
+            libraries[name] = tvmquant.load(out, threads=case.threads).bind(image)
+            os.sched_setaffinity(0, allowed)
+        return _latencies({**libraries, **runners}, case.repeats)
+
+
+def _peer_runner(peer: engines.Peer, image: NDArray[np.float32]) -> Callable[[], object]:
+    peer.run(image)  # threads start with the first run
+    return lambda: peer.run(image)
+
+
+def _latencies(runners: dict[str, Callable[[], object]], repeats: int) -> dict[str, Latency]:
+    turns: dict[str, Callable[[], object]] = {}
+    for name, runner in runners.items():
+        turns[f"{name}/settle"] = _settling(runner)
+        turns.update({f"{name}/{index}": runner for index in range(RUNS_IN_A_ROW)})
+    rounds = -(-repeats // RUNS_IN_A_ROW)
+    seconds = measure_interleaved(turns, repeats=rounds, warmup=1)
+    return {
+        name: Latency(
+            tuple(s for index in range(RUNS_IN_A_ROW) for s in seconds[f"{name}/{index}"])
+        )
+        for name in runners
+    }
+
+
+def _settling(runner: Callable[[], object]) -> Callable[[], None]:
+    def settle() -> None:
+        end = time.perf_counter() + SETTLE_SECONDS
+        runner()
+        while time.perf_counter() < end:
+            runner()
+
+    return settle
+
+
+def _rows(make: RowMaker, model: str, latencies: dict[str, Latency]) -> Iterator[Row]:
+    for name, latency in latencies.items():
+        extra = {"min_ms": latency.min_ms, "p90_ms": latency.p90_ms, "runs": len(latency.seconds)}
+        yield make(model, name, "latency_ms", latency.median_ms, "ms", **extra)
+    ours = latencies[OURS].median_ms
+    rivals = {name: latency.median_ms for name, latency in latencies.items() if name != OURS}
+    integer = {name: ms for name, ms in rivals.items() if name.endswith("-int8")}
+    for name, ms in integer.items():
+        yield make(model, OURS, "ratio_to_peer", ours / ms, "x", peer=name)
+    if integer:
+        best = min(integer, key=lambda name: integer[name])
+        yield make(model, OURS, "ratio_to_best_peer", ours / integer[best], "x", peer=best)
+
+
+def _check(name: str, data: Path) -> None:
+    if name in TASKS:
+        require_file(data / "models" / TASKS[name].model)
+    elif name not in networks.names():
+        known = ", ".join((*TASKS, *networks.names()))
+        raise DataError(f"--models: {name!r} is unknown; expected some of {known}")
+
+
+def _prepare(
+    name: str, data: Path, folder: Path, image_size: int | None
+) -> tuple[Path, NDArray[np.float32]]:
+    """Return the ONNX file of a model, exported if it is a random one, and synthetic images."""
+    if name in TASKS:
+        onnx = data / "models" / TASKS[name].model
+        shape = _trained_shape(onnx)
+        # of the magnitude that each was trained on; latency does not depend on it
+        scale = 64.0 if TASKS[name].preprocess == "squeezenet-caffe" else 1.0
+    else:
+        onnx = networks.export(name, folder / f"{name}.onnx", image_size=image_size)
+        shape, scale = networks.input_shape(name, image_size), 1.0
+    images = networks.synthetic_images(CALIBRATION_IMAGES, shape, seed=0)
+    return onnx, (images * np.float32(scale)).astype(np.float32)
+
+
+def _trained_shape(path: Path) -> tuple[int, int, int]:
+    import onnx
+
+    dims = onnx.load(path).graph.input[0].type.tensor_type.shape.dim
+    channels, height, width = (int(dim.dim_value) for dim in dims[1:])
+    return channels, height, width
