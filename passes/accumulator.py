@@ -244,7 +244,7 @@ def _wide(
 ) -> Multipliers:
     largest = np.max([np.broadcast_to(np.abs(r), shape) for r in ratios], axis=0)
     _, exponent = np.frexp(largest)
-    shift = np.clip(30 - exponent.astype(np.int64), 1, 52)
+    shift = np.clip(30 - exponent.astype(np.int64), 1, 52)  # multipliers below 2**30
     values = _round(ratios, shift, False)
     offset = np.ceil(np.asarray(extra, np.float64) * np.exp2(shift))
     if np.any(offset >= 2.0**62):

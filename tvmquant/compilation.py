@@ -124,6 +124,9 @@ def compile_onnx(
     with clock.stage("load"):
         from tvmquant.deploy.manifest import file_sha256
         from tvmquant.frontend import load_onnx
+        from tvmquant.target import parse_target
+
+        parse_target(target)  # a mistake in it is told before calibration, not after
 
         shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
         graph = load_onnx(path, input_shapes=shapes or None)
@@ -155,7 +158,7 @@ def compile_onnx(
     with clock.stage("quantize"):
         from tvmquant.quantization import quantize
 
-        quantized = quantize(graph, calibration, strict=strict, **quantize_options)
+        quantized = quantize(graph, calibration, strict=strict, target=target, **quantize_options)
     with clock.stage("build"):
         from tvmquant.deploy.build import build
 
