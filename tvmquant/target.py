@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 # Architectures whose triples LLVM parses; an unknown one would end the process inside LLVM.
 ARCHITECTURES = ("x86_64", "aarch64", "arm64", "armv7a", "armv7l", "riscv64")
+
+# Options of TVM's LLVM target that are numbers.
+INTEGER_OPTIONS = ("num-cores", "opt-level", "vector-width")
 
 # Features that decide whether compiled code runs, as LLVM names them -> as /proc/cpuinfo does.
 CPUINFO_NAMES = {
@@ -60,8 +64,10 @@ def parse_target(spec: str | dict[str, Any] | tvm.target.Target) -> tvm.target.T
 
     if isinstance(spec, tvm.target.Target):
         spec = {"kind": spec.kind.name, **{str(k): v for k, v in spec.attrs.items()}}
+    if not isinstance(spec, (str, dict)):
+        raise TargetError(f"target {spec!r} is not a string, a dict or a TVM target")
     config = _config(spec)
-    kind = config.get("kind", "llvm")
+    kind = config["kind"]
     if kind != "llvm":
         raise TargetError(f"target kind {kind!r} is not supported; expected 'llvm' (a CPU)")
     _validate(config)
@@ -76,6 +82,8 @@ def _config(spec: str | dict[str, Any]) -> dict[str, Any]:
     if isinstance(spec, dict):
         return {"kind": "llvm", **spec}
     text = spec.strip()
+    if not text:
+        raise TargetError("the target is empty; expected native, a processor or options")
     if text == "native":
         return _native()
     if text.startswith("{"):
@@ -84,17 +92,22 @@ def _config(spec: str | dict[str, Any]) -> dict[str, Any]:
         except json.JSONDecodeError as error:
             raise TargetError(f"target {spec!r} is not valid JSON: {error}") from None
     config: dict[str, Any] = {"kind": "llvm"}
-    for word in shlex.split(text):
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise TargetError(f"target {spec!r} cannot be split into options: {error}") from None
+    for word in words:
         option = re.fullmatch(r"--?([a-z][a-z0-9_-]*)=(.*)", word)
         if option:
             key, value = option.groups()
-            config[key] = value.split(",") if key == "mattr" else value
-            if key == "num-cores":
-                config[key] = int(value)
+            numeric = key in INTEGER_OPTIONS and value.isdecimal()
+            config[key] = value.split(",") if key == "mattr" else int(value) if numeric else value
         elif word.startswith("-"):
             raise TargetError(f"target option {word!r} is not of the form -name=value")
         elif word in ("llvm", "cuda", "c", "metal", "vulkan", "opencl", "rocm"):
             config["kind"] = word
+        elif word.startswith(tuple(f"{name}-" for name in ARCHITECTURES)):
+            config["mtriple"] = word
         else:
             config["mcpu"] = word
     return config
@@ -118,7 +131,7 @@ def _validate(config: dict[str, Any]) -> None:
     import tvm
 
     codegen = tvm.target.codegen
-    triple = str(config.get("mtriple", codegen.llvm_get_system_triple()))
+    triple = triple_of(config)
     architecture = triple.split("-")[0]
     if architecture not in ARCHITECTURES:
         raise TargetError(
@@ -136,9 +149,31 @@ def _validate(config: dict[str, Any]) -> None:
                 f"{'did you mean ' + ', '.join(close[:6]) if close else 'for example'} "
                 f"{'?' if close else ', '.join(sorted(known)[:6])}"
             )
-    for attribute in config.get("mattr", []):
-        if not re.fullmatch(r"[+-][a-z0-9.-]+", str(attribute)):
-            raise TargetError(f"target feature {attribute!r} must look like +avx2 or -avx512f")
+    features = config.get("mattr", [])
+    if isinstance(features, str):
+        raise TargetError(f"target features {features!r} must be a list such as ['+avx2']")
+    for feature in features:
+        if not re.fullmatch(r"[+-][a-z0-9.-]+", str(feature)):
+            raise TargetError(f"target feature {str(feature)!r} must look like +avx2 or -avx512f")
+        name = str(feature)[1:]
+        with_feature = tvm.target.Target({**base, "mattr": [f"+{name}"]})
+        if name not in {str(f) for f in codegen.llvm_get_cpu_features(with_feature)}:
+            raise TargetError(f"LLVM knows no feature {name!r} for {architecture}")
+    if config.get("mfloat-abi", "hard") not in ("soft", "hard"):
+        raise TargetError(f"mfloat-abi = {config['mfloat-abi']!r}; expected 'soft' or 'hard'")
+
+
+def triple_of(target: Mapping[str, Any]) -> str:
+    """Return the triple of a target's options: this machine's where none is given."""
+    import tvm
+
+    return str(target.get("mtriple", tvm.target.codegen.llvm_get_system_triple()))
+
+
+def architecture_of(triple: str) -> str:
+    """Return the architecture of a triple, or of what `platform.machine` says, by one name."""
+    name = triple.split("-")[0]
+    return {"arm64": "aarch64", "armv7a": "arm", "armv7l": "arm"}.get(name, name)
 
 
 def required_features(target: tvm.target.Target) -> list[str]:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvmquant.deploy.compiler import compile_in_worker
 from tvmquant.deploy.describe import describe_layers, describe_tensors
 from tvmquant.deploy.manifest import (
     LIBRARY_NAME,
     MANIFEST_NAME,
     Manifest,
     file_sha256,
+    is_manifest,
 )
-from tvmquant.errors import ArtifactError, QuantizationError, TargetError
-from tvmquant.target import parse_target, physical_cores, required_features
+from tvmquant.errors import ArtifactError, QuantizationError
+from tvmquant.target import parse_target, physical_cores, required_features, triple_of
 
 if TYPE_CHECKING:
     import tvm
@@ -78,6 +80,11 @@ def build(
         raise QuantizationError(f"a graph of level {graph.level} cannot be built; quantize it")
     if batch < 1 or (threads is not None and threads < 1):
         raise QuantizationError(f"batch = {batch}, threads = {threads}; expected at least 1")
+    if batch > 1 and (fixed := [s for _, s, _ in graph.inputs if s and s[0] not in (None, batch)]):
+        raise QuantizationError(
+            f"batch = {batch}, but the model fixes its batch to {fixed[0][0]}; leave batch out, or "
+            "export the model with a dynamic batch"
+        )
     say = progress or (lambda _stage: None)
     folder = _destination(Path(out), force)
     tvm_target = parse_target(target)
@@ -89,11 +96,9 @@ def build(
     entries = pipeline.expose_integers(lowered)
     has_raw = "raw" in {str(v.name_hint) for v in entries.get_global_vars()}
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with _work_folder(folder) as work:
         say("compile")
-        _compile_in_worker(entries, tvm_target, work / LIBRARY_NAME)
+        compile_in_worker(entries, tvm_target, work / LIBRARY_NAME)
         inputs, outputs = describe_tensors(graph, module, entries, has_raw)
         library = work / LIBRARY_NAME
         manifest = Manifest(
@@ -102,10 +107,11 @@ def build(
             outputs=outputs,
             target={
                 "config": str(tvm_target),
+                "triple": triple_of(tvm_target.attrs),
                 "features": required_features(tvm_target),
             },
             threads=count,
-            layers=describe_layers(module, lowered),
+            layers=describe_layers(module, entries, batch),
             float_audit=[vars(op) for op in float_audit(module)] if graph.level == "L2" else [],
             versions={
                 "tvmquant": importlib.metadata.version("tvmquant"),
@@ -117,26 +123,55 @@ def build(
         )
         manifest.save(work / MANIFEST_NAME)
         _install(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return manifest
 
 
+@contextlib.contextmanager
+def _work_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder beside ``folder`` to build in; take away what is left of it in the end.
+
+    Raises
+    ------
+    ArtifactError
+        If it cannot be made.
+    """
+    made = [parent for parent in folder.parents if not parent.exists()]
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise ArtifactError(f"{folder.parent} cannot be written to: {error.strerror}") from None
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        with contextlib.suppress(OSError):  # the library is in it
+            for parent in made:
+                parent.rmdir()
+
+
 def _destination(folder: Path, force: bool) -> Path:
+    """Return the absolute folder, if it may be written.
+
+    Raises
+    ------
+    ArtifactError
+        If something that tvmquant did not write is there, or an artefact and not ``force``.
+    """
     folder = folder.absolute()
     if not folder.exists():
         return folder
-    ours = (folder / MANIFEST_NAME).is_file() or (folder.is_dir() and not any(folder.iterdir()))
-    if not ours and not _only_our_files(folder):
+    manifest = folder / MANIFEST_NAME
+    if not (folder.is_dir() and (is_manifest(manifest) or _only_our_files(folder))):
         raise ArtifactError(f"{folder} exists and is not an artefact of tvmquant; choose another")
-    if (folder / MANIFEST_NAME).is_file() and not force:
+    if manifest.is_file() and not force:
         raise ArtifactError(f"{folder} exists; pass force (--force) to build it again")
     return folder
 
 
 def _only_our_files(folder: Path) -> bool:
-    """Whether a folder holds nothing but cached stages of an earlier, unfinished run."""
-    return folder.is_dir() and all(p.suffix == ".json" for p in folder.iterdir())
+    """Whether a folder holds nothing but what an earlier, perhaps unfinished run wrote."""
+    return all(p.name == LIBRARY_NAME or p.suffix == ".json" for p in folder.iterdir())
 
 
 def _install(work: Path, folder: Path) -> None:
@@ -148,38 +183,3 @@ def _install(work: Path, folder: Path) -> None:
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     for name in (LIBRARY_NAME, MANIFEST_NAME):
         os.replace(work / name, folder / name)
-
-
-def _compile_in_worker(module: tvm.IRModule, target: tvm.target.Target, library: Path) -> None:
-    """Compile and link in a forked process: an abort inside LLVM must not end this one."""
-    context = multiprocessing.get_context("fork")
-    receive, send = context.Pipe(duplex=False)
-    worker = context.Process(target=_compile, args=(module, target, library, send))
-    worker.start()
-    send.close()
-    try:
-        problem = receive.recv()
-    except EOFError:
-        problem = None
-    worker.join()
-    if problem:
-        raise TargetError(f"compilation for {target} failed: {problem}")
-    if worker.exitcode != 0 or not library.is_file():
-        raise TargetError(
-            f"the compiler ended with code {worker.exitcode} for target {target}; "
-            "the target may lack an instruction set that a kernel needs"
-        )
-
-
-def _compile(module: tvm.IRModule, target: tvm.target.Target, library: Path, send: Any) -> None:
-    from tvm import relax
-
-    from tvmquant.passes.pipeline import virtual_machine_pipeline
-
-    try:
-        with target:
-            executable = relax.build(module, target, relax_pipeline=virtual_machine_pipeline())
-        executable.export_library(str(library))
-        send.send(None)
-    except Exception as error:  # whatever it is, the parent reports it as one message
-        send.send(f"{type(error).__name__}: {str(error).strip()[-2000:]}")

@@ -13,7 +13,7 @@ from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.rewriter import bindings_of, used_vars
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 
 def describe_tensors(
@@ -87,7 +87,7 @@ def _resolve(var: relax.Var, values: Mapping[relax.Var, Any]) -> Any:
     return value
 
 
-def describe_layers(module: tvm.IRModule, lowered: tvm.IRModule) -> list[LayerInfo]:
+def describe_layers(module: tvm.IRModule, lowered: tvm.IRModule, batch: int) -> list[LayerInfo]:
     """List the kernel calls of a lowered module in execution order.
 
     Parameters
@@ -95,16 +95,14 @@ def describe_layers(module: tvm.IRModule, lowered: tvm.IRModule) -> list[LayerIn
     module : IRModule
         The L2 (or L0) module it was lowered from, for bit widths and work.
     lowered : IRModule
-        The L3 module, before `ExposeIntegers`.
+        The L3 module, with or without the entry of `ExposeIntegers`.
+    batch : int
+        Batch size it was lowered for.
     """
-    work = _work_by_layer(module)
+    work = _work_by_layer(module, batch)
     layers = []
-    for var, value in bindings_of(lowered["main"]):
-        if not isinstance(value, relax.Call) or not isinstance(value.args[0], tvm.ir.GlobalVar):
-            continue
+    for var, value in _kernel_calls(lowered, "main"):
         symbol = str(value.args[0].name_hint)
-        if symbol.startswith("reshape"):
-            continue  # a view, no kernel at run time
         shape = [int(v) for v in var.ty.shape.values]
         name = layer_name(value) or symbol
         facts = work.get(name, {}) if _contracts(symbol) else {}
@@ -112,6 +110,22 @@ def describe_layers(module: tvm.IRModule, lowered: tvm.IRModule) -> list[LayerIn
             LayerInfo(name, _operation(symbol), symbol, shape, str(var.ty.dtype.dtype), **facts)
         )
     return layers
+
+
+def _kernel_calls(lowered: tvm.IRModule, function: str) -> Iterator[tuple[relax.Var, relax.Call]]:
+    """Yield the kernel calls of a function and of those it calls, in execution order."""
+    for var, value in bindings_of(lowered[function]):
+        if not isinstance(value, relax.Call):
+            continue
+        if isinstance(value.op, tvm.ir.GlobalVar):
+            yield from _kernel_calls(lowered, str(value.op.name_hint))
+        elif isinstance(value.args[0], tvm.ir.GlobalVar) and not _is_view(value):
+            yield var, value
+
+
+def _is_view(value: relax.Call) -> bool:
+    """Whether a call only gives its input another shape, which costs nothing at run time."""
+    return str(value.args[0].name_hint).startswith("reshape")
 
 
 def _contracts(symbol: str) -> bool:
@@ -130,7 +144,7 @@ def _operation(symbol: str) -> str:
     return symbol
 
 
-def _work_by_layer(module: tvm.IRModule) -> dict[str, dict[str, Any]]:
+def _work_by_layer(module: tvm.IRModule, batch: int) -> dict[str, dict[str, Any]]:
     """Return multiply-accumulates and bit widths of every contraction, by layer name."""
     work: dict[str, dict[str, Any]] = {}
     for var, value in bindings_of(module["main"]):
@@ -139,7 +153,9 @@ def _work_by_layer(module: tvm.IRModule) -> dict[str, dict[str, Any]]:
         attrs = qop.attributes(value)
         weight = qop.constant_array(value.args[1])
         pixels = value.args[0] if qop.is_call(value, qop.QCONV2D_TRANSPOSE) else var
-        extents = [int(v) if isinstance(v, tvm.tirx.IntImm) else 1 for v in pixels.ty.shape.values]
+        extents = [
+            int(v) if isinstance(v, tvm.tirx.IntImm) else batch for v in pixels.ty.shape.values
+        ]
         outputs = 1
         for extent in extents[:-1]:
             outputs *= extent

@@ -6,6 +6,7 @@ Set ``TVM_USE_RUNTIME_LIB=1`` before the first import to load TVM's runtime libr
 from __future__ import annotations
 
 import os
+import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from tvmquant.deploy.manifest import (
     file_sha256,
 )
 from tvmquant.errors import ArtifactError, DataError
-from tvmquant.target import CPUINFO_NAMES, host_features
+from tvmquant.target import CPUINFO_NAMES, architecture_of, host_features
 
 # TVM's kernels assume that tensors start at a multiple of this
 ALIGNMENT = 64
@@ -137,8 +138,10 @@ class Model:
             entry(*tensors)
             runs.append(clock.seconds)
         medians = np.median(np.asarray(runs[1:]), axis=0)
-        layers = self.manifest.layers[-len(medians) :] if self.raw else self.manifest.layers
-        return [(layer, float(s)) for layer, s in zip(layers, medians, strict=False)]
+        layers = self.manifest.layers
+        if self.raw:  # without the kernels that quantize the inputs and dequantize the outputs
+            layers = layers[len(self.inputs) : len(layers) - len(self.outputs)]
+        return [(layer, float(s)) for layer, s in zip(layers, medians, strict=True)]
 
     def _tensors(self, inputs: Sequence[Any]) -> list[Any]:
         if len(inputs) != len(self.inputs):
@@ -151,7 +154,13 @@ class Model:
 
         shape = info.raw_shape if self.raw else info.shape
         dtype = info.raw_dtype if self.raw else info.dtype
-        array = x if isinstance(x, np.ndarray) else np.from_dlpack(x)
+        try:
+            array = x if isinstance(x, np.ndarray) else np.from_dlpack(x)
+        except (AttributeError, BufferError, RuntimeError, TypeError) as error:
+            raise DataError(
+                f"input {info.name!r} is a {type(x).__name__} that cannot be read ({error}); "
+                f"expected a NumPy array or a DLPack tensor of {dtype} {tuple(shape)}"
+            ) from None
         if list(array.shape) != list(shape) or str(array.dtype) != dtype:
             raise DataError(
                 f"input {info.name!r} is {array.dtype} {tuple(array.shape)}; "
@@ -180,6 +189,12 @@ class _KernelClock:
 
 
 def _check_processor(manifest: Manifest) -> None:
+    machine = platform.machine()
+    if architecture_of(manifest.target["triple"]) != architecture_of(machine):
+        raise ArtifactError(
+            f"this processor is {machine}, the library was compiled for "
+            f"{manifest.target['triple']}; build again with --target native on this machine"
+        )
     present = host_features()
     needed = manifest.target["features"]
     missing = [f for f in needed if CPUINFO_NAMES.get(f, f) not in present]
@@ -215,8 +230,12 @@ def _virtual_machine(library: Path, manifest: Manifest, threads: int) -> Any:
         )
     # mode 0: one thread on each of the big cores, up to the given number
     tvm.get_global_func("runtime.config_threadpool")(0, threads)
-    module = tvm.runtime.load_module(str(library))
-    return tvm.runtime.vm.VirtualMachine(module, tvm.cpu())
+    try:
+        module = tvm.runtime.load_module(str(library))
+        return tvm.runtime.vm.VirtualMachine(module, tvm.cpu())
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ArtifactError(f"{library}: cannot be loaded: {reason}; build again") from None
 
 
 def load(folder: str | os.PathLike[str], *, threads: int | None = None, raw: bool = False) -> Model:

@@ -150,7 +150,9 @@ class Manifest:
             raise ArtifactError(f"{folder}: holds no {MANIFEST_NAME}; build the model again")
         try:
             data = json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from None
+        except ValueError as error:  # of JSON, or of UTF-8
             raise ArtifactError(f"{path}: not valid JSON ({error}); build again") from None
         if not isinstance(data, dict):
             raise ArtifactError(f"{path}: expected a JSON object; build the model again")
@@ -160,16 +162,64 @@ class Manifest:
                 f"{path}: schema version {version!r}, this tvmquant reads {SCHEMA_VERSION}; "
                 "build the model again, or use the tvmquant that built it"
             )
-        missing = [f.name for f in fields(cls) if f.name not in data]
-        if missing:
-            raise ArtifactError(f"{path}: field {missing[0]!r} is missing; build the model again")
         try:
-            data["inputs"] = [TensorInfo(**t) for t in data["inputs"]]
-            data["outputs"] = [TensorInfo(**t) for t in data["outputs"]]
-            data["layers"] = [LayerInfo(**t) for t in data["layers"]]
-            return cls(**data)
-        except TypeError as error:
-            raise ArtifactError(f"{path}: {error}; build the model again") from None
+            _check(data, _MANIFEST)
+            for name, types in _NESTED.items():
+                _check(data[name], types, f"{name}.")
+            values = _known(cls, data)
+            for name, part in (
+                ("inputs", TensorInfo),
+                ("outputs", TensorInfo),
+                ("layers", LayerInfo),
+            ):
+                for item in data[name]:
+                    _check(item, _LAYER if part is LayerInfo else _TENSOR, f"{name}.")
+                values[name] = [part(**_known(part, item)) for item in data[name]]
+        except _DamageError as damage:
+            raise ArtifactError(f"{path}: {damage}; build the model again") from None
+        return cls(**values)
+
+
+# The fields that a manifest must have, and their types in JSON.
+_MANIFEST = {
+    "model": dict, "inputs": list, "outputs": list, "target": dict, "threads": int, "layers": list,
+    "float_audit": list, "versions": dict, "library": dict, "has_raw": bool,
+}  # fmt: skip
+_NESTED = {
+    "target": {"config": str, "triple": str, "features": list},
+    "versions": {"tvmquant": str, "tvm": str},
+    "library": {"sha256": str, "bytes": int},
+}
+_TENSOR = {"name": str, "shape": list, "dtype": str, "raw_shape": list, "raw_dtype": str}
+_LAYER = {"id": str, "op": str, "kernel": str, "shape": list, "dtype": str}
+
+
+class _DamageError(Exception):
+    """A manifest lacks a field, or a field is of another type."""
+
+
+def _check(data: Any, types: dict[str, type], prefix: str = "") -> None:
+    if not isinstance(data, dict):
+        raise _DamageError(f"field {prefix.rstrip('.')!r} does not hold objects")
+    for name, kind in types.items():
+        if name not in data:
+            raise _DamageError(f"field {prefix + name!r} is missing")
+        if not isinstance(data[name], kind):
+            raise _DamageError(f"field {prefix + name!r} is not of type {kind.__name__}")
+
+
+def _known(cls: Any, data: dict[str, Any]) -> dict[str, Any]:
+    """Return what a dataclass has fields for; a later tvmquant may have written more."""
+    return {f.name: data[f.name] for f in fields(cls) if f.name in data}
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether a file is a manifest of tvmquant, of any version and perhaps damaged inside."""
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and {"schema_version", "library", "layers"} <= data.keys()
 
 
 def file_sha256(path: Path) -> str:
