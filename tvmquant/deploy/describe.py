@@ -87,7 +87,7 @@ def _resolve(var: relax.Var, values: Mapping[relax.Var, Any]) -> Any:
     return value
 
 
-def describe_layers(module: tvm.IRModule, lowered: tvm.IRModule, batch: int) -> list[LayerInfo]:
+def describe_layers(module: tvm.IRModule, lowered: tvm.IRModule, batch: int = 1) -> list[LayerInfo]:
     """List the kernel calls of a lowered module in execution order.
 
     Parameters

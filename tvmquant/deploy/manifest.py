@@ -181,17 +181,23 @@ class Manifest:
 
 
 # The fields that a manifest must have, and their types in JSON.
-_MANIFEST = {
+_MANIFEST: dict[str, type] = {
     "model": dict, "inputs": list, "outputs": list, "target": dict, "threads": int, "layers": list,
     "float_audit": list, "versions": dict, "library": dict, "has_raw": bool,
 }  # fmt: skip
-_NESTED = {
+_NESTED: dict[str, dict[str, type]] = {
     "target": {"config": str, "triple": str, "features": list},
     "versions": {"tvmquant": str, "tvm": str},
     "library": {"sha256": str, "bytes": int},
 }
-_TENSOR = {"name": str, "shape": list, "dtype": str, "raw_shape": list, "raw_dtype": str}
-_LAYER = {"id": str, "op": str, "kernel": str, "shape": list, "dtype": str}
+_TENSOR: dict[str, type] = {
+    "name": str,
+    "shape": list,
+    "dtype": str,
+    "raw_shape": list,
+    "raw_dtype": str,
+}
+_LAYER: dict[str, type] = {"id": str, "op": str, "kernel": str, "shape": list, "dtype": str}
 
 
 class _DamageError(Exception):
