@@ -121,7 +121,7 @@ def _layer(
         kernel=(window, window),
         strides=(stride, stride),
         padding=(border, border, border, border),
-        epilogue=Epilogue("int32", "uint8", 0, 0, 255, residual=residual),
+        epilogue=Epilogue("int32", "uint8", 0, 255, residual=residual),
     )
     return Layer(name, spec, count)
 

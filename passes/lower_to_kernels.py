@@ -104,14 +104,17 @@ class _Lowerer(DataflowRewriter):
         """Return the static epilogue and its folded inputs from ``args`` = M, s, offset, ...
 
         With ``channels``, every vector gets one entry per channel and zeros up to ``padded``; else
-        the vectors keep the least shape that holds them all.
+        the vectors keep the least shape that holds them all. Without ``args`` there is no epilogue.
         """
-        if not args:
-            return None, []
+        return self._folded_epilogue(attrs, args, channels, padded) if args else (None, [])
+
+    def _folded_epilogue(
+        self, attrs: dict[str, Any], args: list[relax.Expr], channels: int = 0, padded: int = 0
+    ) -> tuple[Epilogue, list[relax.Expr]]:
         residual, table = bool(attrs.get("residual", 0)), bool(attrs.get("values", 0))
         dtype = attrs["compute_dtype"]
         multiplier, shift, offset = (qop.constant_array(a).astype(np.int64) for a in args[:3])
-        folded = offset + (np.int64(1) << (shift - 1))
+        folded = offset + (np.int64(1) << (shift - 1)) + (attrs["output_zero_point"] << shift)
         folded = folded - attrs.get("acc_zero_point", 0) * multiplier
         vectors = [multiplier, folded, shift]
         if residual:
@@ -129,8 +132,7 @@ class _Lowerer(DataflowRewriter):
         if table:
             constants.append(args[-1])
         epilogue = Epilogue(
-            dtype, attrs["out_dtype"], attrs["output_zero_point"], attrs["qmin"], attrs["qmax"],
-            residual, table,
+            dtype, attrs["out_dtype"], attrs["qmin"], attrs["qmax"], residual, table
         )  # fmt: skip
         return epilogue, constants
 
@@ -174,7 +176,7 @@ class _Lowerer(DataflowRewriter):
         if epilogue is not None and epilogue.residual:
             flat = replace(flat, residual_dtype=_dtype(vectors[3]))
             vectors[3] = self.reshaped(vectors[3], out_shape)
-        inputs = self.reshaped(x, (flat.batch, flat.height, flat.width, flat.channels))
+        inputs = self.reshaped(x, conv2d.input_shape(flat, tiling))
         packed = qop.constant(conv2d.pack_weight(weight, flat, tiling))
         out_dtype = attrs["out_dtype"]
         result = self.call(
@@ -215,7 +217,7 @@ class _Lowerer(DataflowRewriter):
         outputs = array.shape[0]
         epilogue, inputs = self._epilogue(attrs, extra)
         layer = conv2d_transpose.Conv2DTransposeSpec(
-            *_shape(x), outputs, tuple(array.shape[1:3]), tuple(attrs["strides"]),
+            *_nhwc(x), outputs, tuple(array.shape[1:3]), tuple(attrs["strides"]),
             tuple(attrs["padding"]), tuple(attrs["output_padding"]), tuple(attrs["dilation"]),
             attrs["groups"], attrs["input_zero_point"], epilogue,
             _dtype(inputs[3]) if attrs.get("residual", 0) else "uint8",
@@ -239,8 +241,8 @@ class _Lowerer(DataflowRewriter):
         x, *extra = (self.lookup(a) for a in call.args)
         epilogue, vectors = self._epilogue(attrs, extra)
         spec = pool.SumPoolSpec(
-            tuple(_shape(x)), tuple(attrs["pool_size"]), tuple(attrs["strides"]),
-            tuple(attrs["padding"]), tuple(attrs["dilation"]), tuple(_shape(call)[1:3]),
+            _nhwc(x), tuple(attrs["pool_size"]), tuple(attrs["strides"]),
+            tuple(attrs["padding"]), tuple(attrs["dilation"]), _nhwc(call)[1:3],
             _dtype(x), attrs["input_zero_point"], epilogue, _parameter_shape(vectors),
         )  # fmt: skip
         return self.call(pool.kernel(spec, self.target, self.threads), [x, *vectors], call.ty, call)
@@ -251,22 +253,22 @@ class _Lowerer(DataflowRewriter):
             return None
         x = self.lookup(call.args[0])
         size, strides, padding, dilation = (
-            tuple(int(v) for v in getattr(a, key))
-            for key in ("pool_size", "strides", "padding", "dilation")
+            _integers(getattr(a, key)) for key in ("pool_size", "strides", "padding", "dilation")
         )
         spec = pool.MaxPoolSpec(
-            tuple(_shape(x)), size, strides, padding, dilation, tuple(_shape(call)[1:3]), _dtype(x)
+            _nhwc(x), size, strides, padding, dilation, _nhwc(call)[1:3], _dtype(x)
         )
         return self.call(pool.kernel(spec, self.target, self.threads), [x], call.ty, call)
 
     def _global_max(self, call: relax.Call) -> relax.Expr | None:
         x = self.lookup(call.args[0])
-        shape = _shape(x)
-        axes = [int(v) % len(shape) for v in (call.attrs.axis or [])]
-        if len(shape) != 4 or sorted(axes) != [1, 2] or _dtype(call) not in ("uint8", "int16"):
+        rank = len(_shape(x))
+        axes = [int(v) % rank for v in (call.attrs.axis or [])]
+        if rank != 4 or sorted(axes) != [1, 2] or _dtype(call) not in ("uint8", "int16"):
             return None
+        shape = _nhwc(x)
         spec = pool.MaxPoolSpec(
-            tuple(shape), (shape[1], shape[2]), (1, 1), (0, 0, 0, 0), (1, 1), (1, 1), _dtype(x)
+            shape, (shape[1], shape[2]), (1, 1), (0, 0, 0, 0), (1, 1), (1, 1), _dtype(x)
         )
         out = relax.TensorType((shape[0], 1, 1, shape[3]), _dtype(x))
         result = self.call(pool.kernel(spec, self.target, self.threads), [x], out, call)
@@ -278,7 +280,7 @@ class _Lowerer(DataflowRewriter):
         attrs = qop.attributes(call)
         x, *extra = (self.lookup(a) for a in call.args)
         attrs["residual"] = int(len(extra) > 3)
-        epilogue, vectors = self._epilogue(attrs, extra)
+        epilogue, vectors = self._folded_epilogue(attrs, extra)
         residual = vectors[3] if attrs["residual"] else None
         spec = elementwise.RequantizeSpec(
             tuple(_shape(call)), _dtype(x), epilogue, _parameter_shape(vectors),
@@ -328,8 +330,10 @@ class _Lowerer(DataflowRewriter):
         attrs = qop.attributes(call)
         source, scale = call.args[0], call.args[1]
         producer = self.producer.get(source) if isinstance(source, relax.Var) else None
-        to_nchw = qop.is_call(producer, "relax.permute_dims") and _axes(producer) == TO_NCHW
-        q = self.lookup(producer.args[0] if to_nchw else source)
+        to_nchw = False
+        if qop.is_call(producer, "relax.permute_dims") and _axes(producer) == TO_NCHW:
+            source, to_nchw = producer.args[0], True
+        q = self.lookup(source)
         spec = border.DequantizeSpec(
             tuple(_shape(q)), _dtype(q), attrs["zero_point"],
             qop.constant_array(scale).size, to_nchw,
@@ -397,17 +401,26 @@ class _Lowerer(DataflowRewriter):
         if str(a.layout) != "NHWC" or not nearest_only:
             return None
         x = self.lookup(call.args[0])
-        extents, size = _shape(x)[1:3], tuple(_shape(call)[1:3])
+        extents, size = _nhwc(x)[1:3], _nhwc(call)[1:3]
         rows, columns = (
             nearest(coordinates(extent, target, mode), extent, mode, rounding).astype(np.int32)
             for extent, target in zip(extents, size, strict=True)
         )
-        spec = structural.ResizeSpec(tuple(_shape(x)), size, _dtype(x))
+        spec = structural.ResizeSpec(_nhwc(x), size, _dtype(x))
         return self._moved(spec, [x, qop.constant(rows), qop.constant(columns)], call)
 
 
 def _shape(expr: relax.Expr) -> list[int]:
     return [int(v) for v in expr.ty.shape.values]
+
+
+def _nhwc(expr: relax.Expr) -> tuple[int, int, int, int]:
+    n, h, w, c = _shape(expr)
+    return n, h, w, c
+
+
+def _integers(values: Any) -> tuple[Any, ...]:
+    return tuple(int(v) for v in values)
 
 
 def _dtype(expr: relax.Expr) -> str:

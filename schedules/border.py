@@ -173,10 +173,12 @@ def kernel(
     spec: QuantizeSpec | DequantizeSpec, target: tvm.target.Target, threads: int
 ) -> tirx.PrimFunc:
     """Return the scheduled kernel for ``threads`` threads."""
-    quantizes = isinstance(spec, QuantizeSpec)
-    sch = Schedule(quantize(spec) if quantizes else dequantize(spec))
+    if isinstance(spec, QuantizeSpec):
+        func, name = quantize(spec), f"quantize_f32_{spec.out_dtype}"
+    else:
+        func, name = dequantize(spec), f"dequantize_{spec.dtype}_f32"
+    sch = Schedule(func)
     schedule(sch, spec, default_tiling(spec, target, threads))
-    name = f"quantize_f32_{spec.out_dtype}" if quantizes else f"dequantize_{spec.dtype}_f32"
     return sch.mod["main"].with_attr("tvmquant.kernel", name + ("_nhwc" if _moves(spec) else ""))
 
 

@@ -1,8 +1,9 @@
-"""Convolution and dense layers on 8-bit integers, NHWC, with a fused epilogue.
+"""Convolution and dense layers, NHWC, with a fused epilogue: 8-bit integers, or float32.
 
 Matches ``acc[n, h, w, o] = bias[o] + sum(x[n, h', w', c] * weight[o, ry, rx, c])`` in int32
 followed by `tvmquant.schedules.epilogue`, for any stride, padding, dilation and groups. A dense
-layer is the 1x1 case with one pixel per row of the batch.
+layer is the 1x1 case with one pixel per row of the batch. The same loops compute a float build's
+layers, with float32 operands and accumulators (`isa.fma`) and `FloatEpilogue`.
 
 Strategy
 
@@ -39,8 +40,8 @@ from tvm import te, tirx
 from tvm.s_tir import Schedule
 
 from tvmquant.schedules import x86_intrinsics
-from tvmquant.schedules.epilogue import Epilogue, placeholders
-from tvmquant.schedules.isa import DotProduct, dot_products, saturates
+from tvmquant.schedules.epilogue import Epilogue, FloatEpilogue, placeholders
+from tvmquant.schedules.isa import DotProduct, dot_products, fma, saturates
 
 # Input rows of one task, kept in the second-level cache beside the weights of one channel block.
 ROWS_BYTES = 128 * 1024
@@ -48,7 +49,8 @@ ROWS_BYTES = 128 * 1024
 CHUNK_BYTES = 24 * 1024
 # Activations that fit here are cheap to read again for every block of output channels.
 RESIDENT_BYTES = 384 * 1024
-VECTOR_BYTES = 16
+# Elements copied together into the padded rows.
+COPIED = 32
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,12 @@ class Conv2DSpec:
     groups : int
     input_zero_point : int
         Value of the padding.
-    epilogue : Epilogue or None
-        None stores the int32 accumulator.
+    epilogue : Epilogue, FloatEpilogue or None
+        None stores the accumulator.
     residual_dtype : str
         Type of the epilogue's residual.
+    dtype : str
+        Type of the input: ``"uint8"``, or ``"float32"`` where everything is float32.
     """
 
     batch: int
@@ -83,8 +87,9 @@ class Conv2DSpec:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     input_zero_point: int = 0
-    epilogue: Epilogue | None = None
+    epilogue: Epilogue | FloatEpilogue | None = None
     residual_dtype: str = "uint8"
+    dtype: str = "uint8"
 
     @property
     def out_height(self) -> int:
@@ -166,7 +171,7 @@ class _Extents:
         direct = (
             spec.kernel == (1, 1)
             and spec.padding == (0, 0, 0, 0)
-            and tiling.dot.input_dtype == "uint8"
+            and tiling.dot.input_dtype == spec.dtype
             and (rows, columns) == (spec.out_height, spec.out_width)
             and (spec.channels // spec.groups) % group == 0
         )
@@ -186,17 +191,24 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
+def input_shape(spec: Conv2DSpec, tiling: Tiling) -> tuple[int, ...]:
+    """Return the shape in which the kernel takes its input: NHWC, or (N, H, W * C) if it copies."""
+    if _Extents.of(spec, tiling).direct:
+        return (spec.batch, spec.height, spec.width, spec.channels)
+    return (spec.batch, spec.height, spec.width * spec.channels)
+
+
 def padded_outputs(spec: Conv2DSpec, tiling: Tiling) -> int:
     """Return the length of the per-channel vectors the kernel takes (zeros beyond the channels)."""
     return _Extents.of(spec, tiling).outputs
 
 
-def pack_weight(weight: npt.NDArray[np.int8], spec: Conv2DSpec, tiling: Tiling) -> npt.NDArray[Any]:
+def pack_weight(weight: npt.NDArray[Any], spec: Conv2DSpec, tiling: Tiling) -> npt.NDArray[Any]:
     """Pack an OHWI weight for the kernel.
 
     Parameters
     ----------
-    weight : int8 array of shape (O, kh, kw, C / groups)
+    weight : int8 or float32 array of shape (O, kh, kw, C / groups)
 
     Returns
     -------
@@ -252,13 +264,13 @@ def compute(spec: Conv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     `padded_outputs` entries), residual, residual multiplier, table, and last the output.
     """
     e, dot = _Extents.of(spec, tiling), tiling.dot
-    x = te.placeholder((spec.batch, spec.height, spec.width, spec.channels), "uint8", name="x")
+    x = te.placeholder(input_shape(spec, tiling), spec.dtype, name="x")
     weight = te.placeholder(
         (e.outputs // dot.lanes, spec.kernel[0], e.taps, e.run // dot.group, dot.lanes, dot.group),
         dot.weight_dtype,
         name="weight",
     )
-    bias = te.placeholder((e.outputs,), "int32", name="bias")
+    bias = te.placeholder((e.outputs,), dot.accumulator_dtype, name="bias")
     out_shape = (spec.batch, spec.out_height, spec.out_width, spec.outputs)
     extra = placeholders(spec.epilogue, e.outputs, out_shape, spec.residual_dtype)
 
@@ -280,7 +292,8 @@ def compute(spec: Conv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
             column = (w * stride_w + rt * dilation_w) * e.pixel
             value = rows[n, h * stride_h + ry * dilation_h, column + first + rk]
         factor = weight[o // dot.lanes, ry, rt, rk // dot.group, o % dot.lanes, rk % dot.group]
-        return te.sum(value.astype("int32") * factor.astype("int32"), axis=[ry, rt, rk])
+        operands = [operand.astype(dot.accumulator_dtype) for operand in (value, factor)]
+        return te.sum(operands[0] * operands[1], axis=[ry, rt, rk])
 
     acc = te.compute((spec.batch, e.rows, e.columns, e.outputs), product, name="acc")
 
@@ -288,6 +301,8 @@ def compute(spec: Conv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
         total = acc[n, h, w, o] + bias[o]
         if spec.epilogue is None:
             return total
+        if isinstance(spec.epilogue, FloatEpilogue):
+            return spec.epilogue.apply(total, *(t[n, h, w, o] for t in extra))
         vectors = [t[o] for t in extra[:3]]
         residual = (extra[3][n, h, w, o], extra[4][o]) if spec.epilogue.residual else None
         table = extra[-1] if spec.epilogue.table else None
@@ -308,16 +323,20 @@ def _padded_rows(x: te.Tensor, spec: Conv2DSpec, e: _Extents, dot: DotProduct) -
     zero = tirx.const(spec.input_zero_point, dot.input_dtype)
 
     def value(n: Any, h: Any, j: Any) -> Any:
-        row, column, channel = h - top, j // e.pixel - left, j % e.pixel
-        inside = [row >= 0, row < spec.height, column >= 0, column < spec.width]
-        if per_group != group_channels:
-            inside.append(channel % per_group < group_channels)
+        row = h - top
+        if per_group == group_channels:
+            source = j - left * e.pixel
+            inside = [source >= 0, source < spec.width * e.pixel]
+        else:
+            column, channel = j // e.pixel - left, j % e.pixel
+            inside = [column >= 0, column < spec.width, channel % per_group < group_channels]
             channel = channel // per_group * group_channels + channel % per_group
-        return te.if_then_else(
-            tirx.all(*inside), x[n, row, column, channel].astype(dot.input_dtype), zero
-        )
+            source = column * spec.channels + channel
+        run = te.if_then_else(tirx.all(*inside), x[n, row, source].astype(dot.input_dtype), zero)
+        return te.if_then_else(tirx.all(row >= 0, row < spec.height), run, zero)
 
-    return te.compute((spec.batch, height, columns * e.pixel), value, name="rows")
+    width = _round_up(columns * e.pixel, COPIED)
+    return te.compute((spec.batch, height, width), value, name="rows")
 
 
 def schedule(sch: Schedule, spec: Conv2DSpec, tiling: Tiling) -> None:
@@ -372,10 +391,9 @@ def _schedule_rows(sch: Schedule, tiling: Tiling, task: Any, e: _Extents) -> Non
         sch.parallel(sch.fuse(n, h))
     else:
         sch.compute_at(rows, task, preserve_unit_loops=True)
-    flat = sch.get_loops(rows)[-1]
-    _, channel = sch.split(flat, [None, e.pixel])
-    lanes = math.gcd(e.pixel, 2 * VECTOR_BYTES)
-    _, vector = sch.split(channel, [None, lanes])
+    # the border is peeled off, so that the interior is copied vector by vector
+    steps, vector = sch.split(sch.get_loops(rows)[-1], [None, COPIED])
+    sch.annotate(steps, "pragma_loop_partition_hint", 1)
     sch.vectorize(vector)
 
 
@@ -428,8 +446,9 @@ def _register_tiles(dot: DotProduct) -> list[tuple[int, int]]:
     tiles = []
     for channels in (1, 2, 3, 4, 6, 8):
         for columns in range(1, 29):
-            scratch = 1 if dot.registers > 16 else 0
-            if columns * channels + channels + 2 + scratch <= dot.registers:
+            # pmaddubsw needs a vector of ones and two of intermediate sums
+            scratch = 4 if saturates(dot) else 3 if dot.registers > 16 else 2
+            if columns * channels + channels + scratch <= dot.registers:
                 tiles.append((columns, channels))
     return tiles
 
@@ -444,7 +463,7 @@ def _tile_cost(spec: Conv2DSpec, dot: DotProduct, columns: int, channels: int) -
     width = _round_up(spec.out_width, columns)
     outputs = _round_up(spec.outputs, dot.lanes * channels)
     products = columns * channels
-    instructions = 3 if saturates(dot) else 4 // dot.group
+    instructions = 3 if saturates(dot) else 1 if spec.dtype == "float32" else 4 // dot.group
     multiplications = 2 if saturates(dot) else 1
     per_step = dot.lanes / 16.0 if dot.registers > 16 else 0.5
     multiply = products * multiplications * per_step
@@ -452,7 +471,7 @@ def _tile_cost(spec: Conv2DSpec, dot: DotProduct, columns: int, channels: int) -
     issue = (products * instructions + columns + channels + 2) / 5.0
     run = _round_up(spec.kernel[1] * spec.channels // spec.groups, dot.group) * spec.kernel[0]
     tile = max(multiply, loads, issue) * run / dot.group
-    epilogue = products * (6.0 if spec.epilogue is not None else 2.0) * 0.75
+    epilogue = products * (6.0 if isinstance(spec.epilogue, Epilogue) else 2.0) * 0.75
     return (width / columns) * (outputs / (channels * dot.lanes)) * (tile + epilogue + 8.0)
 
 
@@ -527,13 +546,17 @@ def kernel(spec: Conv2DSpec, tiling: Tiling, operation: str = "conv2d") -> tirx.
     if not spec.pointwise:
         geometry += f"k{spec.kernel[0]}x{spec.kernel[1]}s{spec.strides[0]}"
     tile = f"{tiling.dot.name}_tile{tiling.column_tile}x{tiling.channel_tile}"
-    name = f"{operation}_u8s8s32_{tile}_{geometry}_{_ending(spec.epilogue)}"
+    types = "f32" if spec.dtype == "float32" else "u8s8s32"
+    name = f"{operation}_{types}_{tile}_{geometry}_{_ending(spec.epilogue)}"
     return sch.mod["main"].with_attr("tvmquant.kernel", name)
 
 
-def _ending(epilogue: Epilogue | None) -> str:
+def _ending(epilogue: Epilogue | FloatEpilogue | None) -> str:
     if epilogue is None:
         return "accumulate"
+    if isinstance(epilogue, FloatEpilogue):
+        clips = math.isfinite(epilogue.low) or math.isfinite(epilogue.high)
+        return "bias" + ("_add" if epilogue.residual else "") + ("_clip" if clips else "")
     parts = ["requantize"]
     if epilogue.compute_dtype == "int64":
         parts.append("wide")
@@ -554,4 +577,6 @@ def target_tiling(
     pairs : bool
         The weight was proven to fit instructions that add pairs of products in 16 bits.
     """
+    if spec.dtype == "float32":
+        return default_tiling(spec, (fma(target),), threads)
     return default_tiling(spec, dot_products(target, pairs=pairs), threads)

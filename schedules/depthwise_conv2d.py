@@ -222,10 +222,10 @@ def compute(spec: DepthwiseConv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
         total = acc[n, h, w, o] + bias[o]
         if spec.epilogue is None:
             return total
-        vectors = [t[o] for t in extra[:3]]
+        multiplier, offset, shift = (t[o] for t in extra[:3])
         residual = (extra[3][n, h, w, o], extra[4][o]) if spec.epilogue.residual else None
         table = extra[-1] if spec.epilogue.table else None
-        return spec.epilogue.apply(total, *vectors, residual, table)
+        return spec.epilogue.apply(total, multiplier, offset, shift, residual, table)
 
     return te.create_prim_func([x, weight, bias, *extra, te.compute(out_shape, finish, name="out")])
 

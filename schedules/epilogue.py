@@ -1,9 +1,9 @@
-"""What happens to an int32 accumulator before it is stored: one definition for all kernels.
+"""What happens to an accumulator before it is stored: one definition for all kernels.
 
 With ``M``, ``s`` and ``offset`` per channel, equation (3) of `tvmquant.arithmetic` in the form
 
-    t = acc * M + r * M_r + offset'            offset' = offset - z_a M - z_r M_r + 2**(s-1)
-    q = clip((t >> s) + z, qmin, qmax)
+    t = acc * M + r * M_r + offset'
+    q = clip(t >> s, qmin, qmax)          offset' = offset - z_a M - z_r M_r + 2**(s-1) + z 2**s
 
 where ``offset'`` is folded when the graph is lowered, so that a kernel spends one multiplication
 per term, one addition, one shift and the clip. In ``int32`` where range analysis proved that t
@@ -12,6 +12,7 @@ fits (16 lanes of 512 bits), else in ``int64``.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +29,8 @@ class Epilogue:
         ``"int32"`` or ``"int64"``.
     out_dtype : str
         Type stored: ``"uint8"`` or ``"int16"``; the table's type where one is applied.
-    zero_point, qmin, qmax : int
-        Output zero point and clip bounds.
+    qmin, qmax : int
+        Clip bounds.
     residual : bool
         A second term is added.
     table : bool
@@ -38,7 +39,6 @@ class Epilogue:
 
     compute_dtype: str
     out_dtype: str
-    zero_point: int
     qmin: int
     qmax: int
     residual: bool = False
@@ -75,15 +75,41 @@ class Epilogue:
             if dtype == "int64":
                 factor = factor.astype("int32").astype(dtype)
             total = total + value.astype(dtype) * factor
-        steps = (total >> shift) + tirx.const(self.zero_point, dtype)
+        steps = total >> shift
         clipped = te.max(te.min(steps, tirx.const(self.qmax, dtype)), tirx.const(self.qmin, dtype))
         if table is not None:
             return table[clipped.astype("int32")]
         return clipped.astype(self.out_dtype)
 
 
+@dataclass(frozen=True)
+class FloatEpilogue:
+    """What the float32 kernels of a float build do instead: ``clip(acc + residual, low, high)``.
+
+    Parameters
+    ----------
+    low, high : float
+        Bounds of the clip; infinite where there is none.
+    residual : bool
+        A tensor of the output's shape is added.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    residual: bool = False
+
+    def apply(self, acc: tirx.PrimExpr, residual: tirx.PrimExpr | None = None) -> tirx.PrimExpr:
+        """Return the stored value of one element, float32."""
+        total = acc if residual is None else acc + residual
+        if self.high < math.inf:
+            total = te.min(total, tirx.const(self.high, "float32"))
+        if self.low > -math.inf:
+            total = te.max(total, tirx.const(self.low, "float32"))
+        return total
+
+
 def placeholders(
-    epilogue: Epilogue | None,
+    epilogue: Epilogue | FloatEpilogue | None,
     channels: int,
     residual_shape: tuple[Any, ...] | None = None,
     residual_dtype: str = "uint8",
@@ -91,11 +117,12 @@ def placeholders(
 ) -> list[te.Tensor]:
     """Return the epilogue's input tensors, in argument order.
 
-    Order: multiplier, offset, shift, then residual and residual multiplier, then the table.
+    Order: multiplier, offset, shift, then residual and residual multiplier, then the table; of a
+    float epilogue only the residual.
 
     Parameters
     ----------
-    epilogue : Epilogue or None
+    epilogue : Epilogue, FloatEpilogue or None
         None: no epilogue, the raw accumulator is stored; no inputs.
     channels : int
         Length of the per-channel vectors.
@@ -106,6 +133,9 @@ def placeholders(
     """
     if epilogue is None:
         return []
+    if isinstance(epilogue, FloatEpilogue):
+        residual = te.placeholder(residual_shape, "float32", name="residual")
+        return [residual] if epilogue.residual else []
     shape = positional if positional is not None else (channels,)
     dtype = epilogue.compute_dtype
     tensors = [te.placeholder(shape, dtype, name=n) for n in ("multiplier", "offset", "shift")]

@@ -1,4 +1,4 @@
-"""What a target can multiply: the int8 dot-product instruction and the vector registers.
+"""What a target can multiply: dot-product instructions and the vector registers.
 
 Chosen from the features of the TVM target alone, never from those of the machine that builds.
 """
@@ -14,14 +14,14 @@ from tvmquant.errors import TargetError
 
 @dataclass(frozen=True)
 class DotProduct:
-    """A vector instruction that accumulates products of small integers into int32 lanes.
+    """A vector instruction that accumulates products into lanes of 32 bits.
 
     Parameters
     ----------
     name : str
         Name of the kernel family and of its registered intrinsic (`x86_intrinsics`).
     lanes : int
-        int32 accumulators per vector register: output channels computed side by side.
+        Accumulators per vector register: output channels computed side by side.
     group : int
         Products summed into one lane by one instruction: input channels read together.
     input_dtype, weight_dtype : str
@@ -30,6 +30,8 @@ class DotProduct:
         Vector registers of the architecture.
     tensorized : bool
         False where plain vector code is emitted and LLVM picks the instructions.
+    accumulator_dtype : str
+        ``"int32"``, or ``"float32"`` with operands of that type.
     """
 
     name: str
@@ -39,6 +41,7 @@ class DotProduct:
     weight_dtype: str
     registers: int
     tensorized: bool = True
+    accumulator_dtype: str = "int32"
 
 
 VNNI_512 = DotProduct("vnni512", 16, 4, "uint8", "int8", 32)
@@ -104,6 +107,15 @@ def dot_products(target: tvm.target.Target, *, pairs: bool = False) -> tuple[Dot
         found = [dot for dot in found if not saturates(dot)]
     lanes = vector_bits(target) // 32
     return (*found, DotProduct("generic", lanes, 1, "uint8", "int8", 16, tensorized=False))
+
+
+def fma(target: tvm.target.Target) -> DotProduct:
+    """Return the float32 multiply-add of a target, which LLVM contracts from the two operations."""
+    bits = vector_bits(target)
+    registers = 16 if is_x86(target) and bits < 512 else 32
+    return DotProduct(
+        f"fma{bits}", bits // 32, 1, "float32", "float32", registers, False, "float32"
+    )
 
 
 def saturates(dot: DotProduct) -> bool:

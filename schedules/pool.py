@@ -185,14 +185,15 @@ def _compute_sum(
         return te.sum(tirx.if_then_else(inside, value, zero) if padded else value, axis=[ry, rx])
 
     pool = te.compute(out_shape, total, name="pool")
-    if spec.epilogue is None:
+    epilogue = spec.epilogue
+    if epilogue is None:
         return te.create_prim_func([x, pool])
-    inputs = placeholders(spec.epilogue, spec.parameter_shape[-1], positional=spec.parameter_shape)
+    inputs = placeholders(epilogue, spec.parameter_shape[-1], positional=spec.parameter_shape)
 
     def element(*index: Any) -> tirx.PrimExpr:
         multiplier, offset, shift = (broadcast_at(t, index) for t in inputs[:3])
-        table = inputs[3] if spec.epilogue.table else None
-        return spec.epilogue.apply(pool(*index), multiplier, offset, shift, None, table)
+        table = inputs[3] if epilogue.table else None
+        return epilogue.apply(pool(*index), multiplier, offset, shift, None, table)
 
     return te.create_prim_func([x, *inputs, te.compute(out_shape, element, name="out")])
 

@@ -8,7 +8,7 @@ is tiled, so that every line of the cache that is fetched is used.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import tvm
 from tvm import te, tirx
@@ -113,7 +113,8 @@ class PermuteSpec:
     dtype: str = "uint8"
 
 
-Spec = ConcatSpec | ResizeSpec | PadSpec | SliceSpec | PermuteSpec
+ElementSpec: TypeAlias = ResizeSpec | PadSpec | SliceSpec | PermuteSpec
+Spec: TypeAlias = ConcatSpec | ElementSpec
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def output_shape(spec: Spec) -> tuple[int, ...]:
     return tuple(spec.shape[axis] for axis in spec.axes)
 
 
-def compute(spec: Spec) -> tirx.PrimFunc:
+def compute(spec: ElementSpec) -> tirx.PrimFunc:
     """Return the computation of any of the specifications but concatenation."""
     x = te.placeholder(spec.shape, spec.dtype, name="x")
     shape = output_shape(spec)

@@ -106,6 +106,6 @@ def apply_epilogue(
     total = acc.astype(np.int64) * multiplier.astype(np.int64) + offset.astype(np.int64)
     if residual is not None:
         total = total + residual[0].astype(np.int64) * residual[1].astype(np.int64)
-    steps = (total >> shift.astype(np.int64)) + epilogue.zero_point
+    steps = total >> shift.astype(np.int64)
     clipped = np.clip(steps, epilogue.qmin, epilogue.qmax)
     return table[clipped] if table is not None else clipped.astype(epilogue.out_dtype)

@@ -8,8 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from tests.schedules.kernel_testing import COMPILED, apply_epilogue, build, epilogue_inputs, make_target, run
 from tvm.s_tir import TensorIntrin
+
+from tests.schedules.kernel_testing import (
+    COMPILED,
+    apply_epilogue,
+    build,
+    epilogue_inputs,
+    make_target,
+    run,
+)
 from tvmquant.schedules import conv2d, x86_intrinsics
 from tvmquant.schedules.conv2d import Conv2DSpec, Tiling
 from tvmquant.schedules.epilogue import Epilogue
@@ -22,10 +30,10 @@ from tvmquant.schedules.isa import (
     dot_products,
 )
 
-NARROW = Epilogue("int32", "uint8", 3, 0, 255)
-WIDE_ADD = Epilogue("int64", "uint8", 120, 4, 250, residual=True)
-TABLE = Epilogue("int32", "uint8", 0, 0, 255, table=True)
-SHORT = Epilogue("int32", "int16", 0, -32767, 32767)
+NARROW = Epilogue("int32", "uint8", 0, 255)
+WIDE_ADD = Epilogue("int64", "uint8", 4, 250, residual=True)
+TABLE = Epilogue("int32", "uint8", 0, 255, table=True)
+SHORT = Epilogue("int32", "int16", -32767, 32767)
 
 LAYERS = {
     "3x3": Conv2DSpec(1, 8, 8, 16, 16, (3, 3), (1, 1), (1, 1, 1, 1), epilogue=NARROW),
@@ -102,7 +110,8 @@ def case(spec: Conv2DSpec, tiling: Tiling, seed: int = 0) -> tuple[list[Any], An
     def lengthen(v: Any) -> Any:
         return np.concatenate([v, np.zeros(length - v.size, v.dtype)])
 
-    inputs = [x, conv2d.pack_weight(weight, spec, tiling), lengthen(bias)]
+    viewed = x.reshape(conv2d.input_shape(spec, tiling))
+    inputs = [viewed, conv2d.pack_weight(weight, spec, tiling), lengthen(bias)]
     epilogue = spec.epilogue
     if epilogue is None:
         return inputs, acc.astype(np.int32)

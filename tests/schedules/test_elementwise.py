@@ -42,7 +42,7 @@ def test_requantize(
     rng = np.random.default_rng(11)
     two = residual_shape is not None
     out_dtype, qmin, qmax = ("int16", -900, 700) if dtype == "int16" else ("uint8", 3, 250)
-    epilogue = Epilogue(compute_dtype, out_dtype, 17, qmin, qmax, residual=two)
+    epilogue = Epilogue(compute_dtype, out_dtype, qmin, qmax, residual=two)
     acc = values(rng, dtype, shape)
     count, magnitude = int(np.prod(parameter_shape)), int(abs(acc.astype(np.int64)).max())
     parameters = kt.epilogue_inputs(rng, epilogue, count, magnitude)
@@ -72,7 +72,7 @@ def test_multiply(a_shape, b_shape, compute_dtype, target):
     if compute_dtype is None:
         check(elementwise.MultiplySpec(a_shape, b_shape, 3, 128, None), [a, b], product, target)
         return
-    epilogue = Epilogue(compute_dtype, "uint8", 120, 0, 255)
+    epilogue = Epilogue(compute_dtype, "uint8", 0, 255)
     parameters = kt.epilogue_inputs(rng, epilogue, 1, 255 * 128)
     expected = kt.apply_epilogue(epilogue, product, **parameters)
     spec = elementwise.MultiplySpec(a_shape, b_shape, 3, 128, epilogue)
@@ -92,7 +92,7 @@ def test_table(shape, dtype, target):
 @pytest.mark.parametrize("target", kt.COMPILED, ids=str)
 def test_compiles_for_other_targets(target):
     target = kt.make_target(target)
-    epilogue = Epilogue("int64", "uint8", 0, 0, 255, residual=True)
+    epilogue = Epilogue("int64", "uint8", 0, 255, residual=True)
     shape = (1, 5, 5, 24)
     for spec in [
         elementwise.RequantizeSpec(shape, "uint8", epilogue, (24,), shape),

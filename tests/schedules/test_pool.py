@@ -67,7 +67,7 @@ def test_sum(window, target):
 def test_average(window, positional, compute_dtype, target):
     rng = np.random.default_rng(23)
     x = rng.integers(0, 256, window[0]).astype(np.uint8)
-    epilogue = Epilogue(compute_dtype, "uint8", 5, 0, 255, table=positional)
+    epilogue = Epilogue(compute_dtype, "uint8", 0, 255, table=positional)
     shape = (1, *window[5], 1) if positional else (1,)
     spec = pool.SumPoolSpec(*window, zero_point=3, epilogue=epilogue, parameter_shape=shape)
     total = windows(x.astype(np.int64) - 3, spec, 0).sum(axis=0)
@@ -82,7 +82,7 @@ def test_average(window, positional, compute_dtype, target):
 @pytest.mark.parametrize("target", kt.COMPILED, ids=str)
 def test_compiles_for_other_targets(target):
     target = kt.make_target(target)
-    epilogue = Epilogue("int64", "uint8", 0, 0, 255)
+    epilogue = Epilogue("int64", "uint8", 0, 255)
     for spec in [
         pool.MaxPoolSpec(*WINDOWS[0]),
         pool.SumPoolSpec(*WINDOWS[0], epilogue=epilogue),
