@@ -138,8 +138,8 @@ class _Canonicalizer(DataflowRewriter):
             return None
         operand, low, high = bounds
         inner = self.source(operand, *CLIPS, "relax.maximum", "relax.minimum")
-        while inner is not None and self._bounds(inner) is not None:
-            operand, inner_low, inner_high = self._bounds(inner)
+        while inner is not None and (nested := self._bounds(inner)) is not None:
+            operand, inner_low, inner_high = nested
             low, high = min(max(inner_low, low), high), max(min(inner_high, high), low)
             inner = self.source(operand, *CLIPS, "relax.maximum", "relax.minimum")
         x = self.lookup(operand)
@@ -222,7 +222,7 @@ class _Canonicalizer(DataflowRewriter):
         return None if any(int(v) for v in call.attrs.pad_width) else self.lookup(call.args[0])
 
     def _concat(self, _var: relax.Var, call: relax.Call) -> relax.Expr | None:
-        fields = getattr(call.args[0], "fields", ())
+        fields: Any = getattr(call.args[0], "fields", ())
         return self.lookup(fields[0]) if len(fields) == 1 else None
 
     def _astype(self, var: relax.Var, call: relax.Call) -> relax.Expr | None:

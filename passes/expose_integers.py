@@ -15,6 +15,8 @@ dequantize kernel; a module where some border operator stayed float is returned 
 
 from __future__ import annotations
 
+from typing import Any
+
 import tvm
 from tvm import relax
 
@@ -45,7 +47,7 @@ class _Split:
             for var, value in bindings
             if _kernel(value).startswith("quantize_f32") and value.args[1].fields[0] in params
         ]
-        self.dequantizes = [(o, values.get(o)) for o in self.outputs]
+        self.dequantizes: list[tuple[relax.Var, Any]] = [(o, values.get(o)) for o in self.outputs]
         border = {var for var, _ in (*self.quantizes, *self.dequantizes)} | set(alias)
         self.core = [(var, value) for var, value in bindings if var not in border]
 

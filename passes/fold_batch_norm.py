@@ -27,6 +27,8 @@ float64 and rounded to float32 once. A folded layer keeps the span (ONNX node) o
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import numpy as np
 import tvm
 from tvm import relax
@@ -140,7 +142,7 @@ class _Folder(DataflowRewriter):
         return self.emit(relax.Call(expr.op, expr.args, expr.attrs, expr.ty_args, span), var.name)
 
 
-def _is_inference_norm(call: relax.Expr | None) -> bool:
+def _is_inference_norm(call: relax.Expr | None) -> TypeGuard[relax.Call]:
     return qop.is_call(call, BATCH_NORM) and not bool(call.attrs.training)
 
 

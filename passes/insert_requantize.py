@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tvm
@@ -76,7 +76,7 @@ class Chain:
         return cls(source, steps * source.scale)
 
 
-Value = Quantized | Accumulator | Chain | QuantizedWeight | relax.Expr
+Value: TypeAlias = Quantized | Accumulator | Chain | QuantizedWeight | Any  # or a relax.Expr
 
 
 class _Integerizer(DataflowRewriter):
@@ -226,10 +226,11 @@ class _Integerizer(DataflowRewriter):
         return Accumulator((Term(x.scale / counts, np.asarray([bound]), expr=expr),))
 
     def _move(self, _var: relax.Var, call: relax.Call) -> Value | None:
-        inputs = [self.value(v) for v in used_vars(call)]
+        operands = [self.value(v) for v in used_vars(call)]
+        inputs = [v for v in operands if isinstance(v, Quantized)]
         moved = call.args[0]
-        constants = isinstance(moved, relax.Tuple) and len(moved.fields) > len(inputs)
-        if constants or not all(isinstance(v, Quantized) for v in inputs):
+        constants = isinstance(moved, relax.Tuple) and len(moved.fields) > len(operands)
+        if constants or len(inputs) < len(operands):
             return None
         if isinstance(moved, relax.Tuple):
             inputs = self._unify(inputs, call)
@@ -306,8 +307,9 @@ class _Integerizer(DataflowRewriter):
             if second.terms[0].contraction is not None:
                 first, second = second, first
             return first.plus(second)
-        integers = isinstance(left, Quantized) and isinstance(right, Quantized)
-        if not (integers and qop.is_call(call, "relax.multiply")):
+        if not (isinstance(left, Quantized) and isinstance(right, Quantized)):
+            return None
+        if not qop.is_call(call, "relax.multiply"):
             return None
         attrs = {"a_zero_point": left.zero_point, "b_zero_point": right.zero_point,
                  "out_dtype": "int32", "id": span_name(call)}  # fmt: skip
@@ -324,7 +326,9 @@ class _Integerizer(DataflowRewriter):
         ratios = [t.scale / to.scale for t in region.terms]
         if first.contraction is not None:
             name = span_name(first.contraction.call) or name
-            expr, chosen, offset = self._emit_contraction(region, ratios, to, name)
+            expr, chosen, offset = self._emit_contraction(
+                first.contraction, region, ratios, to, name
+            )
         else:
             extra = np.abs(region.bias) / to.scale
             chosen = choose_multipliers(
@@ -333,7 +337,7 @@ class _Integerizer(DataflowRewriter):
             )  # fmt: skip
             expr = first.expr
             offset = np.rint(np.ldexp(region.bias / to.scale, chosen.shift)).astype(np.int64)
-        attrs = {
+        attrs: dict[str, Any] = {
             "acc_zero_point": first.zero_point,
             "residual_zero_point": others[0].zero_point if others else 0,
             "output_zero_point": to.zero_point,
@@ -352,11 +356,15 @@ class _Integerizer(DataflowRewriter):
         return Quantized(out, to.scale, to.zero_point, attrs["qmin"], attrs["qmax"], to.dtype)
 
     def _emit_contraction(
-        self, region: Accumulator, ratios: list[Any], to: Quantized, name: str
+        self,
+        layer: Contraction,
+        region: Accumulator,
+        ratios: list[Any],
+        to: Quantized,
+        name: str,
     ) -> tuple[relax.Expr, Multipliers, Any]:
         """Choose the weight's final scale, round weight and bias, and emit the contraction."""
         first = region.terms[0]
-        layer = first.contraction
         x, weight = layer.x, layer.weight
         gain = first.scale / (x.scale * weight.scale)  # constants multiplied in per channel
         gain = np.where(gain == 0.0, 1e-30, gain)

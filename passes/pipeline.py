@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import tvm
 from tvm import relax
@@ -25,7 +26,7 @@ from tvmquant.passes.lower_to_kernels import LowerToKernels
 from tvmquant.passes.schedule_float_ops import ScheduleFloatOps
 from tvmquant.passes.verify_integer_only import VerifyIntegerOnly
 
-Pass = tvm.transform.Pass
+Pass: TypeAlias = Any  # tvm.transform.Pass, which TVM leaves untyped
 
 
 def _run(phase: str, passes: Sequence[Pass], module: tvm.IRModule) -> tvm.IRModule:

@@ -50,7 +50,7 @@ split, nn.pad, nn.max_pool2d, max (global max pooling), image.resize2d (nearest)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import tvm
@@ -85,7 +85,7 @@ def emit(
     )
 
 
-def is_call(expr: Any, *names: str) -> bool:
+def is_call(expr: Any, *names: str) -> TypeGuard[relax.Call]:
     """Whether ``expr`` is a call of one of the named operators (own or built-in)."""
     return isinstance(expr, relax.Call) and isinstance(expr.op, Op) and expr.op.name in names
 

@@ -81,14 +81,15 @@ def quantize_half_even(
     with np.errstate(over="ignore"):  # infinity saturates as it should
         ratio = x.astype(np.float32, copy=False) / np.float32(scale)
     low, high = np.float32(qmin - zero_point), np.float32(qmax - zero_point)
-    steps = np.clip(np.rint(ratio), low, high).astype(np.int32)
-    return (steps + np.int32(zero_point)).astype(dtype)
+    steps: Array = np.clip(np.rint(ratio), low, high).astype(np.int32) + np.int32(zero_point)
+    return steps.astype(dtype)
 
 
 def dequantize(q: Array, scale: Array | float, zero_point: int) -> Array:
     """Map integers back to float32, equation (2); ``scale`` broadcasts against ``q``."""
     steps = (q.astype(np.int64) - zero_point).astype(np.float32)
-    return steps * np.asarray(scale, np.float32)
+    real: Array = steps * np.asarray(scale, np.float32)
+    return real
 
 
 def requantize_half_up(
@@ -122,7 +123,7 @@ def requantize_half_up(
     for acc, zero, multiplier in terms:
         total = total + (acc.astype(np.int64) - zero) * np.asarray(multiplier, np.int64)
     steps = np.asarray(shift, np.int64)
-    rounded = (total + (np.int64(1) << (steps - 1))) >> steps
+    rounded: IntArray = (total + (np.int64(1) << (steps - 1))) >> steps
     return np.clip(rounded + zero_point, qmin, qmax).astype(dtype)
 
 

@@ -82,7 +82,7 @@ def weight_scales(
     w: NDArray[np.floating[Any]],
     axis: int | None = 0,
     bits: int = 8,
-    method: Literal["minmax", "mse"] = "minmax",
+    method: str = "minmax",
 ) -> NDArray[np.float64]:
     """Return the symmetric scale of each channel of a weight.
 
