@@ -471,7 +471,10 @@ def _tile_cost(spec: Conv2DSpec, dot: DotProduct, columns: int, channels: int) -
     issue = (products * instructions + columns + channels + 2) / 5.0
     run = _round_up(spec.kernel[1] * spec.channels // spec.groups, dot.group) * spec.kernel[0]
     tile = max(multiply, loads, issue) * run / dot.group
-    epilogue = products * (6.0 if isinstance(spec.epilogue, Epilogue) else 2.0) * 0.75
+    finish = 8.0 if isinstance(spec.epilogue, Epilogue) else 2.0
+    if spec.out_width % columns:
+        finish += 4.0  # each pixel is stored under a condition
+    epilogue = products * finish / 4.0 + channels
     return (width / columns) * (outputs / (channels * dot.lanes)) * (tile + epilogue + 8.0)
 
 
