@@ -24,6 +24,7 @@ from tvmquant.benchmark import Latency, measure_interleaved
 from tvmquant.errors import DataError
 
 Stage = Callable[[str], AbstractContextManager[Callable[[int, int | None], None]]]
+Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 ENGINES = ("onnxruntime", "openvino")
@@ -143,11 +144,11 @@ def run(
     return rows
 
 
-def in_new_process(function: Callable[[Case], Result], case: Case) -> Result:
+def in_new_process(function: Callable[[Argument], Result], argument: Argument) -> Result:
     """Return what a function returns in a fresh process, or raise what it raises there."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-        return pool.submit(function, case).result()
+        return pool.submit(function, argument).result()
 
 
 def measure(case: Case) -> dict[str, Latency]:

@@ -1,0 +1,242 @@
+import json
+import os
+import sys
+import tarfile
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+import tvm
+from PIL import Image
+
+from benchmarks import __main__ as command
+from benchmarks import compile_time, kernels, latency, models, rows
+from tvmquant.cli.output import StageReporter
+from tvmquant.errors import TargetError
+from tvmquant.schedules import isa
+from tvmquant.target import parse_target
+
+KEYS = {"benchmark", "model", "config", "metric", "value", "unit", "threads"}
+FACTS = {"cpu", "isa", "physical_cores", "target"}
+
+needs_dot_product = pytest.mark.skipif(
+    isa.dot_products(parse_target("native"), pairs=True)[0] not in kernels.INSTRUCTIONS,
+    reason="needs an x86 processor with AVX2",
+)
+
+
+def call(monkeypatch, *arguments):
+    """Run ``python -m benchmarks`` in this process and return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    return ended.value.code
+
+
+def read(path):
+    """Return the rows of a file, each of the schema of all benchmarks."""
+    found = json.loads(path.read_text())
+    for row in found:
+        assert row.keys() >= KEYS | FACTS
+        assert not any(isinstance(value, (dict, list)) for value in row.values())
+    return found
+
+
+def values(found, *keys):
+    return {tuple(row[key] for key in keys): row["value"] for row in found}
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """Return the file of a small classifier of ten classes."""
+    path = tmp_path_factory.mktemp("commands") / "net.onnx"
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    models.export("resnet18", path, image_size=32, num_classes=10)
+    torch.set_num_threads(before)
+    return path
+
+
+@pytest.fixture
+def shared(network, tmp_path):
+    """Return a folder as --data wants it, with a network and random images in ten classes."""
+    folder = tmp_path / "shared"
+    for part in ("models", "data"):
+        (folder / part).mkdir(parents=True)
+    (folder / "models" / "resnet20-cifar10.onnx").write_bytes(network.read_bytes())
+    rng = np.random.default_rng(0)
+    for name, count in (("cifar10-train.tar", 200), ("cifar10-test.tar", 60)):
+        with tarfile.open(folder / "data" / name, "w") as archive:
+            for index in range(count):
+                picture = BytesIO()
+                pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(picture, "PNG")
+                entry = tarfile.TarInfo(f"class{index % 10}/{index}.png")
+                entry.size = picture.tell()
+                picture.seek(0)
+                archive.addfile(entry, picture)
+    return folder
+
+
+def test_accuracy_rows_come_from_the_deployed_library(shared, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "rows.json"
+    options = ("--models", "resnet20", "--data", shared, "--limit", 30, "--threads", 1)
+    assert call(monkeypatch, "accuracy", *options, "--method", "minmax", "--json", out) == 0
+    found = read(out)
+    measured = values(found, "config", "metric")
+    assert list(measured) == [
+        ("float", "top1"),
+        ("tvmquant-w8a8", "top1"),
+        ("tvmquant-w8a8", "agreement"),
+        ("tvmquant-w8a8", "sqnr_db"),
+    ]
+    assert {row["images"] for row in found} == {30}
+    assert measured["tvmquant-w8a8", "agreement"] >= 80
+    # three images are too few to calibrate well
+    assert 8 < measured["tvmquant-w8a8", "sqnr_db"] < 60
+    assert "tvmquant-w8a8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("accuracy",), "squeezenet1.1-imagenet.onnx is not there; pass --data DIR"),
+        (("accuracy", "--models", "resnet20"), "resnet20-cifar10.onnx is not there"),
+        (("accuracy", "--models", "alexnet"), "'alexnet' is unknown; expected some of squeezenet"),
+        (("latency", "--models", "resnet18,squeezenet"), "squeezenet1.1-imagenet.onnx is not ther"),
+        (("latency", "--models", "alexnet"), "'alexnet' is unknown"),
+        (("latency", "--peers", "tflite"), "'tflite' is unknown; expected some of onnxruntime"),
+        (("latency", "--threads", "1,two"), "'1,two': expected numbers of threads"),
+    ],
+)
+def test_what_is_missing_is_named_before_anything_runs(
+    arguments, named, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "rows.json"
+    data = ("--data", tmp_path / "nothing")
+    assert call(monkeypatch, *arguments, *data, "--json", out) == 2
+    assert named in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_images_are_named(shared, tmp_path, monkeypatch, capsys):
+    (shared / "data" / "cifar10-test.tar").unlink()
+    options = ("--models", "resnet20", "--data", shared, "--json", tmp_path / "rows.json")
+    assert call(monkeypatch, "accuracy", *options) == 2
+    assert "cifar10-test.tar is not there" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "rows.json").exists()
+
+
+def test_a_file_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "no" / "rows.json"
+    assert call(monkeypatch, "kernels", "--json", out) == 2
+    assert "expected a file in an existing folder" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_new_process_returns_or_raises():
+    assert latency.in_new_process(os.path.basename, "a/b") == "b"
+    with pytest.raises(ValueError, match="invalid literal"):
+        latency.in_new_process(int, "b")
+
+
+def test_latency_rows_hold_medians_and_ratios(tmp_path, monkeypatch):
+    # importing everything anew in the other process would take most of the time
+    monkeypatch.setattr(latency, "in_new_process", lambda function, case: function(case))
+    out = tmp_path / "rows.json"
+    options = ("--image-size", 16, "--peers", "onnxruntime", "--threads", 1, "--repeats", 4)
+    assert call(monkeypatch, "latency", "--models", "unet", *options, "--json", out) == 0
+    found = read(out)
+    medians = values([row for row in found if row["metric"] == "latency_ms"], "config")
+    assert list(medians) == [("tvmquant-int8",), ("onnxruntime-float",), ("onnxruntime-int8",)]
+    assert all(row["runs"] == 4 for row in found if row["metric"] == "latency_ms")
+    ratio = medians["tvmquant-int8",] / medians["onnxruntime-int8",]
+    ratios = values([row for row in found if "peer" in row], "metric", "peer")
+    assert ratios == {
+        ("ratio_to_peer", "onnxruntime-int8"): pytest.approx(ratio),
+        ("ratio_to_best_peer", "onnxruntime-int8"): pytest.approx(ratio),
+    }
+
+
+def test_the_layers_are_those_of_resnet50():
+    layers = kernels.resnet50_layers()
+    assert len({layer.name for layer in layers}) == len(layers)
+    assert sum(layer.count for layer in layers) == 53
+    # 4.089e9 with the dense layer
+    assert sum(layer.count * layer.spec.macs for layer in layers) == 4_087_136_256
+    assert sum(layer.count for layer in layers if layer.spec.epilogue.residual) == 16
+
+
+@needs_dot_product
+def test_kernel_rows_relate_layers_to_the_peak():
+    layers = [
+        kernels.Layer("a", kernels.resnet50_layers()[-3].spec, 2),
+        kernels.Layer("b", kernels.resnet50_layers()[-1].spec, 1),
+    ]
+    found = kernels.run(threads=1, repeats=3, layers=layers)
+    fractions = values([r for r in found if r["metric"] == "fraction_of_peak"], "layer")
+    rates = values([r for r in found if r["metric"] == "gmacs_per_s"], "layer")
+    assert set(fractions) == {("a",), ("b",), ("total",), ("geomean",)}
+    assert set(rates) == {("a",), ("b",), ("total",), ("peak",)}
+    assert all(value > 0 for value in (*fractions.values(), *rates.values()))
+    assert fractions["geomean",] == pytest.approx((fractions["a",] * fractions["b",]) ** 0.5)
+    low, high = sorted((rates["a",], rates["b",]))
+    assert low <= rates["total",] <= high
+
+
+@pytest.mark.parametrize(
+    ("processor", "mnemonics"),
+    [
+        ("haswell", ("vpmaddubsw", "vpmaddwd")),
+        ("skylake-avx512", ("vpmaddubsw", "vpmaddwd")),
+        ("icelake-server", ("vpdpbusd",)),
+        ("alderlake", ("vpdpbusd",)),
+    ],
+)
+def test_the_loop_of_the_peak_keeps_all_its_multiplications(processor, mnemonics):
+    target = tvm.target.Target({"kind": "llvm", "mcpu": processor})
+    dot = isa.dot_products(target, pairs=True)[0]
+    kernel = kernels.peak_kernel(dot, 1).with_attr("global_symbol", "main")
+    built = tvm.compile(tvm.IRModule({"main": kernel}), target=target)
+    lines = [line.split() for line in built.mod.inspect_source("asm").splitlines()]
+    steps = kernels.ACCUMULATORS[dot.registers]
+    for mnemonic in mnemonics:
+        found = [line for line in lines if mnemonic in line]
+        # unrolled once or more, and on registers alone
+        assert found
+        assert len(found) % steps == 0
+        assert not any("(" in "".join(line) for line in found)
+
+
+def test_no_peak_without_a_dot_product():
+    generic = isa.dot_products(tvm.target.Target({"kind": "llvm", "mcpu": "x86-64"}))[0]
+    with pytest.raises(TargetError, match="no dot-product instruction"):
+        kernels.peak_kernel(generic, 1)
+
+
+def test_compile_time_rows_are_seconds():
+    found = compile_time.run(
+        stage=StageReporter(quiet=True), threads=1, model="unet", repeats=1, image_size=16
+    )
+    seconds = values(found, "model", "metric")
+    assert list(seconds) == [
+        ("", "import_s"),
+        ("", "import_all_s"),
+        ("", "help_s"),
+        ("unet", "build_s"),
+    ]
+    assert all(0 < value < 600 for value in seconds.values())
+    assert seconds["", "import_s"] < seconds["", "import_all_s"]
+
+
+def test_rows_are_written_whole_or_not_at_all(tmp_path):
+    make = rows.RowMaker("b", 1, {"isa": "x"})
+    path = tmp_path / "rows.json"
+    good = [make("m", "c", "v", 1.5, "ms", layer="l"), make("m", "c", "v", float("inf"), "dB")]
+    rows.write_rows(path, good)
+    assert json.loads(path.read_text()) == good
+    assert good[1]["value"] is None
+    with pytest.raises(TypeError):
+        rows.write_rows(path, [make("m", "c", "v", 2.0, "ms"), make("m", "c", "v", 1.0, {1})])
+    assert json.loads(path.read_text()) == good
+    assert list(tmp_path.iterdir()) == [path]
