@@ -11,7 +11,16 @@ from tvmquant.frontend.context import Context
 from tvmquant.frontend.dimensions import UnsupportedNodeError
 from tvmquant.frontend.node import Node
 from tvmquant.frontend.registry import converter
-from tvmquant.frontend.windows import pad_for_ceil, read_window
+from tvmquant.frontend.windows import Window, pad_for_ceil, read_window
+
+
+def _read_pool_window(node: Node, size: tuple[int, int]) -> Window:
+    window = read_window(node, tuple(node.integers("kernel_shape")), size)
+    if any(pad >= window.reach(side % 2) for side, pad in enumerate(window.pads)):
+        raise UnsupportedNodeError(
+            f"its pads {list(window.pads)} are not smaller than its window {list(window.kernel)}"
+        )
+    return window
 
 
 def _check_max_pool(node: Node) -> str | None:
@@ -24,7 +33,7 @@ def _check_max_pool(node: Node) -> str | None:
 def _convert_max_pool(ctx: Context, node: Node) -> relax.Var:
     data = ctx.tensor(0)
     size = ctx.spatial(data)
-    window = read_window(node, tuple(node.integers("kernel_shape")), size)
+    window = _read_pool_window(node, size)
     if node.integer("ceil_mode", 0):
         window = pad_for_ceil(window, size)
     call = relax.op.nn.max_pool2d(data, pool_size=window.kernel, **window.attributes())
@@ -35,7 +44,7 @@ def _convert_max_pool(ctx: Context, node: Node) -> relax.Var:
 def _convert_average_pool(ctx: Context, node: Node) -> relax.Var:
     data = ctx.tensor(0)
     size = ctx.spatial(data)
-    window = read_window(node, tuple(node.integers("kernel_shape")), size)
+    window = _read_pool_window(node, size)
     with_pads = node.integer("count_include_pad", 0) == 1 and max(window.pads) > 0
     if node.integer("ceil_mode", 0):
         extended = pad_for_ceil(window, size)

@@ -20,7 +20,6 @@ _CONTAINERS = {
     "int16": ("int16", -32768, 32767),
     "uint16": ("uint16", 0, 65535),
 }
-_WIDE = ("int32",)
 
 
 def _check_blocks(node: Node) -> str | None:
@@ -95,7 +94,7 @@ def _convert_dequantize(ctx: Context, node: Node) -> Value:
     else:
         axis, channels = _axis(ctx, node, ctx.tensor(0)), _channels(ctx, node, ctx.tensor(0))
     scale, zero, _ = _parameters(ctx, node, channels)
-    if isinstance(value, np.ndarray) and value.dtype.name in _WIDE:
+    if isinstance(value, np.ndarray) and value.dtype.name == "int32":
         if scale.ndim:
             shape = [1] * value.ndim
             shape[axis] = -1

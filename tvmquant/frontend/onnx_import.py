@@ -186,7 +186,7 @@ def _import(model: Prepared, inputs: list[InputType], *, assumed_batch: bool) ->
     if assumed_batch:
         _check_outputs(model, [context.shape(result) for result in results])
     return Graph(
-        module=builder.get(),
+        module=relax.transform.DeadCodeElimination()(builder.get()),
         level="L0",
         name=model.name,
         input_names=tuple(item.name for item in inputs),

@@ -60,6 +60,7 @@ REJECTED = {
         },
     ),
     "dilations": ("AveragePool", {"kernel_shape": [2, 2], "dilations": [2, 2]}),
+    "not smaller": ("MaxPool", {"kernel_shape": [2, 2], "pads": [0, 0, 2, 0]}),
     "1-D": ("MaxPool", {"kernel_shape": [2]}),
 }
 

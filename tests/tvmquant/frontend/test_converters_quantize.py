@@ -72,6 +72,17 @@ def test_float_weights_behind_quantize_become_integers(make_model, compare, oper
     assert operators(graph) == ["dequantize", "nn.conv2d"]
 
 
+@pytest.mark.parametrize("scale", [np.float32(0.01), np.array([0.1, 0.2, 0.3, 0.4], np.float32)])
+def test_quantized_gemm_is_transposed_at_import(make_model, compare, operators, scale):
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s"], ["wf"], axis=0),
+        helper.make_node("Gemm", ["x", "wf"], ["y"], transB=1),
+    ]
+    weight = np.arange(-10, 10, dtype=np.int8).reshape(4, 5)
+    model = make_model(nodes, {"x": ("N", 5)}, constants={"w": weight, "s": scale})
+    assert operators(compare(model)) == ["dequantize", "matmul"]
+
+
 REJECTED = {
     "block_size": (np.float32(0.1), np.int8(0), {"block_size": 2}),
     "scale is": (np.float32(-0.1), np.int8(0), {}),

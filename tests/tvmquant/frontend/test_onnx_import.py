@@ -2,15 +2,18 @@
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from tvm import relax
 
+from benchmarks import models
 from tvmquant.errors import ModelError
 from tvmquant.frontend import load_onnx
 from tvmquant.graph import layer_name
+from tvmquant.twin import Twin
 
 
 def names_of(graph):
@@ -259,6 +262,26 @@ def test_both_torch_exporters(tmp_path, network, compare, style, opset, batch):
 
 
 # Real networks
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", models.names())
+def test_known_architectures(tmp_path, name):
+    """The torch twin of the graph computes what ONNX Runtime does, in exports of both styles."""
+    size = 75 if name == "inceptionv3" else 32
+    odd = models.names().index(name) % 2 == 1
+    style, opset, fold_bn = ("dynamo", 18, False) if odd else ("torchscript", 11, True)
+    path = tmp_path / "net.onnx"
+    models.export(
+        name, path, style=style, opset=opset, image_size=size, fold_bn=fold_bn, num_classes=10
+    )
+    graph = load_onnx(path)
+    images = np.random.default_rng(0).standard_normal((2, 3, size, size)).astype(np.float32)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"image": images})
+    with torch.no_grad():
+        found = Twin(graph.module).eval()(torch.from_numpy(images))
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", ["squeezenet1.1-imagenet", "resnet20-cifar10"])
