@@ -231,7 +231,12 @@ def _virtual_machine(library: Path, manifest: Manifest, threads: int) -> Any:
     # mode 0: one thread on each of the big cores, up to the given number
     tvm.get_global_func("runtime.config_threadpool")(0, threads)
     try:
-        module = tvm.runtime.load_module(str(library))
+        # The dynamic linker takes a path it has seen for the same library, even after a new build; a
+    # link of its own makes it look at the file.
+    with tempfile.TemporaryDirectory(prefix="tvmquant.") as scratch:
+        link = Path(scratch, LIBRARY_NAME)
+        link.symlink_to(library.absolute())
+        module = tvm.runtime.load_module(str(link))
         return tvm.runtime.vm.VirtualMachine(module, tvm.cpu())
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
