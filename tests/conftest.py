@@ -3,7 +3,17 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# The same examples in every run, however slow or busy the machine is.
+hypothesis.settings.register_profile(
+    "tvmquant",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("tvmquant")
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tvmquant.errors import QuantizationError
@@ -39,7 +39,6 @@ def convolutions(draw, transposed=False):
     return x, weight, bias, attrs
 
 
-@settings(deadline=None)
 @given(convolutions())
 def test_conv2d_equals_torch_float64(case):
     x, weight, bias, attrs = case
@@ -61,7 +60,6 @@ def test_conv2d_equals_torch_float64(case):
     np.testing.assert_array_equal(result, expected.numpy())
 
 
-@settings(deadline=None)
 @given(convolutions(transposed=True), st.integers(0, 1), st.integers(0, 1))
 def test_conv2d_transpose_equals_torch_float64(case, extra_h, extra_w):
     x, weight, bias, attrs = case
