@@ -23,9 +23,7 @@ _ROUNDINGS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def coordinates(
-    extent: int, target: int, mode: str, start: float = 0.0, end: float = 1.0
-) -> Array:
+def coordinates(extent: int, target: int, mode: str, start: float = 0.0, end: float = 1.0) -> Array:
     """Map output positions to real input positions.
 
     Parameters

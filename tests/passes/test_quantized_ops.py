@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from tvm import relax, tirx
 from tvm.ir import SourceName, Span
+
 from tvmquant.passes import quantized_ops as qop
 
 N = tirx.Var("n", "int64")

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tvmquant.passes import quantized_ops as qop
 
 from tvmquant import arithmetic
 from tvmquant.errors import QuantizationError
+from tvmquant.passes import quantized_ops as qop
 from tvmquant.simulator import calls
 
 NHWC = (0, 2, 3, 1)
@@ -93,7 +93,7 @@ def test_a_fused_epilogue_equals_its_parts(run_graph, name, attrs, residual, val
     np.testing.assert_array_equal(result, expected)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32), st.integers(0, 255), st.booleans(), st.booleans())
 def test_requantize_equals_python_integers(run_graph, seed, zero_point, residual, per_channel):
     rng = np.random.default_rng(seed)
@@ -178,7 +178,7 @@ def test_qmultiply_broadcasts(run_graph):
     np.testing.assert_array_equal(result, (a.astype(int) - 128) * (b.astype(int) - 3))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.integers(0, 2), st.booleans())
 def test_pool_sum_equals_nested_loops(run_graph, kernel, stride, dilation, pad, nhwc):
     rng = np.random.default_rng(kernel)

@@ -5,9 +5,9 @@ import pytest
 import tvm
 from tvm import relax
 from tvm.ir import SourceName, Span
-from tvmquant.passes import quantized_ops as qop
 
 from tvmquant.errors import DataError, QuantizationError
+from tvmquant.passes import quantized_ops as qop
 from tvmquant.simulator import simulate
 
 REQUANTIZE = {

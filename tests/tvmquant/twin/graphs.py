@@ -7,6 +7,7 @@ import numpy as np
 import tvm
 from tvm import relax
 from tvm.ir import SourceName, Span
+
 from tvmquant.passes import quantized_ops as qop
 
 
