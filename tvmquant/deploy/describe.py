@@ -34,12 +34,15 @@ def describe_tensors(
         list(raw.ret_ty.fields) if isinstance(raw.ret_ty, tvm.ir.TupleType) else [raw.ret_ty]
     )
     scales_in, scales_out = _border_scales(module)
+    # main quantizes every input, calls raw, dequantizes every output, in order
+    calls = [v for _, v in bindings_of(main) if isinstance(v, relax.Call)]
+    kernels = [str(v.args[0].name_hint) for v in calls if not isinstance(v.op, tvm.ir.GlobalVar)]
     inputs = [
-        _with_raw(info, param.ty, *scales_in[i])
+        _with_raw(info, param.ty, kernels[i], *scales_in[i])
         for i, (info, param) in enumerate(zip(inputs, raw.params, strict=True))
     ]
     outputs = [
-        _with_raw(info, ty, *scales_out[i])
+        _with_raw(info, ty, kernels[len(inputs) + i], *scales_out[i])
         for i, (info, ty) in enumerate(zip(outputs, raw_types, strict=True))
     ]
     return inputs, outputs
@@ -50,9 +53,12 @@ def _tensor(name: str, ty: relax.TensorType) -> TensorInfo:
     return TensorInfo(name, shape, str(ty.dtype.dtype), "NCHW" if len(shape) == 4 else "")
 
 
-def _with_raw(info: TensorInfo, ty: relax.TensorType, scale: float, zero: int) -> TensorInfo:
+def _with_raw(
+    info: TensorInfo, ty: relax.TensorType, kernel: str, scale: float, zero: int
+) -> TensorInfo:
+    """Add the raw form, which is channels last where the kernel at the border moves them."""
     shape = [int(v) for v in ty.shape.values]
-    layout = "NHWC" if len(shape) == 4 else ""
+    layout = "NHWC" if "_nhwc" in kernel else info.layout
     return TensorInfo(
         info.name, info.shape, info.dtype, info.layout, scale, zero, shape,
         str(ty.dtype.dtype), layout,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,8 @@ class Model:
     threads : int, optional
         Threads that compute; default: those the library was built for. One setting per process.
     raw : bool
-        Take and return raw integers (channels last) instead of float32.
+        Take and return raw integers instead of float32, in the layouts that the manifest says
+        (channels last).
 
     Raises
     ------
@@ -231,12 +233,12 @@ def _virtual_machine(library: Path, manifest: Manifest, threads: int) -> Any:
     # mode 0: one thread on each of the big cores, up to the given number
     tvm.get_global_func("runtime.config_threadpool")(0, threads)
     try:
-        # The dynamic linker takes a path it has seen for the same library, even after a new build; a
-    # link of its own makes it look at the file.
-    with tempfile.TemporaryDirectory(prefix="tvmquant.") as scratch:
-        link = Path(scratch, LIBRARY_NAME)
-        link.symlink_to(library.absolute())
-        module = tvm.runtime.load_module(str(link))
+        # The dynamic linker takes a path it has seen for the same library, even after a new
+        # build; a link of its own makes it look at the file.
+        with tempfile.TemporaryDirectory(prefix="tvmquant.") as scratch:
+            link = Path(scratch, LIBRARY_NAME)
+            link.symlink_to(library.absolute())
+            module = tvm.runtime.load_module(str(link))
         return tvm.runtime.vm.VirtualMachine(module, tvm.cpu())
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]

@@ -36,9 +36,10 @@ class TensorInfo:
         Of the raw integers: real = scale * (q - zero_point). None where the tensor has no raw form.
     zero_point : int
     raw_shape : list of int
-        Shape of the raw integers (channels last).
+        Shape of the raw integers.
     raw_dtype : str
     raw_layout : str
+        ``"NHWC"`` where the kernel at the border moves the channels, else as ``layout``.
     """
 
     name: str
