@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -234,11 +235,14 @@ def _virtual_machine(library: Path, manifest: Manifest, threads: int) -> Any:
     tvm.get_global_func("runtime.config_threadpool")(0, threads)
     try:
         # The dynamic linker takes a path it has seen for the same library, even after a new
-        # build; a link of its own makes it look at the file.
+        # build; under a name of its own it looks at the file.
         with tempfile.TemporaryDirectory(prefix="tvmquant.") as scratch:
-            link = Path(scratch, LIBRARY_NAME)
-            link.symlink_to(library.absolute())
-            module = tvm.runtime.load_module(str(link))
+            fresh = Path(scratch, LIBRARY_NAME)
+            try:
+                fresh.hardlink_to(library)
+            except OSError:  # another file system
+                shutil.copyfile(library, fresh)
+            module = tvm.runtime.load_module(str(fresh))
         return tvm.runtime.vm.VirtualMachine(module, tvm.cpu())
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
