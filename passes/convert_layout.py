@@ -32,7 +32,15 @@ TO_NCHW = (0, 3, 1, 2)
 AXIS_IN_NHWC = (0, 3, 1, 2)
 
 
-class _Converter(DataflowRewriter):
+class LayoutConverter(DataflowRewriter):
+    """Convert the integer operators; a subclass that converts others adds to ``handlers``.
+
+    Attributes
+    ----------
+    handlers : dict
+        From an operator's name to what returns its NHWC form, or None to leave a call as it is.
+    """
+
     def __init__(self, module: tvm.IRModule) -> None:
         super().__init__(module)
         self.channels_last: dict[relax.Var, relax.Expr] = {}
@@ -54,17 +62,23 @@ class _Converter(DataflowRewriter):
         }
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        """Convert a call that has a handler; anything else reads NCHW."""
         if isinstance(value, relax.Var):
             return self.lookup(value)
         if isinstance(value, relax.TupleGetItem):
             return self._tuple_item(var, value)
         handler = self.handlers.get(value.op.name) if isinstance(value, relax.Call) else None
-        if handler is None or not _is_rank4(value.args[0]):
+        if handler is None or not self.converts(value.args[0]):
             return None
         new = handler(value)
         if new is None:
             return None
         return self._converted(var, _with_span(new, value))
+
+    def converts(self, operand: relax.Expr) -> bool:
+        """Whether an operator on ``operand`` is converted."""
+        tensor = operand.fields[0] if isinstance(operand, relax.Tuple) else operand
+        return _is_rank4(tensor) and not str(tensor.ty.dtype).startswith("float")
 
     def lookup(self, expr: relax.Expr) -> relax.Expr:
         """Return an operand in NCHW, transposing back what is NHWC only."""
@@ -159,10 +173,8 @@ class _Converter(DataflowRewriter):
 
 
 def _is_rank4(expr: relax.Expr) -> bool:
-    tensor = expr.fields[0] if isinstance(expr, relax.Tuple) else expr
-    shape = getattr(tensor.ty, "shape", None)
-    integer = not str(getattr(tensor.ty, "dtype", "float")).startswith("float")
-    return shape is not None and len(shape.values) == 4 and integer
+    shape = getattr(expr.ty, "shape", None)
+    return shape is not None and len(shape.values) == 4
 
 
 def _with_span(new: relax.Expr, old: relax.Call) -> relax.Expr:
@@ -177,4 +189,4 @@ class ConvertLayout:
         self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
     ) -> tvm.IRModule:
         """Return the converted module."""
-        return _Converter(module).rewrite()
+        return LayoutConverter(module).rewrite()

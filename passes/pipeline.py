@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import tvm
 from tvm import relax
 
+from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.annotate_quantization import AnnotateQuantization
 from tvmquant.passes.apply_calibration import ApplyCalibration
 from tvmquant.passes.canonicalize_ops import CanonicalizeOps
@@ -22,11 +23,20 @@ from tvmquant.passes.expose_integers import ExposeIntegers
 from tvmquant.passes.fold_batch_norm import FoldBatchNorm
 from tvmquant.passes.fuse_epilogue import FuseEpilogue
 from tvmquant.passes.insert_requantize import InsertRequantize
+from tvmquant.passes.lower_float import LowerFloat
 from tvmquant.passes.lower_to_kernels import LowerToKernels
+from tvmquant.passes.rewriter import bindings_of
 from tvmquant.passes.schedule_float_ops import ScheduleFloatOps
 from tvmquant.passes.verify_integer_only import VerifyIntegerOnly
 
 Pass: TypeAlias = Any  # tvm.transform.Pass, which TVM leaves untyped
+
+_FUSE_ELEMENTWISE = [
+    relax.transform.RewriteDataflowReshape(),  # first: a view is not to be fused into a copy
+    relax.transform.AnnotateTIROpPattern(),
+    relax.transform.FuseOps(),
+    relax.transform.FuseTIR(),
+]
 
 
 def _run(phase: str, passes: Sequence[Pass], module: tvm.IRModule) -> tvm.IRModule:
@@ -69,12 +79,15 @@ def lower(
     """L2 (or L0, for a float build) -> L3: scheduled kernels with the batch bound."""
     symbols = {str(v.name): v for p in module["main"].params for v in _symbolic(p)}
     bind = [relax.transform.BindSymbolicVars({v: batch for v in symbols.values()})]
+    integer = has_integer_operators(module)
     return _run(
         "5-kernels",
         [
             *(bind if symbols else []),
             LowerToKernels(target, threads),
+            *([] if integer else [LowerFloat(target, threads)]),
             relax.transform.LegalizeOps(),
+            *([] if integer else _FUSE_ELEMENTWISE),
             ScheduleFloatOps(target, threads),
         ],
         module,
@@ -84,6 +97,12 @@ def lower(
 def expose_integers(module: tvm.IRModule) -> tvm.IRModule:
     """Add the raw integer entry to an L3 module, where its borders allow it."""
     return _run("6-entries", [ExposeIntegers()], module)
+
+
+def has_integer_operators(module: tvm.IRModule) -> bool:
+    """Whether a module is an integer graph (L2), as opposed to a float one (L0)."""
+    values = (value for _, value in bindings_of(module["main"]))
+    return any(isinstance(v, relax.Call) and v.op.name.startswith(qop.PREFIX) for v in values)
 
 
 def _symbolic(param: relax.Var) -> list[tvm.tirx.Var]:

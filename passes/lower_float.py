@@ -1,0 +1,352 @@
+"""Lower a float graph to scheduled float32 kernels, channels last (L0 -> L3).
+
+Before::
+
+    c = conv2d(x, w); b = add(c, bias); s = add(b, r); y = relu(s)
+
+After::
+
+    y = call_tir(conv2d_f32_fma256_tile6x2, (x_nhwc, w_packed, bias, r_nhwc))
+
+The float build is the baseline that an integer library is compared with, so it gets the same
+convolution schedule (`schedules.conv2d`), layout and fusion. Requires a canonical L0 graph with its
+batch bound. Convolution (all but transposed), dense layers with constant weights, pooling,
+transposes and concatenation get kernels; other operators are left for TVM's legalization.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+
+from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.convert_layout import AXIS_IN_NHWC, LayoutConverter
+from tvmquant.passes.elementwise import BINARY, UNARY
+from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, count_uses, used_vars
+from tvmquant.schedules import conv2d, float_window, structural
+from tvmquant.schedules.epilogue import FloatEpilogue
+
+# FuseOps leaves such a kernel alone.
+OPAQUE = 8
+CONTRACTIONS = ("relax.nn.conv2d", "relax.matmul")
+
+
+class _ChannelsLast(LayoutConverter):
+    """Lay the float operators out as NHWC."""
+
+    def __init__(self, module: tvm.IRModule) -> None:
+        super().__init__(module)
+        self.handlers = {
+            **dict.fromkeys((*UNARY, *BINARY, "relax.clip"), self._elementwise),
+            **{
+                name: handler for name, handler in self.handlers.items()
+                if not name.startswith(qop.PREFIX)
+            },
+            "relax.nn.conv2d": self._conv2d,
+            "relax.nn.avg_pool2d": self._avg_pool,
+            "relax.mean": self._mean,
+        }  # fmt: skip
+
+    def converts(self, operand: relax.Expr) -> bool:
+        tensor = operand.fields[0] if isinstance(operand, relax.Tuple) else operand
+        shape = getattr(tensor.ty, "shape", None)
+        return shape is not None and len(shape.values) == 4 and _dtype(tensor) == "float32"
+
+    def _elementwise(self, call: relax.Call) -> relax.Expr | None:
+        tensors = [a for a in call.args if isinstance(a.ty, relax.TensorType)]
+        if any(len(a.ty.shape.values) not in (0, 4) for a in tensors):
+            return None  # broadcast from a lower rank: its dimensions line up in NCHW alone
+        args = [self.nhwc(a) if isinstance(a.ty, relax.TensorType) else a for a in call.args]
+        return relax.Call(call.op, args, call.attrs, call.ty_args)
+
+    def _conv2d(self, call: relax.Call) -> relax.Expr | None:
+        a = call.attrs
+        if qop.constant_array(call.args[1]) is None:
+            return None
+        return relax.op.nn.conv2d(
+            *(self.nhwc(arg) for arg in call.args), a.strides, a.padding, a.dilation, int(a.groups),
+            data_layout="NHWC", kernel_layout="OHWI",
+        )  # fmt: skip
+
+    def _avg_pool(self, call: relax.Call) -> relax.Expr:
+        a = call.attrs
+        return relax.op.nn.avg_pool2d(
+            self.nhwc(call.args[0]), a.pool_size, a.strides, a.padding, a.dilation,
+            bool(a.ceil_mode), bool(a.count_include_pad), layout="NHWC",
+        )  # fmt: skip
+
+    def _mean(self, call: relax.Call) -> relax.Expr | None:
+        if not bool(call.attrs.keepdims) or call.attrs.axis is None:
+            return None
+        axes = [AXIS_IN_NHWC[int(axis) % 4] for axis in call.attrs.axis]
+        return relax.op.mean(self.nhwc(call.args[0]), axes, keepdims=True)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A contraction with what follows it in the same kernel.
+
+    Parameters
+    ----------
+    call : Call
+        The convolution or matmul.
+    inside : tuple of Var
+        What the kernel computes on its way to its result, which no other call reads.
+    bias : array or None
+    residual : Var or None
+    low, high : float
+        Bounds of the clip.
+    """
+
+    call: relax.Call
+    inside: tuple[relax.Var, ...] = ()
+    bias: Any = None
+    residual: relax.Var | None = None
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def clips(self) -> bool:
+        """Whether the layer already ends in a clip."""
+        return self.low > -math.inf or self.high < math.inf
+
+    @property
+    def epilogue(self) -> FloatEpilogue:
+        """What the kernel does to an accumulator with its bias."""
+        return FloatEpilogue(self.low, self.high, self.residual is not None)
+
+
+def _absorb(layer: _Layer, var: relax.Var, value: relax.Call) -> _Layer | None:
+    """Return the layer with the one call that reads its result ``var``, or None if it cannot be."""
+    inside = (*layer.inside, var)
+    if layer.clips:
+        return None
+    if qop.is_call(value, "relax.nn.relu"):
+        return replace(layer, inside=inside, low=0.0)
+    if qop.is_call(value, "relax.clip"):
+        low, high = (float(bound.value) for bound in value.args[1:])
+        return replace(layer, inside=inside, low=low, high=high)
+    if not qop.is_call(value, "relax.add") or layer.residual is not None:
+        return None
+    constant = qop.constant_array(value.args[1])
+    if constant is not None:
+        channels = _shape(var)[-1]
+        one_per_channel = constant.size == channels and constant.shape[-1:] == (channels,)
+        if layer.bias is not None or not one_per_channel:
+            return None
+        return replace(layer, inside=inside, bias=constant.reshape(-1))
+    other = value.args[0] if value.args[1].same_as(var) else value.args[1]
+    same = isinstance(other, relax.Var) and _shape(other) == _shape(var)
+    return replace(layer, inside=inside, residual=other) if same else None
+
+
+def _plan_layers(function: relax.Function) -> dict[relax.Var, _Layer]:
+    """Return every layer by the variable of its result."""
+    values = dict(bindings_of(function))
+    uses = count_uses(function)
+    reader = {
+        var: result
+        for result, value in values.items()
+        if isinstance(value, relax.Call)
+        for var in used_vars(value)
+        if uses[var] == 1
+    }
+    layers: dict[relax.Var, _Layer] = {}
+    taken: set[relax.Var] = set()
+    for var, value in values.items():
+        weight = value.args[1] if qop.is_call(value, *CONTRACTIONS) else None
+        if weight is None or qop.constant_array(weight) is None or _dtype(var) != "float32":
+            continue
+        layer, result = _Layer(value), var
+        while result in reader and reader[result] not in taken:
+            longer = _absorb(layer, result, values[reader[result]])
+            if longer is None:
+                break
+            layer, result = longer, reader[result]
+        layers[result] = layer
+        taken.update((*layer.inside, result))
+    return layers
+
+
+class _Lowerer(DataflowRewriter):
+    def __init__(self, module: tvm.IRModule, target: tvm.target.Target, threads: int) -> None:
+        super().__init__(module)
+        self.target = target
+        self.threads = threads
+        self.layers = _plan_layers(self.function)
+        self.inside = {var for layer in self.layers.values() for var in layer.inside}
+        self.handlers: dict[str, Callable[[relax.Call], relax.Expr | None]] = {
+            "relax.nn.max_pool2d": self._pool,
+            "relax.nn.avg_pool2d": self._pool,
+            "relax.mean": self._mean,
+            "relax.permute_dims": self._permute,
+            "relax.concat": self._concat,
+        }
+
+    def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        if var in self.inside:
+            return var  # computed by the kernel of its layer
+        if var in self.layers:
+            layer = self.layers[var]
+            if qop.is_call(layer.call, "relax.matmul"):
+                return self._dense(var, layer)
+            return self._conv2d(var, layer)
+        handler = self.handlers.get(value.op.name) if isinstance(value, relax.Call) else None
+        return handler(value) if handler and _dtype(var) == "float32" else None
+
+    def call(
+        self, kernel: tirx.PrimFunc, args: list[relax.Expr], shape: tuple[int, ...], node: Any
+    ) -> relax.Expr:
+        """Add a kernel to the module and emit its call."""
+        name = str(kernel.attrs["tvmquant.kernel"])
+        if "global_symbol" in kernel.attrs:
+            kernel = kernel.without_attr("global_symbol")
+        function = self.builder.add_func(kernel.with_attr("op_pattern", OPAQUE), name)
+        call = relax.op.call_tir(function, args, out_ty=relax.TensorType(shape, "float32"))
+        return self.emit(relax.Call(call.op, call.args, call.attrs, call.ty_args, node.span), "lv")
+
+    def reshaped(self, expr: relax.Expr, shape: tuple[int, ...]) -> relax.Expr:
+        """View a tensor in another shape (no copy at run time)."""
+        return expr if _shape(expr) == shape else self.emit(relax.op.reshape(expr, shape))
+
+    def _conv2d(self, var: relax.Var, layer: _Layer) -> relax.Expr:
+        a = layer.call.attrs
+        x = self.lookup(layer.call.args[0])
+        weight = qop.constant_array(layer.call.args[1])
+        groups, channels = int(a.groups), _shape(x)[3]
+        strides, padding, dilation = _integers(a.strides, a.padding, a.dilation)
+        if groups == channels > 1:
+            spec = float_window.FloatWindowSpec(
+                "depthwise_conv2d", _shape(x), weight.shape[1:3], strides, padding, dilation,
+                _shape(var)[1:3], weight.shape[0], layer.epilogue,
+            )  # fmt: skip
+            taps = qop.constant(np.ascontiguousarray(weight[..., 0].transpose(1, 2, 0)))
+            args = [x, taps, _bias(layer, weight.shape[0]), *self._residual(layer)]
+            kernel = float_window.kernel(spec, self.target, self.threads)
+            return self.call(kernel, args, _shape(var), layer.call)
+        spec = conv2d.Conv2DSpec(
+            *_shape(x), weight.shape[0], weight.shape[1:3], strides, padding, dilation, groups,
+        )  # fmt: skip
+        return self._contract(var, layer, spec, x, weight, "conv2d")
+
+    def _dense(self, var: relax.Var, layer: _Layer) -> relax.Expr:
+        x = self.lookup(layer.call.args[0])
+        weight = np.ascontiguousarray(qop.constant_array(layer.call.args[1]).T)[:, None, None, :]
+        rows = math.prod(_shape(x)[:-1])
+        spec = conv2d.Conv2DSpec(rows, 1, 1, weight.shape[3], weight.shape[0])
+        return self._contract(var, layer, spec, x, weight, "dense")
+
+    def _contract(
+        self, var: relax.Var, layer: _Layer, spec: conv2d.Conv2DSpec, x: relax.Expr, weight: Any,
+        operation: str,
+    ) -> relax.Expr:  # fmt: skip
+        spec = replace(spec, epilogue=layer.epilogue, dtype="float32").flattened()
+        tiling = conv2d.target_tiling(spec, self.target, self.threads)
+        out_shape = (spec.batch, spec.out_height, spec.out_width, spec.outputs)
+        args = [
+            self.reshaped(x, conv2d.input_shape(spec, tiling)),
+            qop.constant(conv2d.pack_weight(weight, spec, tiling)),
+            _bias(layer, conv2d.padded_outputs(spec, tiling)),
+            *(self.reshaped(r, out_shape) for r in self._residual(layer)),
+        ]
+        kernel = conv2d.kernel(spec, tiling, operation)
+        return self.reshaped(self.call(kernel, args, out_shape, layer.call), _shape(var))
+
+    def _residual(self, layer: _Layer) -> list[relax.Expr]:
+        return [] if layer.residual is None else [self.lookup(layer.residual)]
+
+    def _pool(self, call: relax.Call) -> relax.Expr | None:
+        a = call.attrs
+        if str(a.layout) != "NHWC":
+            return None
+        x = self.lookup(call.args[0])
+        size, strides, padding, dilation = _integers(a.pool_size, a.strides, a.padding, a.dilation)
+        spec = float_window.FloatWindowSpec(
+            call.op.name.removeprefix("relax.nn."), _shape(x), size, strides, padding, dilation,
+            _shape(call)[1:3], _shape(x)[3], FloatEpilogue(), bool(a.count_include_pad),
+        )  # fmt: skip
+        kernel = float_window.kernel(spec, self.target, self.threads)
+        return self.call(kernel, [x], _shape(call), call)
+
+    def _mean(self, call: relax.Call) -> relax.Expr | None:
+        """Average over rows and columns: one window."""
+        x = self.lookup(call.args[0])
+        shape = _shape(x)
+        axes = sorted(int(axis) % len(shape) for axis in call.attrs.axis or [])
+        if len(shape) != 4 or axes != [1, 2]:
+            return None
+        spec = float_window.FloatWindowSpec(
+            "avg_pool2d", shape, shape[1:3], (1, 1), (0, 0, 0, 0), (1, 1), (1, 1), shape[3],
+            FloatEpilogue(),
+        )  # fmt: skip
+        kernel = float_window.kernel(spec, self.target, self.threads)
+        pooled = self.call(kernel, [x], (shape[0], 1, 1, shape[3]), call)
+        return self.reshaped(pooled, _shape(call))
+
+    def _permute(self, call: relax.Call) -> relax.Expr:
+        x = self.lookup(call.args[0])
+        shape = _shape(x)
+        rank = len(shape)
+        axes = tuple(int(a) for a in call.attrs.axes or reversed(range(rank)))
+        moved = [axis for axis in axes if shape[axis] > 1]
+        if moved == sorted(moved):
+            return self.reshaped(x, _shape(call))  # only extents of 1 change places
+        spec = structural.PermuteSpec(shape, axes, "float32")
+        kernel = structural.kernel(spec, self.target, self.threads)
+        return self.call(kernel, [x], _shape(call), call)
+
+    def _concat(self, call: relax.Call) -> relax.Expr:
+        inputs = [self.lookup(field) for field in call.args[0].fields]
+        shapes = tuple(_shape(x) for x in inputs)
+        spec = structural.ConcatSpec(shapes, int(call.attrs.axis) % len(shapes[0]), "float32")
+        kernel = structural.kernel(spec, self.target, self.threads)
+        return self.call(kernel, inputs, _shape(call), call)
+
+
+def _shape(expr: relax.Expr) -> tuple[int, ...]:
+    return tuple(int(extent) for extent in expr.ty.shape.values)
+
+
+def _dtype(expr: relax.Expr) -> str:
+    return str(expr.ty.dtype.dtype) if isinstance(expr.ty, relax.TensorType) else ""
+
+
+def _integers(*arrays: Any) -> list[tuple[int, ...]]:
+    return [tuple(int(value) for value in array) for array in arrays]
+
+
+def _bias(layer: _Layer, length: int) -> relax.Expr:
+    """Return the bias as a constant of ``length`` entries, zeros beyond the channels."""
+    values = np.zeros(length, np.float32)
+    if layer.bias is not None:
+        values[: layer.bias.size] = layer.bias
+    return qop.constant(values)
+
+
+@tvm.ir.transform.module_pass(opt_level=0, name="LowerFloat")
+class LowerFloat:
+    """Lower the float operators of a module (see the module's description).
+
+    Parameters
+    ----------
+    target : Target
+    threads : int
+        Threads that the kernels divide their work for.
+    """
+
+    def __init__(self, target: tvm.target.Target, threads: int) -> None:
+        self.target = target
+        self.threads = threads
+
+    def transform_module(
+        self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
+    ) -> tvm.IRModule:
+        """Return the module with float32 kernels."""
+        channels_last = _ChannelsLast(module).rewrite()
+        return _Lowerer(channels_last, self.target, self.threads).rewrite()
