@@ -127,7 +127,7 @@ def _evaluate(
     images = _images(folder, task, task.calibration, 16)
     with stage(f"{name}: calibrate") as progress:
         calibration = tvmquant.calibrate(graph, images, progress=progress, **calibration_options)
-    quantized = tvmquant.quantize(graph, calibration, target=target, **scheme, **quantize_options)
+    quantized = tvmquant.quantize(graph, calibration, **scheme, **quantize_options)
     held_out = _images(folder, task, task.evaluation, max(task.batch, 10))
     if limit is not None:
         held_out = held_out.subset(step=max(1, len(held_out) // limit), limit=limit)

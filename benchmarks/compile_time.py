@@ -32,7 +32,7 @@ onnx, calibration, out, threads, target = sys.argv[1:]
 graph = tvmquant.load_onnx(onnx)
 ranges = tvmquant.Calibration.load(calibration)
 start = time.perf_counter()
-quantized = tvmquant.quantize(graph, ranges, target=target)
+quantized = tvmquant.quantize(graph, ranges)
 tvmquant.build(quantized, out=out, threads=int(threads), target=target)
 print(time.perf_counter() - start)
 """

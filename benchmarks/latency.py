@@ -172,7 +172,7 @@ def measure(case: Case) -> dict[str, Latency]:
             runners = {name: _peer_runner(peer, image) for name, peer in rivals.items()}
         graph = tvmquant.load_onnx(case.onnx)
         found = tvmquant.calibrate(graph, case.images)
-        graphs = {OURS: tvmquant.quantize(graph, found, target=case.target)}
+        graphs = {OURS: tvmquant.quantize(graph, found)}
         if case.with_float:
             graphs["tvmquant-float"] = graph
         libraries = {}

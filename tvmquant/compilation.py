@@ -158,7 +158,7 @@ def compile_onnx(
     with clock.stage("quantize"):
         from tvmquant.quantization import quantize
 
-        quantized = quantize(graph, calibration, strict=strict, target=target, **quantize_options)
+        quantized = quantize(graph, calibration, strict=strict, **quantize_options)
     with clock.stage("build"):
         from tvmquant.deploy.build import build
 

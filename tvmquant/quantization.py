@@ -7,12 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from tvmquant.errors import QuantizationError
 from tvmquant.passes import pipeline
-from tvmquant.schedules.isa import multiplies_in_pairs
-from tvmquant.target import parse_target
 
 if TYPE_CHECKING:
-    import tvm
-
     from tvmquant.calibration import Calibration
     from tvmquant.graph import Graph
 
@@ -70,7 +66,7 @@ def quantize(
     activation_scheme: str = "asymmetric",
     weight_method: str = "mse",
     strict: bool = False,
-    target: str | dict[str, Any] | tvm.target.Target | None = None,
+    bound_pairs: bool = True,
 ) -> Graph:
     """Turn a float graph into integers.
 
@@ -85,10 +81,11 @@ def quantize(
         ``mse`` (default) or ``minmax``: how per-channel weight scales are chosen.
     strict : bool
         Raise if any operator stays float.
-    target : str, dict or Target, optional
-        The processor the graph is meant for. Where its fastest multiplication saturates sums of
-        two products (AVX2 without VNNI), weights are rounded so that they never do; see
-        `tvmquant.weight_pairs`. The graph is exact on every target in any case.
+    bound_pairs : bool
+        Round the weights of layers that can afford it so that sums of two products fit 16 bits,
+        which lets AVX2 processors multiply bytes (`tvmquant.weight_pairs`). On by default, so that
+        a model computes the same integers, with the same accuracy, on every processor; off, the
+        weights are rounded freely and such processors multiply words. Exact in either case.
 
     Returns
     -------
@@ -108,7 +105,7 @@ def quantize(
         calibration.ranges(),
         weight_method=weight_method,
         strict=strict,
-        bound_pairs=target is not None and multiplies_in_pairs(parse_target(target)),
+        bound_pairs=bound_pairs,
     )
     return annotated.with_module(module, "L2")
 

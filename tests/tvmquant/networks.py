@@ -79,13 +79,11 @@ class Compiled:
     images: np.ndarray
 
 
-def compile_network(
-    path: Path, images: np.ndarray, *, target: str | None = None, **options
-) -> Compiled:
+def compile_network(path: Path, images: np.ndarray, **options) -> Compiled:
     """Import, calibrate and quantize."""
     graph = load_onnx(path)
     calibration = calibrate(graph, images, batch_size=len(images), **options)
-    return Compiled(graph, quantize(graph, calibration, target=target, **options), images)
+    return Compiled(graph, quantize(graph, calibration, **options), images)
 
 
 def as_tuple(outputs) -> tuple[np.ndarray, ...]:
