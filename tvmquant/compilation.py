@@ -70,6 +70,7 @@ def compile_onnx(
     percentile: float | None = None,
     activation_scheme: str | None = None,
     weight_method: str | None = None,
+    bound_pairs: bool | None = None,
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
     target: str = "native",
     threads: int | None = None,
@@ -95,7 +96,7 @@ def compile_onnx(
         Calibrate with at most so many items, spread evenly over the selected ones; None: with all.
     calibration_method, percentile
         As of `calibrate`; None for its default. A percentile alone selects that method.
-    activation_scheme, weight_method, strict
+    activation_scheme, weight_method, bound_pairs, strict
         As of `quantize`; None for its default.
     input_shapes
         As of `load_onnx`.
@@ -118,7 +119,10 @@ def compile_onnx(
     _check_method(_given(method=calibration_method, percentile=percentile))
     scheme = _given(activation_scheme=activation_scheme)
     calibration_options = {**_given(method=calibration_method, percentile=percentile), **scheme}
-    quantize_options = {**_given(weight_method=weight_method), **scheme}
+    quantize_options = {
+        **_given(weight_method=weight_method, bound_pairs=bound_pairs),
+        **scheme,
+    }
     recipe = Preprocess.parse(preprocess)
 
     with clock.stage("load"):

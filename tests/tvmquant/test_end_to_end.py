@@ -69,7 +69,7 @@ def test_every_model_is_here():
 def test_known_architectures(tmp_path, name):
     size, floor = MODELS[name]
     path = models.export(name, tmp_path / f"{name}.onnx", image_size=size, num_classes=10)
-    network = compile_network(path, networks.images_of((3, size, size)), target="native")
+    network = compile_network(path, networks.images_of((3, size, size)))
     manifest = check_library(network, tmp_path / "library", threads=2)
     assert manifest.float_audit == []
     assert manifest.has_raw
@@ -86,7 +86,7 @@ def test_real_networks(tmp_path, shared_dir, name):
             pytest.skip(f"{path} is not there")
     dataset = open_data(data, recipe, select={"step": 100, "limit": 8})
     images = np.concatenate([batch for batch, _ in dataset])
-    network = compile_network(model, images, target="native")
+    network = compile_network(model, images)
     manifest = check_library(network, tmp_path / "library")
     assert manifest.float_audit == []
     assert manifest.has_raw
@@ -115,7 +115,7 @@ def test_forced_targets(tmp_path, mixture, target):
 
 def test_weights_rounded_for_the_target(tmp_path, mixture):
     path = networks.export_mixture(tmp_path / "mixture.onnx")
-    network = compile_network(path, mixture.images, target="haswell")
+    network = compile_network(path, mixture.images)
     check_library(network, tmp_path / "library", target="haswell")
     check_accuracy(network, 20)
 

@@ -54,6 +54,13 @@ def compile_model(
     weight_method: Annotated[
         str | None, typer.Option(metavar="M", help="mse (default) or minmax.")
     ] = None,
+    bound_pairs: Annotated[
+        bool,
+        typer.Option(
+            "--bound-pairs/--free-weights",
+            help="Round weights so that AVX2 processors may multiply bytes, or freely.",
+        ),
+    ] = True,
     threads: options.Threads = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size of the library.")] = 1,
     input_shape: options.InputShapes = None,
@@ -91,6 +98,7 @@ def compile_model(
         percentile=percentile,
         activation_scheme=activation_scheme,
         weight_method=weight_method,
+        bound_pairs=bound_pairs,
         input_shapes=shapes,
         target=target,
         threads=threads,
