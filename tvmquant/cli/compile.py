@@ -55,12 +55,12 @@ def compile_model(
         str | None, typer.Option(metavar="M", help="mse (default) or minmax.")
     ] = None,
     bound_pairs: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             "--bound-pairs/--free-weights",
             help="Round weights so that AVX2 processors may multiply bytes, or freely.",
         ),
-    ] = True,
+    ] = None,
     threads: options.Threads = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size of the library.")] = 1,
     input_shape: options.InputShapes = None,
