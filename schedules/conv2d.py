@@ -303,10 +303,10 @@ def compute(spec: Conv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
             return total
         if isinstance(spec.epilogue, FloatEpilogue):
             return spec.epilogue.apply(total, *(t[n, h, w, o] for t in extra))
-        vectors = [t[o] for t in extra[:3]]
+        multiplier, offset, shift = (t[o] for t in extra[:3])
         residual = (extra[3][n, h, w, o], extra[4][o]) if spec.epilogue.residual else None
         table = extra[-1] if spec.epilogue.table else None
-        return spec.epilogue.apply(total, *vectors, residual, table)
+        return spec.epilogue.apply(total, multiplier, offset, shift, residual, table)
 
     out = te.compute(out_shape, finish, name="out")
     return te.create_prim_func([x, weight, bias, *extra, out])
