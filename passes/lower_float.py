@@ -10,8 +10,9 @@ After::
 
 The float build is the baseline that an integer library is compared with, so it gets the same
 convolution schedule (`schedules.conv2d`), layout and fusion. Requires a canonical L0 graph with its
-batch bound. Convolution (all but transposed), dense layers with constant weights, pooling,
-transposes and concatenation get kernels; other operators are left for TVM's legalization.
+batch bound. Convolution (transposed only where windows do not overlap), dense layers with constant
+weights, pooling, transposes and concatenation get kernels; other operators are left for TVM's
+legalization.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class _ChannelsLast(LayoutConverter):
                 if not name.startswith(qop.PREFIX)
             },
             "relax.nn.conv2d": self._conv2d,
+            "relax.nn.conv2d_transpose": self._conv2d_transpose,
             "relax.nn.avg_pool2d": self._avg_pool,
             "relax.mean": self._mean,
         }  # fmt: skip
@@ -73,6 +75,29 @@ class _ChannelsLast(LayoutConverter):
             *(self.nhwc(arg) for arg in call.args), a.strides, a.padding, a.dilation, int(a.groups),
             data_layout="NHWC", kernel_layout="OHWI",
         )  # fmt: skip
+
+    def _conv2d_transpose(self, call: relax.Call) -> relax.Expr | None:
+        """Compute windows that do not overlap as one pixel each, and lay their pixels out."""
+        weight = qop.constant_array(call.args[1])
+        a = call.attrs
+        if weight is None or int(a.groups) != 1 or weight.shape[2:] == (1, 1):
+            return None
+        strides, dilation = _integers(a.strides, a.dilation)
+        padding = [int(value) for value in (*a.padding, *a.output_padding)]
+        if strides != weight.shape[2:] or dilation != (1, 1) or any(padding):
+            return None
+        x = self.nhwc(call.args[0])
+        channels, outputs, height, width = weight.shape
+        rows = weight.transpose(2, 3, 1, 0).reshape(-1, 1, 1, channels)
+        pixels = self.emit(
+            relax.op.nn.conv2d(
+                x, qop.constant(rows), data_layout="NHWC", kernel_layout="OHWI"
+            )
+        )  # fmt: skip
+        n, h, w, _ = _shape(x)
+        split = self.emit(relax.op.reshape(pixels, (n, h, w, height, width, outputs)))
+        moved = self.emit(relax.op.permute_dims(split, [0, 1, 3, 2, 4, 5]))
+        return relax.op.reshape(moved, (n, h * height, w * width, outputs))
 
     def _avg_pool(self, call: relax.Call) -> relax.Expr:
         a = call.attrs

@@ -2,53 +2,108 @@
 
 Before::
 
-    for n, c, h, w: y[n, c, h, w] = exp(x[n, c, h, w])                      # serial
+    for n, c, h, w: t[n, c, h, w] = x[n, c, h, w] + 3                       # serial
+    for n, c, h, w: y[n, c, h, w] = exp(t[n, c, h, w])
 
 After::
 
-    for task in parallel: for lane in vectorized(16): y[...] = exp(x[...])
+    for task in parallel: for h, w: for lane in vectorized(8): y[...] = exp(x[...] + 3)
 
-Touches only functions that carry no ``tvmquant.kernel``: the few operators of the float audit and
-data movement without a kernel of its own. Every block is scheduled by itself; a reduction keeps
-its reduction loops serial.
+Touches only functions that carry no ``tvmquant.kernel``: the few operators of the float audit, what
+is left of a float build, and data movement without a kernel of its own. An elementwise step is
+computed inside the one that reads it, if only that one does and for as many elements; every other
+block is scheduled by itself. A reduction is vectorized over the outputs next to each other.
 """
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import tvm
 from tvm.s_tir import Schedule
 
 from tvmquant.schedules.isa import vector_bits
+from tvmquant.schedules.loops import lanes_for, vectorize
 
 # Smaller than this, waking the thread pool costs more than the loop.
 PARALLEL_ELEMENTS = 8192
+# Iterations of the parallel loop for every thread, so that an uneven division costs little.
+TASKS_PER_THREAD = 4
+SPATIAL, REDUCTION = "0", "2"
 
 
 def _schedule(
     function: tvm.tirx.PrimFunc, target: tvm.target.Target, threads: int
 ) -> tvm.tirx.PrimFunc:
     sch = Schedule(function)
-    lanes = vector_bits(target) // 32
     for block in sch.get_child_blocks(sch.get_sblock("root")):
-        loops = sch.get_loops(block)
-        kinds = [str(v.iter_type) for v in sch.get(block).iter_vars]
-        spatial = [loop for loop, kind in zip(loops, kinds, strict=False) if kind == "0"]
-        extents = [sch.get(loop).extent for loop in spatial]
-        if len(loops) != len(kinds) or not spatial:
-            continue
-        if not all(isinstance(e, tvm.tirx.IntImm) for e in extents):
-            continue
-        elements = 1
-        for extent in extents:
-            elements *= int(extent)
-        if len(spatial) == len(loops) and int(extents[-1]) % lanes == 0:
-            *spatial, inner = spatial
-            outer, vector = sch.split(inner, [None, lanes])
-            sch.vectorize(vector)
-            spatial.append(outer)
-        if elements >= PARALLEL_ELEMENTS and threads > 1:
-            sch.parallel(sch.fuse(*spatial) if len(spatial) > 1 else spatial[0])
+        if _belongs_to_its_reader(sch, block):
+            sch.compute_inline(block)
+    for block in sch.get_child_blocks(sch.get_sblock("root")):
+        _schedule_block(sch, block, vector_bits(target) // 32, threads)
     return sch.mod["main"]
+
+
+def _belongs_to_its_reader(sch: Schedule, block: Any) -> bool:
+    """Whether a block is elementwise and one elementwise block reads it, as often as it is long."""
+    readers = sch.get_consumers(block)
+    if len(readers) != 1:
+        return False
+    extents = [_spatial_extents(sch, b) for b in (block, readers[0])]
+    return None not in extents and math.prod(extents[0] or []) == math.prod(extents[1] or [])
+
+
+def _spatial_extents(sch: Schedule, block: Any) -> list[int] | None:
+    """Return the extents of a block whose loops are all spatial and constant, else None."""
+    kinds = _kinds(sch, block)
+    extents = [sch.get(loop).extent for loop in sch.get_loops(block)]
+    constant = all(isinstance(extent, tvm.tirx.IntImm) for extent in extents)
+    if not constant or kinds != [SPATIAL] * len(extents):
+        return None
+    return [int(extent) for extent in extents]
+
+
+def _kinds(sch: Schedule, block: Any) -> list[str]:
+    return [str(variable.iter_type) for variable in sch.get(block).iter_vars]
+
+
+def _schedule_block(sch: Schedule, block: Any, lanes: int, threads: int) -> None:
+    loops, kinds = sch.get_loops(block), _kinds(sch, block)
+    count = kinds.count(SPATIAL)
+    if kinds != [SPATIAL] * count + [REDUCTION] * (len(loops) - count) or not count:
+        return
+    if not all(isinstance(sch.get(loop).extent, tvm.tirx.IntImm) for loop in loops):
+        return
+    extents = [int(sch.get(loop).extent) for loop in loops]
+    spatial, reductions = loops[:count], loops[count:]
+    width = lanes_for(extents[count - 1], lanes)
+    if not reductions:
+        spatial[-1] = vectorize(sch, spatial[-1], width)
+    elif width > 1 and extents[count - 1] % width == 0 and _stores_once(sch, block):
+        spatial[-1], lane = sch.split(spatial[-1], [None, width])
+        sch.reorder(*reductions, lane)
+        sch.vectorize(lane)
+    if threads > 1 and math.prod(extents[:count]) >= PARALLEL_ELEMENTS:
+        sch.parallel(_outer_loop(sch, spatial, TASKS_PER_THREAD * threads))
+    if reductions and _stores_once(sch, block):
+        *_, last = sch.get_loops(sch.decompose_reduction(block, reductions[0]))
+        if int(sch.get(last).extent) == width > 1:
+            sch.vectorize(last)
+
+
+def _stores_once(sch: Schedule, block: Any) -> bool:
+    """Whether a block writes one tensor (an argmax writes two)."""
+    return len(sch.get(block).writes) == 1
+
+
+def _outer_loop(sch: Schedule, loops: list[Any], tasks: int) -> Any:
+    """Fuse as many outer loops as make ``tasks`` iterations; the others stay cheap to index."""
+    taken, iterations = 0, 1
+    while taken < len(loops) and iterations < tasks:
+        iterations *= int(sch.get(loops[taken]).extent)
+        taken += 1
+    return sch.fuse(*loops[:taken]) if taken > 1 else loops[0]
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="ScheduleFloatOps")
