@@ -247,13 +247,13 @@ class _Lowerer(DataflowRewriter):
         groups, channels = int(a.groups), _shape(x)[3]
         strides, padding, dilation = _integers(a.strides, a.padding, a.dilation)
         if groups == channels > 1:
-            spec = float_window.FloatWindowSpec(
+            window = float_window.FloatWindowSpec(
                 "depthwise_conv2d", _shape(x), weight.shape[1:3], strides, padding, dilation,
                 _shape(var)[1:3], weight.shape[0], layer.epilogue,
             )  # fmt: skip
             taps = qop.constant(np.ascontiguousarray(weight[..., 0].transpose(1, 2, 0)))
             args = [x, taps, _bias(layer, weight.shape[0]), *self._residual(layer)]
-            kernel = float_window.kernel(spec, self.target, self.threads)
+            kernel = float_window.kernel(window, self.target, self.threads)
             return self.call(kernel, args, _shape(var), layer.call)
         spec = conv2d.Conv2DSpec(
             *_shape(x), weight.shape[0], weight.shape[1:3], strides, padding, dilation, groups,
@@ -334,7 +334,8 @@ class _Lowerer(DataflowRewriter):
         return self.call(kernel, inputs, _shape(call), call)
 
 
-def _shape(expr: relax.Expr) -> tuple[int, ...]:
+def _shape(expr: relax.Expr) -> Any:
+    """Return a static shape as a tuple of its rank."""
     return tuple(int(extent) for extent in expr.ty.shape.values)
 
 
@@ -342,7 +343,8 @@ def _dtype(expr: relax.Expr) -> str:
     return str(expr.ty.dtype.dtype) if isinstance(expr.ty, relax.TensorType) else ""
 
 
-def _integers(*arrays: Any) -> list[tuple[int, ...]]:
+def _integers(*arrays: Any) -> list[Any]:
+    """Return attributes as tuples of int."""
     return [tuple(int(value) for value in array) for array in arrays]
 
 
