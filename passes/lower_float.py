@@ -30,6 +30,7 @@ from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.convert_layout import AXIS_IN_NHWC, LayoutConverter
 from tvmquant.passes.elementwise import BINARY, UNARY
 from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, count_uses, used_vars
+from tvmquant.passes.tensor_types import dtype_of, integers, nhwc_shape, static_shape
 from tvmquant.schedules import conv2d, float_window, structural
 from tvmquant.schedules.epilogue import FloatEpilogue
 
@@ -58,7 +59,7 @@ class _ChannelsLast(LayoutConverter):
     def converts(self, operand: relax.Expr) -> bool:
         tensor = operand.fields[0] if isinstance(operand, relax.Tuple) else operand
         shape = getattr(tensor.ty, "shape", None)
-        return shape is not None and len(shape.values) == 4 and _dtype(tensor) == "float32"
+        return shape is not None and len(shape.values) == 4 and dtype_of(tensor) == "float32"
 
     def _elementwise(self, call: relax.Call) -> relax.Expr | None:
         tensors = [a for a in call.args if isinstance(a.ty, relax.TensorType)]
@@ -82,7 +83,7 @@ class _ChannelsLast(LayoutConverter):
         a = call.attrs
         if weight is None or int(a.groups) != 1 or weight.shape[2:] == (1, 1):
             return None
-        strides, dilation = _integers(a.strides, a.dilation)
+        strides, dilation = integers(a.strides), integers(a.dilation)
         padding = [int(value) for value in (*a.padding, *a.output_padding)]
         if strides != weight.shape[2:] or dilation != (1, 1) or any(padding):
             return None
@@ -94,7 +95,7 @@ class _ChannelsLast(LayoutConverter):
                 x, qop.constant(rows), data_layout="NHWC", kernel_layout="OHWI"
             )
         )  # fmt: skip
-        n, h, w, _ = _shape(x)
+        n, h, w, _ = static_shape(x)
         split = self.emit(relax.op.reshape(pixels, (n, h, w, height, width, outputs)))
         moved = self.emit(relax.op.permute_dims(split, [0, 1, 3, 2, 4, 5]))
         return relax.op.reshape(moved, (n, h * height, w * width, outputs))
@@ -161,13 +162,13 @@ def _absorb(layer: _Layer, var: relax.Var, value: relax.Call) -> _Layer | None:
         return None
     constant = qop.constant_array(value.args[1])
     if constant is not None:
-        channels = _shape(var)[-1]
+        channels = static_shape(var)[-1]
         one_per_channel = constant.size == channels and constant.shape[-1:] == (channels,)
         if layer.bias is not None or not one_per_channel:
             return None
         return replace(layer, inside=inside, bias=constant.reshape(-1))
     other = value.args[0] if value.args[1].same_as(var) else value.args[1]
-    same = isinstance(other, relax.Var) and _shape(other) == _shape(var)
+    same = isinstance(other, relax.Var) and static_shape(other) == static_shape(var)
     return replace(layer, inside=inside, residual=other) if same else None
 
 
@@ -186,7 +187,7 @@ def _plan_layers(function: relax.Function) -> dict[relax.Var, _Layer]:
     taken: set[relax.Var] = set()
     for var, value in values.items():
         weight = value.args[1] if qop.is_call(value, *CONTRACTIONS) else None
-        if weight is None or qop.constant_array(weight) is None or _dtype(var) != "float32":
+        if weight is None or qop.constant_array(weight) is None or dtype_of(var) != "float32":
             continue
         layer, result = _Layer(value), var
         while result in reader and reader[result] not in taken:
@@ -223,7 +224,7 @@ class _Lowerer(DataflowRewriter):
                 return self._dense(var, layer)
             return self._conv2d(var, layer)
         handler = self.handlers.get(value.op.name) if isinstance(value, relax.Call) else None
-        return handler(value) if handler and _dtype(var) == "float32" else None
+        return handler(value) if handler and dtype_of(var) == "float32" else None
 
     def call(
         self, kernel: tirx.PrimFunc, args: list[relax.Expr], shape: tuple[int, ...], node: Any
@@ -238,32 +239,32 @@ class _Lowerer(DataflowRewriter):
 
     def reshaped(self, expr: relax.Expr, shape: tuple[int, ...]) -> relax.Expr:
         """View a tensor in another shape (no copy at run time)."""
-        return expr if _shape(expr) == shape else self.emit(relax.op.reshape(expr, shape))
+        return expr if static_shape(expr) == shape else self.emit(relax.op.reshape(expr, shape))
 
     def _conv2d(self, var: relax.Var, layer: _Layer) -> relax.Expr:
         a = layer.call.attrs
         x = self.lookup(layer.call.args[0])
         weight = qop.constant_array(layer.call.args[1])
-        groups, channels = int(a.groups), _shape(x)[3]
-        strides, padding, dilation = _integers(a.strides, a.padding, a.dilation)
+        groups, channels = int(a.groups), static_shape(x)[3]
+        strides, padding, dilation = map(integers, (a.strides, a.padding, a.dilation))
         if groups == channels > 1:
             window = float_window.FloatWindowSpec(
-                "depthwise_conv2d", _shape(x), weight.shape[1:3], strides, padding, dilation,
-                _shape(var)[1:3], weight.shape[0], layer.epilogue,
+                "depthwise_conv2d", nhwc_shape(x), weight.shape[1:3], strides, padding, dilation,
+                nhwc_shape(var)[1:3], weight.shape[0], layer.epilogue,
             )  # fmt: skip
             taps = qop.constant(np.ascontiguousarray(weight[..., 0].transpose(1, 2, 0)))
             args = [x, taps, _bias(layer, weight.shape[0]), *self._residual(layer)]
             kernel = float_window.kernel(window, self.target, self.threads)
-            return self.call(kernel, args, _shape(var), layer.call)
-        spec = conv2d.Conv2DSpec(
-            *_shape(x), weight.shape[0], weight.shape[1:3], strides, padding, dilation, groups,
-        )  # fmt: skip
-        return self._contract(var, layer, spec, x, weight, "conv2d")
+            return self.call(kernel, args, static_shape(var), layer.call)
+        convolution = conv2d.Conv2DSpec(
+            *nhwc_shape(x), weight.shape[0], weight.shape[1:3], strides, padding, dilation, groups
+        )
+        return self._contract(var, layer, convolution, x, weight, "conv2d")
 
     def _dense(self, var: relax.Var, layer: _Layer) -> relax.Expr:
         x = self.lookup(layer.call.args[0])
         weight = np.ascontiguousarray(qop.constant_array(layer.call.args[1]).T)[:, None, None, :]
-        rows = math.prod(_shape(x)[:-1])
+        rows = math.prod(static_shape(x)[:-1])
         spec = conv2d.Conv2DSpec(rows, 1, 1, weight.shape[3], weight.shape[0])
         return self._contract(var, layer, spec, x, weight, "dense")
 
@@ -281,7 +282,7 @@ class _Lowerer(DataflowRewriter):
             *(self.reshaped(r, out_shape) for r in self._residual(layer)),
         ]
         kernel = conv2d.kernel(spec, tiling, operation)
-        return self.reshaped(self.call(kernel, args, out_shape, layer.call), _shape(var))
+        return self.reshaped(self.call(kernel, args, out_shape, layer.call), static_shape(var))
 
     def _residual(self, layer: _Layer) -> list[relax.Expr]:
         return [] if layer.residual is None else [self.lookup(layer.residual)]
@@ -291,18 +292,20 @@ class _Lowerer(DataflowRewriter):
         if str(a.layout) != "NHWC":
             return None
         x = self.lookup(call.args[0])
-        size, strides, padding, dilation = _integers(a.pool_size, a.strides, a.padding, a.dilation)
+        size, strides, padding, dilation = map(
+            integers, (a.pool_size, a.strides, a.padding, a.dilation)
+        )
         spec = float_window.FloatWindowSpec(
-            call.op.name.removeprefix("relax.nn."), _shape(x), size, strides, padding, dilation,
-            _shape(call)[1:3], _shape(x)[3], FloatEpilogue(), bool(a.count_include_pad),
+            call.op.name.removeprefix("relax.nn."), nhwc_shape(x), size, strides, padding, dilation,
+            nhwc_shape(call)[1:3], nhwc_shape(x)[3], FloatEpilogue(), bool(a.count_include_pad),
         )  # fmt: skip
         kernel = float_window.kernel(spec, self.target, self.threads)
-        return self.call(kernel, [x], _shape(call), call)
+        return self.call(kernel, [x], static_shape(call), call)
 
     def _mean(self, call: relax.Call) -> relax.Expr | None:
         """Average over rows and columns: one window."""
         x = self.lookup(call.args[0])
-        shape = _shape(x)
+        shape = static_shape(x)
         axes = sorted(int(axis) % len(shape) for axis in call.attrs.axis or [])
         if len(shape) != 4 or axes != [1, 2]:
             return None
@@ -312,40 +315,26 @@ class _Lowerer(DataflowRewriter):
         )  # fmt: skip
         kernel = float_window.kernel(spec, self.target, self.threads)
         pooled = self.call(kernel, [x], (shape[0], 1, 1, shape[3]), call)
-        return self.reshaped(pooled, _shape(call))
+        return self.reshaped(pooled, static_shape(call))
 
     def _permute(self, call: relax.Call) -> relax.Expr:
         x = self.lookup(call.args[0])
-        shape = _shape(x)
+        shape = static_shape(x)
         rank = len(shape)
         axes = tuple(int(a) for a in call.attrs.axes or reversed(range(rank)))
         moved = [axis for axis in axes if shape[axis] > 1]
         if moved == sorted(moved):
-            return self.reshaped(x, _shape(call))  # only extents of 1 change places
+            return self.reshaped(x, static_shape(call))  # only extents of 1 change places
         spec = structural.PermuteSpec(shape, axes, "float32")
         kernel = structural.kernel(spec, self.target, self.threads)
-        return self.call(kernel, [x], _shape(call), call)
+        return self.call(kernel, [x], static_shape(call), call)
 
     def _concat(self, call: relax.Call) -> relax.Expr:
         inputs = [self.lookup(field) for field in call.args[0].fields]
-        shapes = tuple(_shape(x) for x in inputs)
+        shapes = tuple(static_shape(x) for x in inputs)
         spec = structural.ConcatSpec(shapes, int(call.attrs.axis) % len(shapes[0]), "float32")
         kernel = structural.kernel(spec, self.target, self.threads)
-        return self.call(kernel, inputs, _shape(call), call)
-
-
-def _shape(expr: relax.Expr) -> Any:
-    """Return a static shape as a tuple of its rank."""
-    return tuple(int(extent) for extent in expr.ty.shape.values)
-
-
-def _dtype(expr: relax.Expr) -> str:
-    return str(expr.ty.dtype.dtype) if isinstance(expr.ty, relax.TensorType) else ""
-
-
-def _integers(*arrays: Any) -> list[Any]:
-    """Return attributes as tuples of int."""
-    return [tuple(int(value) for value in array) for array in arrays]
+        return self.call(kernel, inputs, static_shape(call), call)
 
 
 def _bias(layer: _Layer, length: int) -> relax.Expr:

@@ -28,6 +28,7 @@ from tvm import relax, tirx
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.convert_layout import TO_NCHW, TO_NHWC
 from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, count_uses
+from tvmquant.passes.tensor_types import dtype_of, integers, nhwc_shape, static_shape
 from tvmquant.resize import coordinates, nearest
 from tvmquant.schedules import (
     border,
@@ -94,7 +95,7 @@ class _Lowerer(DataflowRewriter):
 
     def reshaped(self, expr: relax.Expr, shape: tuple[int, ...]) -> relax.Expr:
         """View a tensor in another shape (no copy at run time)."""
-        if tuple(_shape(expr)) == tuple(shape):
+        if static_shape(expr) == tuple(shape):
             return expr
         return self.emit(relax.op.reshape(expr, shape))
 
@@ -142,7 +143,7 @@ class _Lowerer(DataflowRewriter):
         attrs = qop.attributes(call)
         x, weight, bias, *extra = (self.lookup(a) for a in call.args)
         array = qop.constant_array(weight)
-        batch, height, width, channels = _shape(x)
+        batch, height, width, channels = static_shape(x)
         spec = conv2d.Conv2DSpec(
             batch, height, width, channels, array.shape[0], tuple(array.shape[1:3]),
             tuple(attrs["strides"]), tuple(attrs["padding"]), tuple(attrs["dilation"]),
@@ -156,7 +157,7 @@ class _Lowerer(DataflowRewriter):
         attrs = qop.attributes(call)
         x, weight, bias, *extra = (self.lookup(a) for a in call.args)
         array = qop.constant_array(weight)
-        rows = int(np.prod(_shape(x)[:-1]))
+        rows = int(np.prod(static_shape(x)[:-1]))
         spec = conv2d.Conv2DSpec(rows, 1, 1, array.shape[1], array.shape[0])
         return self._contract(call, attrs, spec, array[:, None, None, :], [x, bias, *extra])
 
@@ -174,7 +175,7 @@ class _Lowerer(DataflowRewriter):
         _, vectors = self._epilogue(attrs, extra, spec.outputs, padded)
         out_shape = (flat.batch, flat.out_height, flat.out_width, flat.outputs)
         if epilogue is not None and epilogue.residual:
-            flat = replace(flat, residual_dtype=_dtype(vectors[3]))
+            flat = replace(flat, residual_dtype=dtype_of(vectors[3]))
             vectors[3] = self.reshaped(vectors[3], out_shape)
         inputs = self.reshaped(x, conv2d.input_shape(flat, tiling))
         packed = qop.constant(conv2d.pack_weight(weight, flat, tiling))
@@ -186,7 +187,7 @@ class _Lowerer(DataflowRewriter):
             relax.TensorType(out_shape, out_dtype),
             call,
         )  # fmt: skip
-        return self.reshaped(result, tuple(_shape(call)))
+        return self.reshaped(result, static_shape(call))
 
     def _depthwise(
         self, call: relax.Call, attrs: dict[str, Any], spec: conv2d.Conv2DSpec, weight: Any,
@@ -197,7 +198,7 @@ class _Lowerer(DataflowRewriter):
         layer = depthwise_conv2d.DepthwiseConv2DSpec(
             spec.batch, spec.height, spec.width, spec.channels, spec.outputs // spec.channels,
             spec.kernel, spec.strides, spec.padding, spec.dilation, spec.input_zero_point,
-            epilogue, _dtype(inputs[3]) if attrs.get("residual", 0) else "uint8",
+            epilogue, dtype_of(inputs[3]) if attrs.get("residual", 0) else "uint8",
         )  # fmt: skip
         tiling = depthwise_conv2d.default_tiling(layer, self.target, self.threads)
         padded = depthwise_conv2d.padded_outputs(layer, tiling)
@@ -217,10 +218,10 @@ class _Lowerer(DataflowRewriter):
         outputs = array.shape[0]
         epilogue, inputs = self._epilogue(attrs, extra)
         layer = conv2d_transpose.Conv2DTransposeSpec(
-            *_nhwc(x), outputs, tuple(array.shape[1:3]), tuple(attrs["strides"]),
+            *nhwc_shape(x), outputs, tuple(array.shape[1:3]), tuple(attrs["strides"]),
             tuple(attrs["padding"]), tuple(attrs["output_padding"]), tuple(attrs["dilation"]),
             attrs["groups"], attrs["input_zero_point"], epilogue,
-            _dtype(inputs[3]) if attrs.get("residual", 0) else "uint8",
+            dtype_of(inputs[3]) if attrs.get("residual", 0) else "uint8",
         )  # fmt: skip
         tiling = conv2d_transpose.default_tiling(layer, self.target, self.threads)
         padded = conv2d_transpose.padded_outputs(layer, tiling)
@@ -241,38 +242,38 @@ class _Lowerer(DataflowRewriter):
         x, *extra = (self.lookup(a) for a in call.args)
         epilogue, vectors = self._epilogue(attrs, extra)
         spec = pool.SumPoolSpec(
-            _nhwc(x), tuple(attrs["pool_size"]), tuple(attrs["strides"]),
-            tuple(attrs["padding"]), tuple(attrs["dilation"]), _nhwc(call)[1:3],
-            _dtype(x), attrs["input_zero_point"], epilogue, _parameter_shape(vectors),
+            nhwc_shape(x), tuple(attrs["pool_size"]), tuple(attrs["strides"]),
+            tuple(attrs["padding"]), tuple(attrs["dilation"]), nhwc_shape(call)[1:3],
+            dtype_of(x), attrs["input_zero_point"], epilogue, _parameter_shape(vectors),
         )  # fmt: skip
         return self.call(pool.kernel(spec, self.target, self.threads), [x, *vectors], call.ty, call)
 
     def _max_pool(self, call: relax.Call) -> relax.Expr | None:
         a = call.attrs
-        if str(a.layout) != "NHWC" or _dtype(call) not in ("uint8", "int16"):
+        if str(a.layout) != "NHWC" or dtype_of(call) not in ("uint8", "int16"):
             return None
         x = self.lookup(call.args[0])
         size, strides, padding, dilation = (
-            _integers(getattr(a, key)) for key in ("pool_size", "strides", "padding", "dilation")
+            integers(getattr(a, key)) for key in ("pool_size", "strides", "padding", "dilation")
         )
         spec = pool.MaxPoolSpec(
-            _nhwc(x), size, strides, padding, dilation, _nhwc(call)[1:3], _dtype(x)
+            nhwc_shape(x), size, strides, padding, dilation, nhwc_shape(call)[1:3], dtype_of(x)
         )
         return self.call(pool.kernel(spec, self.target, self.threads), [x], call.ty, call)
 
     def _global_max(self, call: relax.Call) -> relax.Expr | None:
         x = self.lookup(call.args[0])
-        rank = len(_shape(x))
+        rank = len(static_shape(x))
         axes = [int(v) % rank for v in (call.attrs.axis or [])]
-        if rank != 4 or sorted(axes) != [1, 2] or _dtype(call) not in ("uint8", "int16"):
+        if rank != 4 or sorted(axes) != [1, 2] or dtype_of(call) not in ("uint8", "int16"):
             return None
-        shape = _nhwc(x)
+        shape = nhwc_shape(x)
         spec = pool.MaxPoolSpec(
-            shape, (shape[1], shape[2]), (1, 1), (0, 0, 0, 0), (1, 1), (1, 1), _dtype(x)
+            shape, (shape[1], shape[2]), (1, 1), (0, 0, 0, 0), (1, 1), (1, 1), dtype_of(x)
         )
-        out = relax.TensorType((shape[0], 1, 1, shape[3]), _dtype(x))
+        out = relax.TensorType((shape[0], 1, 1, shape[3]), dtype_of(x))
         result = self.call(pool.kernel(spec, self.target, self.threads), [x], out, call)
-        return self.reshaped(result, tuple(_shape(call)))
+        return self.reshaped(result, static_shape(call))
 
     # -- elementwise ----------------------------------------------------------------------------
 
@@ -283,9 +284,9 @@ class _Lowerer(DataflowRewriter):
         epilogue, vectors = self._folded_epilogue(attrs, extra)
         residual = vectors[3] if attrs["residual"] else None
         spec = elementwise.RequantizeSpec(
-            tuple(_shape(call)), _dtype(x), epilogue, _parameter_shape(vectors),
-            tuple(_shape(residual)) if residual is not None else None,
-            _dtype(residual) if residual is not None else "uint8",
+            static_shape(call), dtype_of(x), epilogue, _parameter_shape(vectors),
+            static_shape(residual) if residual is not None else None,
+            dtype_of(residual) if residual is not None else "uint8",
         )  # fmt: skip
         return self.call(
             elementwise.kernel(spec, self.target, self.threads), [x, *vectors], call.ty, call
@@ -296,7 +297,7 @@ class _Lowerer(DataflowRewriter):
         a, b, *extra = (self.lookup(arg) for arg in call.args)
         epilogue, vectors = self._epilogue(attrs, extra)
         spec = elementwise.MultiplySpec(
-            tuple(_shape(a)), tuple(_shape(b)), attrs["a_zero_point"], attrs["b_zero_point"],
+            static_shape(a), static_shape(b), attrs["a_zero_point"], attrs["b_zero_point"],
             epilogue, _parameter_shape(vectors),
         )  # fmt: skip
         return self.call(
@@ -305,7 +306,7 @@ class _Lowerer(DataflowRewriter):
 
     def _table(self, call: relax.Call) -> relax.Expr:
         q, values = (self.lookup(a) for a in call.args)
-        spec = elementwise.TableSpec(tuple(_shape(q)), _dtype(values))
+        spec = elementwise.TableSpec(static_shape(q), dtype_of(values))
         return self.call(
             elementwise.kernel(spec, self.target, self.threads), [q, values], call.ty, call
         )
@@ -321,7 +322,7 @@ class _Lowerer(DataflowRewriter):
         attrs = qop.attributes(call)
         x = self.lookup(call.args[0])
         spec = border.QuantizeSpec(
-            tuple(_shape(x)), attrs["scale"], attrs["zero_point"], attrs["qmin"], attrs["qmax"],
+            static_shape(x), attrs["scale"], attrs["zero_point"], attrs["qmin"], attrs["qmax"],
             attrs["out_dtype"], to_nhwc=to_nhwc,
         )  # fmt: skip
         return self.call(border.kernel(spec, self.target, self.threads), [x], result.ty, call)
@@ -335,7 +336,7 @@ class _Lowerer(DataflowRewriter):
             source, to_nchw = producer.args[0], True
         q = self.lookup(source)
         spec = border.DequantizeSpec(
-            tuple(_shape(q)), _dtype(q), attrs["zero_point"],
+            static_shape(q), dtype_of(q), attrs["zero_point"],
             qop.constant_array(scale).size, to_nchw,
         )  # fmt: skip
         return self.call(border.kernel(spec, self.target, self.threads), [q, scale], call.ty, call)
@@ -354,24 +355,24 @@ class _Lowerer(DataflowRewriter):
         if alone and _axes(call) == TO_NHWC:
             return self._quantize_border(producer, call, to_nhwc=True)
         x = self.lookup(source)
-        shape = _shape(x)
+        shape = static_shape(x)
         axes = _axes(call)
         moved = [a for a in axes if shape[a] > 1]
         if moved == sorted(moved):
-            return self.reshaped(x, tuple(_shape(call)))  # only extents of 1 change places
-        return self._moved(structural.PermuteSpec(tuple(shape), axes, _dtype(x)), [x], call)
+            return self.reshaped(x, static_shape(call))  # only extents of 1 change places
+        return self._moved(structural.PermuteSpec(shape, axes, dtype_of(x)), [x], call)
 
     def _concat(self, call: relax.Call) -> relax.Expr:
         inputs = [self.lookup(f) for f in call.args[0].fields]
-        shapes = tuple(tuple(_shape(x)) for x in inputs)
+        shapes = tuple(static_shape(x) for x in inputs)
         axis = int(call.attrs.axis) % len(shapes[0])
-        return self._moved(structural.ConcatSpec(shapes, axis, _dtype(call)), inputs, call)
+        return self._moved(structural.ConcatSpec(shapes, axis, dtype_of(call)), inputs, call)
 
     def _slice(self, call: relax.Call) -> relax.Expr | None:
         x = self.lookup(call.args[0])
         if not all(isinstance(a, relax.Tuple) for a in call.args[1:]):
             return None
-        shape, out = _shape(x), _shape(call)
+        shape, out = static_shape(x), static_shape(call)
         begin, step = [0] * len(shape), [1] * len(shape)
         axes, begins, _ends, *strides = (
             [int(getattr(v, "value", v)) for v in a.fields] for a in call.args[1:]
@@ -380,7 +381,7 @@ class _Lowerer(DataflowRewriter):
             step[axis] = strides[0][i] if strides else 1
             start = begins[i] + (shape[axis] if begins[i] < 0 else 0)
             begin[axis] = min(max(start, 0), shape[axis] - 1 if step[axis] < 0 else shape[axis])
-        spec = structural.SliceSpec(tuple(shape), tuple(begin), tuple(step), tuple(out), _dtype(x))
+        spec = structural.SliceSpec(shape, tuple(begin), tuple(step), out, dtype_of(x))
         return self._moved(spec, [x], call)
 
     def _pad(self, call: relax.Call) -> relax.Expr | None:
@@ -390,7 +391,7 @@ class _Lowerer(DataflowRewriter):
         x = self.lookup(call.args[0])
         value = int(float(call.attrs.pad_value))
         spec = structural.PadSpec(
-            tuple(_shape(x)), tuple(widths[::2]), tuple(widths[1::2]), value, _dtype(x)
+            static_shape(x), tuple(widths[::2]), tuple(widths[1::2]), value, dtype_of(x)
         )
         return self._moved(spec, [x], call)
 
@@ -401,30 +402,13 @@ class _Lowerer(DataflowRewriter):
         if str(a.layout) != "NHWC" or not nearest_only:
             return None
         x = self.lookup(call.args[0])
-        extents, size = _nhwc(x)[1:3], _nhwc(call)[1:3]
+        extents, size = nhwc_shape(x)[1:3], nhwc_shape(call)[1:3]
         rows, columns = (
             nearest(coordinates(extent, target, mode), extent, mode, rounding).astype(np.int32)
             for extent, target in zip(extents, size, strict=True)
         )
-        spec = structural.ResizeSpec(_nhwc(x), size, _dtype(x))
+        spec = structural.ResizeSpec(nhwc_shape(x), size, dtype_of(x))
         return self._moved(spec, [x, qop.constant(rows), qop.constant(columns)], call)
-
-
-def _shape(expr: relax.Expr) -> list[int]:
-    return [int(v) for v in expr.ty.shape.values]
-
-
-def _nhwc(expr: relax.Expr) -> tuple[int, int, int, int]:
-    n, h, w, c = _shape(expr)
-    return n, h, w, c
-
-
-def _integers(values: Any) -> tuple[Any, ...]:
-    return tuple(int(v) for v in values)
-
-
-def _dtype(expr: relax.Expr) -> str:
-    return str(expr.ty.dtype.dtype)
 
 
 def _is_integer(var: relax.Var) -> bool:
@@ -447,7 +431,7 @@ def _bias(bias: relax.Expr, channels: int, padded: int) -> relax.Expr:
 
 
 def _parameter_shape(vectors: list[relax.Expr]) -> tuple[int, ...]:
-    return tuple(_shape(vectors[0])) if vectors else (1,)
+    return static_shape(vectors[0]) if vectors else (1,)
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="LowerToKernels")
