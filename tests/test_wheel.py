@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.reference
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -30,7 +31,7 @@ for module in (tvmquant, tvmquant.passes, tvmquant.schedules):
 
 x = np.load("x.npy")
 graph = tvmquant.load_onnx("model.onnx")
-calibration = tvmquant.calibrate(graph, [x])
+calibration = tvmquant.calibrate(graph, x)
 quantized = tvmquant.quantize(graph, calibration)
 tvmquant.build(quantized, target="llvm", out="built")
 np.save("y.npy", np.asarray(tvmquant.load("built")(x)))
