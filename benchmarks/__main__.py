@@ -123,7 +123,7 @@ def latency(
             image_size=image_size,
         )
 
-    _report(json, measure, columns=["peer"])
+    _report(json, measure, columns=["peer"], last=["min_ms", "ratio_of_min"])
 
 
 @app.command()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -234,9 +235,27 @@ def _bound(
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
     compiled = tvm.compile(module, target=target)
     entry = compiled["main"]
-    # mode 0: one thread on each of the big cores, as the loader of a library sets it
-    tvm.get_global_func("runtime.config_threadpool")(0, threads)
+    _start_threads(threads)
     return lambda: entry(*arguments)
+
+
+def _start_threads(threads: int) -> None:
+    """Set TVM's thread pool, and make sure that it has as many threads as the rows will say.
+
+    Raises
+    ------
+    TargetError
+        When the pool was made earlier in this process, with fewer threads.
+    """
+    # the pool never grows beyond what this said when it was made: by default half the processors
+    os.environ["TVM_NUM_THREADS"] = str(threads)
+    tvm.get_global_func("runtime.config_threadpool")(0, threads)
+    found = int(tvm.get_global_func("runtime.NumThreads")())
+    if found != threads:
+        raise TargetError(
+            f"TVM computes with {found} threads in this process, {threads} were asked for; start a "
+            f"new one with TVM_NUM_THREADS={threads} in its environment"
+        )
 
 
 def _peak_runner(dot: DotProduct, target: tvm.target.Target, threads: int) -> tuple[Runner, int]:

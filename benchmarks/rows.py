@@ -42,7 +42,7 @@ class RowMaker:
 
     benchmark: str
     threads: int
-    facts: Mapping[str, str | int]
+    facts: Mapping[str, str | int | float]
 
     def __call__(
         self, model: str, config: str, metric: str, value: float | None, unit: str, **extra: Any
@@ -53,7 +53,7 @@ class RowMaker:
         return {**dict(zip(KEYS, values, strict=True)), **extra, **self.facts}
 
 
-def machine_facts(target: str = "native") -> dict[str, str | int]:
+def machine_facts(target: str = "native") -> dict[str, str | int | float]:
     """Return what identifies the machine, and the instructions that a target's kernels use.
 
     Parameters
@@ -65,7 +65,8 @@ def machine_facts(target: str = "native") -> dict[str, str | int]:
     -------
     dict
         ``cpu``: the processor's name; ``isa``: the fastest dot product of the target;
-        ``physical_cores``: those that this process may use; ``target``: as given.
+        ``physical_cores``: those that this process may use; ``load_average``: of the last minute,
+        in processes; ``target``: as given.
 
     Raises
     ------
@@ -79,6 +80,7 @@ def machine_facts(target: str = "native") -> dict[str, str | int]:
         "cpu": _processor_name(),
         "isa": dot_products(parse_target(target), pairs=True)[0].name,
         "physical_cores": physical_cores(),
+        "load_average": round(os.getloadavg()[0], 2),
         "target": target,
     }
 
@@ -102,23 +104,26 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
         os.replace(complete, path)
 
 
-def print_rows(rows: Iterable[Row], *, columns: Iterable[str] = ()) -> None:
+def print_rows(
+    rows: Iterable[Row], *, columns: Iterable[str] = (), last: Iterable[str] = ()
+) -> None:
     """Print rows as a table on stdout.
 
     Parameters
     ----------
-    columns : iterable of str
-        Further keys to show, after the model's.
+    columns, last : iterable of str
+        Further keys to show, after the model's and after all others.
     """
     from tvmquant.cli.output import make_table, print_tables
 
-    chosen = ["model", *columns, "config", "metric", "value", "unit", "threads"]
+    last = list(last)
+    chosen = ["model", *columns, "config", "metric", "value", "unit", "threads", *last]
     rows = list(rows)
     if not rows:
         return
     cells = [[_cell(row.get(key)) for key in chosen] for row in rows]
     facts = (str(rows[0].get(key)) for key in ("benchmark", "cpu", "isa") if rows[0].get(key))
-    headings = [f"{key}>" if key in ("value", "threads") else key for key in chosen]
+    headings = [f"{key}>" if key in ("value", "threads", *last) else key for key in chosen]
     print_tables(make_table(", ".join(facts), headings, cells))
 
 

@@ -149,6 +149,7 @@ def test_latency_rows_hold_medians_and_ratios(tmp_path, monkeypatch):
     found = read(out)
     medians = values([row for row in found if row["metric"] == "latency_ms"], "config")
     assert list(medians) == [("tvmquant-int8",), ("onnxruntime-float",), ("onnxruntime-int8",)]
+    assert {row["tvm_threads"] for row in found} == {1}
     assert all(row["runs"] == 4 for row in found if row["metric"] == "latency_ms")
     ratio = medians["tvmquant-int8",] / medians["onnxruntime-int8",]
     ratios = values([row for row in found if "peer" in row], "metric", "peer")
@@ -168,11 +169,12 @@ def test_the_layers_are_those_of_resnet50():
 
 
 @needs_dot_product
-def test_kernel_rows_relate_layers_to_the_peak():
+def test_kernel_rows_relate_layers_to_the_peak(monkeypatch):
     layers = [
         kernels.Layer("a", kernels.resnet50_layers()[-3].spec, 2),
         kernels.Layer("b", kernels.resnet50_layers()[-1].spec, 1),
     ]
+    monkeypatch.setenv("TVM_NUM_THREADS", "1")
     found = kernels.run(threads=1, repeats=3, layers=layers)
     fractions = values([r for r in found if r["metric"] == "fraction_of_peak"], "layer")
     rates = values([r for r in found if r["metric"] == "gmacs_per_s"], "layer")
@@ -182,6 +184,14 @@ def test_kernel_rows_relate_layers_to_the_peak():
     assert fractions["geomean",] == pytest.approx((fractions["a",] * fractions["b",]) ** 0.5)
     low, high = sorted((rates["a",], rates["b",]))
     assert low <= rates["total",] <= high
+
+
+@needs_dot_product
+def test_a_pool_of_fewer_threads_than_the_rows_would_say_is_refused(monkeypatch):
+    monkeypatch.setenv("TVM_NUM_THREADS", "1")
+    tvm.get_global_func("runtime.config_threadpool")(0, 1)
+    with pytest.raises(TargetError, match="1000 were asked for; start a new one with TVM_NUM_THR"):
+        kernels.run(threads=1000, repeats=1, layers=kernels.resnet50_layers()[-1:])
 
 
 @pytest.mark.parametrize(
