@@ -20,9 +20,9 @@ import numpy as np
 from tvmquant.arithmetic import Array, FloatArray
 
 PAIR_LIMIT = 128
-# Weight signal-to-noise ratio that bounding may cost a layer, in decibels. SqueezeNet on 900 images,
+# Weight signal-to-noise ratio that bounding may cost a layer, in decibels. SqueezeNet, 900 images,
 # by this limit (layers bounded; agreement with float, logit SQNR): 0 (0 of 26; 95.6 %, 33.7 dB),
-# 3 (14; 95.0 %, 33.2 dB), 4 (17; 95.8 %, 32.8 dB), 5 (18; 95.3 %, 32.6 dB), 20 (25; 91.4 %, 26 dB).
+# 3 (14; 95.0 %, 33.2 dB), 4 (17; 95.8 %, 32.8 dB), 5 (18; 95.3 %, 32.6 dB), 20 (25; 91.4 %, 26 dB)
 MAX_LOSS_DB = 4.0
 # Coarser scales that are tried: fewer pairs then exceed the limit.
 SCALE_FACTORS = (1.0, 1.07, 1.15, 1.25, 1.4, 1.6)
