@@ -40,7 +40,7 @@ from tvm import te, tirx
 from tvm.s_tir import Schedule
 
 from tvmquant.schedules import x86_intrinsics
-from tvmquant.schedules.epilogue import Epilogue, FloatEpilogue, placeholders
+from tvmquant.schedules.epilogue import Epilogue, FloatEpilogue, apply_at, placeholders
 from tvmquant.schedules.isa import DotProduct, dot_products, fma, saturates
 
 # Input rows of one task, kept in the second-level cache beside the weights of one channel block.
@@ -299,14 +299,7 @@ def compute(spec: Conv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
 
     def finish(n: Any, h: Any, w: Any, o: Any) -> Any:
         total = acc[n, h, w, o] + bias[o]
-        if spec.epilogue is None:
-            return total
-        if isinstance(spec.epilogue, FloatEpilogue):
-            return spec.epilogue.apply(total, *(t[n, h, w, o] for t in extra))
-        multiplier, offset, shift = (t[o] for t in extra[:3])
-        residual = (extra[3][n, h, w, o], extra[4][o]) if spec.epilogue.residual else None
-        table = extra[-1] if spec.epilogue.table else None
-        return spec.epilogue.apply(total, multiplier, offset, shift, residual, table)
+        return apply_at(spec.epilogue, total, extra, (n, h, w, o))
 
     out = te.compute(out_shape, finish, name="out")
     return te.create_prim_func([x, weight, bias, *extra, out])

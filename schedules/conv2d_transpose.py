@@ -31,7 +31,7 @@ from tvm import te, tirx
 from tvm.s_tir import Schedule
 
 from tvmquant.schedules import x86_intrinsics
-from tvmquant.schedules.epilogue import Epilogue, placeholders
+from tvmquant.schedules.epilogue import Epilogue, apply_at, placeholders
 from tvmquant.schedules.isa import DotProduct, dot_products, saturates
 from tvmquant.schedules.loops import PARALLEL_BYTES, lanes_for, vectorize
 
@@ -279,12 +279,7 @@ def compute(spec: Conv2DTransposeSpec, tiling: Tiling) -> tirx.PrimFunc:
     def finish(n: Any, h: Any, w: Any, o: Any) -> Any:
         i, j = h % stride_h, w % stride_w
         total = acc[n, h // stride_h, i, w // stride_w, j, o] + bias[i, j, o]
-        if spec.epilogue is None:
-            return total
-        multiplier, offset, shift = (t[o] for t in extra[:3])
-        residual = (extra[3][n, h, w, o], extra[4][o]) if spec.epilogue.residual else None
-        table = extra[-1] if spec.epilogue.table else None
-        return spec.epilogue.apply(total, multiplier, offset, shift, residual, table)
+        return apply_at(spec.epilogue, total, extra, (n, h, w, o))
 
     return te.create_prim_func([x, weight, bias, *extra, te.compute(out_shape, finish, name="out")])
 

@@ -145,3 +145,24 @@ def placeholders(
     if epilogue.table:
         tensors.append(te.placeholder((256,), epilogue.out_dtype, name="table"))
     return tensors
+
+
+def apply_at(
+    epilogue: Epilogue | FloatEpilogue | None,
+    acc: tirx.PrimExpr,
+    tensors: list[te.Tensor],
+    index: tuple[tirx.PrimExpr, ...],
+) -> tirx.PrimExpr:
+    """Return the stored value at ``index``, channel last, of an accumulator with its bias.
+
+    ``tensors`` are those of `placeholders`, with parameters that vary by channel only.
+    """
+    if epilogue is None:
+        return acc
+    if isinstance(epilogue, FloatEpilogue):
+        return epilogue.apply(acc, *(t[index] for t in tensors))
+    channel = index[-1]
+    multiplier, offset, shift = (t[channel] for t in tensors[:3])
+    residual = (tensors[3][index], tensors[4][channel]) if epilogue.residual else None
+    table = tensors[-1] if epilogue.table else None
+    return epilogue.apply(acc, multiplier, offset, shift, residual, table)

@@ -7,10 +7,8 @@ import venv
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnx.reference
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ["pyproject.toml", "README.md", "LICENSE", "tvmquant", "passes", "schedules"]
@@ -90,35 +88,6 @@ def python(wheel, tmp_path_factory):
     return interpreter
 
 
-def write_model(path: Path) -> np.ndarray:
-    """Write convolution, ReLU, global pooling and a classifier; return an input for it."""
-    rng = np.random.default_rng(0)
-    weights = {
-        "conv_weight": rng.normal(size=(8, 3, 3, 3)),
-        "conv_bias": rng.normal(size=8),
-        "fc_weight": rng.normal(size=(5, 8)),
-        "fc_bias": rng.normal(size=5),
-    }
-    nodes = [
-        helper.make_node("Conv", ["x", "conv_weight", "conv_bias"], ["c"], "conv", pads=[1] * 4),
-        helper.make_node("Relu", ["c"], ["r"], "relu"),
-        helper.make_node("GlobalAveragePool", ["r"], ["p"], "pool"),
-        helper.make_node("Flatten", ["p"], ["f"], "flatten"),
-        helper.make_node("Gemm", ["f", "fc_weight", "fc_bias"], ["y"], "fc", transB=1),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "small",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 8, 8])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 5])],
-        [numpy_helper.from_array(w.astype("float32"), name) for name, w in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-    return rng.normal(size=(1, 3, 8, 8)).astype("float32")
-
-
 def test_wheel_holds_the_three_source_trees(wheel):
     listing = run(sys.executable, "-m", "zipfile", "--list", wheel, cwd=wheel.parent)
     packed = {line.split()[0] for line in listing.splitlines()[1:]}
@@ -133,8 +102,9 @@ def test_wheel_holds_the_three_source_trees(wheel):
     assert not any(name.startswith(("passes/", "schedules/", "tests/")) for name in packed)
 
 
-def test_wheel_compiles_a_network_outside_the_repository(python, tmp_path):
-    x = write_model(tmp_path / "model.onnx")
+def test_wheel_compiles_a_network_outside_the_repository(python, small_onnx, tmp_path):
+    shutil.copy(small_onnx, tmp_path / "model.onnx")
+    x = np.random.default_rng(0).normal(size=(1, 3, 8, 8)).astype("float32")
     np.save(tmp_path / "x.npy", x)
     script = tmp_path / "compile_network.py"
     script.write_text(COMPILE)
@@ -144,7 +114,7 @@ def test_wheel_compiles_a_network_outside_the_repository(python, tmp_path):
     y = np.load(tmp_path / "y.npy")
     assert (tmp_path / "built" / "model.so").exists()
     assert (tmp_path / "built" / "manifest.json").exists()
-    expected = onnx.reference.ReferenceEvaluator(str(tmp_path / "model.onnx")).run(None, {"x": x})
+    expected = ReferenceEvaluator(str(tmp_path / "model.onnx")).run(None, {"x": x})
     np.testing.assert_allclose(y, expected[0], atol=0.05 * np.abs(expected[0]).max())
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,34 +46,25 @@ def dequantize(call: OpCall) -> Array:
 
 def qconv2d(call: OpCall) -> Array:
     """Convolution with an optional fused epilogue."""
-    x, weight, bias = call.args[:3]
-    a = call.attrs
-    acc = accumulate.conv2d(
-        to_nchw(x, call),
-        to_nchw(weight, call),
-        bias,
-        strides=a["strides"],
-        padding=a["padding"],
-        dilation=a["dilation"],
-        groups=a["groups"],
-        pad_value=a["input_zero_point"],
-        layer=call.layer,
-    )
-    return _finish(from_nchw(acc, call), call, 3, channel_axis(call))
+    return _convolve(call, accumulate.conv2d)
 
 
 def qconv2d_transpose(call: OpCall) -> Array:
     """Transposed convolution with an optional fused epilogue."""
+    padding = call.attrs["output_padding"]
+    return _convolve(call, partial(accumulate.conv2d_transpose, output_padding=padding))
+
+
+def _convolve(call: OpCall, operation: Callable[..., Array]) -> Array:
     x, weight, bias = call.args[:3]
     a = call.attrs
-    acc = accumulate.conv2d_transpose(
+    acc = operation(
         to_nchw(x, call),
         to_nchw(weight, call),
         bias,
         strides=a["strides"],
         padding=a["padding"],
         dilation=a["dilation"],
-        output_padding=a["output_padding"],
         groups=a["groups"],
         pad_value=a["input_zero_point"],
         layer=call.layer,
