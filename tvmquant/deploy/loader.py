@@ -5,6 +5,7 @@ Set ``TVM_USE_RUNTIME_LIB=1`` before the first import to load TVM's runtime libr
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import shutil
@@ -26,6 +27,8 @@ from tvmquant.deploy.manifest import (
 )
 from tvmquant.errors import ArtifactError, DataError
 from tvmquant.target import CPUINFO_NAMES, architecture_of, host_features
+
+logger = logging.getLogger(__name__)
 
 # TVM's kernels assume that tensors start at a multiple of this
 ALIGNMENT = 64
@@ -231,8 +234,7 @@ def _virtual_machine(library: Path, manifest: Manifest, threads: int) -> Any:
             f"{library}: built with TVM {built_with}, this is TVM {tvm.__version__}; "
             "install that version or build the model again"
         )
-    # mode 0: one thread on each of the big cores, up to the given number
-    tvm.get_global_func("runtime.config_threadpool")(0, threads)
+    _use_threads(threads)
     try:
         # The dynamic linker takes a path it has seen for the same library, even after a new
         # build; under a name of its own it looks at the file.
@@ -247,6 +249,28 @@ def _virtual_machine(library: Path, manifest: Manifest, threads: int) -> Any:
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise ArtifactError(f"{library}: cannot be loaded: {reason}; build again") from None
+
+
+def _use_threads(threads: int) -> None:
+    """Let TVM compute with ``threads`` threads.
+
+    The pool is made once per process, by default for half the processors of an x86 machine (one
+    of two); the environment variable says otherwise if it is set before.
+    """
+    import tvm
+
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+    os.environ.setdefault("TVM_NUM_THREADS", str(max(threads, available)))
+    # mode 0: one thread on each of the big cores, up to the given number
+    tvm.get_global_func("runtime.config_threadpool")(0, threads)
+    used = int(tvm.get_global_func("runtime.NumThreads")())
+    if used < threads:
+        logger.warning(
+            "TVM computes with %d of %d threads: its pool was made before, or TVM_NUM_THREADS is "
+            "set to less",
+            used,
+            threads,
+        )
 
 
 def load(folder: str | os.PathLike[str], *, threads: int | None = None, raw: bool = False) -> Model:
