@@ -45,22 +45,26 @@ def compile_in_worker(module: tvm.IRModule, target: tvm.target.Target, library: 
     linker = find_linker(target)
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
-    worker = context.Process(target=_compile, args=(module, target, library, linker, send))
-    with warnings.catch_warnings():
-        # Python 3.12 warns of any fork beside threads; the pools that idle here hold no locks
-        warnings.simplefilter("ignore", DeprecationWarning)
-        worker.start()
-    send.close()
+    worker = context.Process(
+        target=_compile, args=(module, target, library, linker, send), daemon=True
+    )
     try:
+        with warnings.catch_warnings():
+            # Python 3.12 warns of any fork beside threads; the pools that idle here hold no locks
+            warnings.simplefilter("ignore", DeprecationWarning)
+            worker.start()
+        send.close()
         problem = receive.recv()
     except EOFError:
         problem = None
     except BaseException:
-        worker.kill()
+        if worker.pid is not None:
+            worker.kill()
         raise
     finally:
         receive.close()
-        worker.join()
+        if worker.pid is not None:
+            worker.join()
     if problem:
         raise TargetError(f"compilation for {target} failed: {problem}")
     if worker.exitcode != 0 or not library.is_file():
