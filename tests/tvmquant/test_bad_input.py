@@ -352,7 +352,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch, network):
     def interrupt(*_args, **_options):
         time.sleep(0.5)  # Python drops an exception that strikes while it forks
         os.kill(os.getppid(), signal.SIGINT)
-        time.sleep(60)
+        time.sleep(12)
 
     monkeypatch.setattr(relax, "build", interrupt)
     # a process that was started in the background ignores the signal
