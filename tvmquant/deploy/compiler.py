@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # The first of these that is installed links code for another machine; {} is the target's triple.
 CROSS_COMPILERS = ("{}-g++", "{}-gcc", "{}-clang++", "{}-clang")
 
+# How long an interrupt may go unnoticed.
+POLL_SECONDS = 0.2
+
 # Of a failure's message: compilers put the decisive lines last.
 MESSAGE_CHARACTERS = 1500
 
@@ -54,6 +57,8 @@ def compile_in_worker(module: tvm.IRModule, target: tvm.target.Target, library: 
             warnings.simplefilter("ignore", DeprecationWarning)
             worker.start()
         send.close()
+        while not receive.poll(POLL_SECONDS):
+            pass  # Python raises KeyboardInterrupt here where another thread took the signal
         problem = receive.recv()
     except EOFError:
         problem = None
