@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tvm
@@ -27,7 +27,7 @@ from tvm import relax, tirx
 
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.convert_layout import TO_NCHW, TO_NHWC
-from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, count_uses
+from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, count_uses, span_name
 from tvmquant.passes.tensor_types import dtype_of, integers, nhwc_shape, static_shape
 from tvmquant.resize import coordinates, nearest
 from tvmquant.schedules import (
@@ -43,11 +43,23 @@ from tvmquant.schedules.epilogue import Epilogue
 from tvmquant.schedules.isa import multiplies_in_pairs
 
 
+# Given the kernel's family ("conv2d", "depthwise_conv2d", "conv2d_transpose"), its spec and the
+# layer's name: the tuned tiling, or None for the default.
+Tilings: TypeAlias = Callable[[str, Any, str], Any]
+
+
+def default_tilings(_family: str, _spec: Any, _layer: str) -> None:
+    """Leave every kernel its analytic default tiling."""
+
+
 class _Lowerer(DataflowRewriter):
-    def __init__(self, module: tvm.IRModule, target: tvm.target.Target, threads: int) -> None:
+    def __init__(
+        self, module: tvm.IRModule, target: tvm.target.Target, threads: int, tilings: Tilings
+    ) -> None:
         super().__init__(module)
         self.target = target
         self.threads = threads
+        self.tilings = tilings
         self.uses = count_uses(self.function)
         self.producer = dict(bindings_of(self.function))
         self.handlers: dict[str, Callable[[relax.Call], relax.Expr | None]] = {
@@ -170,7 +182,9 @@ class _Lowerer(DataflowRewriter):
         epilogue, _ = self._epilogue(attrs, extra)
         flat = replace(flat, epilogue=epilogue)
         pairs = multiplies_in_pairs(self.target) and conv2d.pairs_fit(weight, flat)
-        tiling = conv2d.target_tiling(flat, self.target, self.threads, pairs=pairs)
+        tiling = self.tilings("conv2d", flat, span_name(call)) or conv2d.target_tiling(
+            flat, self.target, self.threads, pairs=pairs
+        )
         padded = conv2d.padded_outputs(flat, tiling)
         _, vectors = self._epilogue(attrs, extra, spec.outputs, padded)
         out_shape = (flat.batch, flat.out_height, flat.out_width, flat.outputs)
@@ -200,7 +214,9 @@ class _Lowerer(DataflowRewriter):
             spec.kernel, spec.strides, spec.padding, spec.dilation, spec.input_zero_point,
             epilogue, dtype_of(inputs[3]) if attrs.get("residual", 0) else "uint8",
         )  # fmt: skip
-        tiling = depthwise_conv2d.default_tiling(layer, self.target, self.threads)
+        tiling = self.tilings(
+            "depthwise_conv2d", layer, span_name(call)
+        ) or depthwise_conv2d.default_tiling(layer, self.target, self.threads)
         padded = depthwise_conv2d.padded_outputs(layer, tiling)
         _, vectors = self._epilogue(attrs, extra, spec.outputs, padded)
         packed = qop.constant(depthwise_conv2d.pack_weight(weight[..., 0], layer, tiling))
@@ -223,7 +239,9 @@ class _Lowerer(DataflowRewriter):
             attrs["groups"], attrs["input_zero_point"], epilogue,
             dtype_of(inputs[3]) if attrs.get("residual", 0) else "uint8",
         )  # fmt: skip
-        tiling = conv2d_transpose.default_tiling(layer, self.target, self.threads)
+        tiling = self.tilings(
+            "conv2d_transpose", layer, span_name(call)
+        ) or conv2d_transpose.default_tiling(layer, self.target, self.threads)
         padded = conv2d_transpose.padded_outputs(layer, tiling)
         _, vectors = self._epilogue(attrs, extra, outputs, padded)
         packed = conv2d_transpose.pack_weight(array, layer, tiling)
@@ -443,14 +461,19 @@ class LowerToKernels:
     target : Target
     threads : int
         Threads that the kernels divide their work for.
+    tilings : callable, optional
+        Where tuned tilings come from; see `Tilings`.
     """
 
-    def __init__(self, target: tvm.target.Target, threads: int) -> None:
+    def __init__(
+        self, target: tvm.target.Target, threads: int, tilings: Tilings = default_tilings
+    ) -> None:
         self.target = target
         self.threads = threads
+        self.tilings = tilings
 
     def transform_module(
         self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
     ) -> tvm.IRModule:
         """Return the L3 module."""
-        return _Lowerer(module, self.target, self.threads).rewrite()
+        return _Lowerer(module, self.target, self.threads, self.tilings).rewrite()

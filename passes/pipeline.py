@@ -24,7 +24,7 @@ from tvmquant.passes.fold_batch_norm import FoldBatchNorm
 from tvmquant.passes.fuse_epilogue import FuseEpilogue
 from tvmquant.passes.insert_requantize import InsertRequantize
 from tvmquant.passes.lower_float import LowerFloat
-from tvmquant.passes.lower_to_kernels import LowerToKernels
+from tvmquant.passes.lower_to_kernels import LowerToKernels, Tilings, default_tilings
 from tvmquant.passes.rewriter import bindings_of
 from tvmquant.passes.schedule_float_ops import ScheduleFloatOps
 from tvmquant.passes.verify_integer_only import VerifyIntegerOnly
@@ -74,7 +74,11 @@ def integerize(
 
 
 def lower(
-    module: tvm.IRModule, target: tvm.target.Target, threads: int, batch: int
+    module: tvm.IRModule,
+    target: tvm.target.Target,
+    threads: int,
+    batch: int,
+    tilings: Tilings = default_tilings,
 ) -> tvm.IRModule:
     """L2 (or L0, for a float build) -> L3: scheduled kernels with the batch bound."""
     symbols = {str(v.name): v for p in module["main"].params for v in _symbolic(p)}
@@ -84,7 +88,7 @@ def lower(
         "5-kernels",
         [
             *(bind if symbols else []),
-            LowerToKernels(target, threads),
+            LowerToKernels(target, threads, tilings),
             *([] if integer else [LowerFloat(target, threads)]),
             relax.transform.LegalizeOps(),
             *([] if integer else _FUSE_ELEMENTWISE),

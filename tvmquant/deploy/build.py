@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import tvm
 
     from tvmquant.graph import Graph
+    from tvmquant.passes.lower_to_kernels import Tilings
 
 Progress = Callable[[str], None]
 
@@ -41,6 +42,7 @@ def build(
     force: bool = False,
     model: dict[str, Any] | None = None,
     preprocess: dict[str, Any] | None = None,
+    tilings: Tilings | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Compile an integer graph (or, for comparison, a float one) into a folder.
@@ -61,6 +63,8 @@ def build(
         Replace an artefact that is already there.
     model, preprocess : dict, optional
         Kept in the manifest: where the model came from, how its calibration images were read.
+    tilings : callable, optional
+        Tuned tilings, from `tvmquant.tuning`; default: the analytic ones.
     progress : callable, optional
         Receives the name of each stage as it begins.
 
@@ -74,6 +78,7 @@ def build(
         If the graph is of another level, or batch or threads make no sense.
     """
     from tvmquant.passes import pipeline
+    from tvmquant.passes.lower_to_kernels import default_tilings
     from tvmquant.passes.verify_integer_only import float_audit
 
     if graph.level not in ("L0", "L2"):
@@ -92,7 +97,7 @@ def build(
 
     say("kernels")
     module = graph.module if graph.level == "L2" else pipeline.canonicalize(graph.module)
-    lowered = pipeline.lower(module, tvm_target, count, batch)
+    lowered = pipeline.lower(module, tvm_target, count, batch, tilings or default_tilings)
     entries = pipeline.expose_integers(lowered)
     has_raw = "raw" in {str(v.name_hint) for v in entries.get_global_vars()}
 
