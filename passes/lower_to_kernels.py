@@ -42,7 +42,6 @@ from tvmquant.schedules import (
 from tvmquant.schedules.epilogue import Epilogue
 from tvmquant.schedules.isa import multiplies_in_pairs
 
-
 # Given the kernel's family ("conv2d", "depthwise_conv2d", "conv2d_transpose"), its spec and the
 # layer's name: the tuned tiling, or None for the default.
 Tilings: TypeAlias = Callable[[str, Any, str], Any]
