@@ -1,0 +1,207 @@
+"""The layers whose bit widths can be chosen, and which of them read the same activation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import tvm
+from tvm import relax
+
+from tvmquant.bit_choice import W4A4, W4A8, W8A8, BitChoice
+from tvmquant.errors import QuantizationError
+from tvmquant.passes import pipeline
+from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.annotate_quantization import WEIGHT, is_mover
+from tvmquant.passes.rewriter import bindings_of, span_name, used_vars
+
+if TYPE_CHECKING:
+    from tvmquant.graph import Graph
+
+CONTRACTIONS = {
+    "relax.nn.conv2d": "conv2d",
+    "relax.nn.conv2d_transpose": "conv2d_transpose",
+    "relax.matmul": "dense",
+}
+# Every kernel of these operations computes with 8-bit operands only.
+EIGHT_BITS = ("depthwise_conv2d", "conv2d_transpose")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or dense layer of an annotated graph.
+
+    Parameters
+    ----------
+    id : str
+        Name of the ONNX node.
+    op : str
+        ``conv2d``, ``depthwise_conv2d``, ``conv2d_transpose`` or ``dense``.
+    macs : int
+        Multiply-accumulates for one item of a batch.
+    weights : int
+        Number of weight values.
+    outputs : int
+        Output channels.
+    edges : tuple of str
+        Ids of the fake_quants whose integers it reads; several behind a concat.
+    group : str
+        Layers of one group read the same integers, or integers of one scale (the inputs of a
+        concat), so they share their activation width.
+    position : str
+        ``first`` (reads the network's input), ``last`` (no further layer follows) or empty.
+    choices : tuple of BitChoice
+        What its kernels can compute, apart from group sizes.
+    """
+
+    id: str
+    op: str
+    macs: int
+    weights: int
+    outputs: int
+    edges: tuple[str, ...]
+    group: str
+    position: str
+    choices: tuple[BitChoice, ...]
+
+    def allows(self, choice: BitChoice) -> bool:
+        """Whether there is a kernel for a choice, with any group size that it asks for."""
+        return BitChoice(choice.w_bits, choice.a_bits) in self.choices
+
+
+def quantizable_layers(graph: Graph) -> tuple[Layer, ...]:
+    """List the layers of a graph in execution order.
+
+    Parameters
+    ----------
+    graph : Graph
+        Level L0 or L1.
+
+    Raises
+    ------
+    QuantizationError
+        When the graph is of another level.
+    """
+    if graph.level not in ("L0", "L1"):
+        raise QuantizationError(f"expected a float or annotated graph, found level {graph.level}")
+    module = graph.module
+    if graph.level == "L0":
+        module = pipeline.annotate(pipeline.canonicalize(module))
+    return layers_of(module)
+
+
+def layers_of(module: tvm.IRModule) -> tuple[Layer, ...]:
+    """List the layers of an annotated (L1) module in execution order."""
+    return tuple(_Reader(module).layers())
+
+
+class _Reader:
+    def __init__(self, module: tvm.IRModule) -> None:
+        self.function = module["main"]
+        self.values = dict(bindings_of(self.function))
+        self.groups = _Groups()
+
+    def layers(self) -> Iterator[Layer]:
+        found = [
+            (call, edges)
+            for _, call in bindings_of(self.function)
+            if qop.is_call(call, *CONTRACTIONS) and self._has_quantized_weight(call)
+            if (edges := self._edges(call.args[0]))
+        ]
+        for _, edges in found:
+            self.groups.unite(edge["id"] for edge in edges)
+        for value in self.values.values():
+            if qop.is_call(value, qop.FAKE_QUANT):
+                attrs = qop.attributes(value)
+                if attrs["group"]:
+                    self.groups.unite([f"group {attrs['group']}", attrs["id"]])
+        followed = self._followed({span_name(call) for call, _ in found})
+        names: dict[str, str] = {}
+        for call, edges in found:
+            ids = tuple(dict.fromkeys(edge["id"] for edge in edges))
+            root = self.groups.root(ids[0])
+            first = any(self._reads_input(edge["var"]) for edge in edges)
+            last = span_name(call) not in followed
+            yield self._layer(
+                call,
+                ids,
+                names.setdefault(root, ids[0]),
+                "first" if first else "last" if last else "",
+            )
+
+    def _layer(self, call: relax.Call, edges: tuple[str, ...], group: str, position: str) -> Layer:
+        weight = [int(v) for v in call.args[1].ty.shape.values]
+        size = 1
+        for extent in weight:
+            size *= extent
+        op, outputs = CONTRACTIONS[call.op.name], weight[-1]
+        extents = [int(v) for v in call.ty.shape.values[1:]]
+        pixels = extents[1:] if op != "dense" else extents[:-1]
+        if op == "conv2d":
+            outputs = weight[0]
+            if int(call.attrs.groups) == int(call.args[0].ty.shape.values[1]) > 1:
+                op = "depthwise_conv2d"
+        elif op == "conv2d_transpose":
+            outputs = weight[1] * int(call.attrs.groups)
+            pixels = [int(v) for v in call.args[0].ty.shape.values[2:]]
+        macs = size
+        for extent in pixels:
+            macs *= extent
+        choices = (W8A8,) if op in EIGHT_BITS else (W8A8, BitChoice(8, 4), W4A8, W4A4)
+        return Layer(span_name(call), op, macs, size, outputs, edges, group, position, choices)
+
+    def _has_quantized_weight(self, call: relax.Call) -> bool:
+        weight = self.values.get(call.args[1])
+        return qop.is_call(weight, qop.FAKE_QUANT) and qop.attributes(weight)["role"] == WEIGHT
+
+    def _edges(self, expr: relax.Expr) -> list[dict[str, Any]]:
+        """Return id and variable of the fake_quants whose integers ``expr`` holds."""
+        value = self.values.get(expr)
+        if qop.is_call(value, qop.FAKE_QUANT):
+            return [{"id": qop.attributes(value)["id"], "var": value.args[0]}]
+        if isinstance(value, relax.Var):
+            return self._edges(value)
+        if isinstance(value, relax.TupleGetItem) or (
+            isinstance(value, relax.Call) and is_mover(value)
+        ):
+            return [edge for var in used_vars(value) for edge in self._edges(var)]
+        return []
+
+    def _reads_input(self, var: relax.Expr) -> bool:
+        value = self.values.get(var)
+        if value is None:
+            return any(var.same_as(p) for p in self.function.params)
+        moves = isinstance(value, relax.Call) and is_mover(value)
+        return moves and any(self._reads_input(v) for v in used_vars(value))
+
+    def _followed(self, names: set[str]) -> set[str]:
+        """Return the layers whose result reaches another layer."""
+        upstream: dict[relax.Var, frozenset[str]] = {}
+        followed: set[str] = set()
+        for var, value in bindings_of(self.function):
+            before = frozenset().union(*(upstream.get(v, frozenset()) for v in used_vars(value)))
+            name = span_name(value)
+            if qop.is_call(value, *CONTRACTIONS) and name in names:
+                followed |= before
+                before = frozenset({name})  # what lies further up is followed by this one
+            upstream[var] = before
+        return followed
+
+
+class _Groups:
+    """Disjoint sets of names."""
+
+    def __init__(self) -> None:
+        self.parents: dict[str, str] = {}
+
+    def root(self, name: str) -> str:
+        while name in self.parents:
+            name = self.parents[name]
+        return name
+
+    def unite(self, names: Iterable[str]) -> None:
+        roots = [self.root(name) for name in names]
+        for other in roots[1:]:
+            if self.root(other) != self.root(roots[0]):
+                self.parents[self.root(other)] = self.root(roots[0])
