@@ -72,6 +72,10 @@ class QuantizedWeight:
         The scale was given (imported or trained) and must not move.
     bounded : bool
         Neighbours must fit 16 bits (`tvmquant.weight_pairs`).
+    multiplier : int8 array like values, optional
+        Of the groups (`tvmquant.quantizer.grouped_weight_scales`).
+    group : int
+        Values of a row that share a multiplier; 0 without groups.
     """
 
     values: FloatArray
@@ -79,13 +83,21 @@ class QuantizedWeight:
     bits: int
     fixed: bool
     bounded: bool = False
+    multiplier: Array | None = None
+    group: int = 0
 
     def round(self, scale: FloatArray) -> Array:
-        """Return the integers of the weight at ``scale``, int8, symmetric."""
+        """Return the integers of the weight at ``scale``, int8, symmetric.
+
+        With groups these are the rounded values times their multipliers.
+        """
         limit = (1 << (self.bits - 1)) - 1
-        shape = (-1,) + (1,) * (self.values.ndim - 1)
-        steps = np.rint(self.values / scale.reshape(shape))
-        integers = np.clip(steps, -limit, limit).astype(np.int8)
+        unit = scale.reshape((-1,) + (1,) * (self.values.ndim - 1))
+        if self.multiplier is not None:
+            unit = unit * self.multiplier
+        integers = np.clip(np.rint(self.values / unit), -limit, limit).astype(np.int8)
+        if self.multiplier is not None:
+            return np.asarray(integers * self.multiplier)
         return bound_pairs(integers) if self.bounded else integers
 
 

@@ -22,6 +22,7 @@ there is exactly one of the *regions* that `InsertRequantize` can compute with a
 
 A tensor used more than once is always materialized. Graph outputs are kept in 16 bits. What fits no
 region stays float, between a dequantize and a quantize, and is listed by `VerifyIntegerOnly`.
+All widths are 8 bits until `AssignBitWidths` narrows some.
 """
 
 from __future__ import annotations
@@ -349,13 +350,10 @@ def _form_of_input(param: relax.Var) -> Form:
 
 
 class _Annotator(DataflowRewriter):
-    def __init__(
-        self, module: tvm.IRModule, activation_scheme: str, widths: dict[str, tuple[int, int]]
-    ) -> None:
+    def __init__(self, module: tvm.IRModule, activation_scheme: str) -> None:
         super().__init__(module)
         self.finder = _RegionFinder(self.function)
         self.scheme = activation_scheme
-        self.widths = widths
         self.names: set[str] = set()
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
@@ -386,7 +384,7 @@ class _Annotator(DataflowRewriter):
         root = self.finder.group_of(var)
         grouped = root is not var or any(g.same_as(var) for g in self.finder.groups.values())
         name = span_name(value) or str(var.name)
-        bits = 16 if role == OUTPUT else self.widths.get(name, (8, 8))[1]
+        bits = 16 if role == OUTPUT else 8
         return _uncalibrated(
             bound,
             {
@@ -414,7 +412,7 @@ class _Annotator(DataflowRewriter):
             {
                 "id": self._unique(f"{name}.weight"),
                 "role": WEIGHT,
-                "bits": self.widths.get(name, (8, 8))[0],
+                "bits": 8,
                 "scheme": "symmetric",
                 "group": "",
                 "axis": axis,
@@ -447,20 +445,13 @@ class AnnotateQuantization:
     activation_scheme : str
         ``"asymmetric"`` (default; tensors that are never negative come out unsigned with zero
         point 0), ``"symmetric"``, or ``"auto"`` (unsigned if never negative, else symmetric).
-    widths : dict of str to (weight bits, activation bits), optional
-        Bit widths by layer id; layers not named get (8, 8).
     """
 
-    def __init__(
-        self,
-        activation_scheme: str = "asymmetric",
-        widths: dict[str, tuple[int, int]] | None = None,
-    ) -> None:
+    def __init__(self, activation_scheme: str = "asymmetric") -> None:
         self.activation_scheme = activation_scheme
-        self.widths = widths or {}
 
     def transform_module(
         self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
     ) -> tvm.IRModule:
         """Return the annotated module."""
-        return _Annotator(module, self.activation_scheme, self.widths).rewrite()
+        return _Annotator(module, self.activation_scheme).rewrite()

@@ -26,7 +26,7 @@ from tvm import relax
 from tvmquant.errors import QuantizationError
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.rewriter import DataflowRewriter
-from tvmquant.quantizer import affine_parameters, weight_scales
+from tvmquant.quantizer import affine_parameters, grouped_weight_scales, weight_scales
 
 
 class _Filler(DataflowRewriter):
@@ -45,15 +45,15 @@ class _Filler(DataflowRewriter):
             return None
         x = self.lookup(value.args[0])
         fill = self._weight if attrs["role"] == "weight" else self._activation
-        scale, zero_point, filled = fill(x, attrs)
+        constants, filled = fill(x, attrs)
         return qop.emit(
             qop.FAKE_QUANT,
-            [x, qop.constant(scale), qop.constant(zero_point)],
+            [x, *(qop.constant(array) for array in constants)],
             attrs | filled | {"calibrated": 1},
             value.span,
         )
 
-    def _activation(self, _x: relax.Expr, attrs: dict[str, Any]) -> tuple[Any, Any, dict[str, int]]:
+    def _activation(self, _x: relax.Expr, attrs: dict[str, Any]) -> tuple[list[Any], Any]:
         if attrs["id"] not in self.ranges:
             raise QuantizationError(
                 f"no calibrated range for the tensor {attrs['id']!r}; calibrate this model again"
@@ -64,22 +64,21 @@ class _Filler(DataflowRewriter):
         if qmin < 0 and bits <= 8:
             half = 1 << (bits - 1)
             zero, qmin, qmax = zero + half, qmin + half, qmax + half
-        return (
-            np.asarray([scale], np.float32),
-            np.asarray([zero], np.int32),
-            {"qmin": qmin, "qmax": qmax},
-        )
+        constants = [np.asarray([scale], np.float32), np.asarray([zero], np.int32)]
+        return constants, {"qmin": qmin, "qmax": qmax}
 
-    def _weight(self, x: relax.Expr, attrs: dict[str, Any]) -> tuple[Any, Any, dict[str, int]]:
-        bits = attrs["bits"]
+    def _weight(self, x: relax.Expr, attrs: dict[str, Any]) -> tuple[list[Any], Any]:
+        bits, axis, group = attrs["bits"], attrs["axis"], attrs.get("w_group", 0)
         weight = qop.constant_array(x)
-        scales = weight_scales(weight, attrs["axis"], bits, method=self.weight_method)
+        multipliers = []
+        if group:
+            scales, multiplier = grouped_weight_scales(weight, group, axis, bits)
+            multipliers = [multiplier]
+        else:
+            scales = weight_scales(weight, axis, bits, method=self.weight_method)
         limit = (1 << (bits - 1)) - 1
-        return (
-            scales.astype(np.float32),
-            np.zeros(1, np.int32),
-            {"qmin": -limit, "qmax": limit},
-        )
+        constants = [scales.astype(np.float32), np.zeros(1, np.int32), *multipliers]
+        return constants, {"qmin": -limit, "qmax": limit}
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="ApplyCalibration")

@@ -427,6 +427,10 @@ def _contraction_attrs(layer: Contraction, name: str) -> dict[str, Any]:
         "out_dtype": "int32",
         "id": name,
         "w_bits": layer.weight.bits,
+        "w_group": layer.weight.group,
+        "a_bits": 4 if layer.x.qmax < 16 else 8,
+        "input_qmin": layer.x.qmin,
+        "input_qmax": layer.x.qmax,
         "epilogue": 0,
     }
     source = layer.call.attrs
@@ -451,7 +455,13 @@ def _oriented_weight(call: relax.Call, scale: Any, attrs: dict[str, Any]) -> Qua
         values = values.swapaxes(1, 2).reshape(groups * outputs, inputs // groups, *kernel)
         scale = np.tile(np.broadcast_to(scale, (outputs,)), groups)
     scale = np.broadcast_to(scale, (values.shape[0],))
-    return QuantizedWeight(values, scale, attrs["bits"], bool(attrs["fixed"]))
+    group, multiplier = attrs.get("w_group", 0), None
+    if group:
+        multiplier = qop.constant_array(call.args[3])
+        multiplier = multiplier.T if attrs["axis"] == 1 else multiplier
+    return QuantizedWeight(
+        values, scale, attrs["bits"], bool(attrs["fixed"]), multiplier=multiplier, group=group
+    )
 
 
 def _as_accumulator(value: Any) -> Accumulator:

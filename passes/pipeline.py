@@ -17,6 +17,7 @@ from tvm import relax
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.annotate_quantization import AnnotateQuantization
 from tvmquant.passes.apply_calibration import ApplyCalibration
+from tvmquant.passes.assign_bit_widths import AssignBitWidths
 from tvmquant.passes.canonicalize_ops import CanonicalizeOps
 from tvmquant.passes.convert_layout import ConvertLayout
 from tvmquant.passes.expose_integers import ExposeIntegers
@@ -58,16 +59,23 @@ def annotate(module: tvm.IRModule, activation_scheme: str = "asymmetric") -> tvm
     return _run("2-annotated", [AnnotateQuantization(activation_scheme)], module)
 
 
-def integerize(
+def apply_calibration(
     module: tvm.IRModule,
     ranges: Mapping[str, tuple[float, float]],
     *,
+    weights: Mapping[str, tuple[int, int]] | None = None,
+    activations: Mapping[str, int] | None = None,
     weight_method: str = "mse",
-    strict: bool = False,
-    bound_pairs: bool = False,
 ) -> tvm.IRModule:
-    """L1 -> L2: calibrated, integers only, epilogues fused, channels last."""
-    calibrated = _run("3-calibrated", [ApplyCalibration(ranges, weight_method)], module)
+    """L1, uncalibrated -> L1 with its bit widths, scales and zero points."""
+    widths = [AssignBitWidths(weights or {}, activations or {})]
+    return _run("3-calibrated", [*widths, ApplyCalibration(ranges, weight_method)], module)
+
+
+def integerize(
+    calibrated: tvm.IRModule, *, strict: bool = False, bound_pairs: bool = False
+) -> tvm.IRModule:
+    """L1, calibrated -> L2: integers only, epilogues fused, channels last."""
     integer = [InsertRequantize(bound_pairs), FuseEpilogue(), ConvertLayout()]
     verified = [VerifyIntegerOnly()] if strict else []
     return _run("4-integer", [*integer, *verified], calibrated)

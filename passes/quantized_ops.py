@@ -9,8 +9,9 @@ OIHW weights as produced by integerization, ``"NHWC"`` with OHWI weights after `
 Level L1 (float):
 
 =============== =====================================================================
-fake_quant      ``(x, scale, zero_point)``: (dequantize o quantize)(x); activations and
-                weights (``axis`` >= 0: per channel)
+fake_quant      ``(x, scale, zero_point[, multiplier])``: (dequantize o quantize)(x); activations
+                and weights (``axis`` >= 0: per channel). The scale of a weight in groups
+                (``w_group``) is times ``multiplier``, int8 of the weight's shape, at each value
 =============== =====================================================================
 
 Level L2 (integers; equations in `tvmquant.arithmetic`):
@@ -224,13 +225,14 @@ def _register(name: str, arguments: Sequence[str], infer: Callable[..., Any]) ->
     op = Op.get(name)
     for argument in arguments:
         _ir_ffi.OpAddArgument(op, argument, "Tensor", "")
-    # -1: any number of arguments, since an epilogue adds some
-    _ir_ffi.OpSetNumInputs(op, -1 if arguments[-1] == "epilogue" else len(arguments))
+    # -1: any number of arguments, since an epilogue or a multiplier adds some
+    variadic = arguments[-1] in ("epilogue", "multiplier")
+    _ir_ffi.OpSetNumInputs(op, -1 if variadic else len(arguments))
     register_op_attr(name, "FPurity", True)
     register_op_attr(name, "FInferType", infer)
 
 
-_register(FAKE_QUANT, ("x", "scale", "zero_point"), _same_shape(None))
+_register(FAKE_QUANT, ("x", "scale", "zero_point", "multiplier"), _same_shape(None))
 _register(QUANTIZE, ("x",), _same_shape("out_dtype"))
 _register(DEQUANTIZE, ("q", "scale"), _same_shape(None))
 _register(QCONV2D, ("x", "weight", "bias", "epilogue"), _infer_qconv2d)

@@ -281,7 +281,9 @@ def _cache_path(
 ) -> Path | None:
     if fingerprints["data"] is None:
         return None
-    key = json.dumps([dict(fingerprints), dict(options)], sort_keys=True)
+    from tvmquant.calibration.calibration import SCHEMA_VERSION
+
+    key = json.dumps([SCHEMA_VERSION, dict(fingerprints), dict(options)], sort_keys=True)
     return out / f"calibration-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 

@@ -61,6 +61,7 @@ def preview(
         if qop.is_call(value, qop.FAKE_QUANT)
     ]
     ranges = dict.fromkeys(edges, NOMINAL_RANGE)
-    integer = pipeline.integerize(annotated, ranges, weight_method="minmax")
+    calibrated = pipeline.apply_calibration(annotated, ranges, weight_method="minmax")
+    integer = pipeline.integerize(calibrated)
     lowered = pipeline.lower(integer, parse_target(target), threads or physical_cores(), batch)
     return Preview(describe_layers(integer, lowered), float_audit(integer))

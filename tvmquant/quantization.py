@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tvmquant.bit_choice import W8A8, BitChoice
 from tvmquant.errors import QuantizationError
+from tvmquant.layers import Layer, layers_of
 from tvmquant.passes import pipeline
 
 if TYPE_CHECKING:
@@ -63,6 +66,7 @@ def quantize(
     graph: Graph,
     calibration: Calibration,
     *,
+    choices: Mapping[str, BitChoice] | None = None,
     activation_scheme: str = "asymmetric",
     weight_method: str = "mse",
     strict: bool = False,
@@ -76,6 +80,8 @@ def quantize(
         Level L0, the one that was calibrated.
     calibration : Calibration
         From `calibrate` with the same activation scheme.
+    choices : mapping of str to BitChoice, optional
+        Bit widths by layer (`tvmquant.layers.quantizable_layers`); w8a8 where not named.
     activation_scheme : str
     weight_method : str
         ``mse`` (default) or ``minmax``: how per-channel weight scales are chosen.
@@ -95,19 +101,75 @@ def quantize(
     Raises
     ------
     QuantizationError
-        If the calibration is of another model, a layer cannot be computed in integers (strict), or
-        an accumulator may overflow; names the layer.
+        If the calibration is of another model, a layer cannot be computed in integers (strict), an
+        accumulator may overflow, or a choice names no layer, is none of the layer's, or contradicts
+        that of a tied layer; names the layer.
+    """
+    calibrated = apply_calibration(
+        graph, calibration, choices=choices, activation_scheme=activation_scheme,
+        weight_method=weight_method,
+    )  # fmt: skip
+    module = pipeline.integerize(calibrated.module, strict=strict, bound_pairs=bound_pairs)
+    return calibrated.with_module(module, "L2")
+
+
+def apply_calibration(
+    graph: Graph,
+    calibration: Calibration,
+    *,
+    choices: Mapping[str, BitChoice] | None = None,
+    activation_scheme: str = "asymmetric",
+    weight_method: str = "mse",
+) -> Graph:
+    """Annotate a float graph with bit widths, scales and zero points: what the torch twin runs.
+
+    Parameters and errors are those of `quantize`; the result has level L1.
     """
     annotated = _annotated(graph, activation_scheme)
     calibration.check_model(annotated.module)
-    module = pipeline.integerize(
+    wanted = dict(choices or {})
+    activations = activation_bits(layers_of(annotated.module), wanted)
+    module = pipeline.apply_calibration(
         annotated.module,
-        calibration.ranges(),
+        calibration.ranges(activations),
+        weights={name: (choice.w_bits, choice.w_group) for name, choice in wanted.items()},
+        activations=activations,
         weight_method=weight_method,
-        strict=strict,
-        bound_pairs=bound_pairs,
     )
-    return annotated.with_module(module, "L2")
+    return annotated.with_module(module)
+
+
+def activation_bits(layers: Sequence[Layer], choices: Mapping[str, BitChoice]) -> dict[str, int]:
+    """Return the bit width of every activation that a layer reads, by the id of its fake_quant.
+
+    Raises
+    ------
+    QuantizationError
+        When a choice names no layer, is none of the layer's, or tied layers differ.
+    """
+    known = {layer.id: layer for layer in layers}
+    if unknown := [name for name in choices if name not in known]:
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise QuantizationError(f"the model has no layer {unknown[0]!r}{hint}")
+    bits: dict[str, int] = {}
+    owner: dict[str, Layer] = {}
+    for layer in layers:
+        choice = choices.get(layer.id, W8A8)
+        if not layer.allows(choice):
+            raise QuantizationError(
+                f"layer {layer.id!r} ({layer.op}) cannot compute {choice}; expected one of "
+                f"{', '.join(str(c) for c in layer.choices)}"
+            )
+        first = owner.setdefault(layer.group, layer)
+        other = choices.get(first.id, W8A8)
+        if other.a_bits != choice.a_bits:
+            raise QuantizationError(
+                f"layers {first.id!r} ({other}) and {layer.id!r} ({choice}) read the same "
+                "activation; give both the same activation width"
+            )
+        bits.update(dict.fromkeys(layer.edges, choice.a_bits))
+    return bits
 
 
 def _annotated(graph: Graph, activation_scheme: str) -> Graph:

@@ -9,11 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvmquant.errors import QuantizationError
+from tvmquant.weight_pairs import runs_of, weight_of
 
 Scheme = Literal["symmetric", "unsigned", "asymmetric", "auto"]
 
 # Scales stay normal float32 numbers, because they are stored as such in ONNX.
 _LEAST_SCALE = float(np.finfo(np.float32).tiny)
+
+# Multipliers of groups: 7 * 16 fits 8 bits.
+GROUP_LEVELS = 16
 
 
 def affine_parameters(
@@ -128,6 +132,62 @@ def weight_scales(
     scales[~nonzero] = scales.max(initial=0.0) or 1.0
     result: NDArray[np.float64] = np.maximum(scales, _LEAST_SCALE)
     return result
+
+
+def grouped_weight_scales(
+    w: NDArray[np.floating[Any]], group: int, axis: int = 0, bits: int = 4
+) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
+    """Return the symmetric scale of each channel and the multiplier of each group of a weight.
+
+    The step of a value is ``scale[channel] * multiplier``, so that sums over groups can be added
+    in integers. Each group's own best step (clipping between 50 % and 100 % of its largest value,
+    by squared error) is rounded to a multiple of 1/`GROUP_LEVELS` of the channel's greatest.
+
+    Parameters
+    ----------
+    w : array of float, (O, I, kh, kw), or (O, I), or (I, O) with axis 1
+    group : int
+        Neighbours along each row of `tvmquant.weight_pairs.runs_of` that share a multiplier.
+    axis : int
+        Axis of the output channels.
+    bits : int
+        Bit width, 2..4, so that multiples fit 8 bits.
+
+    Returns
+    -------
+    scale : array of float64, shape (O,)
+    multiplier : array of int8, shape of ``w``, 1..`GROUP_LEVELS`
+    """
+    w = np.moveaxis(np.asarray(w, np.float32), axis, 0)
+    runs = runs_of(w)
+    outputs, rows, length = runs.shape
+    groups = -(-length // group)
+    padded = np.zeros((outputs, rows, groups * group), np.float32)
+    padded[:, :, :length] = runs
+    steps = _group_steps(padded.reshape(-1, group), bits).reshape(outputs, rows, groups)
+    largest = steps.reshape(outputs, -1).max(axis=1)
+    scale = np.where(largest > 0.0, largest, largest.max(initial=0.0) or 1.0) / GROUP_LEVELS
+    ratio = np.rint(steps / scale[:, None, None])
+    multiplier = np.clip(ratio, 1, GROUP_LEVELS).astype(np.int8)
+    spread = np.repeat(multiplier, group, axis=2)[:, :, :length]
+    return np.maximum(scale, _LEAST_SCALE), np.moveaxis(weight_of(spread, w.shape), 0, axis)
+
+
+def _group_steps(rows: NDArray[np.float32], bits: int) -> NDArray[np.float64]:
+    """Return each row's step of least squared error."""
+    qmax = np.float32((1 << (bits - 1)) - 1)
+    whole = np.abs(rows).max(axis=1) / qmax
+    best = np.full(len(rows), np.inf, np.float32)
+    chosen = whole.copy()
+    divisor = np.where(whole > 0.0, whole, 1.0)[:, None]
+    units = np.abs(rows) / divisor
+    for percent in range(100, 49, -5):
+        ratio = np.float32(percent / 100.0)
+        error = np.minimum(np.rint(units / ratio), qmax) * ratio - units
+        squared = np.einsum("rk,rk->r", error, error)
+        better = squared < best
+        best, chosen = np.where(better, squared, best), np.where(better, whole * ratio, chosen)
+    return chosen.astype(np.float64)
 
 
 def _best_clip_ratios(

@@ -45,6 +45,15 @@ def runs_of(weight: Array) -> Array:
     return weight.transpose(0, 2, 3, 1).reshape(outputs, height, width * inputs)
 
 
+def weight_of(runs: Array, shape: tuple[int, ...]) -> Array:
+    """Return the weight of a shape (O, I, kh, kw) or (O, I) whose `runs_of` these are."""
+    if len(shape) == 2:
+        return runs[:, 0]
+    outputs, inputs, height, width = shape
+    blocks = runs.reshape(outputs, height, width, inputs)
+    return np.ascontiguousarray(blocks.transpose(0, 3, 1, 2))
+
+
 def bound_pairs(weight: Array) -> Array:
     """Reduce neighbours of one sign until their magnitudes add up to `PAIR_LIMIT` at most.
 
@@ -69,12 +78,7 @@ def bound_pairs(weight: Array) -> Array:
     bounded = runs.copy()
     bounded[:, :, 0:even:2] = first - sign * (excess - half)
     bounded[:, :, 1:even:2] = second - sign * half
-    if weight.ndim == 2:
-        return bounded[:, 0].astype(np.int8)
-    outputs, inputs, height, width = weight.shape
-    return np.ascontiguousarray(
-        bounded.reshape(outputs, height, width, inputs).transpose(0, 3, 1, 2)
-    ).astype(np.int8)
+    return weight_of(bounded, weight.shape).astype(np.int8)
 
 
 def bounded_scale(weight: FloatArray, scale: FloatArray) -> FloatArray | None:

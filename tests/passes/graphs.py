@@ -13,6 +13,7 @@ from tvm.ir import SourceName, Span
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.annotate_quantization import AnnotateQuantization
 from tvmquant.passes.apply_calibration import ApplyCalibration
+from tvmquant.passes.assign_bit_widths import AssignBitWidths
 from tvmquant.passes.canonicalize_ops import CanonicalizeOps
 from tvmquant.passes.convert_layout import ConvertLayout
 from tvmquant.passes.fold_batch_norm import FoldBatchNorm
@@ -60,10 +61,17 @@ class Levels:
     integer: tvm.IRModule
 
 
-def quantize(module: tvm.IRModule, inputs: Sequence[Any], **options: Any) -> Levels:
+def quantize(
+    module: tvm.IRModule,
+    inputs: Sequence[Any],
+    weights: dict[str, tuple[int, int]] | None = None,
+    activations: dict[str, int] | None = None,
+    **options: Any,
+) -> Levels:
     """Take a float graph to L2, with ranges that are the extremes of the inputs given."""
     float_ = FoldBatchNorm()(CanonicalizeOps()(module))
     annotated = AnnotateQuantization(**options)(float_)
+    annotated = AssignBitWidths(weights or {}, activations or {})(annotated)
     ranges: dict[str, tuple[float, float]] = {}
 
     def observe(name: str, tensor: torch.Tensor) -> None:

@@ -256,19 +256,19 @@ def test_ids_are_unique():
     assert ids == ["x0", "n.weight", "n", "n.weight:2", "n:2"]
 
 
-def test_widths_and_scheme():
+def test_scheme():
     def body(emit, x):
         return conv(emit, emit(op.nn.relu(conv(emit, x, name="a")), "r"), name="b")
 
-    annotate = AnnotateQuantization("symmetric", {"a": (4, 8), "r": (8, 4)})
+    annotate = AnnotateQuantization("symmetric")
     found = {
         qop.attributes(c)["id"]: (qop.attributes(c)["bits"], qop.attributes(c)["scheme"])
         for c in calls(annotate(graph(body, SHAPE)), qop.FAKE_QUANT)
     }
     assert found == {
         "x0": (8, "symmetric"),
-        "a.weight": (4, "symmetric"),
-        "r": (4, "symmetric"),
+        "a.weight": (8, "symmetric"),
+        "r": (8, "symmetric"),
         "b.weight": (8, "symmetric"),
         "b": (16, "symmetric"),
     }

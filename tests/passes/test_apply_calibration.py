@@ -8,7 +8,8 @@ from tvmquant.errors import QuantizationError
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.annotate_quantization import AnnotateQuantization
 from tvmquant.passes.apply_calibration import ApplyCalibration
-from tvmquant.quantizer import weight_scales
+from tvmquant.passes.assign_bit_widths import AssignBitWidths
+from tvmquant.quantizer import grouped_weight_scales, weight_scales
 
 op = relax.op
 WEIGHT = normal(5, 4, 3, 3)
@@ -20,8 +21,9 @@ def network(emit, x):
     return emit(op.nn.conv2d(y, const(normal(2, 5, 1, 1))), "b")
 
 
-def annotated(scheme="asymmetric", **widths):
-    return AnnotateQuantization(scheme, widths)(graph(network, (2, 4, 6, 6)))
+def annotated(scheme="asymmetric", weights=None, activations=None):
+    module = AnnotateQuantization(scheme)(graph(network, (2, 4, 6, 6)))
+    return AssignBitWidths(weights or {}, activations or {})(module)
 
 
 def filled(module):
@@ -47,7 +49,7 @@ def filled(module):
     ],
 )
 def test_activations(scheme, bits, expected):
-    found = filled(ApplyCalibration(RANGES)(annotated(scheme, relu=(8, bits))))
+    found = filled(ApplyCalibration(RANGES)(annotated(scheme, activations={"relu": bits})))
     for name, (scale, *integers) in expected.items():
         assert found[name][0] == pytest.approx([scale])
         assert found[name][1:] == tuple(integers)
@@ -61,11 +63,20 @@ def test_outputs_are_signed_16_bit_integers_without_zero_point():
 @pytest.mark.parametrize("method", ["minmax", "mse"])
 @pytest.mark.parametrize(("bits", "limit"), [(8, 127), (4, 7)])
 def test_weights(method, bits, limit):
-    found = filled(ApplyCalibration(RANGES, method)(annotated(a=(bits, 8))))["a.weight"]
+    found = filled(ApplyCalibration(RANGES, method)(annotated(weights={"a": (bits, 0)})))["a.weight"]
     np.testing.assert_array_equal(
         found[0], weight_scales(WEIGHT, 0, bits, method).astype(np.float32)
     )
     assert found[1:] == (0, -limit, limit)
+
+
+def test_weights_in_groups():
+    module = ApplyCalibration(RANGES)(annotated(weights={"a": (4, 32)}))
+    (call,) = [c for c in calls(module, qop.FAKE_QUANT) if qop.attributes(c).get("w_group")]
+    scale, multiplier = grouped_weight_scales(WEIGHT, 32)
+    np.testing.assert_array_equal(qop.constant_array(call.args[1]), scale.astype(np.float32))
+    np.testing.assert_array_equal(qop.constant_array(call.args[3]), multiplier)
+    assert qop.attributes(call)["qmax"] == 7
 
 
 def test_exactly():

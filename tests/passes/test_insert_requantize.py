@@ -22,6 +22,8 @@ from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.annotate_quantization import AnnotateQuantization
 from tvmquant.passes.apply_calibration import ApplyCalibration
 from tvmquant.passes.insert_requantize import InsertRequantize
+from tvmquant.passes.rewriter import bindings_of, span_name
+from tvmquant.quantizer import GROUP_LEVELS
 from tvmquant.simulator import simulate
 
 op = relax.op
@@ -375,19 +377,31 @@ def test_schemes(name, scheme):
     check(network(CASES[name]), *inputs_of(CASES[name]), activation_scheme=scheme, steps=2)
 
 
-@pytest.mark.parametrize("bits", [(4, 8), (4, 4), (8, 4), (2, 8)])
-def test_widths(bits):
+@pytest.mark.parametrize(
+    ("bits", "group"), [((4, 8), 0), ((4, 4), 0), ((8, 4), 0), ((2, 8), 0), ((4, 8), 32)]
+)
+def test_widths(bits, group):
     case = CASES["residual"]
-    levels = quantize(network(case), inputs_of(case), widths={"a": bits, "b": bits})
+    module = network(case)
+    hidden = next(
+        span_name(call) or str(var.name)
+        for var, call in bindings_of(module["main"])
+        if qop.is_call(call, "relax.nn.relu")
+    )
+    levels = quantize(
+        module, inputs_of(case), weights=dict.fromkeys("ab", (bits[0], group)),
+        activations={hidden: bits[1]},
+    )  # fmt: skip
     expected = run_twin(levels.calibrated, inputs_of(case), mode="quantized")
     fixed = InsertRequantize()(FixScales(levels.calibrated).rewrite())
     # One step of the hidden activation, of 255 or 15, moves the result by several.
     assert distance(simulate(fixed, *inputs_of(case)), expected) <= (30 if bits[1] == 4 else 3)
-    for call, limit in zip(calls(levels.integer, qop.QCONV2D), [bits[0]] * 2, strict=True):
+    for call, a_bits in zip(calls(levels.integer, qop.QCONV2D), [8, bits[1]], strict=True):
         weight = qop.constant_array(call.args[1])
         assert weight.dtype == np.int8
-        assert np.abs(weight).max() <= 2 ** (limit - 1) - 1
-        assert qop.attributes(call)["w_bits"] == limit
+        assert np.abs(weight).max() <= (2 ** (bits[0] - 1) - 1) * (GROUP_LEVELS if group else 1)
+        attrs = qop.attributes(call)
+        assert (attrs["w_bits"], attrs["w_group"], attrs["a_bits"]) == (bits[0], group, a_bits)
 
 
 WEIGHT = np.array([[1.0, -0.5], [0.25, 2.0]], np.float32)
@@ -441,6 +455,10 @@ def test_a_convolution_exactly():
         "out_dtype": "int32",
         "id": "conv",
         "w_bits": 8,
+        "w_group": 0,
+        "a_bits": 8,
+        "input_qmin": 0,
+        "input_qmax": 255,
         "epilogue": 0,
         "strides": [1, 1],
         "padding": [1, 1, 1, 1],

@@ -5,7 +5,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tvmquant.errors import QuantizationError
-from tvmquant.quantizer import affine_parameters, weight_scales
+from tvmquant.quantizer import (
+    GROUP_LEVELS,
+    affine_parameters,
+    grouped_weight_scales,
+    weight_scales,
+)
+from tvmquant.weight_pairs import runs_of
 
 values = st.floats(-(2.0**40), 2.0**40, width=32)
 
@@ -111,3 +117,37 @@ def test_weight_scales_reject_nonfinite_weights(bad):
     w[1, 0] = bad
     with pytest.raises(QuantizationError, match="channel 1"):
         weight_scales(w)
+
+
+class TestGroupedWeightScales:
+    @pytest.mark.parametrize(
+        ("shape", "axis"), [((5, 6, 3, 3), 0), ((5, 40, 1, 1), 0), ((6, 70), 0), ((70, 6), 1)]
+    )
+    @pytest.mark.parametrize("group", [32, 64])
+    def test_groups_lie_along_rows(self, shape, axis, group):
+        w = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        scale, multiplier = grouped_weight_scales(w, group, axis)
+        assert scale.shape == (w.shape[axis],)
+        assert (multiplier.shape, multiplier.dtype) == (w.shape, np.int8)
+        rows = runs_of(np.moveaxis(multiplier, axis, 0))
+        for start in range(0, rows.shape[2], group):
+            block = rows[:, :, start : start + group]
+            assert (block == block[:, :, :1]).all()
+        assert multiplier.min() >= 1
+        assert multiplier.max() == GROUP_LEVELS
+
+    def test_groups_of_different_size_lose_less(self):
+        w = np.random.default_rng(1).standard_normal((4, 64, 1, 1)).astype(np.float32)
+        w[:, 32:] *= 0.1
+
+        def error(unit):
+            return np.square(np.clip(np.rint(w / unit), -7, 7) * unit - w).sum()
+
+        scale, multiplier = grouped_weight_scales(w, 32)
+        whole = weight_scales(w, 0, 4, "mse").reshape(-1, 1, 1, 1)
+        assert error(scale.reshape(-1, 1, 1, 1) * multiplier) < 0.8 * error(whole)
+
+    def test_zeros(self):
+        scale, multiplier = grouped_weight_scales(np.zeros((2, 40), np.float32), 32)
+        assert (scale > 0).all()
+        assert (multiplier == 1).all()

@@ -78,6 +78,16 @@ class Observer(ABC):
             )
         return self._choose()
 
+    def range_for(self, bits: int) -> tuple[float, float]:
+        """Return the range to quantize with a bit width: `range`, where it does not depend on it.
+
+        Parameters
+        ----------
+        bits : int
+            2..8.
+        """
+        return self.range()
+
     def state(self) -> State:
         """Return all that `observer_from_state` needs, as arrays that fit into an .npz."""
         return {

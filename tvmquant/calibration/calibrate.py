@@ -21,6 +21,8 @@ from tvmquant.twin import Edge, Twin
 Progress = Callable[[int, int | None], None]
 
 DEFAULT_METHOD = "mse"
+# Narrower widths that ranges are chosen for as well.
+NARROW_BITS = (4,)
 # Of the network's results: clipping the largest logit is what changes the answer.
 OUTPUT_METHOD = "minmax"
 
@@ -81,19 +83,28 @@ def calibrate(
     twin.observe = _Watch(observers)
     dataset = _dataset(module, data, limit, batch_size)
     count = _run(twin, dataset, progress)
-    ranges = {name: observer.range() for name, observer in observers.items()}
+    ranges = _merge_groups(edges, {name: o.range() for name, o in observers.items()})
+    narrow = {
+        bits: _merge_groups(edges, {name: o.range_for(bits) for name, o in observers.items()})
+        for bits in NARROW_BITS
+    }
     return Calibration(
         model=model_fingerprint(module),
         data=dataset.fingerprint(),
         count=count,
         edges={
             edge.id: EdgeRange(
-                lo=lo,
-                hi=hi,
+                lo=ranges[edge.id][0],
+                hi=ranges[edge.id][1],
                 method=observers[edge.id].method,
                 samples=observers[edge.id].count,
+                narrow={
+                    bits: chosen[edge.id]
+                    for bits, chosen in narrow.items()
+                    if chosen[edge.id] != ranges[edge.id]
+                },
             )
-            for edge, (lo, hi) in zip(edges, _merge_groups(edges, ranges), strict=True)
+            for edge in edges
         },
     )
 
@@ -150,13 +161,13 @@ def _run(twin: Twin, dataset: Dataset, progress: Progress | None) -> int:
 
 def _merge_groups(
     edges: Iterable[Edge], ranges: Mapping[str, tuple[float, float]]
-) -> list[tuple[float, float]]:
+) -> dict[str, tuple[float, float]]:
     """Return the range of each edge, the union over its group where it has one."""
     groups: dict[str, list[tuple[float, float]]] = {}
     for edge in edges:
         groups.setdefault(edge.group, []).append(ranges[edge.id])
-    merged = []
+    merged = {}
     for edge in edges:
         members = groups[edge.group] if edge.group else [ranges[edge.id]]
-        merged.append((min(lo for lo, _ in members), max(hi for _, hi in members)))
+        merged[edge.id] = min(lo for lo, _ in members), max(hi for _, hi in members)
     return merged

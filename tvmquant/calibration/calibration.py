@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -18,7 +19,7 @@ from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.rewriter import bindings_of
 from tvmquant.quantizer import Scheme, affine_parameters
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 
 class EdgeRange(BaseModel):
@@ -32,6 +33,8 @@ class EdgeRange(BaseModel):
         The observer that chose it.
     samples : int
         Number of values seen, > 0.
+    narrow : dict of int to (float, float)
+        The range to use for a narrower bit width, where the observer's choice depends on it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -40,12 +43,18 @@ class EdgeRange(BaseModel):
     hi: float
     method: str
     samples: int = Field(gt=0)
+    narrow: dict[int, tuple[float, float]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _ordered(self) -> EdgeRange:
-        if self.lo > self.hi:
-            raise ValueError(f"lo = {self.lo} exceeds hi = {self.hi}")
+        for lo, hi in ((self.lo, self.hi), *self.narrow.values()):
+            if lo > hi:
+                raise ValueError(f"lo = {lo} exceeds hi = {hi}")
         return self
+
+    def range(self, bits: int = 8) -> tuple[float, float]:
+        """Return the range (lo, hi) for a bit width."""
+        return self.narrow.get(bits, (self.lo, self.hi))
 
 
 class Calibration(BaseModel):
@@ -54,7 +63,7 @@ class Calibration(BaseModel):
     Parameters
     ----------
     schema_version : int
-        1.
+        2.
     model : str
         `model_fingerprint` of the annotated graph.
     data : str, optional
@@ -67,15 +76,22 @@ class Calibration(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     model: str
     data: str | None
     count: int = Field(gt=0)
     edges: dict[str, EdgeRange]
 
-    def ranges(self) -> dict[str, tuple[float, float]]:
-        """Return the range (lo, hi) of every edge, by its id."""
-        return {name: (edge.lo, edge.hi) for name, edge in self.edges.items()}
+    def ranges(self, bits: Mapping[str, int] | None = None) -> dict[str, tuple[float, float]]:
+        """Return the range (lo, hi) of every edge, by its id.
+
+        Parameters
+        ----------
+        bits : dict of str to int, optional
+            Bit widths by edge; 8 where not named.
+        """
+        widths = bits or {}
+        return {name: edge.range(widths.get(name, 8)) for name, edge in self.edges.items()}
 
     def parameters(
         self, edge_id: str, bits: int = 8, scheme: Scheme = "auto"
@@ -93,7 +109,7 @@ class Calibration(BaseModel):
                 f"the tensor {edge_id!r} has no calibrated range among {len(self.edges)}; "
                 "calibrate this model again"
             )
-        return affine_parameters(edge.lo, edge.hi, bits=bits, scheme=scheme)
+        return affine_parameters(*edge.range(bits), bits=bits, scheme=scheme)
 
     def check_model(self, module: tvm.IRModule) -> None:
         """Raise `DataError` unless this is the calibration of an annotated graph."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,12 @@ class _ThresholdObserver(HistogramObserver):
     @classmethod
     def _options(cls) -> tuple[str, ...]:
         return ("bits",)
+
+    def range_for(self, bits: int) -> tuple[float, float]:
+        """Return the range that suits a bit width, 2..8."""
+        other = copy.copy(self)
+        other.bits = bits
+        return other.range()
 
     @property
     def levels(self) -> int:

@@ -14,7 +14,7 @@ def fake_quantize_half_even(
     Parameters
     ----------
     x : float32 tensor of any shape
-    scale : float32 tensor of shape (1,) or, along `axis`, (C,); > 0
+    scale : float32 tensor of shape (1,), (C,) along `axis`, or that of `x`; > 0
     zero_point : int32 tensor of shape (1,) or (C,)
     qmin, qmax : int, qmin <= zero_point <= qmax
     axis : int
@@ -50,4 +50,6 @@ def along_axis(values: Tensor, x: Tensor, axis: int) -> Tensor:
     """Shape per-channel `values` so that they broadcast along one axis of `x`."""
     if values.numel() == 1:
         return values.reshape(())
+    if values.shape == x.shape:
+        return values
     return values.reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)])

@@ -17,7 +17,7 @@ from tvmquant.errors import ModelError
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.rewriter import bindings_of, span_name
 from tvmquant.twin.attributes import static_shape
-from tvmquant.twin.fake_quantize import fake_quantize_half_even
+from tvmquant.twin.fake_quantize import along_axis, fake_quantize_half_even
 from tvmquant.twin.operators import make_function
 
 # A value is read from a slot (int) or is a constant (its name); a tuple of outputs nests them.
@@ -219,7 +219,11 @@ def _function(var: relax.Var, value: relax.Expr, edge: Edge | None) -> Callable[
 
 
 def _fake_quant_function(edge: Edge) -> Callable[..., Tensor]:
-    def fake_quant(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    def fake_quant(
+        x: Tensor, scale: Tensor, zero_point: Tensor, multiplier: Tensor | None = None
+    ) -> Tensor:
+        if multiplier is not None:
+            scale = along_axis(scale, x, edge.axis) * multiplier
         return fake_quantize_half_even(x, scale, zero_point, edge.qmin, edge.qmax, edge.axis)
 
     return fake_quant

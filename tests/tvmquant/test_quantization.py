@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+
+import tvmquant
+from tests.tvmquant import networks
+from tests.tvmquant.networks import MIXTURE_SHAPE
+from tvmquant.bit_choice import W4A4, W4A8, W8A8, BitChoice
+from tvmquant.errors import QuantizationError
+from tvmquant.layers import quantizable_layers
+from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.rewriter import bindings_of
+from tvmquant.quantization import activation_bits, apply_calibration
+from tvmquant.twin import Twin
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    path = networks.export_mixture(tmp_path_factory.mktemp("mixture") / "mixture.onnx")
+    return networks.compile_network(path, networks.images_of(MIXTURE_SHAPE))
+
+
+@pytest.fixture(scope="module")
+def calibration(mixture):
+    return tvmquant.calibrate(mixture.graph, mixture.images)
+
+
+def uniform(graph, choice):
+    """Return the choices that give every layer the choice, where its group can take it."""
+    layers = quantizable_layers(graph)
+    able = {g: all(l.allows(choice) for l in layers if l.group == g) for g in {
+        layer.group for layer in layers
+    }}  # fmt: skip
+    return {layer.id: choice for layer in layers if able[layer.group]}
+
+
+@pytest.mark.parametrize("choice", [W8A8, BitChoice(8, 4), W4A8, W4A4, BitChoice(4, 8, 32)])
+def test_the_integers_have_the_chosen_widths(mixture, calibration, choice):
+    choices = uniform(mixture.graph, choice)
+    graph = tvmquant.quantize(mixture.graph, calibration, choices=choices)
+    found = {}
+    for _, call in bindings_of(graph.main):
+        if qop.is_call(call, qop.QCONV2D, qop.QCONV2D_TRANSPOSE, qop.QDENSE):
+            attrs = qop.attributes(call)
+            found[attrs["id"]] = BitChoice(attrs["w_bits"], attrs["a_bits"], attrs["w_group"])
+    assert choices.items() <= found.items()
+
+
+@pytest.mark.parametrize("choice", [W4A8, W4A4, BitChoice(4, 8, 32)])
+def test_the_twin_predicts_the_integers(mixture, calibration, choice):
+    import torch
+
+    choices = uniform(mixture.graph, choice)
+    graph = tvmquant.quantize(mixture.graph, calibration, choices=choices)
+    annotated = apply_calibration(mixture.graph, calibration, choices=choices)
+    with torch.no_grad():
+        twin = Twin(annotated.module, mode="quantized")(torch.from_numpy(mixture.images)).numpy()
+    (integers,) = tvmquant.simulate(graph, mixture.images)
+    assert networks.sqnr_db(twin, integers) > networks.sqnr_db(
+        networks.float_outputs(mixture)[0], integers
+    )
+
+
+def test_ranges_suit_the_width(mixture, calibration):
+    wide, narrow = calibration.ranges(), calibration.ranges(dict.fromkeys(calibration.edges, 4))
+    assert any(np.ptp(narrow[name]) < 0.9 * np.ptp(wide[name]) for name in wide)
+
+
+def test_an_unknown_layer_is_named(mixture, calibration):
+    layer = quantizable_layers(mixture.graph)[1].id
+    with pytest.raises(QuantizationError, match=f"no layer '{layer}x'; did you mean '{layer}'"):
+        tvmquant.quantize(mixture.graph, calibration, choices={f"{layer}x": W4A8})
+
+
+def test_a_choice_without_a_kernel_is_named(mixture, calibration):
+    layers = quantizable_layers(mixture.graph)
+    depthwise = next(layer.id for layer in layers if layer.op == "depthwise_conv2d")
+    with pytest.raises(QuantizationError, match=rf"'{depthwise}' .* cannot compute w4a8"):
+        tvmquant.quantize(mixture.graph, calibration, choices={depthwise: W4A8})
+
+
+def test_tied_layers_need_one_width():
+    from dataclasses import replace
+
+    from tvmquant.layers import Layer
+
+    one = Layer("one", "conv2d", 1, 1, 1, ("x",), "x", "", (W8A8, W4A8, W4A4))
+    layers = [one, replace(one, id="two")]
+    assert activation_bits(layers, {"one": W4A4, "two": W4A4}) == {"x": 4}
+    with pytest.raises(QuantizationError, match="'one' .w4a4. and 'two' .w8a8. read the same"):
+        activation_bits(layers, {"one": W4A4})
