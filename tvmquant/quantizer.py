@@ -187,7 +187,7 @@ def _group_steps(rows: NDArray[np.float32], bits: int) -> NDArray[np.float64]:
         squared = np.einsum("rk,rk->r", error, error)
         better = squared < best
         best, chosen = np.where(better, squared, best), np.where(better, whole * ratio, chosen)
-    return chosen.astype(np.float64)
+    return np.asarray(chosen, np.float64)
 
 
 def _best_clip_ratios(

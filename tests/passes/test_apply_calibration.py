@@ -63,7 +63,9 @@ def test_outputs_are_signed_16_bit_integers_without_zero_point():
 @pytest.mark.parametrize("method", ["minmax", "mse"])
 @pytest.mark.parametrize(("bits", "limit"), [(8, 127), (4, 7)])
 def test_weights(method, bits, limit):
-    found = filled(ApplyCalibration(RANGES, method)(annotated(weights={"a": (bits, 0)})))["a.weight"]
+    found = filled(ApplyCalibration(RANGES, method)(annotated(weights={"a": (bits, 0)})))[
+        "a.weight"
+    ]
     np.testing.assert_array_equal(
         found[0], weight_scales(WEIGHT, 0, bits, method).astype(np.float32)
     )

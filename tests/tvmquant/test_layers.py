@@ -37,7 +37,7 @@ def layers(tmp_path, level="L0"):
 
 def test_each_layer(tmp_path):
     found = layers(tmp_path)
-    facts = {name: (l.op, l.macs, l.weights, l.outputs, l.position) for name, l in found.items()}
+    facts = {name: (i.op, i.macs, i.weights, i.outputs, i.position) for name, i in found.items()}
     assert facts == {
         "stem": ("conv2d", 64 * 27 * 8, 216, 8, "first"),
         "left": ("conv2d", 64 * 64, 64, 8, ""),
