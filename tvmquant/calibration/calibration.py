@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 import tvm
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tvm import relax
 
 from tvmquant.errors import DataError
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.rewriter import bindings_of
 from tvmquant.quantizer import Scheme, affine_parameters
+from tvmquant.records import load_record, save_record
 
 SCHEMA_VERSION: Final = 2
 
@@ -128,17 +127,7 @@ class Calibration(BaseModel):
         DataError
             When the file cannot be written.
         """
-        target = Path(path)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            os.replace(temporary, target)
-        except OSError as error:
-            raise DataError(
-                f"calibration cannot be written to {str(target)!r}: {error.strerror}"
-            ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        save_record(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
@@ -150,33 +139,7 @@ class Calibration(BaseModel):
             When the file is missing, not JSON, of another version, or a field is wrong; names the
             field and its value.
         """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise DataError(
-                f"calibration {str(path)!r} cannot be read: {error.strerror}"
-            ) from error
-        except ValueError as error:
-            raise DataError(
-                f"calibration {str(path)!r} is not a JSON file: {error}; calibrate again"
-            ) from error
-        version = content.get("schema_version") if isinstance(content, dict) else None
-        if version != SCHEMA_VERSION:
-            raise DataError(
-                f"calibration {str(path)!r}: schema_version = {version!r}; this version of "
-                f"tvmquant reads {SCHEMA_VERSION}, calibrate again"
-            )
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            raise DataError(f"calibration {str(path)!r}: {_first_problem(error)}") from error
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    field = ".".join(str(part) for part in problem["loc"])
-    value = "" if problem["type"] == "missing" else f" = {problem['input']!r}"
-    return f"{field}{value}: {problem['msg']}; calibrate again"
+        return load_record(cls, path, "calibrate again")
 
 
 def model_fingerprint(module: tvm.IRModule) -> str:

@@ -1,0 +1,227 @@
+"""Latency of every layer at every bit choice, measured inside the whole network on its target.
+
+Kernels timed alone find their operands in the caches; in a network they do not, and the sum of lone
+kernels is off (HAWQ-V3's additive table by 1.3 to 1.6 times). So a few whole networks are built,
+one per bit choice, each with that choice wherever it is possible, and every kernel is timed where
+it runs:
+
+    latency(plan) = fixed + sum_i t_i(choice of layer i)                                         (1)
+
+with ``t_i(c)`` the median time of layer i's kernels in the network of choice c, and ``fixed`` what
+remains of the measured latency of those networks: kernels that belong to no layer (pools, borders)
+and the dispatch of kernels. The networks are timed in turns, so that all meet the same machine.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from tvmquant.bit_choice import BitChoice
+from tvmquant.layers import Layer, quantizable_layers
+from tvmquant.records import load_record, save_record
+
+if TYPE_CHECKING:
+    import os
+
+    from tvmquant.calibration import Calibration
+    from tvmquant.deploy.loader import Model
+    from tvmquant.graph import Graph
+
+Progress = Callable[[int, "int | None"], None]
+
+SCHEMA_VERSION: Final = 1
+# Rounds of timing, each of `RUNS` runs of every network.
+ROUNDS: Final = 8
+RUNS: Final = 5
+
+
+class NetworkLatency(BaseModel):
+    """Terms of equation (1), in milliseconds.
+
+    Parameters
+    ----------
+    schema_version : int
+        1.
+    model : str
+        Fingerprint of the float graph.
+    target : str
+        As TVM prints it.
+    threads : int
+    layers : dict of str to (dict of str to float)
+        By layer, then by the text of the choice.
+    fixed_ms : float
+    networks_ms : dict of str to float
+        Measured latency of the network of each choice.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    model: str
+    target: str
+    threads: int = Field(gt=0)
+    layers: dict[str, dict[str, float]]
+    fixed_ms: float
+    networks_ms: dict[str, float]
+
+    def predict(self, choices: Mapping[str, BitChoice]) -> float:
+        """Return the latency of a plan that names every layer, by equation (1), in milliseconds."""
+        return self.fixed_ms + sum(
+            times[str(choices[layer])] for layer, times in self.layers.items()
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write JSON; an existing file is replaced at once or not at all."""
+        save_record(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> NetworkLatency:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        DataError
+            When the file is missing, not JSON, of another version, or a field is wrong.
+        """
+        return load_record(cls, path, "measure again")
+
+
+def uniform_choices(layers: Sequence[Layer], choice: BitChoice) -> dict[str, BitChoice]:
+    """Give every layer a choice, or the widest that is nearest to it.
+
+    The first and the last layer, layers without a kernel for the choice, and layers tied to such
+    one by their activation keep what they need: weights of the choice where there is a kernel, and
+    8-bit activations.
+    """
+    wide = {
+        layer.group for layer in layers if layer.position or not layer.allows(choice)
+    } if choice.a_bits < 8 else set()  # fmt: skip
+    result = {}
+    for layer in layers:
+        wanted = BitChoice(choice.w_bits, 8, choice.w_group) if layer.group in wide else choice
+        result[layer.id] = wanted if layer.allows(wanted) and not layer.position else BitChoice()
+    return result
+
+
+def measure_network(
+    graph: Graph,
+    calibration: Calibration,
+    *,
+    choices: Sequence[BitChoice],
+    target: Any = "native",
+    threads: int | None = None,
+    batch: int = 1,
+    tilings: Any = None,
+    quantize_options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> NetworkLatency:
+    """Build and time the network of each choice.
+
+    Parameters
+    ----------
+    graph : Graph
+        Level L0.
+    calibration : Calibration
+    choices : sequence of BitChoice
+        A choice with 4-bit activations also yields times with 8-bit ones for the layers that must
+        keep those, so each layer has a time for every choice that it allows.
+    target, threads, batch, tilings
+        As of `tvmquant.build`.
+    quantize_options : mapping, optional
+        Further options of `tvmquant.quantize`.
+    progress : callable (done, total), optional
+        Counts networks built, then rounds of timing.
+
+    Raises
+    ------
+    TVMQuantError
+        As `tvmquant.quantize`, `tvmquant.build` and `tvmquant.load`.
+    """
+    from tvmquant.deploy.build import build
+    from tvmquant.deploy.loader import load
+    from tvmquant.quantization import quantize
+
+    layers = quantizable_layers(graph)
+    wanted = list(dict.fromkeys([BitChoice(), *choices]))
+    total = len(wanted) + ROUNDS
+    with tempfile.TemporaryDirectory(prefix="tvmquant-") as scratch:
+        networks: dict[BitChoice, Model] = {}
+        plans: dict[BitChoice, dict[str, BitChoice]] = {}
+        for index, choice in enumerate(wanted):
+            plans[choice] = uniform_choices(layers, choice)
+            folder = Path(scratch, str(choice))
+            quantized = quantize(
+                graph, calibration, choices=plans[choice], **(quantize_options or {})
+            )
+            build(
+                quantized, target=target, out=folder, threads=threads, batch=batch, tilings=tilings
+            )
+            networks[choice] = load(folder)
+            if progress is not None:
+                progress(index + 1, total)
+        times, kernels = _time(networks, lambda n: progress and progress(len(wanted) + n, total))
+        manifest = networks[wanted[0]].manifest
+    table, rest = _layer_times(layers, plans, times, kernels)
+    return NetworkLatency(
+        model=graph.fingerprint(),
+        target=manifest.target["config"],
+        threads=manifest.threads,
+        layers=table,
+        fixed_ms=float(np.median(list(rest.values()))),
+        networks_ms={str(choice): times[choice] for choice in wanted},
+    )
+
+
+def _time(
+    networks: Mapping[BitChoice, Model], progress: Callable[[int], object]
+) -> tuple[dict[BitChoice, float], dict[BitChoice, dict[str, float]]]:
+    """Return the median latency of each network and of each layer's kernels in it, in ms."""
+    from tvmquant.benchmark import measure_interleaved, random_inputs, runner
+
+    inputs = {choice: random_inputs(model.inputs) for choice, model in networks.items()}
+    runners = {str(c): runner(model, inputs[c]) for c, model in networks.items()}
+    whole: dict[str, list[float]] = {str(choice): [] for choice in networks}
+    parts: dict[BitChoice, dict[str, list[float]]] = {choice: {} for choice in networks}
+    for index in range(ROUNDS):
+        for name, seconds in measure_interleaved(runners, repeats=RUNS, warmup=1).items():
+            whole[name] += seconds
+        for choice, model in networks.items():
+            sums: dict[str, float] = {}
+            for info, seconds in model.profile(*inputs[choice], repeats=RUNS):
+                sums[info.id] = sums.get(info.id, 0.0) + seconds
+            for layer, seconds in sums.items():
+                parts[choice].setdefault(layer, []).append(seconds)
+        progress(index + 1)
+    return (
+        {choice: 1e3 * float(np.median(whole[str(choice)])) for choice in networks},
+        {
+            choice: {layer: 1e3 * float(np.median(runs)) for layer, runs in of_layers.items()}
+            for choice, of_layers in parts.items()
+        },
+    )
+
+
+def _layer_times(
+    layers: Sequence[Layer],
+    plans: Mapping[BitChoice, Mapping[str, BitChoice]],
+    times: Mapping[BitChoice, float],
+    kernels: Mapping[BitChoice, Mapping[str, float]],
+) -> tuple[dict[str, dict[str, float]], dict[BitChoice, float]]:
+    """Return each layer's time by choice (the least where networks share it), and what remains."""
+    table: dict[str, dict[str, float]] = {}
+    for layer in layers:
+        by_choice: dict[str, list[float]] = {}
+        for network, plan in plans.items():
+            by_choice.setdefault(str(plan[layer.id]), []).append(kernels[network][layer.id])
+        table[layer.id] = {choice: float(np.median(runs)) for choice, runs in by_choice.items()}
+    rest = {
+        network: times[network] - sum(table[layer][str(c)] for layer, c in plan.items())
+        for network, plan in plans.items()
+    }
+    return table, rest
