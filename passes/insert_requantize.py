@@ -17,13 +17,19 @@ int32. Per-channel weight scales grow by up to 1/16 so that the multiplier of a 
 *exactly* dyadic and short enough for 32-bit arithmetic; scales that are fixed (imported QDQ
 models, trained step sizes) get 64-bit arithmetic where 32 bits would not be exact enough.
 
-Reference: Yao et al., HAWQ-V3, 2021, section 3 (dyadic arithmetic, residual connections).
+Where the mean of a layer's input is known, the bias is corrected for what rounding (and bounding)
+the weight adds to the mean of the output: ``bias -= sum_c E[x_c] (Q(w)_c - w_c)``. Of SqueezeNet
+with 4-bit weights per channel that recovers half of what is lost (top-1 of 334 images: float 62.6,
+uncorrected 49.1, corrected 56.0), of 8-bit weights what bounding pairs costs.
+
+References: Yao et al., HAWQ-V3, 2021, section 3 (dyadic arithmetic, residual connections); Nagel et
+al., Data-Free Quantization, 2019, section 4.2 (bias correction).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -61,6 +67,9 @@ CONTRACTIONS = {
     "relax.matmul": qop.QDENSE,
 }
 
+# Here the taps that meet an output depend on its position, and so would the correction.
+TRANSPOSED = ("relax.nn.conv2d_transpose",)
+
 
 class Chain:
     """A function of one 8-bit tensor, as the real values it takes at the 256 inputs."""
@@ -80,9 +89,15 @@ Value: TypeAlias = Quantized | Accumulator | Chain | QuantizedWeight | Any  # or
 
 
 class _Integerizer(DataflowRewriter):
-    def __init__(self, module: tvm.IRModule, bound_pairs: bool = False) -> None:
+    def __init__(
+        self,
+        module: tvm.IRModule,
+        bound_pairs: bool,
+        input_means: Mapping[str, Sequence[float]],
+    ) -> None:
         super().__init__(module)
         self.bound_pairs = bound_pairs
+        self.input_means = input_means
         self.values: dict[relax.Var, Value] = {}
 
     # -- values ---------------------------------------------------------------------------------
@@ -370,10 +385,14 @@ class _Integerizer(DataflowRewriter):
         gain = np.where(gain == 0.0, 1e-30, gain)
         bias, scale, gain = np.broadcast_arrays(region.bias, weight.scale, gain)
         unit = x.scale * np.abs(gain)
+        # what correcting the bias may move it by: the scale, and with it the error, is not final
+        reserve = 2.0 * np.abs(gain * self._mean_error(layer, weight.round(scale), scale))
         if not weight.fixed:
-            scale = np.maximum(scale, np.abs(bias) / (unit * MAX_BIAS_STEPS))
+            scale = np.maximum(scale, (np.abs(bias) + reserve) / (unit * MAX_BIAS_STEPS))
         ratios = [x.scale * scale * gain / to.scale, *ratios[1:]]
-        bound = _accumulator_bound(weight.round(scale), x, bias / (unit * scale))
+        bound = _accumulator_bound(
+            weight.round(scale), x, bias / (unit * scale), reserve / (unit * scale)
+        )
         chosen = choose_multipliers(
             ratios, [bound, *(t.bound for t in region.terms[1:])], to.zero_point, 0.0,
             snap_first=not weight.fixed, name=name,
@@ -382,6 +401,8 @@ class _Integerizer(DataflowRewriter):
             exact = np.ldexp(np.abs(chosen.values[0]).astype(np.float64), -chosen.shift)
             scale = np.where(chosen.values[0] == 0, scale, exact * to.scale / unit)
         integers = weight.round(scale)
+        correction = gain * self._mean_error(layer, integers, scale)
+        bias = bias - np.clip(correction, -reserve, reserve)
         steps = np.rint(bias / (x.scale * scale * gain)).astype(np.int64)
         axes = tuple(range(1, integers.ndim))
         folded = steps - x.zero_point * integers.astype(np.int64).sum(axis=axes)
@@ -397,6 +418,19 @@ class _Integerizer(DataflowRewriter):
         operator = CONTRACTIONS[layer.call.op.name]
         expr = self.emit(qop.emit(operator, args, attrs, layer.call.span), "acc")
         return expr, chosen, np.zeros(1, np.int64)
+
+    def _mean_error(self, layer: Contraction, integers: Any, scale: Any) -> Any:
+        """Return what rounding the weight adds to the mean of each output channel."""
+        means = self.input_means.get(span_name(layer.call))
+        if means is None or layer.weight.fixed or qop.is_call(layer.call, *TRANSPOSED):
+            return 0.0
+        values = layer.weight.values
+        error = integers * scale.reshape((-1,) + (1,) * (values.ndim - 1)) - values
+        taps = error.reshape(*error.shape[:2], -1).sum(axis=2)
+        groups = len(means) // taps.shape[1]
+        by_group = np.asarray(means).reshape(groups, taps.shape[1])
+        outputs = taps.reshape(groups, -1, taps.shape[1])
+        return np.einsum("goi,gi->go", outputs, by_group).reshape(-1)
 
 
 def _integers(array: Any, dtype: str) -> relax.Expr:
@@ -415,10 +449,10 @@ def _channel_axis(call: relax.Call, layer: Contraction | None) -> int:
     return 1 if rank == 4 and not dense else rank - 1
 
 
-def _accumulator_bound(integers: Any, x: Quantized, bias_steps: Any) -> Any:
+def _accumulator_bound(integers: Any, x: Quantized, bias_steps: Any, reserve_steps: Any) -> Any:
     low, high = dot_bounds(integers, x.qmin - x.zero_point, x.qmax - x.zero_point)
-    steps = np.rint(bias_steps)
-    return np.maximum(np.abs(low + steps), np.abs(high + steps)) + 1
+    steps, reserve = np.rint(bias_steps), np.ceil(reserve_steps)
+    return np.maximum(np.abs(low + steps - reserve), np.abs(high + steps + reserve)) + 1
 
 
 def _contraction_attrs(layer: Contraction, name: str) -> dict[str, Any]:
@@ -548,13 +582,20 @@ class InsertRequantize:
     bound_pairs : bool
         Round weights so that sums of two products fit 16 bits (`tvmquant.weight_pairs`), for
         processors that multiply bytes with ``vpmaddubsw``.
+    input_means : mapping of str to sequence of float, optional
+        Mean of each input channel, by layer; biases of these layers are corrected.
     """
 
-    def __init__(self, bound_pairs: bool = False) -> None:
+    def __init__(
+        self,
+        bound_pairs: bool = False,
+        input_means: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
         self.bound_pairs = bound_pairs
+        self.input_means = input_means or {}
 
     def transform_module(
         self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
     ) -> tvm.IRModule:
         """Return the L2 module."""
-        return _Integerizer(module, self.bound_pairs).rewrite()
+        return _Integerizer(module, self.bound_pairs, self.input_means).rewrite()

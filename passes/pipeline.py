@@ -73,10 +73,14 @@ def apply_calibration(
 
 
 def integerize(
-    calibrated: tvm.IRModule, *, strict: bool = False, bound_pairs: bool = False
+    calibrated: tvm.IRModule,
+    *,
+    strict: bool = False,
+    bound_pairs: bool = False,
+    input_means: Mapping[str, Sequence[float]] | None = None,
 ) -> tvm.IRModule:
     """L1, calibrated -> L2: integers only, epilogues fused, channels last."""
-    integer = [InsertRequantize(bound_pairs), FuseEpilogue(), ConvertLayout()]
+    integer = [InsertRequantize(bound_pairs, input_means or {}), FuseEpilogue(), ConvertLayout()]
     verified = [VerifyIntegerOnly()] if strict else []
     return _run("4-integer", [*integer, *verified], calibrated)
 

@@ -71,6 +71,7 @@ def quantize(
     weight_method: str = "mse",
     strict: bool = False,
     bound_pairs: bool = True,
+    correct_bias: bool = True,
 ) -> Graph:
     """Turn a float graph into integers.
 
@@ -92,6 +93,8 @@ def quantize(
         which lets AVX2 processors multiply bytes (`tvmquant.weight_pairs`). On by default, so that
         a model computes the same integers, with the same accuracy, on every processor; off, the
         weights are rounded freely and such processors multiply words. Exact in either case.
+    correct_bias : bool
+        Take out of each bias what rounding the weights adds to the layer's mean output.
 
     Returns
     -------
@@ -109,7 +112,12 @@ def quantize(
         graph, calibration, choices=choices, activation_scheme=activation_scheme,
         weight_method=weight_method,
     )  # fmt: skip
-    module = pipeline.integerize(calibrated.module, strict=strict, bound_pairs=bound_pairs)
+    module = pipeline.integerize(
+        calibrated.module,
+        strict=strict,
+        bound_pairs=bound_pairs,
+        input_means=calibration.input_means if correct_bias else None,
+    )
     return calibrated.with_module(module, "L2")
 
 

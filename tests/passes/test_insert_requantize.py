@@ -2,6 +2,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 import tvm
 from tvm import relax, tirx
 
@@ -25,6 +26,7 @@ from tvmquant.passes.insert_requantize import InsertRequantize
 from tvmquant.passes.rewriter import bindings_of, span_name
 from tvmquant.quantizer import GROUP_LEVELS
 from tvmquant.simulator import simulate
+from tvmquant.twin import Twin
 
 op = relax.op
 SHAPE = (2, 8, 9, 9)
@@ -556,3 +558,37 @@ def test_integers_are_left_as_they_are():
     case = CASES["squeeze-excite"]
     levels = quantize(network(case), inputs_of(case))
     tvm.ir.assert_structural_equal(InsertRequantize()(levels.integer), levels.integer)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda e, x: e.conv(x, 16, padding=0),
+        lambda e, x: e.conv(x, 16, groups=2, padding=0),
+        lambda e, x: e(
+            op.multiply(e.conv(x, 8, padding=0, groups=8), const(e.numbers(1, 8, 1, 1)))
+        ),
+        lambda e, x: e.dense(e(op.reshape(x, (2, -1))), 5),
+    ],
+)
+def test_a_corrected_bias_keeps_the_mean_of_the_output(layer):
+    case = Case(layer, LAYER)
+    module, inputs = network(case), [x + np.float32(2.0) for x in inputs_of(case)]
+    names = {"conv": (4, 0), "fc": (4, 0)}
+    levels = quantize(module, inputs, weights=names)
+    means = {}
+    twin = Twin(levels.annotated)
+
+    def observe(name, x):
+        means[name] = x.mean((0, 2, 3) if x.ndim == 4 else 0).tolist()
+
+    twin.observe_input = observe
+    with torch.no_grad():
+        expected = twin(*(torch.from_numpy(x) for x in inputs)).numpy()
+
+    def error(input_means):
+        integer = InsertRequantize(input_means=input_means)(levels.calibrated)
+        difference = simulate(integer, *inputs)[0] - expected
+        return float(np.abs(difference.mean((0, 2, 3) if difference.ndim == 4 else 0)).max())
+
+    assert error(means) < 0.25 * error({})

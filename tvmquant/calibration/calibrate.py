@@ -81,6 +81,8 @@ def calibrate(
     edges = [e for e in twin.edges if e.role != "weight" and not e.calibrated]
     observers = {edge.id: _observer(edge, method, options) for edge in edges}
     twin.observe = _Watch(observers)
+    means = _InputMeans()
+    twin.observe_input = means
     dataset = _dataset(module, data, limit, batch_size)
     count = _run(twin, dataset, progress)
     ranges = _merge_groups(edges, {name: o.range() for name, o in observers.items()})
@@ -106,6 +108,7 @@ def calibrate(
             )
             for edge in edges
         },
+        input_means=means.result(),
     )
 
 
@@ -123,6 +126,28 @@ class _Watch:
             observer.update(tensor.numpy(force=True))
         except DataError as error:
             raise DataError(f"tensor {edge_id!r}: {error}") from error
+
+
+class _InputMeans:
+    """Average the channels of every layer's input."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def __call__(self, layer: str, tensor: Tensor) -> None:
+        channels = 1 if tensor.ndim == 4 else tensor.ndim - 1
+        others = [axis for axis in range(tensor.ndim) if axis != channels]
+        total = tensor.sum(dim=others, dtype=torch.float64)
+        self.sums[layer] = self.sums.get(layer, torch.zeros_like(total)) + total
+        self.counts[layer] = self.counts.get(layer, 0) + tensor.numel() // len(total)
+
+    def result(self) -> dict[str, list[float]]:
+        """Return the mean of each channel, by layer."""
+        return {
+            layer: [float(f"{mean:.6g}") for mean in (total / self.counts[layer]).tolist()]
+            for layer, total in self.sums.items()
+        }
 
 
 def _observer(edge: Edge, method: str, options: Mapping[str, Any]) -> Observer:

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import tvm
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from tvm import relax
 
 from tvmquant.errors import DataError
@@ -71,6 +71,8 @@ class Calibration(BaseModel):
         Number of items (images) seen, > 0.
     edges : dict of str to EdgeRange
         By the id of the ``fake_quant``.
+    input_means : dict of str to list of float
+        Mean of each input channel of every convolution and dense layer, by the layer's name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -80,6 +82,7 @@ class Calibration(BaseModel):
     data: str | None
     count: int = Field(gt=0)
     edges: dict[str, EdgeRange]
+    input_means: dict[str, list[FiniteFloat]]
 
     def ranges(self, bits: Mapping[str, int] | None = None) -> dict[str, tuple[float, float]]:
         """Return the range (lo, hi) of every edge, by its id.

@@ -37,6 +37,8 @@ class Twin(torch.nn.Module):
     ----------
     edges : tuple of Edge
         The fake_quants in the order of computation.
+    observe_input : callable (layer, tensor), optional
+        Called at every convolution and dense layer with the name of its ONNX node and its input.
 
     Raises
     ------
@@ -57,6 +59,7 @@ class Twin(torch.nn.Module):
         super().__init__()
         program = record(module)
         self.observe = observe
+        self.observe_input: Observe | None = None
         self._inputs = program.inputs
         self._steps = program.steps
         self._slots = program.slots
@@ -130,6 +133,8 @@ class Twin(torch.nn.Module):
         return _fetch(self._result, values, constants)
 
     def _compute(self, step: Step, operands: list[Any]) -> Any:
+        if step.layer and self.observe_input is not None:
+            self.observe_input(step.layer, operands[0])
         if step.edge is not None:
             if self.observe is not None:
                 self.observe(step.edge.id, operands[0])

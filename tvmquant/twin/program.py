@@ -64,6 +64,9 @@ class Step:
         Slots that no later step reads.
     edge : Edge, optional
         Set where the step is a ``fake_quant``; its first operand is what it quantizes.
+    layer : str
+        Set where the step is a convolution or dense layer: the name of its ONNX node; its first
+        operand is the layer's input.
     """
 
     function: Callable[..., Any]
@@ -71,6 +74,7 @@ class Step:
     result: int
     dead: tuple[int, ...] = ()
     edge: Edge | None = None
+    layer: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,8 @@ class _Recorder:
         operands = tuple(self._operands(var, value))
         self.slots[var] = self.slot_count
         self.slot_count += 1
-        yield Step(compute, operands, self.slots[var], edge=edge)
+        layer = span_name(value) if qop.is_call(value, *_WEIGHT_POSITIONS) else ""
+        yield Step(compute, operands, self.slots[var], edge=edge, layer=layer)
 
     def output(self, body: relax.Expr) -> KeyTree:
         """Return where the result of the function is found."""
