@@ -31,3 +31,7 @@ class TargetError(TVMQuantError):
 
 class ArtifactError(TVMQuantError):
     """A built library is damaged, of another version, or meant for another machine."""
+
+
+class TuningError(TVMQuantError):
+    """Kernels cannot be tuned as asked, or a tuning database or latency table does not fit."""

@@ -1,0 +1,368 @@
+"""Build kernels in worker processes and time them, here or on the devices of an RPC tracker.
+
+What LLVM aborts or what crashes costs its worker process and one candidate. Building uses TVM's
+process pool directly: MetaSchedule's ``LocalBuilder`` starts new processes for every batch, which
+took 3.2 of 4.0 s for 8 kernels, and schedules in the parent. Timing uses MetaSchedule's runners
+with arguments and evaluation of our own (`tvmquant.tuning.worker`).
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import itertools
+import shutil
+import socket
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import tvm
+from tvm.rpc.client import TrackerSession
+from tvm.s_tir.meta_schedule.arg_info import TensorInfo
+from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, LocalRunner, RPCConfig, RPCRunner
+from tvm.s_tir.meta_schedule.runner.runner import RunnerInput
+from tvm.support.popen_pool import PopenPoolExecutor
+
+from tvmquant.deploy.compiler import find_linker
+from tvmquant.errors import TuningError
+from tvmquant.tuning import worker
+from tvmquant.tuning.database import processor_name, target_options
+from tvmquant.tuning.workload import Workload
+
+BUILD_SECONDS = 60
+RUN_SECONDS = 60
+# LLVM's memory grows in a process that compiles again and again.
+BUILDS_PER_PROCESS = 200
+# Each repeat averages calls for at least so long; the least of 16 repeats varies by 1 % or less
+# between runs, where neither the machine nor the buffers' places disturb all of them.
+REPEATS = 8
+REPEAT_MS = 4
+ALLOCATIONS = 2
+MESSAGE_CHARACTERS = 300
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A kernel to build and measure."""
+
+    workload: Workload
+    tiling: Any
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A built kernel.
+
+    Parameters
+    ----------
+    path : Path
+        Shared library.
+    arguments : list of (dtype, shape)
+    """
+
+    path: Path
+    arguments: worker.Arguments
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How measuring ended.
+
+    Parameters
+    ----------
+    seconds : tuple of float
+        Mean time of a call for every repeat; empty where it failed.
+    error : str, optional
+        Why.
+    """
+
+    seconds: tuple[float, ...] = ()
+    error: str | None = None
+
+    def statistics(self) -> dict[str, Any]:
+        """Return the fields of a `Record` that say how it went."""
+        if not self.seconds:
+            return {"error": self.error or "no times were returned"}
+        median = statistics.median(self.seconds)
+        quartiles = statistics.quantiles(self.seconds, n=4) if len(self.seconds) > 1 else [0, 0, 0]
+        return {
+            "seconds": min(self.seconds),
+            "median": median,
+            "spread": (quartiles[2] - quartiles[0]) / median,
+            "repeats": len(self.seconds),
+        }
+
+
+class Runner(Protocol):
+    """What times built kernels."""
+
+    @property
+    def cpu(self) -> str:
+        """What is measured, as records name it."""
+
+    def measure(self, artifacts: Sequence[Artifact]) -> Iterator[tuple[int, Outcome]]:
+        """Time kernels and yield (index, outcome) of each as soon as it is known."""
+
+    def close(self) -> None:
+        """End the processes."""
+
+
+class KernelBuilder:
+    """Build kernels in worker processes.
+
+    Parameters
+    ----------
+    target : Target
+    workers : int
+        Processes that build at the same time.
+    timeout : float
+        Seconds after which a build has failed.
+    """
+
+    def __init__(
+        self, target: tvm.target.Target, workers: int = 2, timeout: float = BUILD_SECONDS
+    ) -> None:
+        self._target = target_options(target)
+        self._linker = find_linker(target)
+        self._timeout = timeout
+        self._folder = Path(tempfile.mkdtemp(prefix="tvmquant-tune."))
+        self._names = itertools.count()
+        self._pool = PopenPoolExecutor(
+            max_workers=workers,
+            timeout=timeout,
+            initializer=worker.prepare_builder,
+            maximum_process_uses=BUILDS_PER_PROCESS,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def build(self, candidates: Sequence[Candidate]) -> list[Artifact | Outcome]:
+        """Build kernels; return for each the artefact, or the outcome that says why there is none.
+
+        The artefacts of earlier calls are deleted.
+        """
+        for old in self._folder.iterdir():
+            old.unlink()
+        # names never repeat, because devices and the dynamic linker remember them
+        paths = [self._folder / f"kernel{next(self._names)}.so" for _ in candidates]
+        futures = [
+            self._pool.submit(
+                worker.build_kernel, c.workload.family, c.workload.spec, c.tiling, self._target,
+                self._linker, str(path),
+            )
+            for c, path in zip(candidates, paths, strict=True)
+        ]  # fmt: skip
+        return [self._result(f, path) for f, path in zip(futures, paths, strict=True)]
+
+    def _result(self, future: concurrent.futures.Future[Any], path: Path) -> Artifact | Outcome:
+        try:
+            return Artifact(path, future.result())
+        except TimeoutError:
+            return Outcome(error=f"building took more than {self._timeout:g} s")
+        except ChildProcessError:
+            return Outcome(error="the compiler died, as when it cannot select an instruction")
+        except Exception as error:  # whatever a candidate raises costs only that candidate
+            return Outcome(error=f"building failed: {last_line(error)}")
+
+    def close(self) -> None:
+        """End the processes and delete the artefacts."""
+        self._pool.shutdown(wait=False)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class HostRunner:
+    """Time kernels on this machine, one after the other, in a worker process.
+
+    Parameters
+    ----------
+    threads : int
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.cpu = processor_name()
+        self._runner = LocalRunner(
+            timeout_sec=RUN_SECONDS,
+            evaluator_config=_EVALUATION,
+            alloc_repeat=ALLOCATIONS,
+            f_alloc_argument=worker.allocate,
+            f_run_evaluator=functools.partial(worker.evaluate_local, threads),
+            initializer=functools.partial(worker.prepare_runner, threads),
+        )
+
+    def measure(self, artifacts: Sequence[Artifact]) -> Iterator[tuple[int, Outcome]]:
+        """Time kernels and yield (index, outcome) of each as soon as it is known."""
+        for index, artifact in enumerate(artifacts):
+            (future,) = self._runner.run([_runner_input(artifact)])
+            yield index, _outcome(future.result())
+
+    def close(self) -> None:
+        """End the process."""
+        self._runner.pool.shutdown(wait=False)
+
+
+class DeviceRunner:
+    """Time kernels on all devices that a tracker holds under a key, at the same time.
+
+    A kernel that fails is tried once more, because a device may have been lost; the tracker gives
+    it to whichever is free then.
+
+    Parameters
+    ----------
+    host, port : str, int
+        Of the tracker.
+    key : str
+        Under which the devices registered.
+    threads : int
+    session_seconds : int
+        Longest time of one measurement on a device.
+    wait_seconds : float
+        How long to wait for a free device.
+
+    Raises
+    ------
+    TuningError
+        If the tracker does not answer, or holds no device under the key.
+
+    Notes
+    -----
+    TVM's RPC servers execute whatever a client sends and ask for no password: start tracker and
+    servers with ``--host 127.0.0.1``, or in a network that you trust.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        key: str,
+        threads: int,
+        session_seconds: int = RUN_SECONDS,
+        wait_seconds: float = 300.0,
+    ) -> None:
+        self.cpu = f"rpc:{key}"
+        self._address = (host, port)
+        self._key = key
+        self._limit = session_seconds + wait_seconds
+        self._threads = threads
+        self._wait_seconds = wait_seconds
+        self._config = RPCConfig(host, port, key, session_timeout_sec=session_seconds)
+        self._runner: Any = None
+        self.devices()
+
+    def devices(self) -> int:
+        """Return the number of devices that the tracker holds under the key.
+
+        Raises
+        ------
+        TuningError
+            If the tracker does not answer, or there are none.
+        """
+        where = f"{self._address[0]}:{self._address[1]}"
+        try:
+            socket.create_connection(self._address, worker.CONNECT_SECONDS).close()
+            servers = TrackerSession(self._address).summary()["server_info"]
+        except (OSError, RuntimeError, ValueError) as error:
+            raise TuningError(
+                f"no RPC tracker answers at {where} ({last_line(error)}); start one with "
+                f"`python -m tvm.exec.rpc_tracker --host 127.0.0.1 --port {self._address[1]}`"
+            ) from None
+        keys = [str(server["key"]).partition(":")[2] for server in servers]
+        if self._key not in keys:
+            raise TuningError(
+                f"the RPC tracker at {where} holds no device of key {self._key!r} (found: "
+                f"{', '.join(sorted(set(keys))) or 'none'}); start one with `python -m "
+                f"tvm.exec.rpc_server --host ... --tracker {where} --key {self._key}`"
+            )
+        return keys.count(self._key)
+
+    def measure(self, artifacts: Sequence[Artifact]) -> Iterator[tuple[int, Outcome]]:
+        """Time kernels and yield (index, outcome) of each as soon as it is known.
+
+        Raises
+        ------
+        TuningError
+            If a kernel failed twice and the tracker or its last device is gone.
+        """
+        tries = [1] * len(artifacts)
+        waiting = list(range(len(artifacts)))
+        running: dict[concurrent.futures.Future[Any], tuple[int, Any]] = {}
+        while waiting or running:
+            if waiting:
+                for index, future in zip(waiting, self._submit(artifacts, waiting), strict=True):
+                    running[future.future] = index, future
+                waiting = []
+            done, _ = concurrent.futures.wait(
+                running, self._limit, concurrent.futures.FIRST_COMPLETED
+            )
+            if not done:  # a device that fell silent without closing its connection
+                self._abandon(list(running))
+                done = set(running)
+            for finished in done:
+                index, future = running.pop(finished)
+                outcome = (
+                    Outcome(error="the device was cancelled")
+                    if finished.cancelled()
+                    else _outcome(future.result())
+                )
+                if outcome.error is not None and tries[index] == 1:
+                    tries[index] += 1
+                    waiting.append(index)
+                    continue
+                if outcome.error is not None:
+                    self._check_alive(outcome.error)
+                yield index, outcome
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._runner is not None:
+            self._runner.pool.shutdown(wait=False)
+            self._runner = None
+
+    def _submit(self, artifacts: Sequence[Artifact], indices: Sequence[int]) -> list[Any]:
+        if self._runner is None:
+            self._runner = RPCRunner(
+                rpc_config=self._config,
+                evaluator_config=_EVALUATION,
+                alloc_repeat=ALLOCATIONS,
+                f_create_session=functools.partial(worker.open_session, self._wait_seconds),
+                f_alloc_argument=worker.allocate_remote,
+                f_run_evaluator=functools.partial(worker.evaluate_remote, self._threads),
+                max_workers=self.devices(),
+            )
+        return list(self._runner.run([_runner_input(artifacts[i]) for i in indices]))
+
+    def _abandon(self, futures: Sequence[concurrent.futures.Future[Any]]) -> None:
+        for future in futures:
+            future.cancel()
+        self.close()
+        concurrent.futures.wait(futures)
+
+    def _check_alive(self, error: str) -> None:
+        """Raise where the failure is that of the farm and not of the kernel."""
+        try:
+            self.devices()
+        except TuningError as lost:
+            raise TuningError(f"{lost}; measuring failed with: {error}") from None
+
+
+_EVALUATION = EvaluatorConfig(number=1, repeat=REPEATS, min_repeat_ms=REPEAT_MS)
+
+
+def last_line(error: object) -> str:
+    """Return the decisive line of a message that may carry a traceback."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip()[-MESSAGE_CHARACTERS:] if lines else type(error).__name__
+
+
+def _runner_input(artifact: Artifact) -> RunnerInput:
+    arguments = [TensorInfo(dtype, shape) for dtype, shape in artifact.arguments]
+    return RunnerInput(str(artifact.path), "cpu", arguments)
+
+
+def _outcome(result: Any) -> Outcome:
+    if result.error_msg is not None:
+        return Outcome(error=f"running failed: {last_line(result.error_msg)}")
+    return Outcome(tuple(float(s) for s in result.run_secs))
