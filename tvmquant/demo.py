@@ -45,8 +45,8 @@ class Demo:
     evaluation : Evaluation
         Of the integer library on the held-out digits, against the float model.
     latencies : dict of str to Latency
-        One image at a time: ``library``; ``float``, the float model compiled by TVM with its
-        default schedules; and ``float_torch``, the float model in PyTorch.
+        One image at a time: ``library``; ``float``, the float model compiled with tvmquant's
+        kernels; and ``float_torch``, the float model in PyTorch.
     bytes : dict of str to int
         Sizes of the two compiled libraries.
     float_operators : int

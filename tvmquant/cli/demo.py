@@ -56,7 +56,7 @@ def _table(result: Demo, out: Path) -> TitledTable:
     float_top1 = percent(evaluation.reference_top1)
     names = {
         "float_torch": ("float, PyTorch", float_top1, ""),
-        "float": ("float, TVM untuned", float_top1, ""),
+        "float": ("float, tvmquant", float_top1, ""),
         "library": ("int8, tvmquant", percent(evaluation.top1), percent(evaluation.agreement)),
     }
     rows = [
