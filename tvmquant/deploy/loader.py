@@ -227,6 +227,7 @@ def _check_library(folder: Path, manifest: Manifest) -> Path:
 
 def _virtual_machine(library: Path, manifest: Manifest, threads: int) -> Any:
     import tvm
+    from tvm.runtime.vm import VirtualMachine  # the runtime library alone does not import it
 
     built_with = manifest.versions["tvm"]
     if tvm.__version__.split(".")[:2] != built_with.split(".")[:2]:
@@ -245,7 +246,7 @@ def _virtual_machine(library: Path, manifest: Manifest, threads: int) -> Any:
             except OSError:  # another file system
                 shutil.copyfile(library, fresh)
             module = tvm.runtime.load_module(str(fresh))
-        return tvm.runtime.vm.VirtualMachine(module, tvm.cpu())
+        return VirtualMachine(module, tvm.cpu())
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise ArtifactError(f"{library}: cannot be loaded: {reason}; build again") from None
