@@ -18,6 +18,7 @@ from tvmquant.cli.eval import evaluate_library
 from tvmquant.cli.inspect import inspect
 from tvmquant.cli.output import print_error
 from tvmquant.cli.run import run
+from tvmquant.cli.tune import tune_model
 from tvmquant.errors import TVMQuantError
 
 USER_ERROR = 2
@@ -56,6 +57,7 @@ app.command("eval")(evaluate_library)
 app.command("bench")(bench)
 app.command("inspect")(inspect)
 app.command("run")(run)
+app.command("tune")(tune_model)
 app.command("demo")(demo)
 
 

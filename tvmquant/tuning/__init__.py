@@ -3,6 +3,7 @@
 from tvmquant.tuning.database import Database, Record, Timing
 from tvmquant.tuning.latency import Entry, LatencyTable
 from tvmquant.tuning.measure import DeviceRunner, HostRunner, KernelBuilder
+from tvmquant.tuning.tune import Tuned, tune
 from tvmquant.tuning.tuner import Progress, Tuner, Tuning, count
 from tvmquant.tuning.workload import Workload, workloads_by_choice, workloads_of
 
@@ -16,10 +17,12 @@ __all__ = [
     "Progress",
     "Record",
     "Timing",
+    "Tuned",
     "Tuner",
     "Tuning",
     "Workload",
     "count",
+    "tune",
     "workloads_by_choice",
     "workloads_of",
 ]

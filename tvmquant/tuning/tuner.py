@@ -260,17 +260,20 @@ class Tuner:
 
     def _measure(self, candidates: Sequence[tuple[_Task, int]], stage: str) -> None:
         """Build and measure candidates, recording each as soon as it is known."""
+        distinct = list(dict.fromkeys(candidates))
         built = self._builder.build(
-            [Candidate(task.workload, task.tilings[index]) for task, index in candidates]
+            [Candidate(task.workload, task.tilings[index]) for task, index in distinct]
         )
+        results = dict(zip(distinct, built, strict=True))
         runnable: list[Artifact] = []
         origins: list[tuple[_Task, int]] = []
-        for (task, index), result in zip(candidates, built, strict=True):
+        for candidate in candidates:
+            result = results[candidate]
             if isinstance(result, Artifact):
                 runnable.append(result)
-                origins.append((task, index))
+                origins.append(candidate)
             else:
-                self._record(task, index, result, stage)
+                self._record(*candidate, result, stage)
         for position, outcome in self._runner.measure(runnable):
             self._record(*origins[position], outcome, stage)
 

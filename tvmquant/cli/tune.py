@@ -1,0 +1,212 @@
+"""``tvmquant tune``: measure and tune a model's kernels on the target."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tvmquant.cli import options
+from tvmquant.cli.output import make_table, print_json, print_tables, print_warning
+from tvmquant.errors import TuningError
+
+if TYPE_CHECKING:
+    from tvmquant.bit_choice import BitChoice
+    from tvmquant.cli.output import TitledTable
+    from tvmquant.tuning.tune import Tuned
+    from tvmquant.tuning.tuner import Progress
+
+INTERRUPTED = 130
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+def tune_model(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The float model.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--out", help="Folder of the measurements and of the latency table; added to."
+        ),
+    ],
+    target: Annotated[
+        str,
+        typer.Option(help="native, a processor such as haswell, or options such as -mcpu=znver4."),
+    ] = "native",
+    threads: options.Threads = None,
+    choices: Annotated[
+        str, typer.Option(metavar="C,C,...", help="Bit widths to measure every layer with.")
+    ] = "w8a8,w4a8,w4a4",
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, help="Kernels to measure. Default: 64 for each distinct layer."),
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(metavar="T", help="End after this time: 90s, 10m or 1h.")
+    ] = None,
+    tracker: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="RPC tracker whose devices measure."),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Key under which the devices registered with the tracker.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size of the library to come.")] = 1,
+    input_shape: options.InputShapes = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure what each layer costs with each bit width, and find fast tilings for its kernels.
+
+    Every measurement is kept in OUT as soon as it is made; Ctrl-C ends the run, and a later one
+    continues. TVM's RPC servers ask for no password: run them with --host 127.0.0.1 or in a network
+    that you trust.
+    """
+    shapes = options.parse_input_shapes(input_shape)
+    wanted = _parse_choices(choices)
+    seconds = None if time is None else _parse_time(time)
+    from tvmquant.frontend import load_onnx
+    from tvmquant.tuning.tune import tune
+
+    graph = load_onnx(model, input_shapes=shapes or None)
+    with _progress(quiet) as (stage, report):
+        tuned = tune(
+            graph,
+            out,
+            target=target,
+            threads=threads,
+            choices=wanted,
+            batch=batch,
+            trials=trials,
+            seconds=seconds,
+            tracker=tracker,
+            key=key,
+            stage=stage,
+            progress=report,
+        )
+    if tuned.tuning.failed and not as_json and not quiet:
+        print_warning(f"{tuned.tuning.failed} of {tuned.tuning.trials} kernels failed")
+    summary = summarize(tuned, graph.name)
+    if as_json:
+        print_json(summary)
+    else:
+        print_tables(_table(summary))
+    if tuned.tuning.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def summarize(tuned: Tuned, model: str) -> dict[str, Any]:
+    """Return what the command reports."""
+    tuning = tuned.tuning
+    return {
+        "model": model,
+        "database": str(tuned.database.path),
+        "latency_table": str(tuned.table_path),
+        "target": tuned.database.header.target,
+        "threads": tuned.database.threads,
+        "layers": tuned.layers,
+        "workloads": tuned.workloads,
+        "trials": tuning.trials,
+        "failed": tuning.failed,
+        "confirmations": tuning.confirmations,
+        "skipped_records": tuned.database.skipped,
+        "seconds": tuning.seconds,
+        "interrupted": tuning.interrupted,
+        "choices": _by_choice(tuned, model),
+    }
+
+
+def _by_choice(tuned: Tuned, model: str) -> dict[str, dict[str, float]]:
+    """Return for each choice the sums over the layers that have it."""
+    sums: dict[str, dict[str, float]] = {}
+    for entry in tuned.table.entries:
+        if entry.model == model:
+            row = sums.setdefault(entry.choice, {"layers": 0, "default_ms": 0.0, "tuned_ms": 0.0})
+            row["layers"] += 1
+            row["default_ms"] += entry.default_ms
+            row["tuned_ms"] += entry.median_ms
+    return sums
+
+
+def _table(summary: dict[str, Any]) -> TitledTable:
+    rows = [
+        (
+            choice,
+            row["layers"],
+            f"{row['default_ms']:.3f}",
+            f"{row['tuned_ms']:.3f}",
+            f"{row['default_ms'] / row['tuned_ms']:.2f}x",
+        )
+        for choice, row in summary["choices"].items()
+    ]
+    state = "interrupted" if summary["interrupted"] else "tuned"
+    title = (
+        f"{summary['model']}: {summary['workloads']} kernels {state} in "
+        f"{summary['seconds']:.0f} s, {summary['trials']} trials; {summary['latency_table']}"
+    )
+    return make_table(title, ["choice", "layers>", "default ms>", "tuned ms>", "gain>"], rows)
+
+
+@contextlib.contextmanager
+def _progress(
+    quiet: bool,
+) -> Iterator[tuple[Callable[[str], None], Callable[[Progress], None]]]:
+    """Show stage, trials, best so far and the time that is left on stderr."""
+    if quiet:
+        yield (lambda _name: None), (lambda _progress: None)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("load", total=None)
+
+        def stage(name: str) -> None:
+            bars.update(task, description=name)
+            if not console.is_terminal:
+                console.print(f"{name} ...", highlight=False, markup=False)
+
+        def report(state: Progress) -> None:
+            total = state.elapsed + state.remaining if state.remaining is not None else None
+            bars.update(
+                task, description=describe(state), completed=state.elapsed, total=total
+            )  # fmt: skip
+
+        yield stage, report
+
+
+def describe(state: Progress) -> str:
+    """Return the progress of a run in one line.
+
+    Examples
+    --------
+    >>> from tvmquant.tuning.tuner import Progress
+    >>> describe(Progress(7, 64, 10.0, 90.0, 12.0, 8.0, "search"))
+    'search: 7/64 trials, 12.00 -> 8.00 ms, 1:30 left'
+    """
+    trials = f"{state.trials}" if state.total is None else f"{state.trials}/{state.total}"
+    text = f"{state.stage}: {trials} trials, {state.default_ms:.2f} -> {state.best_ms:.2f} ms"
+    if state.remaining is None:
+        return text
+    minutes, seconds = divmod(round(state.remaining), 60)
+    return f"{text}, {minutes}:{seconds:02d} left"
+
+
+def _parse_choices(text: str) -> list[BitChoice]:
+    from tvmquant.bit_choice import BitChoice
+
+    return [BitChoice.parse(part) for part in text.split(",")]
+
+
+def _parse_time(text: str) -> float:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smh]?)", text.strip())
+    seconds = float(match.group(1)) * UNITS[match.group(2)] if match else 0.0
+    if seconds <= 0:
+        raise TuningError(f"--time {text!r} is not understood; expected a time such as 90s or 10m")
+    return seconds

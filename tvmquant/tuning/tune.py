@@ -1,0 +1,216 @@
+"""Tune a network's kernels into a folder: its database, and the latency table as JSON and CSV."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvmquant.bit_choice import DEFAULT_CHOICES, BitChoice
+from tvmquant.errors import ModelError, QuantizationError, TuningError
+from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.rewriter import bindings_of, span_name
+from tvmquant.target import parse_target, physical_cores
+from tvmquant.tuning.database import Database
+from tvmquant.tuning.latency import LatencyTable
+from tvmquant.tuning.measure import DeviceRunner, HostRunner, Runner
+from tvmquant.tuning.tuner import Progress, Tuner, Tuning, count
+from tvmquant.tuning.workload import Workload, workloads_by_choice, workloads_of
+
+if TYPE_CHECKING:
+    import tvm
+
+    from tvmquant.calibration import Calibration
+    from tvmquant.graph import Graph
+
+Layers = dict[str, dict[str, Workload]]
+CONTRACTIONS = (qop.QCONV2D, qop.QCONV2D_TRANSPOSE, qop.QDENSE)
+# Random items that ranges come from where there is no calibration: they do not matter for speed.
+ITEMS = 2
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What `tune` did.
+
+    Parameters
+    ----------
+    tuning : Tuning
+        Trials, times and whether it was interrupted.
+    database : Database
+        Its `Database.tilings` is what `tvmquant.build` takes.
+    table : LatencyTable
+        Of the folder: of this model, and of others tuned into it before.
+    table_path : Path
+        The table as JSON; beside it lies the same as ``.csv``.
+    layers, workloads : int
+        Layers of the network, and distinct kernels over all choices.
+    """
+
+    tuning: Tuning
+    database: Database
+    table: LatencyTable
+    table_path: Path
+    layers: int
+    workloads: int
+
+
+def tune(
+    graph: Graph,
+    out: str | os.PathLike[str],
+    *,
+    target: str | dict[str, Any] | tvm.target.Target = "native",
+    threads: int | None = None,
+    choices: Iterable[BitChoice] | None = None,
+    calibration: Calibration | None = None,
+    batch: int = 1,
+    trials: int | None = None,
+    seconds: float | None = None,
+    tracker: str | None = None,
+    key: str | None = None,
+    seed: int = 0,
+    stage: Callable[[str], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Tuned:
+    """Measure and tune the kernels of a network for a target.
+
+    Parameters
+    ----------
+    graph : Graph
+        Level L0: every layer under every choice. Level L2: as it is quantized.
+    out : path
+        Folder of the database; what it holds already is used and added to.
+    target, threads, batch
+        As of `tvmquant.build`; threads must be given with a tracker.
+    choices : iterable of BitChoice, optional
+        For level L0; default: w8a8, w4a8 and w4a4.
+    calibration : Calibration, optional
+        For level L0; default: of random inputs.
+    trials, seconds
+        As of `Tuner.run`.
+    tracker : str, optional
+        ``HOST:PORT`` of the RPC tracker whose devices measure; default: this machine measures.
+    key : str, optional
+        Under which the devices registered with the tracker.
+    seed : int
+        Of the search.
+    stage : callable, optional
+        Receives the name of each stage as it begins: ``quantize``, ``tune``.
+    progress : callable, optional
+        Receives a `Progress` after every measurement.
+
+    Raises
+    ------
+    TuningError
+        If the tracker or its devices are not there or get lost, the database does not fit, or no
+        kernel can be measured. What was measured is kept.
+    QuantizationError, ModelError, TargetError
+        If the graph cannot be quantized or compiled so.
+    """
+    say = stage or (lambda _name: None)
+    address = _parse_tracker(tracker, key)
+    if threads is None and address is not None:
+        raise TuningError("a tracker's devices need the number of threads; pass threads")
+    if batch < 1 or (threads is not None and threads < 1):
+        raise TuningError(f"batch = {batch}, threads = {threads}; expected at least 1")
+    tvm_target = parse_target(target)
+    used = threads or physical_cores()
+    runner: Runner | None = None
+    if address is not None:
+        runner = DeviceRunner(*address, str(key), used)
+    database = Database(out, tvm_target, used, cpu=runner.cpu if runner else "")
+
+    say("quantize")
+    layers = _layers(graph, choices, calibration, tvm_target, used, batch)
+    weights = count(workload for by_choice in layers.values() for workload in by_choice.values())
+    if not weights:
+        raise TuningError(f"the model {graph.name!r} has no layer to tune")
+    say("tune")
+    tuner = Tuner(
+        database, weights, runner=runner or HostRunner(used), seed=seed, progress=progress
+    )
+    tuning = tuner.run(trials=trials, seconds=seconds)
+
+    path = database.folder / f"latency-{database.path.stem}.json"
+    table = _updated(path, LatencyTable.collect(database, graph.name, layers))
+    table.to_json(path)
+    table.to_csv(path.with_suffix(".csv"))
+    return Tuned(tuning, database, table, path, len(layers), len(weights))
+
+
+def _layers(
+    graph: Graph,
+    choices: Iterable[BitChoice] | None,
+    calibration: Calibration | None,
+    target: tvm.target.Target,
+    threads: int,
+    batch: int,
+) -> Layers:
+    """Return the workloads by layer and choice."""
+    if graph.level == "L0":
+        ranges = calibration or _calibrate(graph)
+        wanted = dict.fromkeys(choices or DEFAULT_CHOICES)
+        return workloads_by_choice(graph, ranges, wanted, target, threads, batch)
+    if choices is not None:
+        raise QuantizationError("a quantized graph has its bit widths; leave choices out")
+    found: Layers = {}
+    taken = _choices_of(graph)
+    for layer, workload in workloads_of(graph, target, threads, batch).items():
+        found[layer] = {str(taken[layer]): workload}
+    return found
+
+
+def _choices_of(graph: Graph) -> dict[str, BitChoice]:
+    """Return the bit choice of every layer of an integer graph."""
+    found = {}
+    for _, value in bindings_of(graph.main):
+        if qop.is_call(value, *CONTRACTIONS):
+            attrs = qop.attributes(value)
+            found[span_name(value)] = BitChoice(
+                attrs.get("w_bits", 8), attrs.get("a_bits", 8), attrs.get("w_group", 0)
+            )
+    return found
+
+
+def _calibrate(graph: Graph) -> Calibration:
+    """Calibrate with random items."""
+    from tvmquant.compilation import item_shape
+    from tvmquant.quantization import calibrate
+
+    shape = item_shape(graph)
+    if any(extent is None for extent in shape):
+        raise ModelError(
+            f"the input {graph.input_names[0]!r} has the shape {(None, *shape)}; tuning needs its "
+            "extents, pass them as input_shapes (--input-shape)"
+        )
+    (_, (batch, *_), _) = graph.inputs[0]
+    count = batch or ITEMS
+    items = np.random.default_rng(0).standard_normal((count, *map(int, shape)))  # type: ignore[arg-type]
+    return calibrate(graph, items.astype(np.float32), method="minmax", batch_size=count)
+
+
+def _updated(path: Path, found: LatencyTable) -> LatencyTable:
+    """Return the table of a folder with the entries that were found now in place of older ones."""
+    if not path.is_file():
+        return found
+    places = {(entry.model, entry.layer, entry.choice) for entry in found.entries}
+    older = LatencyTable.from_json(path)
+    kept = [e for e in older.entries if (e.model, e.layer, e.choice) not in places]
+    return found.merge(older.model_copy(update={"entries": tuple(kept)}))
+
+
+def _parse_tracker(tracker: str | None, key: str | None) -> tuple[str, int] | None:
+    if tracker is None:
+        if key is not None:
+            raise TuningError(f"key = {key!r} without a tracker; pass its HOST:PORT too")
+        return None
+    host, _, port = tracker.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise TuningError(f"tracker = {tracker!r}; expected HOST:PORT such as 127.0.0.1:9190")
+    if not key:
+        raise TuningError("a tracker needs the key of its devices; pass key (--key)")
+    return host, int(port)
