@@ -448,10 +448,10 @@ DAMAGE = {
         edit_manifest(lambda m: m["library"].pop("sha256")), ["'library.sha256' is missing"],
     ),
     "field of a tensor": (
-        edit_manifest(lambda m: m["inputs"][0].pop("shape")), ["'inputs.shape' is missing"],
+        edit_manifest(lambda m: m["inputs"][0].pop("shape")), ["'inputs[0].shape' is missing"],
     ),
     "wrong type": (edit_manifest(lambda m: m.update(layers="all")), ["'layers'", "list"]),
-    "no objects": (edit_manifest(lambda m: m.update(inputs=[3])), ["'inputs'", "object"]),
+    "no objects": (edit_manifest(lambda m: m.update(inputs=[3])), ["'inputs[0]'", "object"]),
     "another processor": (
         edit_manifest(lambda m: m["target"]["features"].append("amx-future")),
         ["lacks amx-future", "native"],

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
 from tvmquant.errors import ArtifactError
 
@@ -164,60 +164,110 @@ class Manifest:
                 "build the model again, or use the tvmquant that built it"
             )
         try:
-            _check(data, _MANIFEST)
-            for name, types in _NESTED.items():
-                _check(data[name], types, f"{name}.")
-            values = _known(cls, data)
-            for name, part in (
-                ("inputs", TensorInfo),
-                ("outputs", TensorInfo),
-                ("layers", LayerInfo),
-            ):
-                for item in data[name]:
-                    _check(item, _LAYER if part is LayerInfo else _TENSOR, f"{name}.")
-                values[name] = [part(**_known(part, item)) for item in data[name]]
+            manifest: Manifest = _read(data, cls)
+            manifest._check()
         except _DamageError as damage:
             raise ArtifactError(f"{path}: {damage}; build the model again") from None
-        return cls(**values)
+        return manifest
 
-
-# The fields that a manifest must have, and their types in JSON.
-_MANIFEST: dict[str, type] = {
-    "model": dict, "inputs": list, "outputs": list, "target": dict, "threads": int, "layers": list,
-    "float_audit": list, "versions": dict, "library": dict, "has_raw": bool,
-}  # fmt: skip
-_NESTED: dict[str, dict[str, type]] = {
-    "target": {"config": str, "triple": str, "features": list},
-    "versions": {"tvmquant": str, "tvm": str},
-    "library": {"sha256": str, "bytes": int},
-}
-_TENSOR: dict[str, type] = {
-    "name": str,
-    "shape": list,
-    "dtype": str,
-    "raw_shape": list,
-    "raw_dtype": str,
-}
-_LAYER: dict[str, type] = {"id": str, "op": str, "kernel": str, "shape": list, "dtype": str}
+    def _check(self) -> None:
+        """Check what the types of the fields do not say."""
+        if self.threads < 1:
+            raise _DamageError(f"field 'threads' is {self.threads}; expected at least 1")
+        for tensor in (*self.inputs, *self.outputs):
+            if self.has_raw and (tensor.scale is None or not tensor.raw_dtype):
+                raise _DamageError(f"tensor {tensor.name!r} lacks the scale of its raw form")
 
 
 class _DamageError(Exception):
-    """A manifest lacks a field, or a field is of another type."""
+    """A manifest lacks a field, or a field holds what it cannot."""
 
 
-def _check(data: Any, types: dict[str, type], prefix: str = "") -> None:
-    if not isinstance(data, dict):
-        raise _DamageError(f"field {prefix.rstrip('.')!r} does not hold objects")
-    for name, kind in types.items():
-        if name not in data:
-            raise _DamageError(f"field {prefix + name!r} is missing")
-        if not isinstance(data[name], kind):
-            raise _DamageError(f"field {prefix + name!r} is not of type {kind.__name__}")
+class _Named(TypedDict):
+    name: str
 
 
-def _known(cls: Any, data: dict[str, Any]) -> dict[str, Any]:
-    """Return what a dataclass has fields for; a later tvmquant may have written more."""
-    return {f.name: data[f.name] for f in fields(cls) if f.name in data}
+class _Model(_Named, total=False):
+    path: str
+    sha256: str
+    bytes: int
+    settings: dict[str, Any]
+
+
+class _Target(TypedDict):
+    config: str
+    triple: str
+    features: list[str]
+
+
+class _Versions(TypedDict):
+    tvmquant: str
+    tvm: str
+
+
+class _Library(TypedDict):
+    sha256: str
+    bytes: int
+
+
+class _FloatOperator(TypedDict):
+    op: str
+    node: str
+    reason: str
+
+
+# What the plain dictionaries of a manifest hold.
+_CONTENTS: dict[str, Any] = {
+    "model": _Model, "target": _Target, "versions": _Versions, "library": _Library,
+    "float_audit": list[_FloatOperator],
+}  # fmt: skip
+_JSON_NAMES: dict[Any, str] = {
+    str: "string", int: "whole number", float: "number", bool: "boolean", list: "list",
+    dict: "object",
+}  # fmt: skip
+
+
+def _read(value: Any, kind: Any, where: str = "") -> Any:
+    """Return a JSON value as an annotation says: a dataclass of this file, or a plain value.
+
+    Fields of a dataclass that it does not know are left out: a later tvmquant wrote them.
+    """
+    options = get_args(kind)
+    if type(None) in options:
+        return None if value is None else _read(value, options[0], where)
+    if kind is Any:
+        return value
+    is_object = is_dataclass(kind) or is_typeddict(kind)
+    plain = dict if is_object else get_origin(kind) or kind
+    fits = isinstance(value, (int, float) if plain is float else plain)
+    if not fits or (isinstance(value, bool) and plain is not bool):
+        raise _DamageError(f"field {where!r} is not of type {_JSON_NAMES[plain]}")
+    if is_object:
+        return _read_object(value, kind, where)
+    if plain is list:
+        return [_read(item, options[0], f"{where}[{i}]") for i, item in enumerate(value)]
+    if options:
+        return {name: _read(item, options[1], f"{where}.{name}") for name, item in value.items()}
+    return value
+
+
+def _read_object(value: dict[str, Any], kind: Any, where: str) -> Any:
+    hints = get_type_hints(kind)
+    if is_dataclass(kind):
+        required = {f.name for f in fields(kind) if f.default is f.default_factory is MISSING}
+    else:
+        required = set(kind.__required_keys__)
+    prefix = f"{where}." if where else ""
+    if missing := sorted(required - value.keys()):
+        raise _DamageError(f"field {prefix + missing[0]!r} is missing")
+    if kind is Manifest:
+        hints |= _CONTENTS
+    known = {
+        name: _read(value[name], hint, prefix + name)
+        for name, hint in hints.items()
+        if name in value
+    }
+    return kind(**known) if is_dataclass(kind) else {**value, **known}
 
 
 def is_manifest(path: Path) -> bool:
