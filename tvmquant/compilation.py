@@ -71,6 +71,10 @@ def compile_onnx(
     activation_scheme: str | None = None,
     weight_method: str | None = None,
     bound_pairs: bool | None = None,
+    wishes: Wishes | None = None,
+    plan: str | os.PathLike[str] | None = None,
+    table: str | os.PathLike[str] | None = None,
+    tune_seconds: float | None = None,
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
     target: str = "native",
     threads: int | None = None,
@@ -98,6 +102,15 @@ def compile_onnx(
         As of `calibrate`; None for its default. A percentile alone selects that method.
     activation_scheme, weight_method, bound_pairs, strict
         As of `quantize`; None for its default.
+    wishes : Wishes, optional
+        Choose bit widths for these budgets (`tvmquant.mixed_precision`). The plan is kept in the
+        folder as ``plan.json``, why as ``mixed-precision.json``.
+    plan : path, optional
+        Take the bit widths from this ``plan.json`` instead.
+    table : path, optional
+        Folder of measurements (`tvmquant.tune`), whose fastest tilings the kernels take.
+    tune_seconds : float, optional
+        First tune so long into `table`, by default the folder ``tuning`` beside ``out``.
     input_shapes
         As of `load_onnx`.
     target, threads, batch, force

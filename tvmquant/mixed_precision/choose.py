@@ -1,0 +1,221 @@
+"""Choose the bit widths of a network: sensitivity, latency on the target, integer linear program.
+
+1. Sensitivity of every layer to every choice, on the torch twin (`tvmquant.sensitivity`).
+2. Latency of every layer under every choice, inside whole networks (`tvmquant.network_latency`).
+3. The plan of least perturbation within the budgets (`tvmquant.allocation`).
+
+The first two are kept as JSON files, so that other budgets cost only the third.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvmquant.allocation import Allocation, Plan, allocate, pareto
+from tvmquant.bit_choice import DEFAULT_CHOICES, BitChoice
+from tvmquant.layers import Layer, quantizable_layers
+from tvmquant.mixed_precision.record import LayerRecord, MixedPrecisionRecord, PlanPoint
+from tvmquant.network_latency import NetworkLatency, measure_network, uniform_choices
+from tvmquant.sensitivity import Sensitivity, estimate_sensitivity
+
+if TYPE_CHECKING:
+    from tvmquant.calibration import Calibration
+    from tvmquant.data import Dataset
+    from tvmquant.graph import Graph
+
+Progress = Callable[[int, "int | None"], None]
+Stage = Callable[[str], AbstractContextManager[Progress]]
+
+# Images that sensitivity is estimated with; traces converge within these.
+SENSITIVITY_SAMPLES = 64
+FRONTIER_POINTS = 16
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asks of a plan.
+
+    Parameters
+    ----------
+    latency, size, bops : str, optional
+        Budgets, absolute (``12ms``, ``1.2MB``, ``2G``) or relative to uniform w8a8 (``0.8x``).
+    choices : sequence of BitChoice
+        What layers may take, w8a8 always among them.
+    pinned : mapping of str to BitChoice
+        Layers that must take a choice.
+    pin_ends : bool
+        Keep the first and the last layer at w8a8.
+    sensitivity : str
+        Method of `tvmquant.sensitivity.estimate_sensitivity`.
+    """
+
+    latency: str | None = None
+    size: str | None = None
+    bops: str | None = None
+    choices: Sequence[BitChoice] = DEFAULT_CHOICES
+    pinned: Mapping[str, BitChoice] = field(default_factory=dict)
+    pin_ends: bool = True
+    sensitivity: str = "hessian"
+
+    @property
+    def budgets(self) -> dict[str, str]:
+        """The budgets given, by quantity."""
+        named = {"latency": self.latency, "size": self.size, "bops": self.bops}
+        return {name: text for name, text in named.items() if text is not None}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The network, its data and its target: what a plan is chosen for.
+
+    Parameters
+    ----------
+    graph : Graph
+        Level L0.
+    calibration : Calibration
+    data : Dataset
+        For the sensitivity; with labels, if it has them.
+    target : str
+    threads : int, optional
+    batch : int
+    tilings : callable, optional
+        As of `tvmquant.build`.
+    tuning_state : str
+        What identifies the tilings, for the cache; empty for the analytic ones.
+    quantize_options : mapping
+        Further options of `tvmquant.quantize`.
+    """
+
+    graph: Graph
+    calibration: Calibration
+    data: Dataset
+    target: str = "native"
+    threads: int | None = None
+    batch: int = 1
+    tilings: Any = None
+    tuning_state: str = ""
+    quantize_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def measure_sensitivity(
+    setup: Setup, wishes: Wishes, cache: Path, progress: Progress | None = None
+) -> Sensitivity:
+    """Estimate, or read from ``cache``, the perturbation of every layer under every choice."""
+    length = len(setup.data) if setup.data.has_length else SENSITIVITY_SAMPLES
+    step = max(1, length // SENSITIVITY_SAMPLES)
+    return estimate_sensitivity(
+        setup.graph,
+        setup.data.subset(step=step, limit=SENSITIVITY_SAMPLES),
+        setup.calibration,
+        method=wishes.sensitivity,
+        choices=wishes.choices,
+        cache=cache,
+        progress=progress,
+    )
+
+
+def measure_latency(
+    setup: Setup, wishes: Wishes, cache: Path, progress: Progress | None = None
+) -> NetworkLatency:
+    """Measure, or read from ``cache``, the latency of every layer under every choice."""
+    key = json.dumps(
+        [
+            setup.graph.fingerprint(), setup.target, setup.threads, setup.batch,
+            setup.tuning_state, sorted(str(choice) for choice in wishes.choices),
+            sorted((str(k), str(v)) for k, v in setup.quantize_options.items()),
+        ]
+    )  # fmt: skip
+    path = cache / f"latency-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    if path.is_file():
+        return NetworkLatency.load(path)
+    latency = measure_network(
+        setup.graph,
+        setup.calibration,
+        choices=wishes.choices,
+        target=setup.target,
+        threads=setup.threads,
+        batch=setup.batch,
+        tilings=setup.tilings,
+        quantize_options=setup.quantize_options,
+        progress=progress,
+    )
+    cache.mkdir(parents=True, exist_ok=True)
+    latency.save(path)
+    return latency
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A plan and everything that led to it.
+
+    Parameters
+    ----------
+    plan : Plan
+    allocation : Allocation
+    layers : tuple of Layer
+    sensitivity : Sensitivity
+    latency : NetworkLatency
+    """
+
+    plan: Plan
+    allocation: Allocation
+    layers: tuple[Layer, ...]
+    sensitivity: Sensitivity
+    latency: NetworkLatency
+
+
+def choose_plan(setup: Setup, wishes: Wishes, cache: Path, stage: Stage) -> Chosen:
+    """Choose the plan of least perturbation within the budgets.
+
+    Parameters
+    ----------
+    setup : Setup
+    wishes : Wishes
+    cache : Path
+        Folder for sensitivities and latencies, which a later call takes from there.
+    stage : callable
+        Opens a stage by its name, as of `tvmquant.compile_onnx`: ``sensitivity``, ``latency``,
+        ``allocate``.
+
+    Raises
+    ------
+    AllocationError
+        When no plan keeps the budgets; names the limit and the least value that can be reached.
+    TVMQuantError
+        What the stages raise.
+    """
+    layers = quantizable_layers(setup.graph)
+    with stage("sensitivity") as progress:
+        sensitivity = measure_sensitivity(setup, wishes, cache, progress)
+    with stage("latency") as progress:
+        latency = measure_latency(setup, wishes, cache, progress)
+    with stage("allocate"):
+        allocation = allocate(
+            layers,
+            sensitivity.perturbation,
+            latency=latency.layers,
+            fixed_latency_ms=latency.fixed_ms,
+            size=wishes.size,
+            bops=wishes.bops,
+            latency_budget=wishes.latency,
+            pinned=wishes.pinned,
+            choices=wishes.choices,
+            pin_ends=wishes.pin_ends,
+        )
+    plan = Plan.from_allocation(
+        allocation,
+        layers,
+        model=setup.graph.name,
+        fingerprint=setup.graph.fingerprint(),
+        target=latency.target,
+        threads=latency.threads,
+        sensitivity=wishes.sensitivity,
+        budgets=wishes.budgets,
+    )
+    return Chosen(plan, allocation, layers, sensitivity, latency)
