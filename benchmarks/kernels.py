@@ -166,7 +166,7 @@ def run(
     """
     facts = machine_facts(target)
     tvm_target = parse_target(target)
-    dot = isa.dot_products(tvm_target, pairs=True)[0]
+    dot = isa.dot_products(tvm_target)[0]
     peak, peak_macs = _peak_runner(dot, tvm_target, threads)
     chosen = resnet50_layers(batch) if layers is None else layers
     make = RowMaker("kernels", threads, facts)
@@ -214,8 +214,8 @@ def _layer_runner(
     window = (spec.outputs, *spec.kernel, spec.channels // spec.groups)
     # within what `tvmquant.weight_pairs` makes of the weights where a target needs it
     weight = rng.integers(-64, 65, window, dtype=np.int8)
-    pairs = conv2d.pairs_fit(weight, flat)
-    tiling = conv2d.target_tiling(flat, target, threads, pairs=pairs)
+    flat = dataclasses.replace(flat, chain=conv2d.provable_chain(weight, flat))
+    tiling = conv2d.target_tiling(flat, target, threads)
     kernel = conv2d.kernel(flat, tiling)
     arguments = [_random(rng, parameter) for parameter in kernel.params]
     arguments[1] = tvm.runtime.tensor(conv2d.pack_weight(weight, flat, tiling))

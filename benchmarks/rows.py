@@ -78,7 +78,7 @@ def machine_facts(target: str = "native") -> dict[str, str | int | float]:
 
     return {
         "cpu": _processor_name(),
-        "isa": dot_products(parse_target(target), pairs=True)[0].name,
+        "isa": dot_products(parse_target(target))[0].name,
         "physical_cores": physical_cores(),
         "load_average": round(os.getloadavg()[0], 2),
         "target": target,

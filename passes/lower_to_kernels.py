@@ -176,31 +176,53 @@ class _Lowerer(DataflowRewriter):
         self, call: relax.Call, attrs: dict[str, Any], spec: conv2d.Conv2DSpec, weight: Any,
         args: list[relax.Expr],
     ) -> relax.Expr:  # fmt: skip
-        flat = spec.flattened()
         x, bias, *extra = args
-        epilogue, _ = self._epilogue(attrs, extra)
-        flat = replace(flat, epilogue=epilogue)
-        pairs = multiplies_in_pairs(self.target) and conv2d.pairs_fit(weight, flat)
+        flat = spec.flattened()
+        epilogue, inputs = self._epilogue(attrs, extra)
+        residual = epilogue is not None and epilogue.residual
+        dtype = dtype_of(inputs[3]) if residual else "uint8"
+        flat = replace(flat, epilogue=epilogue, residual_dtype=dtype)
+        flat, weight, scale = self._narrowed(flat, attrs, weight, span_name(call))
         tiling = self.tilings("conv2d", flat, span_name(call)) or conv2d.target_tiling(
-            flat, self.target, self.threads, pairs=pairs
+            flat, self.target, self.threads
         )
         padded = conv2d.padded_outputs(flat, tiling)
         _, vectors = self._epilogue(attrs, extra, spec.outputs, padded)
         out_shape = (flat.batch, flat.out_height, flat.out_width, flat.outputs)
-        if epilogue is not None and epilogue.residual:
-            flat = replace(flat, residual_dtype=dtype_of(vectors[3]))
+        if residual:
             vectors[3] = self.reshaped(vectors[3], out_shape)
-        inputs = self.reshaped(x, conv2d.input_shape(flat, tiling))
-        packed = qop.constant(conv2d.pack_weight(weight, flat, tiling))
-        out_dtype = attrs["out_dtype"]
+        packed = [qop.constant(conv2d.pack_weight(weight, flat, tiling))]
+        if scale is not None:
+            packed.append(qop.constant(conv2d.pack_scale(scale, flat, tiling)))
         result = self.call(
             conv2d.kernel(flat, tiling, "dense" if qop.is_call(call, qop.QDENSE) else "conv2d"),
-            [inputs, packed, _bias(bias, spec.outputs, padded),
-             *vectors],
-            relax.TensorType(out_shape, out_dtype),
+            [self.reshaped(x, conv2d.input_shape(flat, tiling)), *packed,
+             _bias(bias, spec.outputs, padded), *vectors],
+            relax.TensorType(out_shape, attrs["out_dtype"]),
             call,
         )  # fmt: skip
         return self.reshaped(result, static_shape(call))
+
+    def _narrowed(
+        self, spec: conv2d.Conv2DSpec, attrs: dict[str, Any], weight: Any, layer: str
+    ) -> tuple[conv2d.Conv2DSpec, Any, Any]:
+        """Return the spec with what the weights allow, the weight to store, and groups' factors.
+
+        Groups follow the runs of whole rows of the window; where dilation or grouped channels cut
+        the rows up, the products of 4-bit weights and factors are kept as 8-bit weights.
+        """
+        w_bits, w_group, scale = attrs["w_bits"], attrs["w_group"], None
+        if w_group and not spec.merged:
+            w_bits, w_group = 8, 0
+        if w_group:
+            weight, scale = conv2d.factor_groups(weight, w_group, layer)
+        elif w_bits == 4:
+            conv2d.check_narrow(weight, layer)
+        spec = replace(spec, w_bits=w_bits, w_group=w_group)
+        if multiplies_in_pairs(self.target):
+            chain = conv2d.provable_chain(weight, spec, attrs["input_qmin"], attrs["input_qmax"])
+            spec = replace(spec, chain=chain)
+        return spec, weight, scale
 
     def _depthwise(
         self, call: relax.Call, attrs: dict[str, Any], spec: conv2d.Conv2DSpec, weight: Any,

@@ -75,15 +75,11 @@ def vector_bits(target: tvm.target.Target) -> int:
     return 128
 
 
-def dot_products(target: tvm.target.Target, *, pairs: bool = False) -> tuple[DotProduct, ...]:
+def dot_products(target: tvm.target.Target) -> tuple[DotProduct, ...]:
     """Return the dot products of a target, the fastest first; the generic one always ends the list.
 
-    Parameters
-    ----------
-    target : Target
-    pairs : bool
-        Include those that add pairs of products in 16 bits (`saturates`), which are exact only for
-        weights that were proven to fit.
+    Those that add pairs of products in 16 bits (`saturates`) are exact only for weights that were
+    proven to fit.
 
     Raises
     ------
@@ -103,8 +99,6 @@ def dot_products(target: tvm.target.Target, *, pairs: bool = False) -> tuple[Dot
             found += [PMADDUBSW_512, PMADDWD_512, PMADDUBSW_256, PMADDWD_256]
         elif has_feature(target, "avx2"):
             found += [PMADDUBSW_256, PMADDWD_256]
-    if not pairs:
-        found = [dot for dot in found if not saturates(dot)]
     lanes = vector_bits(target) // 32
     return (*found, DotProduct("generic", lanes, 1, "uint8", "int8", 16, tensorized=False))
 
@@ -125,4 +119,4 @@ def saturates(dot: DotProduct) -> bool:
 
 def multiplies_in_pairs(target: tvm.target.Target) -> bool:
     """Whether the fastest dot product of a target is one that `saturates`."""
-    return target.kind.name == "llvm" and saturates(dot_products(target, pairs=True)[0])
+    return target.kind.name == "llvm" and saturates(dot_products(target)[0])

@@ -21,7 +21,7 @@ KEYS = {"benchmark", "model", "config", "metric", "value", "unit", "threads"}
 FACTS = {"cpu", "isa", "physical_cores", "target"}
 
 needs_dot_product = pytest.mark.skipif(
-    isa.dot_products(parse_target("native"), pairs=True)[0] not in kernels.INSTRUCTIONS,
+    isa.dot_products(parse_target("native"))[0] not in kernels.INSTRUCTIONS,
     reason="needs an x86 processor with AVX2",
 )
 
@@ -205,7 +205,7 @@ def test_a_pool_of_fewer_threads_than_the_rows_would_say_is_refused(monkeypatch)
 )
 def test_the_loop_of_the_peak_keeps_all_its_multiplications(processor, mnemonics):
     target = tvm.target.Target({"kind": "llvm", "mcpu": processor})
-    dot = isa.dot_products(target, pairs=True)[0]
+    dot = isa.dot_products(target)[0]
     kernel = kernels.peak_kernel(dot, 1).with_attr("global_symbol", "main")
     built = tvm.compile(tvm.IRModule({"main": kernel}), target=target)
     lines = [line.split() for line in built.mod.inspect_source("asm").splitlines()]

@@ -168,7 +168,7 @@ def _work_by_layer(module: tvm.IRModule, batch: int) -> dict[str, dict[str, Any]
         work[attrs["id"]] = {
             "macs": outputs * int(weight.size),
             "w_bits": attrs["w_bits"],
-            "a_bits": 8,
+            "a_bits": attrs["a_bits"],
             "compute_dtype": attrs.get("compute_dtype", ""),
         }
     return work

@@ -1,0 +1,185 @@
+"""Weights as the kernels of `schedules.conv2d` read them, and what is proven about them.
+
+Four-bit weights are stored as ``w + 8`` two in a byte: the low nibble belongs to an even step of
+the dot product, the high nibble to the odd step after it, so that one byte vector unpacks to the
+operands of two steps whatever the register tile.
+
+With ``w_group = G`` the effective weight is ``w4 * m``, m an integer for G neighbours of a run:
+``sum x w = sum over groups of m * (sum x w4)``, exactly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tvmquant.errors import QuantizationError
+from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling
+
+# Magnitude of 4-bit weights, and what is added to them in storage
+LARGEST = 7
+BIAS = 8
+# Longer chains no longer pay: widening then takes less than one instruction in a hundred.
+LONGEST_CHAIN = 128
+
+
+def weight_shape(spec: Conv2DSpec, tiling: Tiling) -> tuple[int, ...]:
+    """Return the shape of the weight, as stored or (8 bits) as multiplied."""
+    e, dot = Extents.of(spec, tiling), tiling.dot
+    steps = -(-e.steps // (8 // spec.w_bits))
+    return (e.outputs // dot.lanes, spec.kernel[0], e.taps, steps, dot.lanes, dot.group)
+
+
+def scale_shape(spec: Conv2DSpec, tiling: Tiling) -> tuple[int, ...]:
+    """Return the shape of the groups' factors: (O' / lanes, kh, groups of a run, lanes)."""
+    e, dot = Extents.of(spec, tiling), tiling.dot
+    return (e.outputs // dot.lanes, spec.kernel[0], -(-e.run // spec.w_group), dot.lanes)
+
+
+def pack_weight(weight: npt.NDArray[Any], spec: Conv2DSpec, tiling: Tiling) -> npt.NDArray[Any]:
+    """Pack an OHWI weight for the kernel.
+
+    Parameters
+    ----------
+    weight : int8 or float32 array of shape (O, kh, kw, C / groups)
+        In [-7, 7] for ``w_bits`` 4; with ``w_group`` the first result of `factor_groups`.
+
+    Returns
+    -------
+    array of shape (O' / lanes, kh, taps, steps, lanes, group)
+        Of the dot product's weight type, zeros where extents are padded. For ``w_bits`` 4: uint8
+        with half as many steps, each byte of two.
+    """
+    e, dot = Extents.of(spec, tiling), tiling.dot
+    outputs, kernel_h = weight.shape[:2]
+    runs = _runs(weight, spec.merged)
+    length = e.run if spec.w_bits == 8 else (e.steps + e.steps % 2) * dot.group
+    packed = np.zeros((e.outputs, kernel_h, e.taps, length), dot.weight_dtype)
+    packed[:outputs, :, :, : runs.shape[3]] = runs
+    blocks = packed.reshape(
+        e.outputs // dot.lanes, dot.lanes, kernel_h, e.taps, length // dot.group, dot.group
+    ).transpose(0, 2, 3, 4, 1, 5)
+    if spec.w_bits == 4:
+        nibbles = (blocks + BIAS).astype(np.uint8)
+        blocks = nibbles[:, :, :, 0::2] | (nibbles[:, :, :, 1::2] << 4)
+    return np.ascontiguousarray(blocks)
+
+
+def pack_scale(
+    scale: npt.NDArray[np.uint8], spec: Conv2DSpec, tiling: Tiling
+) -> npt.NDArray[np.uint8]:
+    """Pack the groups' factors, (O, kh, groups of a run), to `scale_shape`; ones where padded."""
+    blocks, kernel_h, count, lanes = scale_shape(spec, tiling)
+    packed = np.ones((blocks * lanes, kernel_h, count), np.uint8)
+    packed[: scale.shape[0], :, : scale.shape[2]] = scale
+    return np.ascontiguousarray(
+        packed.reshape(blocks, lanes, kernel_h, count).transpose(0, 2, 3, 1)
+    )
+
+
+def _runs(weight: npt.NDArray[Any], merged: bool) -> npt.NDArray[Any]:
+    """Return the weight as (O, kh, taps, run)."""
+    outputs, kernel_h, kernel_w, channels = weight.shape
+    return weight.reshape(outputs, kernel_h, 1, kernel_w * channels) if merged else weight
+
+
+def check_narrow(weight: npt.NDArray[np.int8], layer: str) -> None:
+    """Make sure that weights fit 4 bits.
+
+    Raises
+    ------
+    QuantizationError
+        When one is outside [-7, 7].
+    """
+    if np.abs(weight.astype(np.int16)).max(initial=0) > LARGEST:
+        raise QuantizationError(
+            f"layer {layer!r}: weights reach [{weight.min()}, {weight.max()}], 4 bits hold "
+            f"[-{LARGEST}, {LARGEST}]; quantize the layer with w_bits=8"
+        )
+
+
+def factor_groups(
+    weight: npt.NDArray[np.int8], w_group: int, layer: str
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.uint8]]:
+    """Factor effective weights into 4-bit weights and one integer per group, exactly.
+
+    Parameters
+    ----------
+    weight : int8 array of shape (O, kh, kw, C)
+    w_group : int
+        Neighbours along each row (O, kh, kw * C) that share a factor; the last group may be
+        shorter.
+    layer : str
+        Its name, for errors.
+
+    Returns
+    -------
+    weight : int8 array of the same shape, in [-7, 7]
+    scale : uint8 array of shape (O, kh, ceil(kw * C / w_group)), at least 1
+        The greatest common divisor of each group: every other factor that would do divides it.
+
+    Raises
+    ------
+    QuantizationError
+        When a group has no such factor.
+    """
+    outputs, kernel_h = weight.shape[:2]
+    runs = weight.reshape(outputs, kernel_h, -1).astype(np.int16)
+    length = runs.shape[2]
+    padded = np.pad(runs, ((0, 0), (0, 0), (0, -length % w_group)))
+    groups = padded.reshape(outputs, kernel_h, -1, w_group)
+    scale = np.maximum(np.gcd.reduce(groups, axis=3), 1)
+    narrow = groups // scale[..., None]
+    if np.abs(narrow).max(initial=0) > LARGEST:
+        o, row, index = (int(i[0]) for i in np.nonzero(np.abs(narrow).max(axis=3) > LARGEST))
+        raise QuantizationError(
+            f"layer {layer!r}: weights of group {index} (of {w_group}) in row {row} of output "
+            f"channel {o} are no multiples, by one integer, of 4-bit weights in [-{LARGEST}, "
+            f"{LARGEST}]; quantize the layer with w_group={w_group}, or with w_bits=8"
+        )
+    narrow = narrow.reshape(outputs, kernel_h, -1)[:, :, :length]
+    return narrow.astype(np.int8).reshape(weight.shape), scale.astype(np.uint8)
+
+
+def provable_chain(
+    weight: npt.NDArray[np.int8], spec: Conv2DSpec, qmin: int = 0, qmax: int = 255
+) -> int:
+    """Return how many sums of two products surely add up in 16 bits.
+
+    Parameters
+    ----------
+    weight : int8 array of shape (O, kh, kw, C / groups)
+        As it is multiplied (with ``w_group``: without the groups' factors).
+    qmin, qmax : int
+        Range of the input, within [0, 255].
+
+    Returns
+    -------
+    int
+        0 where even one sum may overflow, else a power of two up to `LONGEST_CHAIN`: the fewer
+        values, the more layers share a tuned kernel.
+
+    Notes
+    -----
+    One step adds ``x0 w0 + x1 w1`` to a lane, with x in [qmin, qmax] (padding included), at most
+
+        h = max over neighbours of sum(max(w, 0) qmax + min(w, 0) qmin)
+
+    and at least l, of the opposite signs. Any c of them stay within c [min(l, 0), max(h, 0)].
+    """
+    qmin, qmax = min(qmin, spec.input_zero_point), max(qmax, spec.input_zero_point)
+    runs = _runs(weight, spec.merged).astype(np.int32)
+    if runs.shape[3] % 2:
+        runs = np.pad(runs, ((0, 0), (0, 0), (0, 0), (0, 1)))
+    positive, negative = np.maximum(runs, 0), np.minimum(runs, 0)
+
+    def extreme(up: int, down: int) -> npt.NDArray[np.int32]:
+        bound = positive * up + negative * down
+        return np.asarray(bound[..., ::2] + bound[..., 1::2])
+
+    highest = int(extreme(qmax, qmin).max(initial=1))
+    lowest = int(extreme(qmin, qmax).min(initial=-1))
+    chain = min((2**15 - 1) // highest, 2**15 // -lowest, LONGEST_CHAIN)
+    return 1 << (chain.bit_length() - 1) if chain else 0

@@ -1,0 +1,204 @@
+"""What a convolution computes, how its loops are cut, and the extents that follow from both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from tvmquant.schedules.epilogue import Epilogue, FloatEpilogue
+from tvmquant.schedules.isa import DotProduct, saturates
+
+
+@dataclass(frozen=True)
+class Conv2DSpec:
+    """Static parameters of a convolution, NHWC: all that its kernel and its tilings depend on.
+
+    Parameters
+    ----------
+    batch, height, width, channels : int
+        Extents of the input.
+    outputs : int
+        Output channels.
+    kernel, strides, dilation : (int, int)
+    padding : (top, left, bottom, right)
+    groups : int
+    input_zero_point : int
+        Value of the padding.
+    epilogue : Epilogue, FloatEpilogue or None
+        None stores the accumulator.
+    residual_dtype : str
+        Type of the epilogue's residual.
+    dtype : str
+        Type of the input: ``"uint8"``, or ``"float32"`` where everything is float32.
+    w_bits : int
+        8, or 4: weights in [-7, 7], stored two in a byte.
+    w_group : int
+        Weights of a run that share an integer factor (`conv2d_packing.factor_groups`), a multiple
+        of 4; 0 for none. Of 4-bit weights only, and only where rows of the window are `merged`.
+    chain : int
+        Sums of two products that may follow each other in a 16-bit accumulator without overflow,
+        proven from the weights and the input's range (`conv2d_packing.provable_chain`). 0: not even
+        one, or nothing is known.
+    """
+
+    batch: int
+    height: int
+    width: int
+    channels: int
+    outputs: int
+    kernel: tuple[int, int] = (1, 1)
+    strides: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    input_zero_point: int = 0
+    epilogue: Epilogue | FloatEpilogue | None = None
+    residual_dtype: str = "uint8"
+    dtype: str = "uint8"
+    w_bits: int = 8
+    w_group: int = 0
+    chain: int = 0
+
+    @property
+    def out_height(self) -> int:
+        """Rows of the output."""
+        window = self.dilation[0] * (self.kernel[0] - 1) + 1
+        return (self.height + self.padding[0] + self.padding[2] - window) // self.strides[0] + 1
+
+    @property
+    def out_width(self) -> int:
+        """Columns of the output."""
+        window = self.dilation[1] * (self.kernel[1] - 1) + 1
+        return (self.width + self.padding[1] + self.padding[3] - window) // self.strides[1] + 1
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether every output pixel reads exactly the input pixel at its own place."""
+        return self.kernel == (1, 1) and self.strides == (1, 1) and self.padding == (0, 0, 0, 0)
+
+    @property
+    def merged(self) -> bool:
+        """Whether a row of the window is one contiguous run of ``kw * C`` elements."""
+        return self.dilation[1] == 1 and self.groups == 1
+
+    @property
+    def run(self) -> int:
+        """Contiguous elements of one reduction: of a row of the window, or of one tap of it."""
+        return (self.kernel[1] if self.merged else 1) * self.channels // self.groups
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the layer."""
+        window = self.kernel[0] * self.kernel[1] * self.channels // self.groups
+        return self.batch * self.out_height * self.out_width * self.outputs * window
+
+    def flattened(self) -> Conv2DSpec:
+        """Return a pointwise layer as one row of ``batch * height * width`` pixels."""
+        if not self.pointwise:
+            return self
+        return replace(self, batch=1, height=1, width=self.batch * self.height * self.width)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How the loops are cut; every number is explained by the strategy of `schedules.conv2d`.
+
+    Parameters
+    ----------
+    dot : DotProduct
+        Instruction.
+    column_tile : int
+        Output pixels of one row accumulated together in registers.
+    channel_tile : int
+        Vectors of output channels accumulated together in registers.
+    row_block, column_block : int
+        Output rows and columns of one task; column_block is a multiple of column_tile.
+    parallel : str
+        ``"rows"`` or ``"channels"``.
+    chain : int
+        Steps whose products are added in 16 bits before they are widened to 32, at most the spec's
+        chain; 1: each is widened by itself. Above 1 with dot products that `saturates` only.
+    unpack : str
+        Where 4-bit weights become operands: ``"block"``, once for all pixels that a task computes
+        of a block of output channels, or ``"registers"``, in every tile.
+    """
+
+    dot: DotProduct
+    column_tile: int
+    channel_tile: int
+    row_block: int
+    column_block: int
+    parallel: str
+    chain: int = 1
+    unpack: str = "block"
+
+
+@dataclass(frozen=True)
+class Extents:
+    """Padded extents of a tiled layer.
+
+    Parameters
+    ----------
+    rows, columns, outputs : int
+        Of the output.
+    taps : int
+        Runs of one window row: 1 where it is `Conv2DSpec.merged`.
+    pixel : int
+        Elements of an input pixel in the padded rows.
+    chained : bool
+        Products are added in 16 bits first.
+    in_registers : bool
+        4-bit weights are unpacked in every tile.
+    steps : int
+        Dot products along one run, padded to whole chains, and to both of a byte.
+    run : int
+        Elements of one run that they read.
+    direct : bool
+        The input is read in place, without a padded copy.
+    """
+
+    rows: int
+    columns: int
+    outputs: int
+    taps: int
+    pixel: int
+    chained: bool
+    in_registers: bool
+    steps: int
+    run: int
+    direct: bool
+
+    @classmethod
+    def of(cls, spec: Conv2DSpec, tiling: Tiling) -> Extents:
+        """Return the extents of a spec cut by a tiling."""
+        group = tiling.dot.group
+        chained = saturates(tiling.dot) and (tiling.chain > 1 or spec.w_group > 0)
+        in_registers = spec.w_bits == 4 and tiling.unpack == "registers"
+        whole = tiling.chain if chained else 2 if in_registers else 1
+        steps = round_up(-(-spec.run // group), whole)
+        per_group = round_up(spec.channels // spec.groups, 1 if spec.merged else group)
+        rows = round_up(spec.out_height, tiling.row_block)
+        columns = round_up(spec.out_width, tiling.column_block)
+        direct = (
+            spec.kernel == (1, 1)
+            and spec.padding == (0, 0, 0, 0)
+            and tiling.dot.input_dtype == spec.dtype
+            and (rows, columns) == (spec.out_height, spec.out_width)
+            and spec.run == steps * group
+        )
+        return cls(
+            rows=rows,
+            columns=columns,
+            outputs=round_up(spec.outputs, tiling.dot.lanes * tiling.channel_tile),
+            taps=1 if spec.merged else spec.kernel[1],
+            pixel=per_group * spec.groups,
+            chained=chained,
+            in_registers=in_registers,
+            steps=steps,
+            run=steps * group,
+            direct=direct,
+        )
+
+
+def round_up(value: int, multiple: int) -> int:
+    """Return the least multiple that is not below ``value``."""
+    return -(-value // multiple) * multiple

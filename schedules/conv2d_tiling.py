@@ -1,0 +1,292 @@
+"""Which tilings a convolution can have, and which of them is chosen without measuring.
+
+`tilings` lists what `schedules.conv2d` can compile for a layer; `default_tiling` takes the one that
+a model of issue slots and caches finds cheapest. Both start from the same register tiles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling, round_up
+from tvmquant.schedules.epilogue import Epilogue
+from tvmquant.schedules.isa import DotProduct, saturates
+
+# Input rows of one task, kept in the second-level cache beside the weights of one channel block.
+ROWS_BYTES = 128 * 1024
+# Pixels of a 1x1 layer handled by one task stay in the first-level cache,
+CHUNK_BYTES = 24 * 1024
+# or, where 4-bit weights are unpacked for each task, in the second: so that more share them.
+UNPACKED_CHUNK_BYTES = 96 * 1024
+# Activations that fit here are cheap to read again for every block of output channels.
+RESIDENT_BYTES = 384 * 1024
+# Vectors of output channels side by side, and pixels, that are tried
+CHANNEL_TILES = (1, 2, 3, 4, 6, 8)
+WIDEST_TILE = 28
+# Where a chain is at least this long, widening every product by itself cannot be faster.
+LONG_CHAIN = 8
+# Cycles that unpacking takes for one vector of operands: with a store and a load, or in registers
+# (measured on a dense layer, 2048 to 1000, of one row: 43 against 28 microseconds)
+BLOCK_UNPACKING = 1.5
+REGISTER_UNPACKING = 0.8
+
+
+@dataclass(frozen=True)
+class _RegisterTile:
+    """What the inner loops are; `Tiling` without the division into tasks."""
+
+    dot: DotProduct
+    columns: int
+    channels: int
+    chain: int
+    unpack: str
+
+
+def tilings(spec: Conv2DSpec, dots: tuple[DotProduct, ...], threads: int) -> list[Tiling]:
+    """List the tilings that a (flattened) layer can have.
+
+    Parameters
+    ----------
+    spec : Conv2DSpec
+        Pointwise layers already `flattened`.
+    dots : tuple of DotProduct
+        What the target offers (`isa.dot_products`); those whose 16-bit sums the spec's chain does
+        not allow are left out.
+    threads : int
+        Threads that share the work.
+
+    Returns
+    -------
+    list of Tiling
+        Every register tile with the tasks that `default_tiling` would cut for it, with half and
+        twice as many pixels a task, and with tasks over output channels. Never empty.
+    """
+    found: dict[Tiling, None] = {}
+    for tile in _register_tiles(spec, dots):
+        for tiling in _task_choices(spec, tile, threads):
+            found[tiling] = None
+    return list(found)
+
+
+def default_tiling(spec: Conv2DSpec, dots: tuple[DotProduct, ...], threads: int) -> Tiling:
+    """Choose a tiling from registers, caches and exact division, without measuring.
+
+    Parameters
+    ----------
+    spec : Conv2DSpec
+        Pointwise layers already `flattened`.
+    dots : tuple of DotProduct
+        What the target offers (`isa.dot_products`).
+    threads : int
+        Threads that share the work.
+    """
+    choices = (_tasks(spec, tile, threads) for tile in _register_tiles(spec, dots))
+    return min(choices, key=lambda tiling: _cost(spec, tiling))
+
+
+# -- register tiles -------------------------------------------------------------------------------
+
+
+def _register_tiles(spec: Conv2DSpec, dots: tuple[DotProduct, ...]) -> Iterator[_RegisterTile]:
+    """Yield every tile that fits in the registers; one column by one vector fits any layer."""
+    for dot in _usable(spec, dots):
+        for chain in _chains(spec, dot):
+            for unpack in _unpackings(spec, dot, chain):
+                for channels in CHANNEL_TILES:
+                    if spec.groups > 1 and (spec.outputs // spec.groups) % (dot.lanes * channels):
+                        continue
+                    for columns in range(1, min(WIDEST_TILE, max(spec.out_width, 1)) + 1):
+                        tile = _RegisterTile(dot, columns, channels, chain, unpack)
+                        if _registers(spec, tile) <= dot.registers:
+                            yield tile
+
+
+def _usable(spec: Conv2DSpec, dots: tuple[DotProduct, ...]) -> list[DotProduct]:
+    """Keep the dot products that suit weights and groups; narrow the generic one until it does."""
+    allowed = [d for d in dots if d.tensorized and (spec.chain > 0 or not saturates(d))]
+    if spec.groups == 1:
+        return allowed or [dots[-1]]
+    outputs, inputs = spec.outputs // spec.groups, spec.channels // spec.groups
+    fitting = [d for d in allowed if outputs % d.lanes == 0 and inputs % d.group == 0]
+    return fitting or [replace(dots[-1], lanes=math.gcd(outputs, dots[-1].lanes))]
+
+
+def _chains(spec: Conv2DSpec, dot: DotProduct) -> list[int]:
+    """Return the lengths of 16-bit chains that suit a layer: the longest, with least padding.
+
+    A chain must not leave its group of weights.
+    """
+    if not saturates(dot) or spec.dtype == "float32":
+        return [1]
+    if spec.w_group:
+        return [math.gcd(spec.chain, spec.w_group // dot.group)]
+    steps = -(-spec.run // dot.group)
+    longest = min(spec.chain, steps)
+    exact = max(d for d in range(1, longest + 1) if steps % d == 0)
+    even = -(-steps // -(-steps // longest))
+    return sorted({exact, even} | ({1} if spec.chain < LONG_CHAIN else set()), reverse=True)
+
+
+def _unpackings(spec: Conv2DSpec, dot: DotProduct, chain: int) -> list[str]:
+    """Return where 4-bit weights can be unpacked; registers hold both nibbles of every byte."""
+    if spec.w_bits == 8:
+        return ["block"]
+    chained = saturates(dot) and (chain > 1 or spec.w_group > 0)
+    if (chained and chain % 2) or (spec.w_group and not chained):
+        return ["block"]
+    return ["block", "registers"]
+
+
+def _registers(spec: Conv2DSpec, tile: _RegisterTile) -> int:
+    """Return how many vector registers the inner loop of a tile needs.
+
+    Accumulators, ``channels`` vectors of weights and, of each product in turn, the broadcast input
+    and the intermediate sums: measured as what still runs without spilling.
+    """
+    dot, channels = tile.dot, tile.channels
+    accumulators = tile.columns * channels
+    if spec.w_bits == 4 and tile.unpack == "registers":
+        return accumulators + 2 * channels + 4  # two masks
+    if tile.chain > 1:
+        return accumulators + channels + (2 if channels > 1 else 1)
+    # pmaddubsw needs a vector of ones and two of intermediate sums
+    return accumulators + channels + (4 if saturates(dot) else 3 if dot.registers > 16 else 2)
+
+
+# -- cost -----------------------------------------------------------------------------------------
+
+
+def _cost(spec: Conv2DSpec, tiling: Tiling) -> float:
+    """Estimate cycles of the layer, up to a constant.
+
+    One step of the reduction issues ``columns * channels`` dot products (one instruction of VNNI,
+    two with pmaddwd, three with pmaddubsw, two with pmaddubsw in long chains), reads ``channels``
+    vectors and broadcasts ``columns`` scalars.
+    """
+    dot, columns, channels = tiling.dot, tiling.column_tile, tiling.channel_tile
+    e = Extents.of(spec, tiling)
+    width = round_up(spec.out_width, columns)
+    products = columns * channels
+    wide = dot.registers > 16
+    per_step = dot.lanes / 16.0 if wide else 0.5
+    loads = columns * 0.5 + channels * (1.0 if dot.lanes == 16 else 0.5)
+    if e.chained:
+        # each chain ends with two instructions, a load and a store of its accumulator
+        multiply = products * (1 + 1 / tiling.chain) * per_step
+        pipes = 2 if wide and dot.lanes == 16 else 4
+        issue = products * (2 + 4 / tiling.chain) / pipes
+        # of 196 GMAC/s that two multipliers could do, registers alone reach 166 and layers 148,
+        # with 4x2, 2x4, 7x1 and 14x1 alike
+        step = max(multiply, loads, 1.17 * issue) + 0.1 * (columns + channels)
+    else:
+        instructions = 3 if saturates(dot) else 1 if spec.dtype == "float32" else 4 // dot.group
+        multiplications = 2 if saturates(dot) else 1
+        multiply = products * multiplications * per_step
+        issue = (products * instructions + columns + channels + 2) / 5.0
+        # operands compete with the products for ports: measured 98 GMAC/s with 2x4 and 4x2, 90
+        # with 7x1
+        step = max(multiply, loads, issue) + 0.2 * (columns + channels)
+    if e.in_registers:
+        step += REGISTER_UNPACKING * channels
+    elif spec.w_bits == 4:
+        tiles = tiling.row_block * tiling.column_block // columns
+        step += BLOCK_UNPACKING * channels / tiles
+    steps = e.steps * e.taps * spec.kernel[0]
+    finish = 8.0 if isinstance(spec.epilogue, Epilogue) else 2.0
+    if spec.out_width % columns:
+        finish += 4.0  # each pixel is stored under a condition
+    epilogue = products * finish / 4.0 + channels
+    return width / columns * e.outputs / (channels * dot.lanes) * (step * steps + epilogue + 8.0)
+
+
+# -- tasks ----------------------------------------------------------------------------------------
+
+
+def _task_choices(spec: Conv2DSpec, tile: _RegisterTile, threads: int) -> Iterator[Tiling]:
+    """Yield the divisions of a layer into tasks that are worth trying."""
+    chosen = _tasks(spec, tile, threads)
+    by_rows = _by_rows(spec, tile, threads)
+    width = round_up(spec.out_width, tile.columns)
+    yield chosen
+    yield by_rows
+    yield _by_channels(spec, by_rows)
+    if spec.out_height == 1:
+        tiles = by_rows.column_block // tile.columns
+        for block in (max(1, tiles // 2), tiles * 2):
+            yield replace(by_rows, column_block=min(block * tile.columns, width))
+        return
+    for block in (max(1, by_rows.row_block // 2), by_rows.row_block * 2):
+        yield replace(by_rows, row_block=min(block, spec.out_height))
+
+
+def _tasks(spec: Conv2DSpec, tile: _RegisterTile, threads: int) -> Tiling:
+    """Divide the layer into tasks for ``threads`` threads."""
+    dot = tile.dot
+    item = np.dtype(dot.input_dtype).itemsize
+    window = spec.kernel[0] * spec.kernel[1] * spec.channels // spec.groups
+    weights = window * spec.outputs * np.dtype(dot.weight_dtype).itemsize
+    inputs = spec.batch * spec.height * spec.width * spec.channels * item
+    by_rows = _by_rows(spec, tile, threads)
+    blocks = -(-spec.outputs // (dot.lanes * tile.channels))
+    width = round_up(spec.out_width, tile.columns)
+    tasks = spec.batch * -(-spec.out_height // by_rows.row_block) * (width // by_rows.column_block)
+    rows_balance, channels_balance = _balance(tasks, threads), _balance(blocks, threads)
+    resident = inputs <= RESIDENT_BYTES and weights > inputs
+    if (resident and channels_balance >= 0.85 * rows_balance) or (
+        channels_balance > 1.25 * rows_balance
+    ):
+        return _by_channels(spec, by_rows)
+    return by_rows
+
+
+def _balance(tasks: int, threads: int) -> float:
+    """Return the share of thread time in use when ``tasks`` equal tasks are dealt out."""
+    return tasks / (-(-tasks // threads) * threads)
+
+
+def _by_channels(spec: Conv2DSpec, by_rows: Tiling) -> Tiling:
+    width = round_up(spec.out_width, by_rows.column_tile)
+    return replace(by_rows, parallel="channels", row_block=spec.out_height, column_block=width)
+
+
+def _by_rows(spec: Conv2DSpec, tile: _RegisterTile, threads: int) -> Tiling:
+    item = np.dtype(tile.dot.input_dtype).itemsize
+    height, width = spec.out_height, spec.out_width
+    if height == 1:  # a flattened layer: cut the row
+        tiles = -(-width // tile.columns)
+        shared = spec.w_bits == 4 and tile.unpack == "block"
+        most = UNPACKED_CHUNK_BYTES if shared else CHUNK_BYTES
+        limit = max(1, most // (tile.columns * spec.channels * item))
+        row_block, column_block = 1, tile.columns * _chunk(tiles, limit, threads)
+    else:
+        row_bytes = spec.width * spec.channels * item * spec.strides[0]
+        limit = max(1, min(8, ROWS_BYTES // row_bytes))
+        row_block = _best_divisor(height, limit, spec.batch, threads)
+        column_block = round_up(width, tile.columns)
+    return Tiling(
+        tile.dot, tile.columns, tile.channels, row_block, column_block, "rows", tile.chain,
+        tile.unpack,
+    )  # fmt: skip
+
+
+def _chunk(tiles: int, limit: int, threads: int) -> int:
+    """Return how many tiles a task takes, at most ``limit``, wasting least time at the end."""
+    sizes = range(max(1, limit // 2), limit + 1) if tiles > limit else range(1, tiles + 1)
+
+    def rounds(size: int) -> int:
+        tasks = -(-tiles // size)
+        return -(-tasks // threads) * size
+
+    least = min(rounds(size) for size in sizes)
+    return max(size for size in sizes if rounds(size) <= least * 1.01)
+
+
+def _best_divisor(extent: int, limit: int, outer: int, threads: int) -> int:
+    """Return the largest divisor of ``extent`` up to ``limit`` that leaves the threads balanced."""
+    divisors = [d for d in range(1, min(limit, extent) + 1) if extent % d == 0]
+    best = max(_balance(outer * extent // d, threads) for d in divisors)
+    return max(d for d in divisors if _balance(outer * extent // d, threads) >= best - 0.06)

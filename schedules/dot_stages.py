@@ -1,0 +1,202 @@
+"""What the intrinsics of dot products compute, as plain loops that any target runs.
+
+One convolution uses some of these stages: `Stage.DOT` alone, or, to add up products in 16 bits
+first, `Stage.CHAIN` and then `Stage.WIDEN` or `Stage.SCALE`. Four-bit weights lie two in a byte, as
+``w + 8``, the low nibble first; ``NIBBLES`` stages unpack them themselves.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from tvm import tirx
+from tvm.script import tirx as T  # noqa: N812  (TVMScript's customary name)
+
+from tvmquant.schedules.isa import DotProduct
+
+
+class Stage(enum.Enum):
+    """What one intrinsic does of a dot product."""
+
+    DOT = "dot"
+    DOT_NIBBLES = "dot_nibbles"
+    CHAIN = "chain"
+    CHAIN_NIBBLES = "chain_nibbles"
+    WIDEN = "widen"
+    SCALE = "scale"
+    UNPACK_SCALED = "unpack_scaled"
+
+
+def describe(dot: DotProduct, stage: Stage = Stage.DOT) -> tirx.PrimFunc:
+    """Return what an intrinsic computes, as plain loops that any target runs."""
+    return _DESCRIPTIONS[stage](dot)
+
+
+def _describe_dot(dot: DotProduct) -> tirx.PrimFunc:
+    lanes, group = dot.lanes, dot.group
+    in_dtype, weight_dtype = dot.input_dtype, dot.weight_dtype
+
+    @T.prim_func(s_tir=True)
+    def description(
+        A: T.Buffer((group,), in_dtype, offset_factor=1),
+        B: T.Buffer((lanes, group), weight_dtype, offset_factor=1),
+        C: T.Buffer((lanes,), "int32", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:group], B[0:lanes, 0:group])
+            T.writes(C[0:lanes])
+            for i in T.serial(0, lanes):
+                for k in T.serial(0, group):
+                    with T.sblock("update"):
+                        vi, vk = T.axis.remap("SR", [i, k])
+                        C[vi] = C[vi] + T.cast(A[vk], "int32") * T.cast(B[vi, vk], "int32")
+
+    return description
+
+
+def _describe_dot_nibbles(dot: DotProduct) -> tirx.PrimFunc:
+    lanes, group = dot.lanes, dot.group
+    in_dtype, weight_dtype = dot.input_dtype, dot.weight_dtype
+
+    @T.prim_func(s_tir=True)
+    def description(
+        A: T.Buffer((2 * group,), in_dtype, offset_factor=1),
+        B: T.Buffer((lanes, group), "uint8", offset_factor=1),
+        C: T.Buffer((lanes,), "int32", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0 : 2 * group], B[0:lanes, 0:group])
+            T.writes(C[0:lanes])
+            for s, i, k in T.grid(2, lanes, group):
+                with T.sblock("update"):
+                    vi, vs, vk = T.axis.remap("SRR", [i, s, k])
+                    C[vi] = C[vi] + T.cast(A[vs * group + vk], "int32") * T.cast(
+                        T.cast(
+                            T.cast(B[vi, vk] >> T.cast(vs * 4, "uint8") & T.uint8(15), "int8")
+                            - T.int8(8),
+                            weight_dtype,
+                        ),
+                        "int32",
+                    )
+
+    return description
+
+
+def _describe_chain(dot: DotProduct) -> tirx.PrimFunc:
+    lanes = dot.lanes
+
+    @T.prim_func(s_tir=True)
+    def description(
+        A: T.Buffer((4,), "uint8", offset_factor=1),
+        B: T.Buffer((lanes, 4), "int8", offset_factor=1),
+        C: T.Buffer((lanes, 2), "int16", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes, 0:2], A[0:4], B[0:lanes, 0:4])
+            T.writes(C[0:lanes, 0:2])
+            for i, h, k in T.grid(lanes, 2, 2):
+                with T.sblock("update"):
+                    vi, vh, vk = T.axis.remap("SSR", [i, h, k])
+                    C[vi, vh] = C[vi, vh] + T.cast(A[vh * 2 + vk], "int16") * T.cast(
+                        B[vi, vh * 2 + vk], "int16"
+                    )
+
+    return description
+
+
+def _describe_chain_nibbles(dot: DotProduct) -> tirx.PrimFunc:
+    lanes = dot.lanes
+
+    @T.prim_func(s_tir=True)
+    def description(
+        A: T.Buffer((8,), "uint8", offset_factor=1),
+        B: T.Buffer((lanes, 4), "uint8", offset_factor=1),
+        C: T.Buffer((lanes, 2), "int16", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes, 0:2], A[0:8], B[0:lanes, 0:4])
+            T.writes(C[0:lanes, 0:2])
+            for s, i, h, k in T.grid(2, lanes, 2, 2):
+                with T.sblock("update"):
+                    vi, vh, vs, vk = T.axis.remap("SSRR", [i, h, s, k])
+                    C[vi, vh] = C[vi, vh] + T.cast(A[vs * 4 + (vh * 2 + vk)], "int16") * T.cast(
+                        T.cast(B[vi, vh * 2 + vk] >> T.cast(vs * 4, "uint8") & T.uint8(15), "int8")
+                        - T.int8(8),
+                        "int16",
+                    )
+
+    return description
+
+
+def _describe_widen(dot: DotProduct) -> tirx.PrimFunc:
+    lanes = dot.lanes
+
+    @T.prim_func(s_tir=True)
+    def description(
+        A: T.Buffer((lanes, 2), "int16", offset_factor=1),
+        C: T.Buffer((lanes,), "int32", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:lanes, 0:2])
+            T.writes(C[0:lanes])
+            for i, h in T.grid(lanes, 2):
+                with T.sblock("update"):
+                    vi, vh = T.axis.remap("SR", [i, h])
+                    C[vi] = C[vi] + T.cast(A[vi, vh], "int32")
+
+    return description
+
+
+def _describe_scale(dot: DotProduct) -> tirx.PrimFunc:
+    lanes = dot.lanes
+
+    @T.prim_func(s_tir=True)
+    def description(
+        A: T.Buffer((lanes, 2), "int16", offset_factor=1),
+        B: T.Buffer((lanes,), "uint8", offset_factor=1),
+        C: T.Buffer((lanes,), "int32", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:lanes, 0:2], B[0:lanes])
+            T.writes(C[0:lanes])
+            for i, h in T.grid(lanes, 2):
+                with T.sblock("update"):
+                    vi, vh = T.axis.remap("SR", [i, h])
+                    C[vi] = C[vi] + T.cast(A[vi, vh], "int32") * T.cast(B[vi], "int32")
+
+    return description
+
+
+def _describe_unpack_scaled(dot: DotProduct) -> tirx.PrimFunc:
+    lanes, group, weight_dtype = dot.lanes, dot.group, dot.weight_dtype
+
+    @T.prim_func(s_tir=True)
+    def description(
+        A: T.Buffer((lanes, group), "uint8", offset_factor=1),
+        B: T.Buffer((lanes,), "uint8", offset_factor=1),
+        C: T.Buffer((2, lanes, group), weight_dtype, offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(A[0:lanes, 0:group], B[0:lanes])
+            T.writes(C[0:2, 0:lanes, 0:group])
+            for s, i, k in T.grid(2, lanes, group):
+                with T.sblock("unpack"):
+                    vs, vi, vk = T.axis.remap("SSS", [s, i, k])
+                    C[vs, vi, vk] = T.cast(
+                        T.cast(A[vi, vk] >> T.cast(vs * 4, "uint8") & T.uint8(15), "int8")
+                        - T.int8(8),
+                        weight_dtype,
+                    ) * T.cast(B[vi], weight_dtype)
+
+    return description
+
+
+_DESCRIPTIONS = {
+    Stage.DOT: _describe_dot,
+    Stage.DOT_NIBBLES: _describe_dot_nibbles,
+    Stage.CHAIN: _describe_chain,
+    Stage.CHAIN_NIBBLES: _describe_chain_nibbles,
+    Stage.WIDEN: _describe_widen,
+    Stage.SCALE: _describe_scale,
+    Stage.UNPACK_SCALED: _describe_unpack_scaled,
+}

@@ -1,0 +1,385 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper, save
+
+from tvmquant.arithmetic import dequantize, quantize_half_even
+from tvmquant.deploy import loader
+from tvmquant.deploy.build import build
+from tvmquant.deploy.loader import ALIGNMENT, load
+from tvmquant.errors import ArtifactError, DataError
+from tvmquant.frontend import load_onnx
+from tvmquant.quantization import calibrate, quantize
+from tvmquant.simulator import simulate
+
+SHAPE = (1, 3, 8, 8)
+
+
+def aligned(array, offset=0):
+    """Return a copy that starts `offset` bytes after a multiple of the alignment."""
+    memory = np.zeros(array.nbytes + 2 * ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT + offset
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def strided(array):
+    """Return an equal array whose channels lie last."""
+    return np.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def model(built):
+    return load(built)
+
+
+@pytest.fixture(scope="module")
+def x(images):
+    return images[:1]
+
+
+@pytest.fixture(scope="module")
+def y(quantized, x):
+    """What the oracle computes from ``x``."""
+    (result,) = simulate(quantized, x)
+    return result
+
+
+@pytest.fixture
+def library(built, tmp_path):
+    """A copy that a test may change."""
+    return shutil.copytree(built, tmp_path / "library")
+
+
+def edit(library, change):
+    path = library / "manifest.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+# -- calling ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        aligned,
+        lambda x: aligned(x, 4),
+        strided,
+        lambda x: x[:, ::-1].copy()[:, ::-1],
+        lambda x: np.broadcast_to(x, SHAPE),
+        torch.from_numpy,
+        lambda x: torch.from_numpy(x).clone(memory_format=torch.channels_last),
+        lambda x: torch.from_numpy(x).as_subclass(torch.nn.Parameter).detach(),
+    ],
+)
+def test_every_form_of_an_input_gives_what_the_oracle_computes(model, x, y, form):
+    np.testing.assert_array_equal(model(form(x)), y)
+
+
+def test_results_are_not_overwritten_by_the_next_run(model, x, y):
+    first = model(x)
+    model(x + 1)
+    np.testing.assert_array_equal(first, y)
+    assert first.flags.writeable
+
+
+IN_PLACE = {"aligned": aligned, "torch": lambda x: torch.from_numpy(x).clone()}
+COPIED = {
+    "unaligned": lambda x: aligned(x, 16),
+    "strided": strided,
+    "channels last": lambda x: torch.from_numpy(x).clone(memory_format=torch.channels_last),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_inputs_that_are_used_in_place(model, x, y, name):
+    form = IN_PLACE[name](x)
+    run = model.bind(form)
+    np.testing.assert_array_equal(run().numpy(), y)
+    form[...] = 0
+    np.testing.assert_array_equal(run().numpy(), model(np.zeros_like(x)))
+
+
+@pytest.mark.parametrize("name", COPIED)
+def test_inputs_that_are_copied(model, x, y, name):
+    form = COPIED[name](x)
+    run = model.bind(form)
+    form[...] = 0
+    np.testing.assert_array_equal(run().numpy(), y)
+
+
+def test_inputs_that_may_not_be_written_are_copied(model, x, y):
+    form = aligned(x)
+    form.flags.writeable = False
+    np.testing.assert_array_equal(model(form), y)
+
+
+def test_no_input_is_changed(model, x):
+    form = aligned(x)
+    model(form)
+    np.testing.assert_array_equal(form, x)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ((), "found 0 inputs; expected 1: x"),
+        ((np.zeros(SHAPE, np.float32),) * 2, "found 2 inputs; expected 1: x"),
+        (
+            (np.zeros((1, 8, 8, 3), np.float32),),
+            r"float32 \(1, 8, 8, 3\); expected float32 \(1, 3,",
+        ),
+        ((np.zeros(SHAPE),), r"is float64 .*; expected float32"),
+        ((np.zeros(SHAPE, ">f4"),), r"is >f4 .*; expected float32"),
+        ((np.zeros(SHAPE, np.uint8),), r"is uint8 .*; expected float32"),
+        ((torch.zeros(SHAPE, dtype=torch.float64),), r"is float64 .*; expected float32"),
+        ((torch.zeros(SHAPE, requires_grad=True),), "is a Tensor that cannot be read .*detach"),
+        (([[1.0]],), "is a list that cannot be read"),
+        ((None,), "is a NoneType that cannot be read"),
+    ],
+)
+def test_wrong_inputs(model, inputs, message):
+    with pytest.raises(DataError, match=message):
+        model(*inputs)
+    with pytest.raises(DataError, match=message):
+        model.bind(*inputs)
+
+
+def test_the_raw_entry_equals_the_float_one_through_the_scales(built, images):
+    raw, model = load(built, raw=True), load(built)
+    (info,), (result,) = raw.inputs, raw.outputs
+    limits = np.iinfo(info.raw_dtype)
+    for image in images[:5, None]:
+        q = quantize_half_even(
+            image, info.scale, info.zero_point, limits.min, limits.max, info.raw_dtype
+        )
+        answer = raw(np.ascontiguousarray(q.transpose(0, 2, 3, 1)))
+        assert answer.dtype == result.raw_dtype
+        real = dequantize(answer, result.scale, result.zero_point)
+        np.testing.assert_array_equal(real, model(image))
+
+
+def test_the_raw_entry_takes_raw_inputs_only(built, x):
+    with pytest.raises(
+        DataError, match=r"is float32 \(1, 3, 8, 8\); expected uint8 \(1, 8, 8, 3\)"
+    ):
+        load(built, raw=True)(x)
+
+
+def test_several_outputs_are_a_tuple(tmp_path, images):
+    weights = numpy_helper.from_array(
+        np.random.default_rng(3).normal(size=(4, 3, 3, 3)).astype(np.float32), "w"
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"], "conv", pads=[1] * 4),
+            helper.make_node("Relu", ["c"], ["features"], "relu"),
+            helper.make_node("GlobalAveragePool", ["features"], ["mean"], "pool"),
+        ],
+        "two",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 8, 8])],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+            for name in ("features", "mean")
+        ],
+        [weights],
+    )
+    path = tmp_path / "two.onnx"
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    network = load_onnx(path)
+    integers = quantize(network, calibrate(network, images))
+    build(integers, out=tmp_path / "library", threads=1)
+    model = load(tmp_path / "library")
+    assert [info.name for info in model.outputs] == ["features", "mean"]
+    results = model(images[:1])
+    assert isinstance(results, tuple)
+    for found, expected in zip(results, simulate(integers, images[:1]), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_the_profile_lists_every_kernel_call(built, x, raw):
+    model = load(built, raw=raw)
+    info = model.inputs[0]
+    found = model.profile(np.zeros(info.raw_shape, info.raw_dtype) if raw else x, repeats=2)
+    layers = model.manifest.layers
+    assert [layer for layer, _ in found] == (layers[1:-1] if raw else layers)
+    assert all(seconds > 0 for _, seconds in found)
+
+
+# -- loading ---------------------------------------------------------------------------------------
+
+
+def test_a_library_built_anew_under_the_same_name_is_loaded_anew(library, quantized, images):
+    old = load(library)
+    build(quantized, out=library, force=True, batch=2, threads=1)
+    new = load(library)
+    np.testing.assert_array_equal(
+        new(images[:2]), np.concatenate([old(images[:1]), old(images[1:2])])
+    )
+
+
+def test_a_library_on_another_file_system_than_the_temporary_folder(library, monkeypatch, x, y):
+    def refuse(*_args):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    np.testing.assert_array_equal(load(library)(x), y)
+
+
+def test_a_loaded_library_may_be_deleted(library, x, y):
+    model = load(library)
+    shutil.rmtree(library)
+    np.testing.assert_array_equal(model(x), y)
+
+
+def test_a_changed_library(library):
+    content = bytearray((library / "model.so").read_bytes())
+    content[len(content) // 2] ^= 1
+    (library / "model.so").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"model\.so: SHA-256 is .* was changed, build again"):
+        load(library)
+    (library / "model.so").unlink()
+    with pytest.raises(ArtifactError, match=r"holds no model\.so; build the model again"):
+        load(library)
+
+
+def test_another_processor(built, monkeypatch):
+    needed = load(built).manifest.target["features"]
+    names = {loader.CPUINFO_NAMES[feature] for feature in needed}
+    monkeypatch.setattr(loader, "host_features", lambda: frozenset(names - {"sse4_2"}))
+    with pytest.raises(ArtifactError, match=r"lacks sse4\.2, .*build again with --target native"):
+        load(built)
+    monkeypatch.setattr(loader, "host_features", lambda: frozenset(names | {"newer"}))
+    load(built)
+    monkeypatch.setattr(loader, "host_features", frozenset)  # a system that does not tell
+    load(built)
+
+
+def test_another_architecture(library, monkeypatch):
+    monkeypatch.setattr(loader.platform, "machine", lambda: "s390x")
+    with pytest.raises(
+        ArtifactError, match="this processor is s390x, the library was compiled for"
+    ):
+        load(library)
+
+
+@pytest.mark.parametrize(
+    ("version", "loads"), [("0.27.9", True), ("0.26.0", False), ("1.27", False)]
+)
+def test_versions_of_tvm(library, version, loads):
+    edit(library, lambda document: document["versions"].update(tvm=version))
+    if loads:
+        load(library)
+    else:
+        with pytest.raises(ArtifactError, match=rf"built with TVM {version}, this is TVM 0\.27"):
+            load(library)
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_wrong_numbers_of_threads(built, threads):
+    with pytest.raises(ArtifactError, match=f"threads = {threads}; expected at least 1"):
+        load(built, threads=threads)
+
+
+# -- in processes of their own ---------------------------------------------------------------------
+
+
+def run_python(code, *arguments, **environment):
+    kept = {k: v for k, v in os.environ.items() if k not in ("TVM_NUM_THREADS", "OMP_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=kept | environment,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+RUNTIME_ONLY = """
+import importlib.abc, json, sys
+from pathlib import Path
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "onnx", "pydantic", "tvmquant.passes", "tvmquant.schedules"):
+            raise ImportError(f"{name} is not installed on this machine")
+
+sys.meta_path.insert(0, Refuse())
+import numpy as np
+import tvmquant
+from tvmquant.errors import ArtifactError
+
+library, image = sys.argv[1:]
+x = np.load(image)
+model = tvmquant.load(library)
+raw = tvmquant.load(library, raw=True)
+print(json.dumps({
+    "y": model(x).tolist(),
+    "raw": raw(np.zeros(raw.inputs[0].raw_shape, "uint8")).shape,
+    "profile": len(model.profile(x, repeats=1)),
+    "relax": "tvm.relax" in sys.modules,
+    "mapped": sorted({Path(line.split()[-1]).name for line in open("/proc/self/maps")
+                      if "libtvm" in line}),
+}))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="which libraries are loaded")
+def test_tvms_runtime_library_and_numpy_are_all_it_takes(built, tmp_path, x, y):
+    np.save(tmp_path / "x.npy", x)
+    found, _ = run_python(RUNTIME_ONLY, built, tmp_path / "x.npy", TVM_USE_RUNTIME_LIB="1")
+    np.testing.assert_array_equal(np.float32(found["y"]), y)
+    assert found["raw"] == [1, 10]
+    assert found["profile"] == len(load(built).manifest.layers)
+    assert not found["relax"]
+    assert "libtvm_runtime.so" in found["mapped"]
+    assert not any("compiler" in name for name in found["mapped"])
+
+
+THREADS = """
+import json, sys
+sys.modules["torch"] = None  # which takes seconds to import
+import numpy as np
+import tvmquant
+
+used = []
+for threads in (None, 1, 2, 1):
+    model = tvmquant.load(sys.argv[1], threads=threads)
+    model(np.zeros((1, 3, 8, 8), "float32"))
+    import tvm
+    used.append((model.threads, int(tvm.get_global_func("runtime.NumThreads")())))
+print(json.dumps(used))
+"""
+
+
+@pytest.fixture
+def for_two_threads(library):
+    edit(library, lambda document: document.update(threads=2))
+    return library
+
+
+def test_threads_are_those_asked_for(for_two_threads):
+    used, warnings = run_python(THREADS, for_two_threads, TVM_USE_RUNTIME_LIB="1")
+    assert used == [[2, 2], [1, 1], [2, 2], [1, 1]]
+    assert warnings == ""
+
+
+def test_fewer_threads_than_asked_for_are_pointed_out(for_two_threads):
+    used, warnings = run_python(
+        THREADS, for_two_threads, TVM_USE_RUNTIME_LIB="1", TVM_NUM_THREADS="1"
+    )
+    assert used[0] == [2, 1]
+    assert "TVM computes with 1 of 2 threads" in warnings
