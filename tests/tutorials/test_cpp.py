@@ -5,11 +5,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
+
+import tvmquant
 
 TUTORIAL = Path(__file__).resolve().parents[2] / "tutorials" / "cpp"
-TWO_OUTPUTS = 2
-CHANNELS = 3
+BATCH = 2
+SHAPE = (BATCH, 3, 8, 8)
 
 
 @pytest.fixture(scope="module")
@@ -30,30 +34,21 @@ def program(tmp_path_factory):
     return build / "run"
 
 
-def build_network(directory: Path, outputs: int) -> Path:
-    """Compile ``relu(x) + [0, 1, 2]``, and its sum over the last axis if two outputs are asked."""
-    import tvm
-    from tvm import relax
-
-    x = relax.Var("x", relax.TensorType((2, CHANNELS), "float32"))
-    builder = relax.BlockBuilder()
-    with builder.function("main", [x]):
-        with builder.dataflow():
-            bias = relax.const(np.arange(CHANNELS, dtype="float32"))
-            y = builder.emit(relax.op.add(relax.op.nn.relu(x), bias))
-            if outputs == TWO_OUTPUTS:
-                result = relax.Tuple([y, builder.emit(relax.op.sum(y, axis=1))])
-            else:
-                result = y
-            result = builder.emit_output(result)
-        builder.emit_func_output(result)
-    tvm.compile(builder.get(), target="llvm").export_library(str(directory / "model.so"))
-    return directory
+def build_library(onnx_file: Path, images: np.ndarray, out: Path) -> Path:
+    graph = tvmquant.load_onnx(onnx_file)
+    quantized = tvmquant.quantize(graph, tvmquant.calibrate(graph, images))
+    tvmquant.build(quantized, out=out, batch=BATCH, threads=2)
+    return out
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory):
-    return build_network(tmp_path_factory.mktemp("network"), outputs=1)
+def images():
+    return np.random.default_rng(0).normal(size=(16, *SHAPE[1:])).astype("float32")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory, small_onnx, images):
+    return build_library(small_onnx, images, tmp_path_factory.mktemp("cpp") / "library")
 
 
 def run(program, *arguments, **environment):
@@ -66,29 +61,39 @@ def run(program, *arguments, **environment):
     )
 
 
-def test_output_equals_the_networks(program, network, tmp_path):
-    x = np.random.default_rng(0).normal(size=(2, CHANNELS)).astype("float32")
-    np.save(tmp_path / "x.npy", x)
-    for threads in (1, 2):
-        y_path = tmp_path / f"y{threads}.npy"
-        done = run(program, network, threads, tmp_path / "x.npy", y_path)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_outputs_equal_those_of_python(program, library, images, tmp_path, threads):
+    model = tvmquant.load(library)
+    for x in images.reshape(-1, *SHAPE):
+        np.save(tmp_path / "x.npy", x)
+        done = run(program, library, threads, tmp_path / "x.npy", tmp_path / "y.npy")
         assert done.returncode == 0, done.stderr
-        expected = np.maximum(x, 0) + np.arange(CHANNELS, dtype="float32")
-        np.testing.assert_array_equal(np.load(y_path), expected)
+        y = np.load(tmp_path / "y.npy")
+        assert y.dtype == np.float32
+        np.testing.assert_array_equal(y, model(x))
 
 
-def test_every_output_of_a_tuple_is_written(program, tmp_path):
-    network = build_network(tmp_path, outputs=TWO_OUTPUTS)
-    np.save(tmp_path / "x.npy", np.ones((2, CHANNELS), "float32"))
-    done = run(program, network, 1, *(tmp_path / name for name in ("x.npy", "y.npy", "z.npy")))
+def test_every_output_is_written(program, small_onnx, images, tmp_path):
+    proto = onnx.load(small_onnx)
+    proto.graph.output.append(helper.make_tensor_value_info("r", TensorProto.FLOAT, None))
+    onnx.save(proto, tmp_path / "two.onnx")
+    library = build_library(tmp_path / "two.onnx", images, tmp_path / "library")
+    np.save(tmp_path / "x.npy", images[:BATCH])
+    paths = [tmp_path / f"{info.name}.npy" for info in tvmquant.load(library).outputs]
+    done = run(program, library, 1, tmp_path / "x.npy", *paths)
     assert done.returncode == 0, done.stderr
-    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), [[1, 2, 3]] * 2)
-    np.testing.assert_array_equal(np.load(tmp_path / "z.npy"), [6, 6])
+    for path, expected in zip(paths, tvmquant.load(library)(images[:BATCH]), strict=True):
+        np.testing.assert_array_equal(np.load(path), expected)
+
+    done = run(program, library, 1, tmp_path / "x.npy", tmp_path / "only.npy")
+    assert done.returncode == 2
+    assert "the network has 2 outputs" in done.stderr
+    assert not (tmp_path / "only.npy").exists()
 
 
-def test_runs_without_the_compiler(program, network, tmp_path):
-    np.save(tmp_path / "x.npy", np.ones((2, CHANNELS), "float32"))
-    arguments = (network, 1, tmp_path / "x.npy", tmp_path / "y.npy")
+def test_runs_without_the_compiler(program, library, images, tmp_path):
+    np.save(tmp_path / "x.npy", images[:BATCH])
+    arguments = (library, 1, tmp_path / "x.npy", tmp_path / "y.npy")
     done = run(program, *arguments, LD_DEBUG="libs")
     assert "libtvm_runtime.so" in done.stderr
     assert "libtvm_compiler" not in done.stderr
@@ -97,40 +102,40 @@ def test_runs_without_the_compiler(program, network, tmp_path):
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (np.ones((2, CHANNELS + 1), "float32"), "shape[1] mismatch"),
-        (np.ones((2, CHANNELS), "float64"), "expected float32 in C order"),
-        (np.asfortranarray(np.ones((2, CHANNELS), "float32")), "expected float32 in C order"),
+        (np.ones((BATCH, 4, 8, 8), "float32"), "shape[1] mismatch"),
+        (np.ones(SHAPE, "float64"), "expected float32 in C order"),
+        (np.asfortranarray(np.ones(SHAPE, "float32")), "expected float32 in C order"),
     ],
 )
-def test_wrong_input_is_reported(program, network, tmp_path, x, message):
+def test_wrong_input_is_reported(program, library, tmp_path, x, message):
     np.save(tmp_path / "x.npy", x)
-    done = run(program, network, 1, tmp_path / "x.npy", tmp_path / "y.npy")
+    done = run(program, library, 1, tmp_path / "x.npy", tmp_path / "y.npy")
     assert done.returncode == 2
     assert message in done.stderr
     assert not (tmp_path / "y.npy").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"not numpy at all", None])
-def test_damaged_input_is_reported(program, network, tmp_path, content):
+def test_damaged_input_is_reported(program, library, tmp_path, content):
     path = tmp_path / "x.npy"
     if content is None:
-        np.save(path, np.ones((2, CHANNELS), "float32"))
+        np.save(path, np.ones(SHAPE, "float32"))
         content = path.read_bytes()[:-1]
     path.write_bytes(content)
-    done = run(program, network, 1, path, tmp_path / "y.npy")
+    done = run(program, library, 1, path, tmp_path / "y.npy")
     assert done.returncode == 2
     assert "x.npy: " in done.stderr
 
 
 def test_missing_network_is_reported(program, tmp_path):
-    np.save(tmp_path / "x.npy", np.ones((2, CHANNELS), "float32"))
+    np.save(tmp_path / "x.npy", np.ones(SHAPE, "float32"))
     done = run(program, tmp_path / "absent", 1, tmp_path / "x.npy", tmp_path / "y.npy")
     assert done.returncode == 2
     assert "absent/model.so" in done.stderr
 
 
-def test_usage_is_reported(program, network):
-    for arguments in ((), (network, "none", "x.npy", "y.npy")):
+def test_usage_is_reported(program, library):
+    for arguments in ((), (library, "none", "x.npy", "y.npy")):
         done = run(program, *arguments)
         assert done.returncode == 2
         assert "usage:" in done.stderr

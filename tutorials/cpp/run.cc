@@ -1,6 +1,9 @@
 // Runs a network that tvmquant built, with nothing but TVM's runtime (libtvm_runtime, libtvm_ffi).
 //
 //   run BUILT_DIRECTORY THREADS INPUT.npy OUTPUT.npy [OUTPUT.npy ...]
+//
+// One output file for each output of the network, in the order of manifest.json. Unlike
+// tvmquant.load it does not check that the library is unchanged and fits this processor.
 #include <tvm/ffi/container/array.h>
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/extra/module.h>

@@ -1,0 +1,81 @@
+"""What is proven about weights, and what groups factor into."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from tvmquant.errors import QuantizationError
+from tvmquant.schedules.conv2d import (
+    Conv2DSpec,
+    check_narrow,
+    factor_groups,
+    provable_chain,
+)
+
+SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.integers(1, 9))
+
+
+@given(
+    arrays.arrays(np.int8, SHAPES, elements=st.integers(-127, 127)),
+    st.integers(0, 255),
+    st.integers(0, 255),
+)
+def test_chain_is_the_longest_power_of_two_that_fits(weight, first, second):
+    qmin, qmax = min(first, second), max(first, second)
+    spec = Conv2DSpec(
+        1, 9, 9, weight.shape[3], weight.shape[0], weight.shape[1:3], input_zero_point=qmin
+    )
+    chain = provable_chain(weight, spec, qmin, qmax)
+    # the sums that any inputs can reach in one step
+    runs = weight.reshape(*weight.shape[:2], -1).astype(np.int64)
+    runs = np.pad(runs, ((0, 0), (0, 0), (0, runs.shape[2] % 2)))
+    products = np.stack([runs * qmin, runs * qmax])
+    highest = products.max(0).reshape(-1, 2).sum(1).max()
+    lowest = products.min(0).reshape(-1, 2).sum(1).min()
+
+    def fits(count):
+        return max(highest, 0) * count < 2**15 and min(lowest, 0) * count >= -(2**15)
+
+    assert chain == 0 or (fits(chain) and chain & (chain - 1) == 0)
+    assert chain == 128 or not fits(max(1, 2 * chain))
+
+
+def test_padding_counts_as_input():
+    weight = np.full((1, 1, 1, 2), 64, np.int8)
+    assert provable_chain(weight, Conv2DSpec(1, 1, 1, 2, 1), 0, 15) == 16
+    assert provable_chain(weight, Conv2DSpec(1, 1, 1, 2, 1, input_zero_point=255), 0, 15) == 1
+
+
+@given(st.data(), SHAPES, st.sampled_from([4, 8, 32]))
+def test_groups_factor_exactly(data, shape, group):
+    rows = shape[2] * shape[3]
+    narrow = data.draw(arrays.arrays(np.int8, shape, elements=st.integers(-7, 7)))
+    counts = (shape[0], shape[1], -(-rows // group))
+    scale = data.draw(arrays.arrays(np.uint8, counts, elements=st.integers(1, 16)))
+    spread = np.repeat(scale, group, axis=2)[:, :, :rows].reshape(shape)
+    effective = (narrow * spread.astype(np.int16)).astype(np.int8)
+    weight, factors = factor_groups(effective, group, "layer")
+    assert weight.dtype == np.int8
+    assert factors.dtype == np.uint8
+    assert factors.shape == counts
+    assert factors.min() >= 1
+    assert np.abs(weight.astype(int)).max() <= 7
+    spread = np.repeat(factors, group, axis=2)[:, :, :rows].reshape(shape)
+    np.testing.assert_array_equal(weight * spread.astype(np.int16), effective)
+
+
+def test_weights_that_do_not_factor_are_refused_by_name():
+    weight = np.ones((2, 3, 1, 8), np.int8)
+    weight[1, 2, 0, 5:7] = 8, 9
+    with pytest.raises(QuantizationError, match=r"'conv7'.*group 1 .* row 2 of output channel 1"):
+        factor_groups(weight, 4, "conv7")
+
+
+def test_weights_beyond_four_bits_are_refused_by_name():
+    check_narrow(np.array([[[[-7, 7]]]], np.int8), "conv7")
+    with pytest.raises(QuantizationError, match=r"'conv7'.*\[-8, 3\]"):
+        check_narrow(np.array([[[[-8, 3]]]], np.int8), "conv7")
