@@ -94,18 +94,7 @@ def run_demo(
 
     start = time.perf_counter()
     folder = Path(out)
-    images, labels = load_digits()
-    folder.mkdir(parents=True, exist_ok=True)
-    held_out = np.arange(len(images)) % TEST_STEP == 0
-    np.savez(folder / "train.npz", images=images[~held_out], labels=labels[~held_out])
-    np.savez(folder / "test.npz", images=images[held_out], labels=labels[held_out])
-
-    with stage("train") as progress:
-        tensors = np.stack([RECIPE.apply(image, "digit") for image in images[~held_out]])
-        network = train(tensors, labels[~held_out], epochs=epochs, progress=progress)
-    onnx_file = folder / "digits.onnx"
-    export(network, onnx_file, tensors[:2])
-
+    onnx_file = write_digits(folder, epochs=epochs, stage=stage)
     compiled = compile_onnx(
         onnx_file,
         folder / "train.npz",
@@ -140,6 +129,44 @@ def run_demo(
         float_operators=len(compiled.manifest.float_audit),
         seconds=time.perf_counter() - start,
     )
+
+
+def write_digits(
+    out: str | os.PathLike[str], *, epochs: int = EPOCHS, stage: Stage = silent_stage
+) -> Path:
+    """Train the network and write it with its data: what demo and tutorials start from.
+
+    Parameters
+    ----------
+    out : path
+        Folder for ``digits.onnx``, ``train.npz`` and ``test.npz``, whose images want the recipe
+        `RECIPE`.
+    epochs : int
+    stage : callable
+        As of `compile_onnx`; opens ``train``.
+
+    Returns
+    -------
+    Path
+        The ONNX file.
+
+    Raises
+    ------
+    DataError
+        When scikit-learn is not installed.
+    """
+    images, labels = load_digits()
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    held_out = np.arange(len(images)) % TEST_STEP == 0
+    np.savez(folder / "train.npz", images=images[~held_out], labels=labels[~held_out])
+    np.savez(folder / "test.npz", images=images[held_out], labels=labels[held_out])
+    with stage("train") as progress:
+        tensors = np.stack([RECIPE.apply(image, "digit") for image in images[~held_out]])
+        network = train(tensors, labels[~held_out], epochs=epochs, progress=progress)
+    onnx_file = folder / "digits.onnx"
+    export(network, onnx_file, tensors[:2])
+    return onnx_file
 
 
 def load_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

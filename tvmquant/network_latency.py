@@ -193,10 +193,10 @@ def _time(
             whole[name] += seconds
         for choice, model in networks.items():
             sums: dict[str, float] = {}
-            for info, seconds in model.profile(*inputs[choice], repeats=RUNS):
-                sums[info.id] = sums.get(info.id, 0.0) + seconds
-            for layer, seconds in sums.items():
-                parts[choice].setdefault(layer, []).append(seconds)
+            for info, kernel in model.profile(*inputs[choice], repeats=RUNS):
+                sums[info.id] = sums.get(info.id, 0.0) + kernel
+            for layer, total in sums.items():
+                parts[choice].setdefault(layer, []).append(total)
         progress(index + 1)
     return (
         {choice: 1e3 * float(np.median(whole[str(choice)])) for choice in networks},
