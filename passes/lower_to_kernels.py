@@ -211,7 +211,7 @@ class _Lowerer(DataflowRewriter):
         Groups follow the runs of whole rows of the window; where dilation or grouped channels cut
         the rows up, the products of 4-bit weights and factors are kept as 8-bit weights.
         """
-        w_bits, w_group, scale = attrs["w_bits"], attrs["w_group"], None
+        w_bits, w_group, scale = 4 if attrs["w_bits"] <= 4 else 8, attrs["w_group"], None
         if w_group and not spec.merged:
             w_bits, w_group = 8, 0
         if w_group:

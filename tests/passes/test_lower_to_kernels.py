@@ -1,0 +1,136 @@
+"""Integer layers of every bit width as kernels: equal to the simulator, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+
+from tests.passes.graphs import calls, const, graph, normal, quantize
+from tests.schedules.kernel_testing import EXECUTED, make_target
+from tvmquant.errors import QuantizationError
+from tvmquant.passes import pipeline
+from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.convert_layout import ConvertLayout
+from tvmquant.passes.fuse_epilogue import FuseEpilogue
+from tvmquant.passes.rewriter import DataflowRewriter, bindings_of
+from tvmquant.simulator import simulate
+
+op, nn = relax.op, relax.op.nn
+SHAPE = (1, 6, 9, 10)
+LAYERS = ("first", "dilated", "grouped", "last")
+
+
+def network(emit: Any, x: Any) -> Any:
+    def bias(seed: int) -> Any:
+        return const(normal(1, 24, 1, 1, seed=seed))
+
+    def conv(x: Any, inputs: int, name: str, kernel: int = 3, **options: Any) -> Any:
+        weight = const(normal(24, inputs, kernel, kernel, scale=0.2, seed=len(name)))
+        y = emit(nn.conv2d(x, weight, padding=kernel // 2, **options), name)
+        return emit(op.add(y, bias(inputs)))
+
+    first = emit(nn.relu(conv(x, 6, "first")))
+    dilated = nn.conv2d(first, const(normal(24, 24, 3, 3, scale=0.1)), padding=2, dilation=2)
+    dilated = emit(nn.relu(emit(op.add(emit(dilated, "dilated"), bias(3)))))
+    grouped = emit(nn.relu(conv(dilated, 8, "grouped", groups=3)))
+    return emit(nn.relu(emit(op.add(conv(grouped, 24, "last", kernel=1), first))))
+
+
+def integers(bits: int, group: int = 0, a_bits: int = 8) -> tuple[tvm.IRModule, Any]:
+    """Return the network at L2 with an input."""
+    x = normal(*SHAPE)
+    module = graph(network, SHAPE)
+    edges = [str(v.name) for v, c in bindings_of(module["main"]) if qop.is_call(c, "relax.nn.relu")]
+    levels = quantize(
+        module, [x], weights=dict.fromkeys(LAYERS, (bits, group)),
+        activations=dict.fromkeys(edges, a_bits),
+    )  # fmt: skip
+    return ConvertLayout()(FuseEpilogue()(levels.integer)), x
+
+
+def lowered(module: tvm.IRModule, processor: str) -> tvm.IRModule:
+    return pipeline.lower(module, make_target(processor), 2, 1)
+
+
+def kernels(module: tvm.IRModule) -> list[tuple[str, list[Any]]]:
+    """Return names and constants of the convolutions that are called."""
+    found = []
+    for _, call in bindings_of(module["main"]):
+        if isinstance(call, relax.Call) and isinstance(call.args[0], tvm.ir.GlobalVar):
+            constants = [qop.constant_array(a) for a in call.args[1].fields]
+            found.append((str(call.args[0].name_hint), [c for c in constants if c is not None]))
+    return [(name, constants) for name, constants in found if name.startswith("conv2d")]
+
+
+@pytest.mark.parametrize("processor", EXECUTED)
+@pytest.mark.parametrize(("bits", "group", "a_bits"), [(8, 0, 4), (4, 0, 8), (4, 0, 4), (4, 32, 8)])
+def test_kernels_compute_what_is_simulated(
+    bits: int, group: int, a_bits: int, processor: str
+) -> None:
+    module, x = integers(bits, group, a_bits)
+    target = make_target(processor)
+    with target:
+        executable = relax.build(
+            lowered(module, processor), target,
+            relax_pipeline=pipeline.virtual_machine_pipeline(),
+        )  # fmt: skip
+    machine = relax.VirtualMachine(executable, tvm.cpu())
+    actual = machine["main"](tvm.runtime.tensor(x, tvm.cpu())).numpy()
+    np.testing.assert_array_equal(actual, simulate(module, x)[0])
+
+
+def test_four_bit_weights_take_half_a_byte() -> None:
+    sizes = {}
+    for bits in (4, 8):
+        module, _ = integers(bits)
+        sizes[bits] = [constants[0].nbytes for _, constants in kernels(lowered(module, "haswell"))]
+    for narrow, wide in zip(sizes[4], sizes[8], strict=True):
+        assert narrow <= 0.6 * wide
+
+
+def test_names_say_what_is_multiplied() -> None:
+    module, _ = integers(4, 32)
+    names = [name for name, _ in kernels(lowered(module, "haswell"))]
+    # where rows of the window are not one run, groups are multiplied out
+    types = [next(t for t in ("u8s4g32s32", "u8s4s32", "u8s8s32") if t in name) for name in names]
+    assert types == ["u8s4g32s32", "u8s8s32", "u8s8s32", "u8s4g32s32"]
+
+
+@pytest.mark.parametrize(
+    ("a_bits", "processor", "chain"), [(8, "haswell", 8), (4, "haswell", 128), (4, "znver4", 0)]
+)
+def test_tuning_sees_what_weights_and_inputs_allow(a_bits: int, processor: str, chain: int) -> None:
+    module, _ = integers(4, a_bits=a_bits)
+    seen = {}
+
+    def record(_family: str, spec: Any, layer: str) -> None:
+        seen[layer] = spec
+
+    pipeline.lower(module, make_target(processor), 2, 1, record)
+    assert seen["last"].chain == chain
+    assert seen["last"].epilogue.residual
+    assert {spec.w_bits for spec in seen.values()} == {4}
+
+
+class _Widened(DataflowRewriter):
+    """Replace every weight by one that 4 bits cannot hold."""
+
+    def visit_binding(self, _var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        if not qop.is_call(value, qop.QCONV2D):
+            return None
+        weight = np.resize(np.arange(17, dtype=np.int8), qop.constant_array(value.args[1]).shape)
+        args = [self.lookup(a) for a in value.args]
+        args[1] = qop.constant(weight)
+        return qop.emit(qop.QCONV2D, args, qop.attributes(value), value.span)
+
+
+@pytest.mark.parametrize(("group", "message"), [(0, r"\[0, 16\]"), (32, "no multiples")])
+def test_weights_that_do_not_fit_are_named(group: int, message: str) -> None:
+    module = _Widened(integers(4, group)[0]).rewrite()
+    assert calls(module, qop.QCONV2D)
+    with pytest.raises(QuantizationError, match=f"'first'.*{message}"):
+        lowered(module, "haswell")
