@@ -23,17 +23,19 @@ Strategy
    blocks of output channels, so that each weight is read by one thread once.
 6. *Chains.* Where `conv2d_packing.provable_chain` allows, ``vpmaddubsw`` adds up ``chain`` steps in
    16 bits before one ``vpmaddwd`` widens them: two instructions a step in place of three, and half
-   the multiplications. The tile's 16-bit sums are in registers then, its accumulators in memory.
+   the multiplications. The tile's 16-bit sums are in registers then; the accumulators of all but
+   the smallest tiles are in memory.
 7. *Four-bit weights* are two in a byte (`conv2d_packing`) and unpacked once for all the pixels that
    a task computes of a block of output channels, into a buffer of the size that 8-bit weights have.
    Where a task has no more than a tile or two (a dense layer of one row) they are unpacked in
    registers. The integer factors of groups multiply the 16-bit sums while they are widened, in
    place of the ones (no instruction more), or else the operands while they are unpacked.
 
-Measured on Zen 3 with the features of haswell, one thread, ResNet-50 layers against our 8-bit
-kernels of the same layers (98 GMAC/s; registers alone allow 99): W4A4 1.43-1.57x, W4A8 1.20-1.36x,
-in groups of 32 1.08-1.28x (registers alone allow 1.68x); dense layers of one row 0.9-1.03x from the
-third-level cache, at half the bytes.
+Measured on Zen 3 with the features of haswell, one thread, against our 8-bit kernels of the same
+layers of ResNet-50 (98 GMAC/s; registers alone allow 99): W4A4 1.47-1.55x, W4A8 1.26-1.47x, in
+groups of 32 1.22-1.34x (registers alone allow 1.68x for chains); 1.35x, 1.21x and 1.03x where 64
+channels make 256 and the epilogue counts; a dense layer of one row 1.02x, 0.98x and 0.94x from the
+third-level cache, at half the bytes. SqueezeNet as a whole: 1.35x, 1.27x and 1.19x.
 
 Rejected: keeping window rows unpadded with a predicate (tensorization refuses predicates).
 On AVX2, ``vpmaddubsw`` (96 GMAC/s on one 3x3 layer) is used where it is proven that it cannot
@@ -297,7 +299,7 @@ def _padded_rows(x: te.Tensor, spec: Conv2DSpec, e: Extents, dot: DotProduct) ->
 
 
 def schedule(sch: Schedule, spec: Conv2DSpec, tiling: Tiling) -> None:
-    """Schedule `compute` (steps 1-6 of the module's description)."""
+    """Schedule `compute` (steps 1-7 of the module's description)."""
     e, dot = Extents.of(spec, tiling), tiling.dot
     acc, out = sch.get_sblock("acc"), sch.get_sblock("out")
 
@@ -365,7 +367,8 @@ def _schedule_chain(sch: Schedule, tiling: Tiling, e: Extents) -> None:
     part = sch.get_sblock("part")
     w, o, lane16, step, half, pair = sch.get_loops(part)[-6:]
     o_mid, lane = sch.split(o, [None, tiling.dot.lanes])
-    # shorter bodies wait for the loop, longer ones no longer fit the cache of decoded instructions
+    # of a single step, how fast the loop is depends on its address (92 to 146 GMAC/s measured); many
+    # steps no longer fit the cache of decoded instructions (122 GMAC/s with four of 14x1)
     short = tiling.chain <= 8 and tiling.column_tile * tiling.channel_tile <= 8
     unrolled = math.gcd(tiling.chain, 4 if short else 2) // (2 if e.in_registers else 1)
     step, steps = sch.split(step, [None, unrolled])

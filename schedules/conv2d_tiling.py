@@ -24,6 +24,9 @@ CHUNK_BYTES = 24 * 1024
 UNPACKED_CHUNK_BYTES = 96 * 1024
 # Activations that fit here are cheap to read again for every block of output channels.
 RESIDENT_BYTES = 384 * 1024
+# Weights of a tile that stay in the first-level cache from pixel to pixel; beyond, bytes per cycle
+RESIDENT_WEIGHTS = 28 * 1024
+SECOND_LEVEL_BANDWIDTH = 30.0
 # Vectors of output channels side by side, and pixels, that are tried
 CHANNEL_TILES = (1, 2, 3, 4, 6, 8)
 WIDEST_TILE = 28
@@ -175,13 +178,17 @@ def _cost(spec: Conv2DSpec, tiling: Tiling) -> float:
     per_step = dot.lanes / 16.0 if wide else 0.5
     loads = columns * 0.5 + channels * (1.0 if dot.lanes == 16 else 0.5)
     if e.chained:
-        # each chain ends with two instructions, a load and a store of its accumulator
+        # a chain ends with two instructions; accumulators that find no register go through memory
+        spilled = 2 * products + channels + 2 > dot.registers
+        instructions = 2 + (3.2 if spilled else 2.0) / tiling.chain
         multiply = products * (1 + 1 / tiling.chain) * per_step
-        pipes = 2 if wide and dot.lanes == 16 else 4
-        issue = products * (2 + 4 / tiling.chain) / pipes
-        # of 196 GMAC/s that two multipliers could do, registers alone reach 166 and layers 148,
-        # with 4x2, 2x4, 7x1 and 14x1 alike
-        step = max(multiply, loads, 1.17 * issue) + 0.1 * (columns + channels)
+        issue = products * instructions / (2 if wide and dot.lanes == 16 else 4)
+        weights = e.steps * e.taps * spec.kernel[0] * channels * dot.lanes * dot.group
+        if weights > RESIDENT_WEIGHTS:
+            loads += channels * dot.lanes * dot.group / SECOND_LEVEL_BANDWIDTH
+        # of the least times of 13 tiles with chains of 8 and 96
+        step = max(multiply, loads, 1.3 * issue) + 0.05 * (columns + channels) + 0.15
+        stores = 1.5 * columns  # few channels at a time: the lines of the output come again
     else:
         instructions = 3 if saturates(dot) else 1 if spec.dtype == "float32" else 4 // dot.group
         multiplications = 2 if saturates(dot) else 1
@@ -190,6 +197,7 @@ def _cost(spec: Conv2DSpec, tiling: Tiling) -> float:
         # operands compete with the products for ports: measured 98 GMAC/s with 2x4 and 4x2, 90
         # with 7x1
         step = max(multiply, loads, issue) + 0.2 * (columns + channels)
+        stores = 0.0
     if e.in_registers:
         step += REGISTER_UNPACKING * channels
     elif spec.w_bits == 4:
@@ -199,7 +207,7 @@ def _cost(spec: Conv2DSpec, tiling: Tiling) -> float:
     finish = 8.0 if isinstance(spec.epilogue, Epilogue) else 2.0
     if spec.out_width % columns:
         finish += 4.0  # each pixel is stored under a condition
-    epilogue = products * finish / 4.0 + channels
+    epilogue = products * finish / 4.0 + channels + stores
     return width / columns * e.outputs / (channels * dot.lanes) * (step * steps + epilogue + 8.0)
 
 
