@@ -35,3 +35,7 @@ class ArtifactError(TVMQuantError):
 
 class TuningError(TVMQuantError):
     """Kernels cannot be tuned as asked, or a tuning database or latency table does not fit."""
+
+
+class AllocationError(TVMQuantError):
+    """No plan of bit widths keeps the budgets, or a plan does not fit its model."""

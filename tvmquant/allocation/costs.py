@@ -1,0 +1,73 @@
+"""What a layer takes under a bit choice: bytes, bit operations, milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from tvmquant.errors import AllocationError
+
+if TYPE_CHECKING:
+    from tvmquant.bit_choice import BitChoice
+    from tvmquant.layers import Layer
+
+QUANTITIES: Final = ("latency", "size", "bops")
+# Bias, multiplier, offset and shift of an output channel, 32 bits each.
+CHANNEL_BYTES: Final = 16
+
+
+def layer_bytes(layer: Layer, choice: BitChoice) -> int:
+    """Return the bytes that a layer's constants take in the library, without padding."""
+    groups = -(-layer.weights // choice.w_group) if choice.w_group else 0
+    return -(-layer.weights * choice.w_bits // 8) + groups + CHANNEL_BYTES * layer.outputs
+
+
+def layer_bops(layer: Layer, choice: BitChoice) -> int:
+    """Return multiply-accumulates times the bits of both factors (HAWQ-V3's BOPS)."""
+    return layer.macs * choice.w_bits * choice.a_bits
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What choices take of each quantity.
+
+    Parameters
+    ----------
+    latency : mapping of str to (mapping of str to float), optional
+        Milliseconds by layer and choice.
+    fixed_latency_ms : float
+        Of what is no layer.
+    """
+
+    latency: Mapping[str, Mapping[str, float]] | None = None
+    fixed_latency_ms: float = 0.0
+
+    def of(self, quantity: str, layer: Layer, choice: BitChoice) -> float:
+        """Return what one layer takes.
+
+        Raises
+        ------
+        AllocationError
+            When its latency was not measured.
+        """
+        if quantity == "size":
+            return float(layer_bytes(layer, choice))
+        if quantity == "bops":
+            return float(layer_bops(layer, choice))
+        if self.latency is None:
+            raise AllocationError("a latency budget needs measured latencies; pass latency")
+        try:
+            return float(self.latency[layer.id][str(choice)])
+        except KeyError:
+            raise AllocationError(
+                f"layer {layer.id!r} has no measured latency with {choice}; measure that choice "
+                "too, or leave it out of the choices"
+            ) from None
+
+    def total(
+        self, quantity: str, layers: Sequence[Layer], choices: Mapping[str, BitChoice]
+    ) -> float:
+        """Return what a plan takes."""
+        fixed = self.fixed_latency_ms if quantity == "latency" else 0.0
+        return fixed + sum(self.of(quantity, layer, choices[layer.id]) for layer in layers)
