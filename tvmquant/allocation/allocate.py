@@ -263,7 +263,11 @@ class _Space:
         extra = [(TIE_SIZE, "size")]
         if self.costs.latency is not None:
             extra.append((TIE_LATENCY, "latency"))
-        tables = [(share / self.reference(q), self.table(q)) for share, q in extra]
+        tables = []
+        for share, quantity in extra:
+            table = self.table(quantity)
+            most = sum(max(row.values()) for row in table.values())
+            tables.append((share / (most or 1.0), table))
         return {
             layer: {
                 choice: omega + largest * sum(share * table[layer][choice]

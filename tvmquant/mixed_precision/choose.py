@@ -17,11 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvmquant.allocation import Allocation, Plan, allocate, pareto
+from tvmquant.allocation import Allocation, Plan, allocate
 from tvmquant.bit_choice import DEFAULT_CHOICES, BitChoice
 from tvmquant.layers import Layer, quantizable_layers
-from tvmquant.mixed_precision.record import LayerRecord, MixedPrecisionRecord, PlanPoint
-from tvmquant.network_latency import NetworkLatency, measure_network, uniform_choices
+from tvmquant.network_latency import NetworkLatency, measure_network
 from tvmquant.sensitivity import Sensitivity, estimate_sensitivity
 
 if TYPE_CHECKING:
