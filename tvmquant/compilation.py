@@ -13,19 +13,24 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from tvmquant.bit_choice import BitChoice
 from tvmquant.data import Dataset, Preprocess, open_data
 from tvmquant.data.preprocess import PreprocessLike
-from tvmquant.errors import ArtifactError, DataError, ModelError
+from tvmquant.errors import AllocationError, ArtifactError, DataError, ModelError, TuningError
 
 if TYPE_CHECKING:
+    from tvmquant.allocation import Plan
     from tvmquant.calibration import Calibration
     from tvmquant.deploy.manifest import Manifest
     from tvmquant.graph import Graph
+    from tvmquant.mixed_precision import MixedPrecisionRecord, Wishes
+    from tvmquant.mixed_precision.choose import Chosen
 
 Progress: TypeAlias = Callable[[int, "int | None"], None]
 # Opens a stage by its name, such as "calibrate", and yields what reports its progress.
 Stage: TypeAlias = Callable[[str], AbstractContextManager[Progress]]
 
+PLAN_NAME = "plan.json"
 # More images hardly move the ranges, which are extremes or histograms over every pixel of them.
 DEFAULT_SAMPLES = 512
 
@@ -50,12 +55,15 @@ class Compilation:
         Whether the ranges were those of an earlier run.
     up_to_date : bool
         Whether the library was there already, built from the same model, data and settings.
+    record : MixedPrecisionRecord, optional
+        Of a plan that was chosen: predicted and measured latency, and why.
     """
 
     manifest: Manifest
     seconds: dict[str, float]
     calibration_cached: bool = False
     up_to_date: bool = False
+    record: MixedPrecisionRecord | None = None
 
 
 def compile_onnx(
@@ -110,7 +118,7 @@ def compile_onnx(
     table : path, optional
         Folder of measurements (`tvmquant.tune`), whose fastest tilings the kernels take.
     tune_seconds : float, optional
-        First tune so long into `table`, by default the folder ``tuning`` beside ``out``.
+        First tune for so long, into `table`.
     input_shapes
         As of `load_onnx`.
     target, threads, batch, force
@@ -136,6 +144,7 @@ def compile_onnx(
         **_given(weight_method=weight_method, bound_pairs=bound_pairs),
         **scheme,
     }
+    _check_plan_options(wishes, plan, table, tune_seconds)
     recipe = Preprocess.parse(preprocess)
 
     with clock.stage("load"):
@@ -157,9 +166,16 @@ def compile_onnx(
             "threads": threads,
             "batch": batch,
             "input_shapes": {name: list(shape) for name, shape in shapes.items()},
+            "wishes": wishes.settings() if wishes else None,
+            "plan": file_sha256(Path(plan)) if plan else None,
+            "table": str(Path(table).absolute()) if table else None,
         }
+        given = _read_plan(plan, graph) if plan else None
         if not force and (built := _existing(out, settings)) is not None:
-            return Compilation(built, clock.seconds, calibration_cached=True, up_to_date=True)
+            return Compilation(
+                built, clock.seconds, calibration_cached=True, up_to_date=True,
+                record=_existing_record(out) if wishes else None,
+            )  # fmt: skip
 
     with clock.stage("calibrate") as progress:
         cache = _cache_path(out, fingerprints, calibration_options)
@@ -172,10 +188,27 @@ def compile_onnx(
             if cache is not None:
                 cache.parent.mkdir(parents=True, exist_ok=True)
                 calibration.save(cache)
+    tilings, tuning_state = None, ""
+    if table is not None:
+        tilings, tuning_state = _tuned(
+            clock, graph, calibration, table, target, threads, batch, tune_seconds,
+            wishes.choices if wishes else [BitChoice()],
+        )  # fmt: skip
+    chosen = None
+    if wishes is not None:
+        from tvmquant.mixed_precision.choose import Setup, choose_plan
+
+        setup = Setup(
+            graph, calibration, dataset, target, threads, batch, tilings, tuning_state,
+            quantize_options,
+        )  # fmt: skip
+        chosen = choose_plan(setup, wishes, out, clock.stage)
+        given = chosen.plan
     with clock.stage("quantize"):
         from tvmquant.quantization import quantize
 
-        quantized = quantize(graph, calibration, strict=strict, **quantize_options)
+        choices = given.choices if given else None
+        quantized = quantize(graph, calibration, choices=choices, strict=strict, **quantize_options)
     with clock.stage("build"):
         from tvmquant.deploy.build import build
 
@@ -193,8 +226,85 @@ def compile_onnx(
                 "settings": settings,
             },
             preprocess=recipe.model_dump(mode="json"),
+            tilings=tilings,
         )
-    return Compilation(manifest, clock.seconds, calibration_cached=cached)
+        if given is not None:
+            given.save(out / PLAN_NAME)
+    record = None
+    if chosen is not None:
+        with clock.stage("measure") as progress:
+            record = _measured(chosen, out, progress)
+    return Compilation(manifest, clock.seconds, calibration_cached=cached, record=record)
+
+
+def _check_plan_options(wishes: Any, plan: Any, table: Any, tune_seconds: float | None) -> None:
+    if wishes is not None and plan is not None:
+        raise AllocationError(
+            "a plan already says the bit widths; leave out either the plan or budgets and choices"
+        )
+    if tune_seconds is not None and table is None:
+        raise TuningError("tuning needs a folder for its measurements; pass table (--table)")
+
+
+def _read_plan(path: str | os.PathLike[str], graph: Graph) -> Plan:
+    from tvmquant.allocation import Plan
+    from tvmquant.layers import quantizable_layers
+
+    plan = Plan.load(path)
+    plan.check(quantizable_layers(graph), graph.fingerprint())
+    return plan
+
+
+def _tuned(
+    clock: _Clock,
+    graph: Graph,
+    calibration: Calibration,
+    table: str | os.PathLike[str],
+    target: str,
+    threads: int | None,
+    batch: int,
+    seconds: float | None,
+    choices: Sequence[BitChoice],
+) -> tuple[Any, str]:
+    """Return the tilings of a folder, tuned further first if asked, and its state."""
+    from tvmquant.target import parse_target, physical_cores
+    from tvmquant.tuning import Database
+    from tvmquant.tuning.tune import tune
+
+    if seconds is None:
+        database = Database(table, parse_target(target), threads or physical_cores(), create=False)
+    else:
+        with clock.stage("tune") as progress:
+            tuned = tune(
+                graph, table, target=target, threads=threads, choices=choices,
+                calibration=calibration, batch=batch, seconds=seconds,
+                progress=lambda state: progress(round(state.elapsed), round(seconds)),
+            )  # fmt: skip
+        if tuned.tuning.interrupted:
+            raise KeyboardInterrupt  # what was measured is kept
+        database = tuned.database
+    return database.tilings(), f"{database.path}, {len(database)} records"
+
+
+def _measured(chosen: Chosen, out: Path, progress: Progress) -> MixedPrecisionRecord:
+    """Time the library that was built from a plan, and keep what led to it."""
+    from tvmquant.benchmark import measure, random_inputs
+    from tvmquant.deploy.loader import load
+    from tvmquant.mixed_precision import RECORD_NAME
+    from tvmquant.mixed_precision.choose import make_record
+
+    model = load(out)
+    latency = measure(model, random_inputs(model.inputs), progress=progress)
+    record = make_record(chosen, latency.median_ms)
+    record.save(out / RECORD_NAME)
+    return record
+
+
+def _existing_record(out: Path) -> MixedPrecisionRecord | None:
+    from tvmquant.mixed_precision import RECORD_NAME, MixedPrecisionRecord
+
+    path = out / RECORD_NAME
+    return MixedPrecisionRecord.load(path) if path.is_file() else None
 
 
 def item_shape(graph: Graph) -> tuple[int | None, ...]:

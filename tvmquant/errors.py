@@ -39,3 +39,7 @@ class TuningError(TVMQuantError):
 
 class AllocationError(TVMQuantError):
     """No plan of bit widths keeps the budgets, or a plan does not fit its model."""
+
+
+class SensitivityError(TVMQuantError):
+    """The sensitivity of a layer cannot be estimated."""

@@ -6,5 +6,6 @@ from tvmquant.mixed_precision.record import (
     MixedPrecisionRecord,
     PlanPoint,
 )
+from tvmquant.mixed_precision.wishes import Wishes
 
-__all__ = ["RECORD_NAME", "LayerRecord", "MixedPrecisionRecord", "PlanPoint"]
+__all__ = ["RECORD_NAME", "LayerRecord", "MixedPrecisionRecord", "PlanPoint", "Wishes"]

@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvmquant.allocation import Allocation, Plan, allocate
-from tvmquant.bit_choice import DEFAULT_CHOICES, BitChoice
+from tvmquant.allocation import Allocation, Plan, allocate, pareto
+from tvmquant.allocation.costs import Costs
+from tvmquant.bit_choice import BitChoice
 from tvmquant.layers import Layer, quantizable_layers
-from tvmquant.network_latency import NetworkLatency, measure_network
+from tvmquant.mixed_precision.record import LayerRecord, MixedPrecisionRecord, PlanPoint
+from tvmquant.mixed_precision.wishes import Wishes
+from tvmquant.network_latency import NetworkLatency, measure_network, uniform_choices
 from tvmquant.sensitivity import Sensitivity, estimate_sensitivity
 
 if TYPE_CHECKING:
@@ -34,39 +37,6 @@ Stage = Callable[[str], AbstractContextManager[Progress]]
 # Images that sensitivity is estimated with; traces converge within these.
 SENSITIVITY_SAMPLES = 64
 FRONTIER_POINTS = 16
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What the user asks of a plan.
-
-    Parameters
-    ----------
-    latency, size, bops : str, optional
-        Budgets, absolute (``12ms``, ``1.2MB``, ``2G``) or relative to uniform w8a8 (``0.8x``).
-    choices : sequence of BitChoice
-        What layers may take, w8a8 always among them.
-    pinned : mapping of str to BitChoice
-        Layers that must take a choice.
-    pin_ends : bool
-        Keep the first and the last layer at w8a8.
-    sensitivity : str
-        Method of `tvmquant.sensitivity.estimate_sensitivity`.
-    """
-
-    latency: str | None = None
-    size: str | None = None
-    bops: str | None = None
-    choices: Sequence[BitChoice] = DEFAULT_CHOICES
-    pinned: Mapping[str, BitChoice] = field(default_factory=dict)
-    pin_ends: bool = True
-    sensitivity: str = "hessian"
-
-    @property
-    def budgets(self) -> dict[str, str]:
-        """The budgets given, by quantity."""
-        named = {"latency": self.latency, "size": self.size, "bops": self.bops}
-        return {name: text for name, text in named.items() if text is not None}
 
 
 @dataclass(frozen=True)
@@ -160,6 +130,7 @@ class Chosen:
     layers : tuple of Layer
     sensitivity : Sensitivity
     latency : NetworkLatency
+    wishes : Wishes
     """
 
     plan: Plan
@@ -167,6 +138,7 @@ class Chosen:
     layers: tuple[Layer, ...]
     sensitivity: Sensitivity
     latency: NetworkLatency
+    wishes: Wishes
 
 
 def choose_plan(setup: Setup, wishes: Wishes, cache: Path, stage: Stage) -> Chosen:
@@ -209,7 +181,6 @@ def choose_plan(setup: Setup, wishes: Wishes, cache: Path, stage: Stage) -> Chos
         )
     plan = Plan.from_allocation(
         allocation,
-        layers,
         model=setup.graph.name,
         fingerprint=setup.graph.fingerprint(),
         target=latency.target,
@@ -217,4 +188,67 @@ def choose_plan(setup: Setup, wishes: Wishes, cache: Path, stage: Stage) -> Chos
         sensitivity=wishes.sensitivity,
         budgets=wishes.budgets,
     )
-    return Chosen(plan, allocation, layers, sensitivity, latency)
+    return Chosen(plan, allocation, layers, sensitivity, latency, wishes)
+
+
+def frontier(chosen: Chosen, points: int = FRONTIER_POINTS) -> list[Allocation]:
+    """Return the plans of least perturbation for latencies between the extremes."""
+    wishes = chosen.wishes
+    return pareto(
+        chosen.layers,
+        chosen.sensitivity.perturbation,
+        latency=chosen.latency.layers,
+        fixed_latency_ms=chosen.latency.fixed_ms,
+        pinned=wishes.pinned,
+        choices=wishes.choices,
+        pin_ends=wishes.pin_ends,
+        points=points,
+    )
+
+
+def make_record(chosen: Chosen, measured_ms: float | None) -> MixedPrecisionRecord:
+    """Return what is kept beside the library.
+
+    Parameters
+    ----------
+    chosen : Chosen
+    measured_ms : float, optional
+        Latency of the library that was built from the plan.
+    """
+    latency, omega = chosen.latency, chosen.sensitivity.perturbation
+    costs = Costs(latency.layers, latency.fixed_ms)
+
+    def point(name: str, plan: Mapping[str, BitChoice], measured: float | None) -> PlanPoint:
+        return PlanPoint(
+            name=name,
+            size_bytes=round(costs.total("size", chosen.layers, plan)),
+            bops=round(costs.total("bops", chosen.layers, plan)),
+            perturbation=sum(omega[layer][str(choice)] for layer, choice in plan.items()),
+            predicted_ms=costs.total("latency", chosen.layers, plan),
+            measured_ms=measured,
+        )
+
+    plan = chosen.plan.choices
+    return MixedPrecisionRecord(
+        model=chosen.plan.fingerprint,
+        target=latency.target,
+        threads=latency.threads,
+        sensitivity=chosen.wishes.sensitivity,
+        budgets=chosen.wishes.budgets,
+        fixed_ms=latency.fixed_ms,
+        layers=[
+            LayerRecord(
+                id=layer.id, op=layer.op, macs=layer.macs, weights=layer.weights,
+                outputs=layer.outputs, group=layer.group, position=layer.position,
+                choice=str(plan[layer.id]), reason=chosen.allocation.reasons[layer.id],
+                perturbation=dict(omega[layer.id]), milliseconds=latency.layers[layer.id],
+            )
+            for layer in chosen.layers
+        ],
+        chosen=point("chosen", plan, measured_ms),
+        uniform=[
+            point(name, uniform_choices(chosen.layers, BitChoice.parse(name)), measured)
+            for name, measured in latency.networks_ms.items()
+        ],
+        frontier=[point("frontier", found.choices, None) for found in frontier(chosen)],
+    )  # fmt: skip

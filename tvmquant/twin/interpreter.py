@@ -37,6 +37,8 @@ class Twin(torch.nn.Module):
     ----------
     edges : tuple of Edge
         The fake_quants in the order of computation.
+    transform : callable (edge id, tensor) -> tensor, optional
+        Called at every ``fake_quant`` in the mode "float"; what it returns goes on.
     observe_input : callable (layer, tensor), optional
         Called at every convolution and dense layer with the name of its ONNX node and its input.
 
@@ -60,6 +62,7 @@ class Twin(torch.nn.Module):
         program = record(module)
         self.observe = observe
         self.observe_input: Observe | None = None
+        self.transform: Callable[[str, Tensor], Tensor] | None = None
         self._inputs = program.inputs
         self._steps = program.steps
         self._slots = program.slots
@@ -101,6 +104,38 @@ class Twin(torch.nn.Module):
         """The weight of each convolution and dense layer, by the name of its ONNX node."""
         return {layer: self.get_parameter(name) for layer, name in self._weights.items()}
 
+    def quantizers(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Return what each ``fake_quant`` does to a tensor, by the id of its edge.
+
+        Raises
+        ------
+        QuantizationError
+            When an edge has no scale yet.
+        """
+        constants: dict[str, Any] = {**self._parameters, **self._buffers}
+        found: dict[str, Callable[[Tensor], Tensor]] = {}
+        for step in self._steps:
+            if step.edge is None:
+                continue
+            if not step.edge.calibrated:
+                raise QuantizationError(
+                    f"tensor {step.edge.id!r} has no scale yet; calibrate first"
+                )
+            rest = [constants[key] for key in step.operands[1:] if isinstance(key, str)]
+            function = step.function
+            found[step.edge.id] = lambda x, f=function, r=rest: f(x, *r)
+        return found
+
+    @property
+    def weight_edges(self) -> dict[str, str]:
+        """The id of the ``fake_quant`` of each layer's weight, by the name of its ONNX node."""
+        layers = {name: layer for layer, name in self._weights.items()}
+        return {
+            layers[str(step.operands[0])]: step.edge.id
+            for step in self._steps
+            if step.edge is not None and step.operands[0] in layers
+        }
+
     def forward(self, *inputs: Tensor) -> Any:
         """Compute the graph.
 
@@ -139,7 +174,7 @@ class Twin(torch.nn.Module):
             if self.observe is not None:
                 self.observe(step.edge.id, operands[0])
             if self._mode == "float":
-                return operands[0]
+                return self.transform(step.edge.id, operands[0]) if self.transform else operands[0]
         return step.function(*operands)
 
     def _check(self, inputs: tuple[Tensor, ...]) -> None:

@@ -1,0 +1,106 @@
+"""What each bit width does to each weight and activation: the fake_quants of annotated graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from tvmquant.bit_choice import BitChoice
+from tvmquant.layers import Layer, quantizable_layers
+from tvmquant.quantization import apply_calibration
+from tvmquant.twin import Twin
+
+if TYPE_CHECKING:
+    from tvmquant.calibration import Calibration
+    from tvmquant.graph import Graph
+
+Quantizer = Callable[[Tensor], Tensor]
+
+
+def weight_name(choice: BitChoice) -> str:
+    """Return the name of a choice's weight part: ``w8``, ``w4``, ``w4g32``."""
+    return f"w{choice.w_bits}" + (f"g{choice.w_group}" if choice.w_group else "")
+
+
+def activation_name(choice: BitChoice) -> str:
+    """Return the name of a choice's activation part: ``a8``, ``a4``."""
+    return f"a{choice.a_bits}"
+
+
+@dataclass(frozen=True)
+class Quantizers:
+    """The network's twin, and its quantizers at every width.
+
+    Parameters
+    ----------
+    twin : Twin
+        Of the annotated graph, in the mode "float".
+    layers : tuple of Layer
+    choices : dict of str to list of BitChoice
+        What each layer may take.
+    weights : dict of str to (dict of str to tensor)
+        Rounded weight by layer and `weight_name`.
+    activations : dict of str to (dict of str to Quantizer)
+        By edge and `activation_name`.
+    readers : dict of str to int
+        Layers that share an edge's activation width.
+    """
+
+    twin: Twin
+    layers: tuple[Layer, ...]
+    choices: dict[str, list[BitChoice]]
+    weights: dict[str, dict[str, Tensor]]
+    activations: dict[str, dict[str, Quantizer]]
+    readers: dict[str, int]
+
+    def edges_of(self, layer: Layer) -> list[str]:
+        """Return the activation edges of a layer's group."""
+        group = [other for other in self.layers if other.group == layer.group]
+        return list(dict.fromkeys(edge for other in group for edge in other.edges))
+
+
+def make_quantizers(
+    graph: Graph, calibration: Calibration, choices: Sequence[BitChoice]
+) -> Quantizers:
+    """Annotate a float graph with every width and collect what its fake_quants do."""
+    layers = quantizable_layers(graph)
+    wanted = list(dict.fromkeys([BitChoice(), *choices]))
+    able = {layer.id: [c for c in wanted if layer.allows(c)] for layer in layers}
+    weights: dict[str, dict[str, Tensor]] = {layer.id: {} for layer in layers}
+    activations: dict[str, dict[str, Quantizer]] = {}
+    wide_groups = {
+        width: {
+            layer.group
+            for layer in layers
+            if all(choice.a_bits != width for choice in able[layer.id])
+        }
+        for width in {choice.a_bits for choice in wanted}
+    }
+    twin = None
+    for choice in wanted:
+        plan = {}
+        for layer in layers:
+            a_bits = 8 if layer.group in wide_groups[choice.a_bits] else choice.a_bits
+            taken = BitChoice(choice.w_bits, a_bits, choice.w_group)
+            plan[layer.id] = taken if layer.allows(taken) else BitChoice(8, a_bits)
+        annotated = Twin(apply_calibration(graph, calibration, choices=plan).module)
+        twin = twin or annotated
+        quantizers, edges = annotated.quantizers(), annotated.weight_edges
+        for layer in layers:
+            name = weight_name(plan[layer.id])
+            if name not in weights[layer.id]:
+                weight = annotated.weights[layer.id].detach()
+                weights[layer.id][name] = quantizers[edges[layer.id]](weight).detach()
+            for edge in layer.edges:
+                activations.setdefault(edge, {}).setdefault(
+                    activation_name(plan[layer.id]), quantizers[edge]
+                )
+    assert twin is not None  # there is w8a8 at least
+    sizes: dict[str, int] = {}
+    for layer in layers:
+        sizes[layer.group] = sizes.get(layer.group, 0) + 1
+    readers = {edge: sizes[layer.group] for layer in layers for edge in layer.edges}
+    return Quantizers(twin, layers, able, weights, activations, readers)

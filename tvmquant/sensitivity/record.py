@@ -1,0 +1,94 @@
+"""The record of an estimate: the perturbation of every layer under every choice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tvmquant.records import load_record, save_record
+
+if TYPE_CHECKING:
+    import os
+
+SCHEMA_VERSION: Final = 1
+
+
+class LayerSensitivity(BaseModel):
+    """One layer.
+
+    Parameters
+    ----------
+    weight, activation : dict of str to float
+        Perturbation by quantizing the weight alone (``w8``, ``w4``, ``w4g32``) and the activation
+        alone (``a8``, ``a4``), the latter shared out among the layers that read it.
+    trace : float, optional
+        Of the Hessian with respect to the weight, for the method ``hessian``.
+    standard_error : float, optional
+        Of the trace.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    weight: dict[str, float]
+    activation: dict[str, float]
+    trace: float | None = None
+    standard_error: float | None = None
+
+
+class Sensitivity(BaseModel):
+    """What `tvmquant.sensitivity.estimate_sensitivity` found.
+
+    Parameters
+    ----------
+    schema_version : int
+        1.
+    method : str
+    model, data : str, optional
+        Fingerprints; of data that can be read only once there is none.
+    count : int
+        Items seen.
+    labelled : bool
+        Whether the loss was that of labels, instead of the model's own predictions.
+    probes : int
+        Random vectors (``hessian``), 0 for other methods.
+    converged : bool
+        Whether the tolerance was reached.
+    layers : dict of str to LayerSensitivity
+        By the name of the ONNX node.
+    perturbation : dict of str to (dict of str to float)
+        Omega by layer and choice: what `tvmquant.allocation.allocate` takes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    method: str
+    model: str
+    data: str | None
+    count: int = Field(gt=0)
+    labelled: bool
+    probes: int = Field(ge=0)
+    converged: bool
+    layers: dict[str, LayerSensitivity]
+    perturbation: dict[str, dict[str, float]]
+
+    def ranking(self, choice: str) -> list[str]:
+        """Return the layers that have a choice, the most sensitive first."""
+        able = [name for name, row in self.perturbation.items() if choice in row]
+        return sorted(able, key=lambda name: -self.perturbation[name][choice])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write JSON; an existing file is replaced at once or not at all."""
+        save_record(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Sensitivity:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        DataError
+            When the file is missing, not JSON, of another version, or a field is wrong.
+        """
+        return load_record(cls, path, "estimate again")
