@@ -282,7 +282,7 @@ def _read_object(value: dict[str, Any], kind: Any, where: str) -> Any:
         for name, hint in hints.items()
         if name in value
     }
-    return kind(**known) if is_dataclass(kind) else {**value, **known}
+    return {**value, **known} if is_typeddict(kind) else kind(**known)
 
 
 def is_manifest(path: Path) -> bool:
