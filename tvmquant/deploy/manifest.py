@@ -155,7 +155,7 @@ class Manifest:
             data = json.loads(path.read_text())
         except OSError as error:
             raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from None
-        except ValueError as error:  # of JSON, or of UTF-8
+        except (ValueError, RecursionError) as error:  # of JSON or UTF-8; nested too deeply
             raise ArtifactError(f"{path}: not valid JSON ({error}); build again") from None
         if not isinstance(data, dict):
             raise ArtifactError(f"{path}: expected a JSON object; build the model again")
@@ -289,7 +289,7 @@ def is_manifest(path: Path) -> bool:
     """Whether a file is a manifest of tvmquant, of any version and perhaps damaged inside."""
     try:
         data = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(data, dict) and {"schema_version", "library", "layers"} <= data.keys()
 

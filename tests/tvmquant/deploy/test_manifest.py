@@ -203,11 +203,12 @@ def test_other_schema_versions(load, version):
         load({**DOCUMENT, "schema_version": version})
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"threads": 1'])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"threads": 1', b"[" * 10**5])
 def test_what_is_no_json(tmp_path, content):
     (tmp_path / MANIFEST_NAME).write_bytes(content)
     with pytest.raises(ArtifactError, match="not valid JSON"):
         Manifest.load(tmp_path)
+    assert not is_manifest(tmp_path / MANIFEST_NAME)
 
 
 def test_what_is_not_there(tmp_path):
