@@ -367,8 +367,8 @@ def _schedule_chain(sch: Schedule, tiling: Tiling, e: Extents) -> None:
     part = sch.get_sblock("part")
     w, o, lane16, step, half, pair = sch.get_loops(part)[-6:]
     o_mid, lane = sch.split(o, [None, tiling.dot.lanes])
-    # of a single step, how fast the loop is depends on its address (92 to 146 GMAC/s measured); many
-    # steps no longer fit the cache of decoded instructions (122 GMAC/s with four of 14x1)
+    # how fast a loop of one step is depends on its address (92 to 146 GMAC/s measured); many steps
+    # no longer fit the cache of decoded instructions (122 GMAC/s with four of 14x1)
     short = tiling.chain <= 8 and tiling.column_tile * tiling.channel_tile <= 8
     unrolled = math.gcd(tiling.chain, 4 if short else 2) // (2 if e.in_registers else 1)
     step, steps = sch.split(step, [None, unrolled])

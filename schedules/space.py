@@ -19,8 +19,9 @@ from tvm import tirx
 
 from tvmquant.errors import TargetError
 from tvmquant.schedules import conv2d, conv2d_transpose, depthwise_conv2d
+from tvmquant.schedules.conv2d_spec import Extents
 from tvmquant.schedules.epilogue import Epilogue
-from tvmquant.schedules.isa import DotProduct, dot_products, saturates
+from tvmquant.schedules.isa import PMADDUBSW_256, DotProduct, dot_products, saturates
 
 # The longest unrolled reduction of a depthwise kernel: LLVM's time grows faster than its length.
 UNROLLED = 256
@@ -64,7 +65,9 @@ def timing_spec(spec: Any) -> Any:
     """Return the spec whose kernel takes as long as that of ``spec``: without mere values.
 
     The zero point that pads and the bounds of the clip are constants of the code, and differ
-    between layers and between mixed-precision plans whose kernels are otherwise equal.
+    between layers and between mixed-precision plans whose kernels are otherwise equal; of the
+    proven chains of sums, only the longest that a tiling would use counts. Every tiling of the
+    returned spec computes the given one exactly.
 
     Examples
     --------
@@ -77,6 +80,8 @@ def timing_spec(spec: Any) -> Any:
         # the clip to a table's entries and that of an int16 have no other bounds
         bounds = {"int16": (-(2**15), 2**15 - 1)}.get(epilogue.out_dtype, (0, 255))
         epilogue = replace(epilogue, qmin=bounds[0], qmax=bounds[1])
+    if isinstance(spec, conv2d.Conv2DSpec):
+        spec = replace(spec, chain=_timing_chain(spec))
     return replace(spec, input_zero_point=0, epilogue=epilogue)
 
 
@@ -94,24 +99,51 @@ def _divisors(value: int) -> list[int]:
 def _conv2d_tilings(
     spec: conv2d.Conv2DSpec, target: tvm.target.Target, threads: int
 ) -> Iterator[conv2d.Tiling]:
-    yield from conv2d.tilings(spec, dot_products(target), threads)
+    """Yield the register tiles that the schedule offers, each with more ways to cut tasks."""
+    offered = conv2d.tilings(spec, dot_products(target), threads)
+    yield from offered
+    tiles = dict.fromkeys(
+        replace(t, row_block=1, column_block=t.column_tile, parallel="rows") for t in offered
+    )
+    for tile in tiles:
+        across = -(-spec.out_width // tile.column_tile)
+        cuts = [(block, across) for block in _divisors(spec.out_height)]
+        if spec.out_height == 1:  # a flattened layer: its row is cut
+            cuts = [(1, min(block, across)) for block in BLOCKS]
+        for (rows, columns), parallel in itertools.product(
+            dict.fromkeys(cuts), ("rows", "channels")
+        ):
+            yield replace(
+                tile, row_block=rows, column_block=columns * tile.column_tile, parallel=parallel
+            )
+
+
+def _timing_chain(spec: conv2d.Conv2DSpec) -> int:
+    """Return the longest chain that tilings of a spec use: equal for bounds that differ in vain."""
+    if spec.chain == 0:
+        return 0
+    group = PMADDUBSW_256.group
+    if spec.w_group:
+        return math.gcd(spec.chain, spec.w_group // group)
+    steps = -(-spec.run // group)
+    longest = min(spec.chain, steps)
+    exact = max(d for d in range(1, longest + 1) if steps % d == 0)
+    return max(exact, -(-steps // -(-steps // longest)))
 
 
 def _conv2d_figures(
     spec: conv2d.Conv2DSpec, tiling: conv2d.Tiling, threads: int
 ) -> dict[str, float]:
-    dot = tiling.dot
-    rows = _round_up(spec.out_height, tiling.row_block)
-    columns = _round_up(spec.out_width, tiling.column_block)
-    outputs = _round_up(spec.outputs, dot.lanes * tiling.channel_tile)
-    run = _round_up(spec.kernel[1] * spec.channels // spec.groups, dot.group)
-    tasks = spec.batch * (rows // tiling.row_block) * (columns // tiling.column_block)
+    extents = Extents.of(spec, tiling)
+    tasks = spec.batch * (extents.rows // tiling.row_block)
+    tasks *= extents.columns // tiling.column_block
     if tiling.parallel == "channels":
-        tasks *= outputs // (dot.lanes * tiling.channel_tile)
+        tasks *= extents.outputs // (tiling.dot.lanes * tiling.channel_tile)
     reach = (tiling.row_block - 1) * spec.strides[0] + spec.kernel[0]
     across = (tiling.column_block - 1) * spec.strides[1] + spec.kernel[1]
+    reduced = spec.kernel[0] * extents.taps * extents.run
     return {
-        "work": float(spec.batch * rows * columns * outputs * run * spec.kernel[0]),
+        "work": float(spec.batch * extents.rows * extents.columns * extents.outputs * reduced),
         "useful": float(spec.macs),
         "tasks": float(tasks),
         "accumulators": float(tiling.column_tile * tiling.channel_tile),

@@ -86,7 +86,7 @@ def run_demo(
     Raises
     ------
     DataError
-        When scikit-learn is not installed.
+        When scikit-learn is not installed, or the folder cannot be made.
     """
     from tvmquant.deploy.build import build
     from tvmquant.deploy.loader import load
@@ -153,11 +153,17 @@ def write_digits(
     Raises
     ------
     DataError
-        When scikit-learn is not installed.
+        When scikit-learn is not installed, or the folder cannot be made.
     """
     images, labels = load_digits()
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"folder {str(out)!r} of the demo cannot be made: {error.strerror}; choose another "
+            "with --out"
+        ) from None
     held_out = np.arange(len(images)) % TEST_STEP == 0
     np.savez(folder / "train.npz", images=images[~held_out], labels=labels[~held_out])
     np.savez(folder / "test.npz", images=images[held_out], labels=labels[held_out])

@@ -22,6 +22,13 @@ def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "folder"):
+        with pytest.raises(DataError, match=r"file.* cannot be made: .*choose another with --out"):
+            demo.run_demo(out)
+
+
 def test_training_repeats_itself_and_leaves_torchs_generator_alone():
     import torch
 

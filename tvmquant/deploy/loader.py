@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 # TVM's kernels assume that tensors start at a multiple of this
 ALIGNMENT = 64
 
+# More would only be a mistake, and the system might refuse to start them.
+MAX_THREADS = 1024
+
 
 class Model:
     """A loaded library.
@@ -42,7 +45,8 @@ class Model:
     folder : path
         What `tvmquant.build` wrote.
     threads : int, optional
-        Threads that compute; default: those the library was built for. One setting per process.
+        Threads that compute, at most `MAX_THREADS`; default: those the library was built for, if
+        this machine has as many processors. One setting per process.
     raw : bool
         Take and return raw integers instead of float32, in the layouts that the manifest says
         (channels last).
@@ -69,9 +73,9 @@ class Model:
                 f"{self.folder}: has no raw integer entry, because its first or last operator "
                 "stayed float; see the float audit of `tvmquant inspect`"
             )
-        if threads is not None and threads < 1:
-            raise ArtifactError(f"threads = {threads}; expected at least 1")
-        self.threads = threads or self.manifest.threads
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise ArtifactError(f"threads = {threads}; expected 1 to {MAX_THREADS}")
+        self.threads = threads or min(self.manifest.threads, os.cpu_count() or 1)
         _check_processor(self.manifest)
         library = _check_library(self.folder, self.manifest)
         self._machine = _virtual_machine(library, self.manifest, self.threads)

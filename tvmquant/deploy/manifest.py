@@ -1,6 +1,6 @@
 """The manifest that lies beside a built library: what it is, what it needs, how to call it.
 
-Plain dataclasses and JSON, so that loading an artefact needs TVM's runtime and nothing else.
+Plain dataclasses and JSON, so that loading an artefact needs TVM's runtime and NumPy only.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import json
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
+
+import numpy as np
 
 from tvmquant.errors import ArtifactError
 
@@ -153,7 +155,7 @@ class Manifest:
             data = json.loads(path.read_text())
         except OSError as error:
             raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from None
-        except ValueError as error:  # of JSON, or of UTF-8
+        except (ValueError, RecursionError) as error:  # of JSON or UTF-8; nested too deeply
             raise ArtifactError(f"{path}: not valid JSON ({error}); build again") from None
         if not isinstance(data, dict):
             raise ArtifactError(f"{path}: expected a JSON object; build the model again")
@@ -174,9 +176,18 @@ class Manifest:
         """Check what the types of the fields do not say."""
         if self.threads < 1:
             raise _DamageError(f"field 'threads' is {self.threads}; expected at least 1")
+        for name in ("inputs", "outputs"):
+            if not getattr(self, name):
+                raise _DamageError(f"field {name!r} lists nothing")
         for tensor in (*self.inputs, *self.outputs):
-            if self.has_raw and (tensor.scale is None or not tensor.raw_dtype):
+            if not _is_dtype(tensor.dtype) or (self.has_raw and not _is_dtype(tensor.raw_dtype)):
+                raise _DamageError(f"tensor {tensor.name!r} has no valid dtype")
+            if self.has_raw and tensor.scale is None:
                 raise _DamageError(f"tensor {tensor.name!r} lacks the scale of its raw form")
+
+
+def _is_dtype(name: str) -> bool:
+    return name in np.sctypeDict and np.dtype(name).kind in "fiub"
 
 
 class _DamageError(Exception):
@@ -187,11 +198,15 @@ class _Named(TypedDict):
     name: str
 
 
+class _Settings(TypedDict, total=False):
+    input_shapes: dict[str, list[int | None]]
+
+
 class _Model(_Named, total=False):
     path: str
     sha256: str
     bytes: int
-    settings: dict[str, Any]
+    settings: _Settings
 
 
 class _Target(TypedDict):
@@ -267,14 +282,14 @@ def _read_object(value: dict[str, Any], kind: Any, where: str) -> Any:
         for name, hint in hints.items()
         if name in value
     }
-    return kind(**known) if is_dataclass(kind) else {**value, **known}
+    return {**value, **known} if is_typeddict(kind) else kind(**known)
 
 
 def is_manifest(path: Path) -> bool:
     """Whether a file is a manifest of tvmquant, of any version and perhaps damaged inside."""
     try:
         data = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(data, dict) and {"schema_version", "library", "layers"} <= data.keys()
 

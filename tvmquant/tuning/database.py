@@ -352,7 +352,7 @@ class Database:
             found = Header.model_validate_json(first)
         except ValidationError as error:
             raise TuningError(
-                f"{self.path}:1: {first_problem(error)}; this is no tuning database of schema "
+                f"{self.path}:1: {_first_problem(error)}; this is no tuning database of schema "
                 f"version {SCHEMA_VERSION}, name another folder"
             ) from None
         if not found.measures_as(self.header):
@@ -370,7 +370,7 @@ class Database:
             try:
                 self._add(Record.model_validate_json(line))
             except ValidationError as error:
-                self.skipped.append(f"{self.path}:{number}: {first_problem(error)}")
+                self.skipped.append(f"{self.path}:{number}: {_first_problem(error)}")
                 logger.warning("skipped %s", self.skipped[-1])
 
     def _add(self, record: Record) -> None:
@@ -455,8 +455,7 @@ def _append_line(descriptor: int, text: str) -> None:
     os.fsync(descriptor)
 
 
-def first_problem(error: ValidationError) -> str:
-    """Return field, value and reason of a validation error, in one line."""
+def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     field = ".".join(str(part) for part in problem["loc"])
     value = "" if problem["type"] in ("missing", "json_invalid") else f" = {problem['input']!r}"

@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, TextIO
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from tvmquant.errors import TuningError
-from tvmquant.tuning.database import Database, first_problem
+from tvmquant.errors import DataError, TuningError
+from tvmquant.records import load_record, save_record
+from tvmquant.tuning.database import Database
 from tvmquant.tuning.workload import Workload
 
 SCHEMA_VERSION: Final = 1
@@ -218,10 +219,10 @@ class LatencyTable(BaseModel):
 
         Raises
         ------
-        TuningError
+        DataError
             If it cannot be written.
         """
-        _replace(Path(path), lambda file: file.write(self.model_dump_json(indent=1) + "\n"))
+        save_record(self, path)
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> LatencyTable:
@@ -229,35 +230,18 @@ class LatencyTable(BaseModel):
 
         Raises
         ------
-        TuningError
+        DataError
             If the file is missing, not JSON, of another schema, or a field is wrong; names the
             field and its value.
         """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise TuningError(f"latency table {path} cannot be read: {error.strerror}") from error
-        except ValueError as error:
-            raise TuningError(
-                f"latency table {path} is not a JSON file: {error}; tune again"
-            ) from error
-        version = content.get("schema_version") if isinstance(content, dict) else None
-        if version != SCHEMA_VERSION:
-            raise TuningError(
-                f"latency table {path}: schema_version = {version!r}; this version of tvmquant "
-                f"reads {SCHEMA_VERSION}, tune again"
-            )
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            raise TuningError(f"latency table {path}: {first_problem(error)}; tune again") from None
+        return load_record(cls, path, "tune again")
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write one line for each entry, with a header line; `pandas.read_csv` reads it.
 
         Raises
         ------
-        TuningError
+        DataError
             If it cannot be written.
         """
         rows = [
@@ -273,21 +257,15 @@ class LatencyTable(BaseModel):
         columns = [*Entry.model_fields, "gain", "target", "threads"]
         columns += [f"{name}_version" for name in self.versions]
 
-        def write(file: TextIO) -> None:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-
-        _replace(Path(path), write)
-
-
-def _replace(path: Path, write: Callable[[TextIO], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            write(file)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise TuningError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        final = Path(path)
+        temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, columns, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+            os.replace(temporary, final)
+        except OSError as error:
+            raise DataError(f"{final} cannot be written: {error.strerror}") from error
+        finally:
+            temporary.unlink(missing_ok=True)

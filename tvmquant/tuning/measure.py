@@ -2,8 +2,9 @@
 
 What LLVM aborts or what crashes costs its worker process and one candidate. Building uses TVM's
 process pool directly: MetaSchedule's ``LocalBuilder`` starts new processes for every batch, which
-took 3.2 of 4.0 s for 8 kernels, and schedules in the parent. Timing uses MetaSchedule's runners
-with arguments and evaluation of our own (`tvmquant.tuning.worker`).
+took 3.2 of 4.0 s for 8 kernels, and schedules in the parent. Timing here uses MetaSchedule's
+``LocalRunner`` with arguments and evaluation of our own (`tvmquant.tuning.worker`), timing on
+devices the pool again: ``RPCRunner`` waits without limit for a device that falls silent.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import concurrent.futures
 import functools
 import itertools
 import shutil
-import socket
 import statistics
 import subprocess
 import tempfile
@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import tvm
-from tvm.rpc.client import TrackerSession
 from tvm.s_tir.meta_schedule.arg_info import TensorInfo
-from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, LocalRunner, RPCConfig, RPCRunner
+from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, LocalRunner
 from tvm.s_tir.meta_schedule.runner.runner import RunnerInput
 from tvm.support.popen_pool import PopenPoolExecutor
 
@@ -243,13 +242,9 @@ class DeviceRunner:
         wait_seconds: float = 300.0,
     ) -> None:
         self.cpu = f"rpc:{key}"
-        self._address = (host, port)
-        self._key = key
-        self._limit = session_seconds + wait_seconds
+        self._farm = worker.Farm(host, port, key, session_seconds, wait_seconds)
         self._threads = threads
-        self._wait_seconds = wait_seconds
-        self._config = RPCConfig(host, port, key, session_timeout_sec=session_seconds)
-        self._runner: Any = None
+        self._pool: PopenPoolExecutor | None = None
         self.devices()
 
     def devices(self) -> int:
@@ -260,23 +255,22 @@ class DeviceRunner:
         TuningError
             If the tracker does not answer, or there are none.
         """
-        where = f"{self._address[0]}:{self._address[1]}"
+        farm = self._farm
+        where = f"{farm.host}:{farm.port}"
         try:
-            socket.create_connection(self._address, worker.CONNECT_SECONDS).close()
-            servers = TrackerSession(self._address).summary()["server_info"]
+            keys = farm.devices()
         except (OSError, RuntimeError, ValueError) as error:
             raise TuningError(
                 f"no RPC tracker answers at {where} ({last_line(error)}); start one with "
-                f"`python -m tvm.exec.rpc_tracker --host 127.0.0.1 --port {self._address[1]}`"
+                f"`python -m tvm.exec.rpc_tracker --host 127.0.0.1 --port {farm.port}`"
             ) from None
-        keys = [str(server["key"]).partition(":")[2] for server in servers]
-        if self._key not in keys:
+        if farm.key not in keys:
             raise TuningError(
-                f"the RPC tracker at {where} holds no device of key {self._key!r} (found: "
+                f"the RPC tracker at {where} holds no device of key {farm.key!r} (found: "
                 f"{', '.join(sorted(set(keys))) or 'none'}); start one with `python -m "
-                f"tvm.exec.rpc_server --host ... --tracker {where} --key {self._key}`"
+                f"tvm.exec.rpc_server --host ... --tracker {where} --key {farm.key}`"
             )
-        return keys.count(self._key)
+        return keys.count(farm.key)
 
     def measure(self, artifacts: Sequence[Artifact]) -> Iterator[tuple[int, Outcome]]:
         """Time kernels and yield (index, outcome) of each as soon as it is known.
@@ -286,65 +280,60 @@ class DeviceRunner:
         TuningError
             If a kernel failed twice and the tracker or its last device is gone.
         """
-        tries = [1] * len(artifacts)
-        waiting = list(range(len(artifacts)))
-        running: dict[concurrent.futures.Future[Any], tuple[int, Any]] = {}
-        while waiting or running:
-            if waiting:
-                for index, future in zip(waiting, self._submit(artifacts, waiting), strict=True):
-                    running[future.future] = index, future
-                waiting = []
+        running = {self._submit(artifact): i for i, artifact in enumerate(artifacts)}
+        tried_again: set[int] = set()
+        while running:
             done, _ = concurrent.futures.wait(
-                running, self._limit, concurrent.futures.FIRST_COMPLETED
+                running, return_when=concurrent.futures.FIRST_COMPLETED
             )
-            if not done:  # a device that fell silent without closing its connection
-                self._abandon(list(running))
-                done = set(running)
-            for finished in done:
-                index, future = running.pop(finished)
-                outcome = (
-                    Outcome(error="the device was cancelled")
-                    if finished.cancelled()
-                    else _outcome(future.result())
-                )
-                if outcome.error is not None and tries[index] == 1:
-                    tries[index] += 1
-                    waiting.append(index)
+            for future in done:
+                index = running.pop(future)
+                outcome = self._result(future)
+                if outcome.error is None:
+                    yield index, outcome
                     continue
-                if outcome.error is not None:
-                    self._check_alive(outcome.error)
-                yield index, outcome
+                self._check_alive(outcome.error)
+                if index in tried_again:
+                    yield index, outcome
+                else:
+                    tried_again.add(index)
+                    running[self._submit(artifacts[index])] = index
 
     def close(self) -> None:
         """End the processes."""
-        if self._runner is not None:
-            self._runner.pool.shutdown(wait=False)
-            self._runner = None
+        if self._pool is not None:
+            self._pool.shutdown(wait=False)
+            self._pool = None
 
-    def _submit(self, artifacts: Sequence[Artifact], indices: Sequence[int]) -> list[Any]:
-        if self._runner is None:
-            self._runner = RPCRunner(
-                rpc_config=self._config,
-                evaluator_config=_EVALUATION,
-                alloc_repeat=ALLOCATIONS,
-                f_create_session=functools.partial(worker.open_session, self._wait_seconds),
-                f_alloc_argument=worker.allocate_remote,
-                f_run_evaluator=functools.partial(worker.evaluate_remote, self._threads),
+    def _submit(self, artifact: Artifact) -> concurrent.futures.Future[Any]:
+        if self._pool is None:
+            limit = self._farm.wait_seconds + self._farm.session_seconds
+            self._pool = PopenPoolExecutor(
                 max_workers=self.devices(),
+                timeout=limit,
+                initializer=worker.prepare_builder,
+                stderr=subprocess.DEVNULL,
             )
-        return list(self._runner.run([_runner_input(artifacts[i]) for i in indices]))
+        future: concurrent.futures.Future[Any] = self._pool.submit(
+            worker.run_on_device, self._farm, self._threads, _EVALUATION, ALLOCATIONS,
+            str(artifact.path), artifact.arguments,
+        )  # fmt: skip
+        return future
 
-    def _abandon(self, futures: Sequence[concurrent.futures.Future[Any]]) -> None:
-        for future in futures:
-            future.cancel()
-        self.close()
-        concurrent.futures.wait(futures)
+    def _result(self, future: concurrent.futures.Future[Any]) -> Outcome:
+        try:
+            return Outcome(tuple(future.result()))
+        except TimeoutError:
+            return Outcome(error="no device was free, or it fell silent")
+        except Exception as error:  # whatever a candidate raises costs only that candidate
+            return Outcome(error=f"running failed: {last_line(error)}")
 
     def _check_alive(self, error: str) -> None:
         """Raise where the failure is that of the farm and not of the kernel."""
         try:
             self.devices()
         except TuningError as lost:
+            self.close()
             raise TuningError(f"{lost}; measuring failed with: {error}") from None
 
 

@@ -99,7 +99,7 @@ class Search:
         return sorted((int(i) for i in order), key=lambda i: costs[i])
 
     def _child(self, elite: Sequence[int]) -> int:
-        parent = self._codes[elite[self._rng.integers(len(elite))]]
+        parent = self._codes[elite[int(self._rng.integers(len(elite)))]]
         if not self._varying:
             return int(elite[0])
         if self._rng.random() < MUTATED:
@@ -107,7 +107,7 @@ class Search:
             values = np.setdiff1d(self._codes[:, field], parent[field])
             value = values[self._rng.integers(len(values))]
             return self._nearest(parent, np.flatnonzero(self._codes[:, field] == value))
-        other = self._codes[elite[self._rng.integers(len(elite))]]
+        other = self._codes[elite[int(self._rng.integers(len(elite)))]]
         mixture = np.where(self._rng.random(len(parent)) < 0.5, parent, other)
         return self._nearest(mixture, np.arange(len(self)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import threading
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -80,11 +80,15 @@ def fill(dtype: str, shape: tuple[int, ...], rng: np.random.Generator) -> npt.ND
 
 
 def allocate(device: Any, arguments: Any, repeat: int) -> list[list[Any]]:
-    """Return ``repeat`` lists of arguments on a device; what MetaSchedule's runners call."""
+    """Return ``repeat`` lists of arguments on a device; what MetaSchedule's runner calls."""
+    return _allocate(device, [(dtype, tuple(shape)) for _, dtype, shape in arguments], repeat)
+
+
+def _allocate(device: Any, arguments: Arguments, repeat: int) -> list[list[Any]]:
     import tvm
 
     rng = np.random.default_rng(0)
-    arrays = [fill(dtype, tuple(shape), rng) for _, dtype, shape in arguments]
+    arrays = [fill(dtype, shape, rng) for dtype, shape in arguments]
     return [[tvm.runtime.tensor(array, device) for array in arrays] for _ in range(repeat)]
 
 
@@ -122,49 +126,62 @@ def evaluate_local(
     return evaluate(module, device, config, arguments)
 
 
-def open_session(wait_seconds: float, config: Any) -> Any:
-    """Return a session on the first free device of a tracker.
+@dataclass(frozen=True)
+class Farm:
+    """Where devices are found, and how long to wait for them.
 
-    Raises
-    ------
-    RuntimeError
-        If the tracker does not answer, or no device is free within ``wait_seconds``.
+    Parameters
+    ----------
+    host, port : str, int
+        Of the tracker.
+    key : str
+    session_seconds : int
+        Longest session on a device.
+    wait_seconds : float
+        Longest wait for a free device.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # TVM itself tries again for minutes
-    socket.create_connection((config.tracker_host, config.tracker_port), CONNECT_SECONDS).close()
-    found: list[Any] = []
 
-    def request() -> None:
-        try:
-            found.append(config.connect_server())
-        except Exception as error:
-            found.append(error)
+    host: str
+    port: int
+    key: str
+    session_seconds: int
+    wait_seconds: float
 
-    thread = threading.Thread(target=request, daemon=True)
-    thread.start()
-    thread.join(wait_seconds)
-    if not found:
-        raise RuntimeError(
-            f"no device of key {config.tracker_key!r} was free within {wait_seconds:g} s"
-        )
-    if isinstance(found[0], Exception):
-        raise RuntimeError(str(found[0]))
-    return found[0]
+    def connect(self) -> Any:
+        """Return a session with the tracker.
+
+        Raises
+        ------
+        OSError
+            If it does not answer.
+        """
+        from tvm import rpc
+
+        # TVM itself would try again for minutes
+        socket.create_connection((self.host, self.port), CONNECT_SECONDS).close()
+        return rpc.connect_tracker(self.host, self.port)
+
+    def devices(self) -> list[str]:
+        """Return the key of every device that the tracker holds; errors as of `connect`."""
+        servers = self.connect().summary()["server_info"]
+        return [str(server["key"]).partition(":")[2] for server in servers]
 
 
-def allocate_remote(_session: Any, device: Any, arguments: Any, repeat: int) -> list[list[Any]]:
-    """Return `allocate` on a remote device."""
-    return allocate(device, arguments, repeat)
-
-
-def evaluate_remote(
-    threads: int, session: Any, module: Any, device: Any, config: Any, arguments: list[list[Any]]
+def run_on_device(
+    farm: Farm, threads: int, config: Any, allocations: int, path: str, arguments: Arguments
 ) -> list[float]:
-    """Return `evaluate` of a module on a device."""
+    """Upload a kernel to the first device that is free, and return `evaluate` of it there."""
+    session = farm.connect().request(farm.key, session_timeout=farm.session_seconds)
     session.get_function("runtime.config_threadpool")(0, threads)
     _check_threads(int(session.get_function("runtime.NumThreads")()), threads)
-    return evaluate(module, device, config, arguments)
+    name = os.path.basename(path)
+    session.upload(path, name)
+    try:
+        device = session.cpu(0)
+        values = _allocate(device, arguments, allocations)
+        return evaluate(session.load_module(name), device, config, values)
+    finally:
+        session.remove(name)
 
 
 def _check_threads(used: int, wanted: int) -> None:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tvmquant.errors import QuantizationError
-from tvmquant.layers import layers_of
+from tvmquant.layers import quantizable_layers
 from tvmquant.passes import pipeline
 from tvmquant.schedules import space
 from tvmquant.schedules.isa import DotProduct
@@ -170,7 +170,7 @@ def workloads_by_choice(
     """
     from tvmquant.quantization import quantize
 
-    layers = layers_of(pipeline.annotate(pipeline.canonicalize(graph.module)))
+    layers = quantizable_layers(graph)
     found: dict[str, dict[str, Workload]] = {layer.id: {} for layer in layers}
     for choice in choices:
         taken = _takers(layers, choice)

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from tvmquant.arithmetic import dequantize, quantize_half_even
 from tvmquant.deploy import loader
 from tvmquant.deploy.build import build
-from tvmquant.deploy.loader import ALIGNMENT, load
+from tvmquant.deploy.loader import ALIGNMENT, MAX_THREADS, load
 from tvmquant.errors import ArtifactError, DataError
 from tvmquant.frontend import load_onnx
 from tvmquant.quantization import calibrate, quantize
@@ -271,10 +271,15 @@ def test_versions_of_tvm(library, version, loads):
             load(library)
 
 
-@pytest.mark.parametrize("threads", [0, -1])
+@pytest.mark.parametrize("threads", [0, -1, MAX_THREADS + 1, 10**25])
 def test_wrong_numbers_of_threads(built, threads):
-    with pytest.raises(ArtifactError, match=f"threads = {threads}; expected at least 1"):
+    with pytest.raises(ArtifactError, match=f"threads = {threads}; expected 1 to 1024"):
         load(built, threads=threads)
+
+
+def test_a_library_for_more_threads_than_this_machine_has_processors(library):
+    edit(library, lambda document: document.update(threads=10**6))
+    assert load(library).threads == os.cpu_count()
 
 
 # -- in processes of their own ---------------------------------------------------------------------
@@ -358,7 +363,8 @@ def for_two_threads(library):
 
 def test_threads_are_those_asked_for(for_two_threads):
     used, warnings = run_python(THREADS, for_two_threads, TVM_USE_RUNTIME_LIB="1")
-    assert used == [[2, 2], [1, 1], [2, 2], [1, 1]]
+    default = min(2, os.cpu_count())
+    assert used == [[default, default], [1, 1], [2, 2], [1, 1]]
     assert warnings == ""
 
 
@@ -366,5 +372,5 @@ def test_fewer_threads_than_asked_for_are_pointed_out(for_two_threads):
     used, warnings = run_python(
         THREADS, for_two_threads, TVM_USE_RUNTIME_LIB="1", TVM_NUM_THREADS="1"
     )
-    assert used[0] == [2, 1]
+    assert used[2] == [2, 1]
     assert "TVM computes with 1 of 2 threads" in warnings

@@ -23,7 +23,12 @@ LAYER = LayerInfo(
     "conv", "conv2d", "conv2d_nhwc_u8s8s32", [1, 4, 5, 8], "uint8", 960, 8, 8, "int64"
 )
 MANIFEST = Manifest(
-    model={"name": "small", "path": "small.onnx", "sha256": "12ab", "settings": {"batch": 1}},
+    model={
+        "name": "small",
+        "path": "small.onnx",
+        "sha256": "12ab",
+        "settings": {"batch": 1, "input_shapes": {"x": [None, 3]}},
+    },
     inputs=[TENSOR],
     outputs=[TensorInfo("y", [1, 10], "float32", "", 0.25, 0, [1, 10], "int16", "")],
     target={"config": "llvm", "triple": "x86_64-linux-gnu", "features": ["avx2", "fma"]},
@@ -147,7 +152,11 @@ def test_a_scale_may_be_written_as_a_whole_number(load):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"scale": None}, "'x' lacks the scale"), ({"raw_dtype": ""}, "'x' lacks the scale")],
+    [
+        ({"scale": None}, "'x' lacks the scale"),
+        ({"raw_dtype": ""}, "'x' has no valid dtype"),
+        ({"raw_dtype": "octet"}, "'x' has no valid dtype"),
+    ],
 )
 def test_a_raw_entry_without_raw_tensors(load, change, message):
     document = copy.deepcopy(DOCUMENT)
@@ -156,6 +165,28 @@ def test_a_raw_entry_without_raw_tensors(load, change, message):
         load(document)
     document["has_raw"] = False
     load(document)
+
+
+@pytest.mark.parametrize("name", ["inputs", "outputs"])
+def test_a_library_without_inputs_or_outputs(load, name):
+    with pytest.raises(ArtifactError, match=f"'{name}' lists nothing"):
+        load({**DOCUMENT, name: []})
+
+
+@pytest.mark.parametrize("dtype", ["", "octet", "object", "str"])
+def test_what_is_no_dtype_of_a_tensor(load, dtype):
+    document = copy.deepcopy(DOCUMENT)
+    document["outputs"][0]["dtype"] = dtype
+    with pytest.raises(ArtifactError, match="'y' has no valid dtype"):
+        load(document)
+
+
+@pytest.mark.parametrize("shapes", [3, {"x": 3}, {"x": ["a"]}])
+def test_settings_of_another_type(load, shapes):
+    document = copy.deepcopy(DOCUMENT)
+    document["model"]["settings"]["input_shapes"] = shapes
+    with pytest.raises(ArtifactError, match=r"'model\.settings\.input_shapes.*' is not of type"):
+        load(document)
 
 
 @pytest.mark.parametrize("threads", [0, -1])
@@ -172,11 +203,12 @@ def test_other_schema_versions(load, version):
         load({**DOCUMENT, "schema_version": version})
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"threads": 1'])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"threads": 1', b"[" * 10**5])
 def test_what_is_no_json(tmp_path, content):
     (tmp_path / MANIFEST_NAME).write_bytes(content)
     with pytest.raises(ArtifactError, match="not valid JSON"):
         Manifest.load(tmp_path)
+    assert not is_manifest(tmp_path / MANIFEST_NAME)
 
 
 def test_what_is_not_there(tmp_path):

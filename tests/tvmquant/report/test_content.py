@@ -1,0 +1,102 @@
+from dataclasses import replace
+
+import pytest
+
+from tvmquant.deploy.manifest import LayerInfo
+from tvmquant.errors import DataError
+from tvmquant.report.content import read_content
+from tvmquant.report.timing import Timing
+
+
+def test_rows_are_the_nodes_in_execution_order(manifest, record):
+    rows = read_content(manifest, record).rows
+    assert [row.id for row in rows] == list(dict.fromkeys(layer.id for layer in manifest.layers))
+    assert [row.number for row in rows] == list(range(1, len(rows) + 1))
+    assert sum(len(row.kernels) for row in rows) == len(manifest.layers)
+    assert [row.id for row in rows if row.record] == [layer.id for layer in record.layers]
+    for row in rows:
+        if row.record is not None:
+            assert row.op == row.record.op
+            assert row.macs == row.record.macs
+            assert row.predicted_ms == row.record.milliseconds[row.record.choice]
+
+
+def test_totals_add_up(manifest, record):
+    content = read_content(manifest, record)
+    assert [total.name for total in content.widths] == ["w8a8", "w4a8"]
+    assert content.choices == ("w8a8", "w4a8", "w4a4")
+    assert sum(total.layers for total in content.widths) == len(record.layers)
+    assert sum(total.weights for total in content.widths) == sum(w.weights for w in record.layers)
+    bits = {"w8a8": 8, "w4a8": 4}
+    for total in content.widths:
+        assert total.weight_bytes == total.weights * bits[total.name] / 8
+    predicted = sum(total.predicted_ms for total in content.widths)
+    assert predicted + record.fixed_ms == pytest.approx(record.chosen.predicted_ms)
+    assert sum(total.layers for total in content.operations) == len(content.rows)
+
+
+def test_without_a_record_the_manifest_is_all(manifest):
+    content = read_content(manifest)
+    assert [total.name for total in content.widths] == ["w8a8", "w4a8"]
+    assert content.plans == content.caveats == ()
+    assert content.speedup is content.baseline is None
+    assert all(total.weights is total.predicted_ms is None for total in content.widths)
+
+
+def test_speedup_is_measured_where_both_plans_were(manifest, record):
+    base = record.uniform[0]
+    factor, kind = read_content(manifest, record).speedup
+    assert (factor, kind) == (base.measured_ms / record.chosen.measured_ms, "measured")
+
+    unmeasured = record.chosen.model_copy(update={"measured_ms": None})
+    content = read_content(manifest, record.model_copy(update={"chosen": unmeasured}))
+    assert content.speedup == (base.predicted_ms / record.chosen.predicted_ms, "predicted")
+    assert "not measured" in " ".join(content.caveats)
+
+    content = read_content(manifest, record.model_copy(update={"uniform": []}))
+    assert content.speedup is None
+
+
+def test_a_plan_for_another_target_is_pointed_out(manifest, record):
+    assert read_content(manifest, record).caveats == ()
+    for change in ({"target": "other"}, {"threads": 4}):
+        (caveat,) = read_content(manifest, record.model_copy(update=change)).caveats
+        assert "do not hold" in caveat
+
+
+def test_times_of_kernels_are_added_by_node(manifest):
+    first = manifest.layers[1]
+    split = replace(manifest, layers=[*manifest.layers, replace(first, kernel="pack")])
+    times = tuple(float(i) for i in range(len(split.layers)))
+    content = read_content(split).with_timing(Timing(times, 1.0, 1))
+    row = next(row for row in content.rows if row.id == first.id)
+    assert row.kernels == (first.kernel, "pack")
+    assert row.measured_ms == times[1] + times[-1]
+    assert sum(row.measured_ms for row in content.rows) == sum(times)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": "elsewhere"}, "layer 'elsewhere' is not one of this library"),
+        ({"choice": "w4a4"}, "choice w4a4, but the library has w8a8"),
+        ({"choice": "narrow"}, "bit choice 'narrow'"),
+        ({"perturbation": {"w3a3": 1.0}}, "weights of 4 or 8 bits"),
+    ],
+)
+def test_a_record_of_another_library_is_refused(manifest, record, change, message):
+    layers = [record.layers[0].model_copy(update=change), *record.layers[1:]]
+    with pytest.raises(DataError, match=message):
+        read_content(manifest, record.model_copy(update={"layers": layers}))
+
+
+def test_sizes_of_results(manifest):
+    layers = [
+        LayerInfo("a", "conv2d", "k", [1, 3, 5], "uint8"),
+        LayerInfo("b", "conv2d", "k", [1, 3, 5], "float32"),
+        LayerInfo("c", "conv2d", "k", [1, 3, 5], "uint4"),
+        LayerInfo("d", "conv2d", "k", [], "bool"),
+    ]
+    rows = read_content(replace(manifest, layers=layers)).rows
+    assert [row.output_bytes for row in rows] == [15, 60, 8, 1]
+    assert rows[0].output == "uint8 1x3x5"

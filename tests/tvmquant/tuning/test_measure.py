@@ -1,0 +1,236 @@
+"""Building and timing kernels in worker processes, here and on the devices of a tracker."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tvmquant.tuning.kernels import conv, depthwise
+from tvmquant.errors import TuningError
+from tvmquant.target import parse_target
+from tvmquant.tuning import worker
+from tvmquant.tuning.database import Database
+from tvmquant.tuning.measure import Artifact, Candidate, DeviceRunner, HostRunner, KernelBuilder
+from tvmquant.tuning.tuner import Tuner, count
+
+LOOPBACK = "127.0.0.1"
+START_SECONDS = 60
+
+
+class Abort:
+    """Ends the process that unpickles it, as LLVM does where it cannot select an instruction."""
+
+    def __reduce__(self):
+        return os.abort, ()
+
+
+class Borrowed:
+    """A builder or runner that a tuner does not close."""
+
+    def __init__(self, lender):
+        self._lender = lender
+
+    def __getattr__(self, name):
+        return (lambda: None) if name == "close" else getattr(self._lender, name)
+
+
+def candidates(*workloads, each=1):
+    target = parse_target("native")
+    return [
+        Candidate(workload, tiling)
+        for workload in workloads
+        for tiling in list(workload.tilings(target, 1).values())[:each]
+    ]
+
+
+@pytest.fixture(scope="module")
+def builder():
+    builder = KernelBuilder(parse_target("native"))
+    yield builder
+    builder.close()
+
+
+@pytest.fixture(scope="module")
+def host():
+    runner = HostRunner(threads=1)
+    yield runner
+    runner.close()
+
+
+@pytest.fixture
+def artifacts(builder):
+    return builder.build(candidates(conv(), depthwise(), each=3))
+
+
+def test_kernels_are_built_and_timed(artifacts, host):
+    assert [type(a) for a in artifacts] == [Artifact] * 6
+    outcomes = dict(host.measure(artifacts))
+    assert sorted(outcomes) == list(range(6))
+    for outcome in outcomes.values():
+        found = outcome.statistics()
+        assert outcome.error is None
+        assert 0 < found["seconds"] <= found["median"] < 1
+        assert found["repeats"] == len(outcome.seconds) >= 16
+
+
+def test_what_crashes_the_compiler_or_cannot_be_scheduled_costs_one_candidate(builder):
+    workload = conv()
+    (good,) = candidates(workload)
+    built = builder.build([Candidate(workload, Abort()), good, Candidate(workload, None), good])
+    assert [type(b) for b in built[1::2]] == [Artifact] * 2
+    assert "the compiler died" in built[0].error
+    assert "building failed: " in built[2].error
+
+
+def test_what_crashes_when_it_runs_costs_one_candidate(artifacts, host, tmp_path):
+    source = tmp_path / "crash.cc"
+    source.write_text(
+        "#include <stdlib.h>\n__attribute__((constructor)) static void f() { abort(); }\n"
+    )
+    library = tmp_path / "crash.so"
+    subprocess.run(["g++", "-shared", "-fPIC", "-o", library, source], check=True)
+    broken = Artifact(library, artifacts[0].arguments)
+    outcomes = dict(host.measure([artifacts[0], broken, artifacts[1]]))
+    assert outcomes[0].error is outcomes[2].error is None
+    assert outcomes[1].error.startswith("running failed: ")
+
+
+def test_the_thread_count_is_that_of_the_table(artifacts):
+    with pytest.raises(RuntimeError, match="computes with 3 threads there instead of 2"):
+        worker._check_threads(3, 2)
+    assert artifacts
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "int64", "float32"])
+def test_arguments_are_of_their_type_and_shifts_are_valid(dtype):
+    values = worker.fill(dtype, (40, 50), np.random.default_rng(0))
+    assert values.dtype == dtype
+    assert len(np.unique(values)) > 10
+    if dtype in ("int32", "int64"):
+        assert values.min() >= 1
+        assert values.max() < 32
+
+
+def test_times_are_settled_when_the_least_agree():
+    assert worker.settled([1.0, 1.005, 1.002, 1.009, 7.0])
+    assert not worker.settled([1.0, 1.005, 1.002, 1.02, 7.0])
+    assert not worker.settled([1.0])
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def process(module, *arguments):
+    environment = {**os.environ, "TVM_NUM_THREADS": "1"}
+    started = subprocess.Popen(
+        [sys.executable, "-m", module, "--host", LOOPBACK, *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        yield started
+    finally:
+        kill(started)
+
+
+def kill(started):
+    """Kill a process and those that it started, as when a board loses power."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(started.pid, 9)
+    started.wait()
+
+
+@pytest.fixture(scope="module")
+def tracker():
+    pytest.importorskip("tornado", reason="TVM's RPC tracker needs tornado")
+    port = free_port()
+    with process("tvm.exec.rpc_tracker", "--port", port, "--port-end", port + 1):
+        wait_for(lambda: socket.create_connection((LOOPBACK, port), 1).close())
+        yield port
+
+
+def wait_for(attempt):
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            return attempt()
+        except (OSError, TuningError, AssertionError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def devices(tracker, key, number):
+    """Start RPC servers and wait until the tracker holds them all."""
+    with contextlib.ExitStack() as stack:
+        servers = []
+        for port in (free_port() for _ in range(number)):
+            arguments = ["--port", port, "--port-end", port + 1, "--key", key]
+            server = process(
+                "tvm.exec.rpc_server", *arguments, "--tracker", f"{LOOPBACK}:{tracker}"
+            )
+            servers.append(stack.enter_context(server))
+
+        def all_there():
+            assert DeviceRunner(LOOPBACK, tracker, key, 1).devices() == number
+
+        wait_for(all_there)
+        yield servers
+
+
+def test_a_farm_measures_until_its_last_device_is_lost(tracker, builder, tmp_path):
+    target = parse_target("native")
+    workloads = count([conv(), depthwise()])
+    with devices(tracker, "farm", 2) as servers:
+        runner = DeviceRunner(LOOPBACK, tracker, "farm", 1, session_seconds=20, wait_seconds=20)
+        database = Database(tmp_path, target, 1, cpu=runner.cpu)
+        borrowed = {"builder": Borrowed(builder), "runner": Borrowed(runner)}
+        done = Tuner(database, workloads, **borrowed).run(trials=6)
+        assert (done.trials, done.failed) == (6, 0)
+        assert {r.cpu for r in database.records()} == {"rpc:farm"}
+        assert all(database.default(workload.key) for workload in workloads)
+
+        artifacts = builder.build(candidates(conv(), depthwise(), each=3))
+        # one of two is lost in mid-run: the other one measures what it had begun
+        outcomes = {}
+        for index, outcome in runner.measure(artifacts):
+            if not outcomes:
+                kill(servers[0])
+            outcomes[index] = outcome
+        assert sorted(outcomes) == list(range(len(artifacts)))
+        assert all(outcome.error is None for outcome in outcomes.values())
+
+        rest = runner.measure(artifacts)
+        assert next(rest)[1].error is None
+        kill(servers[1])
+        with pytest.raises(TuningError, match="holds no device of key 'farm'"):
+            list(rest)
+
+
+def test_an_unreachable_tracker_and_an_unknown_key_are_errors(tracker):
+    port = free_port()
+    with pytest.raises(TuningError, match=rf"no RPC tracker answers at {LOOPBACK}:{port}"):
+        DeviceRunner(LOOPBACK, port, "board", 1)
+    with pytest.raises(TuningError, match="holds no device of key 'nothing'"):
+        DeviceRunner(LOOPBACK, tracker, "nothing", 1)
+
+
+def test_builders_leave_nothing_behind():
+    builder = KernelBuilder(parse_target("native"), workers=1)
+    (artifact,) = builder.build(candidates(conv()))
+    assert artifact.path.is_file()
+    builder.close()
+    assert not Path(artifact.path).parent.exists()

@@ -1,0 +1,295 @@
+"""What a report says: the manifest, the record of the bit widths and times, joined by layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from tvmquant.bit_choice import BitChoice
+from tvmquant.deploy.manifest import LayerInfo, Manifest
+from tvmquant.errors import DataError, QuantizationError
+from tvmquant.mixed_precision import LayerRecord, MixedPrecisionRecord, PlanPoint
+from tvmquant.report.timing import Timing
+
+# The plan that every other is compared with.
+BASELINE = "w8a8"
+
+
+@dataclass(frozen=True)
+class Row:
+    """The kernel calls of one ONNX node.
+
+    Parameters
+    ----------
+    number : int
+        Place in execution order, from 1.
+    id, op : str
+    kernels : tuple of str
+    output, output_bytes : str, int
+        Type and shape of the result of its last kernel, as text, and its size.
+    macs : int
+    choice : str
+        Bit widths; empty where it has no weights, or computes in float.
+    measured_ms : float or None
+        On this machine, now.
+    record : LayerRecord or None
+        What is known of how its widths were chosen.
+    """
+
+    number: int
+    id: str
+    op: str
+    kernels: tuple[str, ...]
+    output: str
+    output_bytes: int
+    macs: int
+    choice: str
+    measured_ms: float | None = None
+    record: LayerRecord | None = None
+
+    @property
+    def predicted_ms(self) -> float | None:
+        """At its choice."""
+        return self.record.milliseconds.get(self.record.choice) if self.record else None
+
+    @property
+    def weight_bytes(self) -> int | None:
+        """Of its weight values at their width, without scales and biases."""
+        return _weight_bytes(self.record, self.record.choice) if self.record else None
+
+    @property
+    def milliseconds(self) -> Mapping[str, float]:
+        """Predicted, by choice."""
+        return self.record.milliseconds if self.record else {}
+
+    @property
+    def perturbation(self) -> Mapping[str, float]:
+        """Sensitivity, by choice."""
+        return self.record.perturbation if self.record else {}
+
+
+@dataclass(frozen=True)
+class Total:
+    """Sums over the rows that have something in common.
+
+    Parameters
+    ----------
+    name : str
+    layers, macs : int
+    weights, weight_bytes : int or None
+    predicted_ms, measured_ms : float or None
+        None where no row has it.
+    """
+
+    name: str
+    layers: int
+    macs: int
+    weights: int | None
+    weight_bytes: int | None
+    predicted_ms: float | None
+    measured_ms: float | None
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything on the page.
+
+    Parameters
+    ----------
+    manifest : Manifest
+    record : MixedPrecisionRecord or None
+    timing : Timing or None
+    rows : tuple of Row
+        In execution order.
+    choices : tuple of str
+        All that occur, from the widest to the narrowest.
+    """
+
+    manifest: Manifest
+    record: MixedPrecisionRecord | None
+    timing: Timing | None
+    rows: tuple[Row, ...] = field(repr=False)
+    choices: tuple[str, ...]
+
+    def with_timing(self, timing: Timing) -> Content:
+        """Add the times of this machine.
+
+        Parameters
+        ----------
+        timing : Timing
+            One time for each kernel call of the manifest.
+        """
+        sums: dict[str, float] = {}
+        for layer, spent in zip(self.manifest.layers, timing.kernels_ms, strict=True):
+            sums[layer.id] = sums.get(layer.id, 0.0) + spent
+        rows = tuple(dataclasses.replace(row, measured_ms=sums[row.id]) for row in self.rows)
+        return dataclasses.replace(self, timing=timing, rows=rows)
+
+    @property
+    def widths(self) -> tuple[Total, ...]:
+        """Sums over the layers of each bit width."""
+        totals = _totals((row.choice, row) for row in self.rows if row.choice)
+        return tuple(sorted(totals, key=lambda total: _narrowness(total.name)))
+
+    @property
+    def operations(self) -> tuple[Total, ...]:
+        """Sums over the rows of each operation, the slowest first where times are known."""
+        totals = _totals((row.op, row) for row in self.rows)
+        return tuple(
+            sorted(totals, key=lambda t: (-(t.measured_ms or t.predicted_ms or 0.0), -t.macs))
+        )
+
+    @property
+    def baseline(self) -> PlanPoint | None:
+        """The uniform plan of `BASELINE`."""
+        points = self.record.uniform if self.record else []
+        return next((point for point in points if point.name == BASELINE), None)
+
+    @property
+    def plans(self) -> tuple[PlanPoint, ...]:
+        """The uniform plans, then the chosen one."""
+        return (*self.record.uniform, self.record.chosen) if self.record else ()
+
+    @property
+    def speedup(self) -> tuple[float, str] | None:
+        """How many times faster than `BASELINE` the chosen plan is, measured where both were."""
+        if self.record is None or (base := self.baseline) is None:
+            return None
+        chosen = self.record.chosen
+        if base.measured_ms and chosen.measured_ms:
+            return base.measured_ms / chosen.measured_ms, "measured"
+        if base.predicted_ms > 0 and chosen.predicted_ms > 0:
+            return base.predicted_ms / chosen.predicted_ms, "predicted"
+        return None
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What a reader has to know before trusting the figures."""
+        found = []
+        if self.record is not None:
+            built = self.manifest.target["config"], self.manifest.threads
+            if built != (self.record.target, self.record.threads):
+                found.append(
+                    f"Bit widths were chosen for {self.record.target} with "
+                    f"{_threads(self.record.threads)}; this library is built for {built[0]} with "
+                    f"{_threads(built[1])}. Latencies of the plan do not hold for it."
+                )
+            if self.record.chosen.measured_ms is None:
+                found.append("The chosen plan was not measured end to end.")
+        return tuple(found)
+
+
+def read_content(manifest: Manifest, record: MixedPrecisionRecord | None = None) -> Content:
+    """Join what is known of a library.
+
+    Parameters
+    ----------
+    manifest : Manifest
+    record : MixedPrecisionRecord, optional
+        Of the plan it was compiled with.
+
+    Raises
+    ------
+    DataError
+        If the record names a layer or bit widths that the library does not have, or a choice that
+        is none.
+    """
+    kernels: dict[str, list[LayerInfo]] = {}
+    for layer in manifest.layers:
+        kernels.setdefault(layer.id, []).append(layer)
+    records = {layer.id: layer for layer in record.layers} if record else {}
+    for layer_record in records.values():
+        _check(layer_record, kernels.get(layer_record.id, []))
+    rows = tuple(
+        _row(number, calls, records.get(name))
+        for number, (name, calls) in enumerate(kernels.items(), 1)
+    )
+    names = {row.choice for row in rows if row.choice}
+    for layer_record in records.values():
+        names |= layer_record.perturbation.keys() | layer_record.milliseconds.keys()
+    choices = tuple(sorted(names, key=_narrowness))
+    return Content(manifest, record, None, rows, choices)
+
+
+def _row(number: int, calls: list[LayerInfo], record: LayerRecord | None) -> Row:
+    main = next((call for call in calls if call.w_bits), calls[0])
+    last = calls[-1]
+    choice = f"w{main.w_bits}a{main.a_bits}" if main.w_bits else ""
+    return Row(
+        number=number,
+        id=main.id,
+        op=main.op,
+        kernels=tuple(call.kernel for call in calls),
+        output=f"{last.dtype} {'x'.join(map(str, last.shape))}",
+        output_bytes=math.ceil(math.prod(last.shape) * _bits(last.dtype) / 8),
+        macs=main.macs,
+        choice=record.choice if record else choice,
+        record=record,
+    )
+
+
+def _check(record: LayerRecord, calls: list[LayerInfo]) -> None:
+    """Raise DataError where a record does not fit the kernels of its layer."""
+    layer = f"layer {record.id!r}"
+    main = next((call for call in calls if call.w_bits), None)
+    if main is None:
+        raise DataError(f"{layer} is not one of this library; the record is of another")
+    for name in {record.choice, *record.perturbation, *record.milliseconds}:
+        try:
+            choice = BitChoice.parse(name)
+        except QuantizationError as error:
+            raise DataError(f"{layer}: {error}") from None
+        if name == record.choice and (choice.w_bits, choice.a_bits) != (main.w_bits, main.a_bits):
+            raise DataError(
+                f"{layer}: choice {name}, but the library has w{main.w_bits}a{main.a_bits}; the "
+                "record is of another"
+            )
+
+
+def _totals(items: Iterable[tuple[str, Row]]) -> tuple[Total, ...]:
+    groups: dict[str, list[Row]] = {}
+    for name, row in items:
+        groups.setdefault(name, []).append(row)
+
+    def total(values: Iterable[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) if known else None
+
+    def whole(values: Iterable[int | None]) -> int | None:
+        found = total(values)
+        return None if found is None else int(found)
+
+    return tuple(
+        Total(
+            name=name,
+            layers=len(rows),
+            macs=sum(row.macs for row in rows),
+            weights=whole(row.record.weights if row.record else None for row in rows),
+            weight_bytes=whole(row.weight_bytes for row in rows),
+            predicted_ms=total(row.predicted_ms for row in rows),
+            measured_ms=total(row.measured_ms for row in rows),
+        )
+        for name, rows in groups.items()
+    )
+
+
+def _weight_bytes(record: LayerRecord, choice: str) -> int:
+    return math.ceil(record.weights * BitChoice.parse(choice).w_bits / 8)
+
+
+def _narrowness(choice: str) -> tuple[int, ...]:
+    parsed = BitChoice.parse(choice)
+    # Fewer weights that share a scale cost more bits each; 0 stands for a whole channel.
+    return -parsed.w_bits, -parsed.a_bits, parsed.w_group
+
+
+def _bits(dtype: str) -> int:
+    digits = re.search(r"[0-9]+", dtype)
+    return int(digits.group()) if digits else 8
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
