@@ -14,9 +14,11 @@ from tvmquant.errors import TVMQuantError
 if TYPE_CHECKING:
     from tvmquant.benchmark import compare as compare
     from tvmquant.benchmark import measure as measure
+    from tvmquant.bit_choice import BitChoice as BitChoice
     from tvmquant.calibration import Calibration as Calibration
     from tvmquant.compilation import Compilation as Compilation
     from tvmquant.compilation import compile_onnx as compile_onnx
+    from tvmquant.compilation import plan_onnx as plan_onnx
     from tvmquant.data import Preprocess as Preprocess
     from tvmquant.data import open_data as open_data
     from tvmquant.deploy.build import build as build
@@ -28,11 +30,17 @@ if TYPE_CHECKING:
     from tvmquant.frontend import load_onnx as load_onnx
     from tvmquant.graph import Graph as Graph
     from tvmquant.inspection import preview as preview
+    from tvmquant.layers import quantizable_layers as quantizable_layers
+    from tvmquant.mixed_precision.wishes import Wishes as Wishes
     from tvmquant.quantization import calibrate as calibrate
     from tvmquant.quantization import quantize as quantize
+    from tvmquant.report import write_report as write_report
+    from tvmquant.sensitivity import estimate_sensitivity as estimate_sensitivity
     from tvmquant.simulator import simulate as simulate
+    from tvmquant.tuning.tune import tune as tune
 
 _EXPORTS: Final = {
+    "BitChoice": "tvmquant.bit_choice",
     "Calibration": "tvmquant.calibration",
     "Compilation": "tvmquant.compilation",
     "Evaluation": "tvmquant.evaluation",
@@ -40,18 +48,24 @@ _EXPORTS: Final = {
     "Manifest": "tvmquant.deploy.manifest",
     "Model": "tvmquant.deploy.loader",
     "Preprocess": "tvmquant.data",
+    "Wishes": "tvmquant.mixed_precision.wishes",
     "build": "tvmquant.deploy.build",
     "calibrate": "tvmquant.quantization",
     "compare": "tvmquant.benchmark",
     "compile_onnx": "tvmquant.compilation",
+    "estimate_sensitivity": "tvmquant.sensitivity",
     "evaluate": "tvmquant.evaluation",
     "load": "tvmquant.deploy.loader",
     "load_onnx": "tvmquant.frontend",
     "measure": "tvmquant.benchmark",
     "open_data": "tvmquant.data",
+    "plan_onnx": "tvmquant.compilation",
     "preview": "tvmquant.inspection",
+    "quantizable_layers": "tvmquant.layers",
     "quantize": "tvmquant.quantization",
     "simulate": "tvmquant.simulator",
+    "tune": "tvmquant.tuning.tune",
+    "write_report": "tvmquant.report",
 }
 
 __all__ = ["TVMQuantError", "__version__", *_EXPORTS]

@@ -177,17 +177,7 @@ def compile_onnx(
                 record=_existing_record(out) if wishes else None,
             )  # fmt: skip
 
-    with clock.stage("calibrate") as progress:
-        cache = _cache_path(out, fingerprints, calibration_options)
-        calibration = _cached_calibration(cache)
-        cached = calibration is not None
-        if calibration is None:
-            from tvmquant.quantization import calibrate
-
-            calibration = calibrate(graph, dataset, progress=progress, **calibration_options)
-            if cache is not None:
-                cache.parent.mkdir(parents=True, exist_ok=True)
-                calibration.save(cache)
+    calibration, cached = _calibration(clock, graph, dataset, out, calibration_options)
     tilings, tuning_state = None, ""
     if table is not None:
         tilings, tuning_state = _tuned(
@@ -228,13 +218,109 @@ def compile_onnx(
             preprocess=recipe.model_dump(mode="json"),
             tilings=tilings,
         )
-        if given is not None:
-            given.save(out / PLAN_NAME)
+        _replace_plan(out, given)
     record = None
     if chosen is not None:
         with clock.stage("measure") as progress:
             record = _measured(chosen, out, progress)
     return Compilation(manifest, clock.seconds, calibration_cached=cached, record=record)
+
+
+def plan_onnx(
+    path: str | os.PathLike[str],
+    data: Any,
+    wishes: Wishes | None = None,
+    *,
+    out: str | os.PathLike[str],
+    preprocess: PreprocessLike = None,
+    select: str | Mapping[str, Any] | None = None,
+    samples: int | None = DEFAULT_SAMPLES,
+    input_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    target: str = "native",
+    threads: int | None = None,
+    batch: int = 1,
+    table: str | os.PathLike[str] | None = None,
+    tune_seconds: float | None = None,
+    stage: Stage = silent_stage,
+) -> Chosen:
+    """Choose the bit widths of an ONNX model and write them as a plan, without building.
+
+    Parameters
+    ----------
+    path, data, preprocess, select, samples, input_shapes, target, threads, batch
+        As of `compile_onnx`.
+    wishes : Wishes, optional
+        Default: no budget, which gives every layer 8 bits and says what narrower ones would cost.
+    out : path
+        The plan's file. Calibration, sensitivity and latencies are kept beside it, in a folder
+        ``NAME-measurements``, for a later run with other budgets.
+    table, tune_seconds, stage
+        As of `compile_onnx`.
+
+    Raises
+    ------
+    TVMQuantError
+        What the stages raise.
+    """
+    from tvmquant.mixed_precision.choose import Setup, choose_plan
+    from tvmquant.mixed_precision.wishes import Wishes
+
+    out = Path(out)
+    if out.is_dir():
+        raise DataError(f"{out} is a folder; name a file for the plan, such as {out / PLAN_NAME}")
+    _check_plan_options(None, None, table, tune_seconds)
+    clock = _Clock(stage)
+    wishes = wishes or Wishes()
+    folder = out.with_name(f"{out.stem}-measurements")
+    with clock.stage("load"):
+        from tvmquant.frontend import load_onnx
+        from tvmquant.target import parse_target
+
+        parse_target(target)
+        shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
+        graph = load_onnx(path, input_shapes=shapes or None)
+        recipe = Preprocess.parse(preprocess)
+        dataset = _open_calibration_data(graph, data, recipe, select, samples)
+    calibration, _ = _calibration(clock, graph, dataset, folder, {})
+    tilings, state = None, ""
+    if table is not None:
+        tilings, state = _tuned(
+            clock, graph, calibration, table, target, threads, batch, tune_seconds, wishes.choices
+        )
+    setup = Setup(graph, calibration, dataset, target, threads, batch, tilings, state)
+    chosen = choose_plan(setup, wishes, folder, clock.stage)
+    chosen.plan.save(out)
+    return chosen
+
+
+def _calibration(
+    clock: _Clock, graph: Graph, dataset: Dataset, folder: Path, options: Mapping[str, Any]
+) -> tuple[Calibration, bool]:
+    """Return the ranges, and whether a file in the folder had them."""
+    with clock.stage("calibrate") as progress:
+        fingerprints = {"graph": graph.fingerprint(), "data": dataset.fingerprint()}
+        cache = _cache_path(folder, fingerprints, options)
+        calibration = _cached_calibration(cache)
+        if calibration is not None:
+            return calibration, True
+        from tvmquant.quantization import calibrate
+
+        calibration = calibrate(graph, dataset, progress=progress, **options)
+        if cache is not None:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            calibration.save(cache)
+        return calibration, False
+
+
+def _replace_plan(out: Path, plan: Plan | None) -> None:
+    """Keep the plan that a library was built from, and nothing of an earlier one."""
+    from tvmquant.mixed_precision import RECORD_NAME
+
+    (out / RECORD_NAME).unlink(missing_ok=True)
+    if plan is None:
+        (out / PLAN_NAME).unlink(missing_ok=True)
+    else:
+        plan.save(out / PLAN_NAME)
 
 
 def _check_plan_options(wishes: Any, plan: Any, table: Any, tune_seconds: float | None) -> None:

@@ -17,6 +17,7 @@ from tvmquant.cli.demo import demo
 from tvmquant.cli.eval import evaluate_library
 from tvmquant.cli.inspect import inspect
 from tvmquant.cli.output import print_error
+from tvmquant.cli.plan import plan_model
 from tvmquant.cli.report import report
 from tvmquant.cli.run import run
 from tvmquant.cli.tune import tune_model
@@ -59,6 +60,7 @@ app.command("bench")(bench)
 app.command("inspect")(inspect)
 app.command("report")(report)
 app.command("run")(run)
+app.command("plan")(plan_model)
 app.command("tune")(tune_model)
 app.command("demo")(demo)
 

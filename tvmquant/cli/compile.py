@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,6 +62,21 @@ def compile_model(
             help="Round weights so that AVX2 processors may multiply bytes, or freely.",
         ),
     ] = None,
+    latency: options.Latency = None,
+    size: options.Size = None,
+    bops: options.Bops = None,
+    choices: options.Choices = None,
+    pins: options.Pins = None,
+    free_ends: options.FreeEnds = False,
+    sensitivity: options.SensitivityMethod = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan", metavar="plan.json", help="Take the bit widths from here instead of budgets."
+        ),
+    ] = None,
+    table: options.Table = None,
+    tune: options.Tune = None,
     threads: options.Threads = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size of the library.")] = 1,
     input_shape: options.InputShapes = None,
@@ -75,8 +91,10 @@ def compile_model(
 ) -> None:
     """Compile an ONNX model into an integer-only library.
 
-    Calibrates with the images of --data (labels are not needed). What was calibrated is kept in OUT
-    and used again by a later run.
+    Calibrates with the images of --data (labels are not needed). Without a budget every layer gets
+    8 bits. With --latency, --size or --bops it measures what narrower bits cost each layer in
+    accuracy and take on this machine, and chooses the plan of least cost. What was calibrated and
+    measured is kept in OUT and used again by a later run.
     """
     if data is None:
         raise DataError(
@@ -84,6 +102,8 @@ def compile_model(
             "--preprocess, how the model wants them), or a .npy or .npz of inputs of shape (N, ...)"
         )
     shapes = options.parse_input_shapes(input_shape)
+    wishes = options.parse_wishes(latency, size, bops, choices, pins, free_ends, sensitivity)
+    tune_seconds = None if tune is None else options.parse_time("--tune", tune)
     from tvmquant.compilation import compile_onnx
 
     out = out or Path(f"{model.stem}-int8")
@@ -99,6 +119,10 @@ def compile_model(
         activation_scheme=activation_scheme,
         weight_method=weight_method,
         bound_pairs=bound_pairs,
+        wishes=wishes,
+        plan=plan,
+        table=table,
+        tune_seconds=tune_seconds,
         input_shapes=shapes,
         target=target,
         threads=threads,
@@ -130,10 +154,33 @@ def summarize(done: Compilation, out: Path) -> dict[str, Any]:
         "float_audit": manifest["float_audit"],
         "model_bytes": manifest["model"].get("bytes"),
         "library_bytes": manifest["library"]["bytes"],
+        "bits": dict(Counter(_bits(layer) for layer in manifest["layers"] if layer["macs"])),
+        "plan": None if done.record is None else done.record.chosen.model_dump(),
+        "reference": None if done.record is None else done.record.uniform[0].model_dump(),
         "calibration_cached": done.calibration_cached,
         "up_to_date": done.up_to_date,
         "seconds": done.seconds,
     }
+
+
+def _bits(layer: dict[str, Any]) -> str:
+    return f"w{layer['w_bits']}a{layer['a_bits']}"
+
+
+def _plan_rows(plan: dict[str, Any] | None, reference: dict[str, Any] | None) -> list[Any]:
+    if plan is None or reference is None:
+        return []
+    predicted, measured = plan["predicted_ms"], plan["measured_ms"]
+    off = 100 * (predicted / measured - 1)
+    return [
+        ("latency predicted", f"{predicted:.3f} ms, {predicted / reference['predicted_ms']:.2f}x"),
+        ("latency measured", f"{measured:.3f} ms (prediction off by {off:+.1f} %)"),
+        (
+            "weights",
+            f"{plan['size_bytes'] / 1e6:.2f} MB, "
+            f"{plan['size_bytes'] / reference['size_bytes']:.2f}x",
+        ),
+    ]
 
 
 def _table(summary: dict[str, Any]) -> TitledTable:
@@ -142,6 +189,8 @@ def _table(summary: dict[str, Any]) -> TitledTable:
         ("threads", summary["threads"]),
         ("layers", f"{summary['layers']}, {len(summary['float_audit'])} operators in float"),
         ("multiply-accumulates", f"{summary['macs'] / 1e6:.1f} M"),
+        ("layers by bits", ", ".join(f"{n} {bits}" for bits, n in summary["bits"].items())),
+        *_plan_rows(summary["plan"], summary["reference"]),
         ("float model", megabytes(summary["model_bytes"])),
         ("library", megabytes(summary["library_bytes"])),
     ]

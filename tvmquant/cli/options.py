@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from tvmquant.errors import DataError
+from tvmquant.errors import AllocationError, DataError, TuningError
+
+if TYPE_CHECKING:
+    from tvmquant.mixed_precision.wishes import Wishes
+
+_UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 Library = Annotated[
     Path, typer.Argument(metavar="OUT", help="Folder that `tvmquant compile` wrote.")
@@ -51,6 +57,112 @@ InputShapes = Annotated[
         help="Shape of an input that the model leaves open; ? for a batch that stays open.",
     ),
 ]
+
+Latency = Annotated[
+    str | None,
+    typer.Option("--latency", metavar="B", help="Latency budget: 0.8x of int8, or 12ms."),
+]
+Size = Annotated[
+    str | None, typer.Option("--size", metavar="B", help="Budget of the weights: 0.6x or 1.2MB.")
+]
+Bops = Annotated[
+    str | None, typer.Option("--bops", metavar="B", help="Bit operations: 0.5x or 20G.")
+]
+Choices = Annotated[
+    str | None,
+    typer.Option(
+        "--choices",
+        metavar="C,C,...",
+        help="Bit widths that layers may take besides w8a8. Default: w4a8,w4a4.",
+    ),
+]
+Pins = Annotated[
+    list[str] | None,
+    typer.Option("--pin", metavar="LAYER=C", help="Give a layer this choice; may be repeated."),
+]
+FreeEnds = Annotated[
+    bool, typer.Option("--free-ends", help="Let the first and the last layer be narrowed too.")
+]
+SensitivityMethod = Annotated[
+    str | None,
+    typer.Option("--sensitivity", metavar="M", help="hessian (default), fisher, output or random."),
+]
+Table = Annotated[
+    Path | None,
+    typer.Option(
+        "--table", metavar="DIR", help="Measurements of `tvmquant tune`: take the fastest kernels."
+    ),
+]
+Tune = Annotated[
+    str | None,
+    typer.Option("--tune", metavar="T", help="First tune for so long (10m) into --table."),
+]
+
+
+def parse_wishes(
+    latency: str | None,
+    size: str | None,
+    bops: str | None,
+    choices: str | None,
+    pins: list[str] | None,
+    free_ends: bool,
+    sensitivity: str | None,
+) -> Wishes | None:
+    """Return what the options ask of a plan; None where nothing is asked.
+
+    Raises
+    ------
+    TVMQuantError
+        When an option is not understood.
+    """
+    asked = (latency, size, bops, choices, pins, sensitivity)
+    if not any(asked) and not free_ends:
+        return None
+    from tvmquant.allocation.budget import Budget
+    from tvmquant.bit_choice import DEFAULT_CHOICES, BitChoice
+    from tvmquant.mixed_precision.wishes import Wishes
+    from tvmquant.sensitivity.methods import check_method
+
+    for quantity, text in (("latency", latency), ("size", size), ("bops", bops)):
+        if text is not None:
+            Budget.parse(text, quantity)
+    if sensitivity is not None:
+        check_method(sensitivity)
+    pinned = {}
+    for pin in pins or []:
+        layer, equals, choice = pin.rpartition("=")
+        if not equals or not layer:
+            raise AllocationError(
+                f"--pin {pin!r} is not understood; expected LAYER=CHOICE such as /conv1/Conv=w8a8"
+            )
+        pinned[layer] = BitChoice.parse(choice)
+    wanted = [BitChoice.parse(c) for c in choices.split(",")] if choices else DEFAULT_CHOICES
+    return Wishes(
+        latency=latency,
+        size=size,
+        bops=bops,
+        choices=list(dict.fromkeys([BitChoice(), *wanted, *pinned.values()])),
+        pinned=pinned,
+        pin_ends=not free_ends,
+        sensitivity=sensitivity or "hessian",
+    )
+
+
+def parse_time(option: str, text: str) -> float:
+    """Return a time such as ``90s``, ``10m`` or ``1h`` in seconds.
+
+    Raises
+    ------
+    TuningError
+        When it is not of that form, or zero.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smh]?)", text.strip())
+    seconds = float(match.group(1)) * _UNITS[match.group(2)] if match else 0.0
+    if seconds <= 0:
+        raise TuningError(
+            f"{option} {text!r} is not understood; expected a time such as 90s or 10m"
+        )
+    return seconds
 
 
 def parse_input_shapes(specs: list[str] | None) -> dict[str, tuple[int | None, ...]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,6 @@ import typer
 
 from tvmquant.cli import options
 from tvmquant.cli.output import make_table, print_json, print_tables, print_warning
-from tvmquant.errors import TuningError
 
 if TYPE_CHECKING:
     from tvmquant.bit_choice import BitChoice
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
     from tvmquant.tuning.tuner import Progress
 
 INTERRUPTED = 130
-UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
 def tune_model(
@@ -67,7 +64,7 @@ def tune_model(
     """
     shapes = options.parse_input_shapes(input_shape)
     wanted = _parse_choices(choices)
-    seconds = None if time is None else _parse_time(time)
+    seconds = None if time is None else options.parse_time("--time", time)
     from tvmquant.frontend import load_onnx
     from tvmquant.tuning.tune import tune
 
@@ -202,11 +199,3 @@ def _parse_choices(text: str) -> list[BitChoice]:
     from tvmquant.bit_choice import BitChoice
 
     return [BitChoice.parse(part) for part in text.split(",")]
-
-
-def _parse_time(text: str) -> float:
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smh]?)", text.strip())
-    seconds = float(match.group(1)) * UNITS[match.group(2)] if match else 0.0
-    if seconds <= 0:
-        raise TuningError(f"--time {text!r} is not understood; expected a time such as 90s or 10m")
-    return seconds

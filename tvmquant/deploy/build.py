@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import importlib.metadata
 import os
 import shutil
@@ -135,6 +137,9 @@ def build(
 def _work_folder(folder: Path) -> Iterator[Path]:
     """Make a folder beside ``folder`` to build in; take away what is left of it in the end.
 
+    Takes away as well what builds of ``folder`` left that were killed. Each holds a lock on its
+    folder, which the system opens when the process ends, however it does.
+
     Raises
     ------
     ArtifactError
@@ -143,16 +148,46 @@ def _work_folder(folder: Path) -> Iterator[Path]:
     made = [parent for parent in folder.parents if not parent.exists()]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        with _locked(folder.parent):  # else a folder could be taken for left before it is locked
+            _remove_abandoned(folder)
+            work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            lock = os.open(work, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:
         raise ArtifactError(f"{folder.parent} cannot be written to: {error.strerror}") from None
     try:
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        os.close(lock)
         with contextlib.suppress(OSError):  # the library is in it
             for parent in made:
                 parent.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder, waiting for it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the work folders of builds of ``folder`` whose process has ended."""
+    for work in folder.parent.glob(f".{glob.escape(folder.name)}.????????"):
+        if not (work.is_dir() and _only_our_files(work)):
+            continue
+        handle = os.open(work, os.O_RDONLY)
+        try:
+            with contextlib.suppress(BlockingIOError):  # it is at work
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(work, ignore_errors=True)
+        finally:
+            os.close(handle)
 
 
 def _destination(folder: Path, force: bool) -> Path:

@@ -48,6 +48,7 @@ from tvmquant.sensitivity.loss import (
     sampled_targets,
     targets_of,
 )
+from tvmquant.sensitivity.methods import check_method
 from tvmquant.sensitivity.quantizers import (
     Quantizers,
     activation_name,
@@ -65,7 +66,6 @@ Progress = Callable[[int, "int | None"], None]
 Batch = tuple[Tensor, "Tensor | None"]
 Terms = dict[str, dict[str, float]]
 
-METHODS: Final = ("hessian", "fisher", "output", "random")
 BATCH_SIZE: Final = 8
 # Hessian-vector products, after which the traces are taken as they are.
 MAX_PRODUCTS: Final = 64
@@ -97,7 +97,7 @@ def estimate_sensitivity(
     calibration : Calibration
         Of the graph.
     method : str
-        One of `METHODS`.
+        One of `tvmquant.sensitivity.METHODS`.
     choices : sequence of BitChoice
         Besides w8a8.
     labels : bool
@@ -121,10 +121,7 @@ def estimate_sensitivity(
     DataError
         When the data are empty or do not fit the model.
     """
-    if method not in METHODS:
-        raise SensitivityError(
-            f"sensitivity method {method!r} is unknown; expected one of {', '.join(METHODS)}"
-        )
+    check_method(method)
     if not tolerance > 0.0:
         raise SensitivityError(f"tolerance = {tolerance}; expected more than 0")
     if data is None:

@@ -1,7 +1,9 @@
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import stat
 
 import numpy as np
@@ -195,6 +197,52 @@ def test_an_interrupt_leaves_nothing(quantized, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         build(quantized, out=tmp_path / "library")
     assert os.listdir(tmp_path) == []
+
+
+def killed_while_compiling(quantized, out):
+    """Build in a process that is killed when the library is half written."""
+
+    def die(_module, _target, library):
+        library.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def work():
+        build_module.compile_in_worker = die
+        build(quantized, out=out)
+
+    worker = multiprocessing.get_context("fork").Process(target=work)
+    worker.start()
+    worker.join()
+    assert worker.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12's of any thread
+def test_the_next_build_takes_away_what_a_killed_one_left(quantized, tmp_path):
+    out = tmp_path / "library"
+    (tmp_path / ".library.theirs00").mkdir()
+    (tmp_path / ".library.theirs00" / "notes.txt").write_text("mine")
+    killed_while_compiling(quantized, out)
+    assert not out.exists()
+    assert len(os.listdir(tmp_path)) == 2
+    build(quantized, out=out)
+    load(out)
+    assert sorted(os.listdir(tmp_path)) == [".library.theirs00", "library"]
+
+
+def test_a_build_at_work_is_left_alone(quantized, tmp_path, monkeypatch):
+    compile_in_worker, seen = build_module.compile_in_worker, []
+
+    def build_inside(module, target, library):
+        if not seen:
+            seen.append(library)
+            build(quantized, out=tmp_path / "library")
+        assert library.parent.is_dir()
+        compile_in_worker(module, target, library)
+
+    monkeypatch.setattr(build_module, "compile_in_worker", build_inside)
+    build(quantized, out=tmp_path / "library")
+    load(tmp_path / "library")
+    assert os.listdir(tmp_path) == ["library"]
 
 
 def test_a_library_is_replaced_only_by_force(quantized, library):
