@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -20,7 +21,7 @@ BASELINE = "w8a8"
 
 @dataclass(frozen=True)
 class Row:
-    """The kernel calls of one ONNX node.
+    """Neighbouring kernel calls of one ONNX node.
 
     Parameters
     ----------
@@ -122,10 +123,11 @@ class Content:
         timing : Timing
             One time for each kernel call of the manifest.
         """
-        sums: dict[str, float] = {}
-        for layer, spent in zip(self.manifest.layers, timing.kernels_ms, strict=True):
-            sums[layer.id] = sums.get(layer.id, 0.0) + spent
-        rows = tuple(dataclasses.replace(row, measured_ms=sums[row.id]) for row in self.rows)
+        times = iter(timing.kernels_ms)
+        rows = tuple(
+            dataclasses.replace(row, measured_ms=sum(next(times) for _ in row.kernels))
+            for row in self.rows
+        )
         return dataclasses.replace(self, timing=timing, rows=rows)
 
     @property
@@ -197,16 +199,13 @@ def read_content(manifest: Manifest, record: MixedPrecisionRecord | None = None)
         If the record names a layer or bit widths that the library does not have, or a choice that
         is none.
     """
-    kernels: dict[str, list[LayerInfo]] = {}
-    for layer in manifest.layers:
-        kernels.setdefault(layer.id, []).append(layer)
     records = {layer.id: layer for layer in record.layers} if record else {}
+    contractions = {layer.id: layer for layer in manifest.layers if layer.w_bits}
     for layer_record in records.values():
-        _check(layer_record, kernels.get(layer_record.id, []))
-    rows = tuple(
-        _row(number, calls, records.get(name))
-        for number, (name, calls) in enumerate(kernels.items(), 1)
-    )
+        _check(layer_record, contractions.get(layer_record.id))
+    # The same kernel may run in several places under no other name than its own.
+    calls = [list(group) for _, group in itertools.groupby(manifest.layers, lambda layer: layer.id)]
+    rows = tuple(_row(number, group, records) for number, group in enumerate(calls, 1))
     names = {row.choice for row in rows if row.choice}
     for layer_record in records.values():
         names |= layer_record.perturbation.keys() | layer_record.milliseconds.keys()
@@ -214,9 +213,10 @@ def read_content(manifest: Manifest, record: MixedPrecisionRecord | None = None)
     return Content(manifest, record, None, rows, choices)
 
 
-def _row(number: int, calls: list[LayerInfo], record: LayerRecord | None) -> Row:
+def _row(number: int, calls: list[LayerInfo], records: Mapping[str, LayerRecord]) -> Row:
     main = next((call for call in calls if call.w_bits), calls[0])
     last = calls[-1]
+    record = records.get(main.id) if main.w_bits else None
     choice = f"w{main.w_bits}a{main.a_bits}" if main.w_bits else ""
     return Row(
         number=number,
@@ -231,10 +231,9 @@ def _row(number: int, calls: list[LayerInfo], record: LayerRecord | None) -> Row
     )
 
 
-def _check(record: LayerRecord, calls: list[LayerInfo]) -> None:
-    """Raise DataError where a record does not fit the kernels of its layer."""
+def _check(record: LayerRecord, main: LayerInfo | None) -> None:
+    """Raise DataError where a record does not fit the kernel that computes its layer."""
     layer = f"layer {record.id!r}"
-    main = next((call for call in calls if call.w_bits), None)
     if main is None:
         raise DataError(f"{layer} is not one of this library; the record is of another")
     for name in {record.choice, *record.perturbation, *record.milliseconds}:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import gzip
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from tvmquant.report.content import BASELINE, Content
@@ -87,6 +88,16 @@ def _share(part: float | None, whole: float | None) -> str:
     return UNKNOWN if part is None or not whole else f"{100 * part / whole:.1f} %"
 
 
+def _processor(target: Mapping[str, Any]) -> str:
+    """Return the processor of a manifest's target, which TVM prints as JSON."""
+    try:
+        config = json.loads(target["config"])
+    except ValueError:
+        return str(target["config"])
+    name = config.get("mcpu") if isinstance(config, dict) else None
+    return f"{name} ({target['triple']})" if name else str(target["triple"])
+
+
 def _or_blank(form: Callable[[Any], str]) -> Callable[[Any], str]:
     """Make a filter that shows what is not known as a dash."""
     return lambda value: UNKNOWN if value is None else form(value)
@@ -99,4 +110,5 @@ _FILTERS: Final[dict[str, Callable[..., Any]]] = {
     "count": _or_blank(_count),
     "general": _or_blank(lambda value: f"{value:.3g}"),
     "share": _share,
+    "processor": _processor,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def plot_time(content: Content) -> Plot | None:
     bars = [(row, row.predicted_ms) for row in content.rows if row.predicted_ms is not None]
     if not bars:
         bars = [(row, row.measured_ms or 0.0) for row in content.rows]
-    _add_bars(figure, bars, "%{y:.4f} ms")
+    _add_bars(figure, content, bars, "%{y:.4f} ms")
     measured = [row for row in content.rows if row.measured_ms is not None]
     if content.record is not None and measured:
         figure.add_scatter(
@@ -75,7 +76,7 @@ def plot_memory(content: Content) -> Plot | None:
     if not bars:
         return None
     figure = _figure("Number in the table of layers", "weights, kB")
-    _add_bars(figure, bars, "%{y:,.1f} kB")
+    _add_bars(figure, content, bars, "%{y:,.1f} kB")
     alt = "Kilobytes of weights of each layer in execution order, by bit width."
     return _plot("memory", alt, figure)
 
@@ -89,7 +90,8 @@ def plot_sensitivity(content: Content) -> Plot | None:
     positive = [cost for _, _, _, cost in points if cost > 0]
     floor = min(positive) / 3 if positive else 1.0
     figure = _figure(f"milliseconds saved against {BASELINE}", "perturbation added (log)")
-    figure.update_yaxes(type="log", exponentformat="power")
+    decades = math.log10(max(positive, default=1.0) / floor)
+    figure.update_yaxes(type="log", tickformat="~g", dtick=1 if decades > 3 else "D2")
     figure.add_vline(x=0, line={"color": INK, "width": 1})
     for choice in content.choices:
         own = [point for point in points if point[1] == choice]
@@ -223,10 +225,14 @@ def _steps(content: Content) -> Iterator[tuple[Row, str, float, float]]:
             )
 
 
-def _add_bars(figure: go.Figure, bars: Sequence[tuple[Row, float]], form: str) -> None:
+def _add_bars(
+    figure: go.Figure, content: Content, bars: Sequence[tuple[Row, float]], form: str
+) -> None:
     """Add a bar for each row, in a trace for each bit width."""
-    for choice in dict.fromkeys(sorted((row.choice for row, _ in bars), reverse=True)):
+    for choice in (*content.choices, ""):
         own = [(row, value) for row, value in bars if row.choice == choice]
+        if not own:
+            continue
         style = style_of(choice) if choice else OTHER
         name = choice or "no weights, or float"
         figure.add_bar(
@@ -241,7 +247,8 @@ def _add_bars(figure: go.Figure, bars: Sequence[tuple[Row, float]], form: str) -
             hovertemplate=f"%{{customdata}}<br>{form}<extra>{name}</extra>",
         )
     figure.update_layout(barmode="stack", bargap=0.15)
-    figure.update_xaxes(showgrid=False, tickformat="d", rangemode="tozero")
+    figure.update_xaxes(showgrid=False, tickformat="d", range=[0.4, len(content.rows) + 0.6])
+    figure.update_yaxes(rangemode="tozero")
 
 
 def _figure(x: str, y: str) -> go.Figure:
@@ -261,11 +268,17 @@ def _figure(x: str, y: str) -> go.Figure:
             "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)",
             "hoverlabel": {"align": "left", "namelength": -1},
-            "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+            "legend": {
+                "orientation": "h",
+                "x": 0,
+                "y": 1.02,
+                "yanchor": "bottom",
+                "traceorder": "normal",
+            },
             "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "#aab3bf", "activecolor": INK},
             "showlegend": True,
-            "xaxis": {**axis, "title": {"text": x}},
-            "yaxis": {**axis, "title": {"text": y}},
+            "xaxis": {**axis, "title": {"text": x, "font": {"size": 13}}},
+            "yaxis": {**axis, "title": {"text": y, "font": {"size": 13}}},
         }
     )
 

@@ -8,11 +8,11 @@ from tvmquant.report.content import read_content
 from tvmquant.report.timing import Timing
 
 
-def test_rows_are_the_nodes_in_execution_order(manifest, record):
+def test_rows_are_the_kernels_in_execution_order(manifest, record):
     rows = read_content(manifest, record).rows
-    assert [row.id for row in rows] == list(dict.fromkeys(layer.id for layer in manifest.layers))
+    kernels = [(row.id, kernel) for row in rows for kernel in row.kernels]
+    assert kernels == [(layer.id, layer.kernel) for layer in manifest.layers]
     assert [row.number for row in rows] == list(range(1, len(rows) + 1))
-    assert sum(len(row.kernels) for row in rows) == len(manifest.layers)
     assert [row.id for row in rows if row.record] == [layer.id for layer in record.layers]
     for row in rows:
         if row.record is not None:
@@ -64,15 +64,19 @@ def test_a_plan_for_another_target_is_pointed_out(manifest, record):
         assert "do not hold" in caveat
 
 
-def test_times_of_kernels_are_added_by_node(manifest):
+def test_neighbouring_kernels_of_a_node_are_one_row(manifest, record):
     first = manifest.layers[1]
-    split = replace(manifest, layers=[*manifest.layers, replace(first, kernel="pack")])
-    times = tuple(float(i) for i in range(len(split.layers)))
-    content = read_content(split).with_timing(Timing(times, 1.0, 1))
-    row = next(row for row in content.rows if row.id == first.id)
-    assert row.kernels == (first.kernel, "pack")
-    assert row.measured_ms == times[1] + times[-1]
-    assert sum(row.measured_ms for row in content.rows) == sum(times)
+    layers = list(manifest.layers)
+    layers[1:2] = [replace(first, kernel="pack", w_bits=None, macs=0), first]
+    layers.append(replace(first, kernel="again", w_bits=None, macs=0))
+    split = replace(manifest, layers=layers)
+    times = tuple(float(i) for i in range(len(layers)))
+    content = read_content(split, record).with_timing(Timing(times, 1.0, 1))
+    row, *others = [row for row in content.rows if row.id == first.id]
+    assert row.kernels == ("pack", first.kernel)
+    assert row.measured_ms == times[1] + times[2]
+    assert row.record is not None
+    assert [(o.kernels, o.measured_ms, o.record) for o in others] == [(("again",), times[-1], None)]
 
 
 @pytest.mark.parametrize(
