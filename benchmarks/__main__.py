@@ -42,7 +42,7 @@ ImageSize = Annotated[
 
 @app.callback()
 def _commands() -> None:
-    """Measure accuracy, latency, kernels and compile time; each writes rows to --json FILE."""
+    """Measure accuracy, latency, plans, kernels, compile time; each writes rows to --json FILE."""
 
 
 @app.command()
@@ -148,6 +148,41 @@ def kernels(
                 repeats=repeats,
                 progress=progress,
             )
+
+    _report(json, measure, columns=["layer"])
+
+
+@app.command()
+def allocation(
+    models: Annotated[str, typer.Option(help="Trained or random networks, by commas.")] = (
+        "squeezenet,resnet20,resnet50"
+    ),
+    data: Data = DEFAULT_DATA,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Evaluate at most so many images of each.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each library.")] = 60,
+    image_size: ImageSize = None,
+    target: Target = "native",
+    threads: Threads = None,
+    json: Json = None,
+) -> None:
+    """Accuracy, latency and predicted latency of plans of bit widths, each of one library."""
+
+    def measure() -> list[Any]:
+        from benchmarks import allocation as benchmark
+        from tvmquant.cli.output import StageReporter
+
+        return benchmark.run(
+            _names(models),
+            data=data,
+            stage=StageReporter(),
+            target=target,
+            threads=threads or _physical_cores(),
+            repeats=repeats,
+            limit=limit,
+            image_size=image_size,
+        )
 
     _report(json, measure, columns=["layer"])
 

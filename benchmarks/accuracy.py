@@ -100,7 +100,7 @@ def run(
     """
     tasks = {name: _find(name) for name in models}
     for task in tasks.values():
-        _check_files(folder, task)
+        check_files(folder, task)
     make = RowMaker("accuracy", threads, machine_facts(target))
     rows: list[Row] = []
     for name, task in tasks.items():
@@ -124,11 +124,11 @@ def _evaluate(
     scheme = {k: v for k, v in calibration_options.items() if k == "activation_scheme"}
     target, threads = str(make.facts["target"]), make.threads
     graph = tvmquant.load_onnx(folder / "models" / task.model)
-    images = _images(folder, task, task.calibration, 16)
+    images = open_images(folder, task, task.calibration, 16)
     with stage(f"{name}: calibrate") as progress:
         calibration = tvmquant.calibrate(graph, images, progress=progress, **calibration_options)
     quantized = tvmquant.quantize(graph, calibration, **scheme, **quantize_options)
-    held_out = _images(folder, task, task.evaluation, max(task.batch, 10))
+    held_out = open_images(folder, task, task.evaluation, max(task.batch, 10))
     if limit is not None:
         held_out = held_out.subset(step=max(1, len(held_out) // limit), limit=limit)
     with tempfile.TemporaryDirectory(prefix="tvmquant-") as scratch:
@@ -156,14 +156,18 @@ def _find(name: str) -> Task:
     return TASKS[name]
 
 
-def _images(folder: Path, task: Task, images: tuple[str, str | None], batch_size: int) -> Dataset:
+def open_images(
+    folder: Path, task: Task, images: tuple[str, str | None], batch_size: int
+) -> Dataset:
+    """Open some images of a task."""
     archive, select = images
     return open_data(
         folder / "data" / archive, task.preprocess, batch_size=batch_size, select=select
     )
 
 
-def _check_files(folder: Path, task: Task) -> None:
+def check_files(folder: Path, task: Task) -> None:
+    """Raise `DataError` where the model or an archive of a task is not there."""
     data = {task.calibration[0], task.evaluation[0]}
     for path in (folder / "models" / task.model, *(folder / "data" / name for name in data)):
         require_file(path)
