@@ -6,12 +6,14 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from tvmquant.allocation.budget import Budget, format_amount
+from tvmquant.allocation.costs import QUANTITIES
 from tvmquant.bit_choice import BitChoice
 from tvmquant.deploy.manifest import LayerInfo, Manifest
-from tvmquant.errors import DataError, QuantizationError
+from tvmquant.errors import AllocationError, DataError, QuantizationError
 from tvmquant.mixed_precision import LayerRecord, MixedPrecisionRecord, PlanPoint
 from tvmquant.report.timing import Timing
 
@@ -95,6 +97,31 @@ class Total:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """A budget and what the chosen plan takes of it.
+
+    Parameters
+    ----------
+    quantity, text : str
+        ``latency``, ``size`` or ``bops``, and the budget as the user wrote it.
+    value : float
+        In milliseconds, bytes or bit operations.
+    taken : float
+        By the chosen plan; of the latency the measured one, where it is known.
+    """
+
+    quantity: str
+    text: str
+    value: float
+    taken: float
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the plan stays within the budget."""
+        return self.taken <= self.value
+
+
+@dataclass(frozen=True)
 class Content:
     """Everything on the page.
 
@@ -107,6 +134,7 @@ class Content:
         In execution order.
     choices : tuple of str
         All that occur, from the widest to the narrowest.
+    limits : tuple of Limit
     """
 
     manifest: Manifest
@@ -114,6 +142,7 @@ class Content:
     timing: Timing | None
     rows: tuple[Row, ...] = field(repr=False)
     choices: tuple[str, ...]
+    limits: tuple[Limit, ...] = ()
 
     def with_timing(self, timing: Timing) -> Content:
         """Add the times of this machine.
@@ -147,8 +176,7 @@ class Content:
     @property
     def baseline(self) -> PlanPoint | None:
         """The uniform plan of `BASELINE`."""
-        points = self.record.uniform if self.record else []
-        return next((point for point in points if point.name == BASELINE), None)
+        return _baseline(self.record) if self.record else None
 
     @property
     def plans(self) -> tuple[PlanPoint, ...]:
@@ -181,6 +209,13 @@ class Content:
                 )
             if self.record.chosen.measured_ms is None:
                 found.append("The chosen plan was not measured end to end.")
+            found += [
+                f"The chosen plan exceeds its budget of {limit.quantity}: "
+                f"{format_amount(limit.quantity, limit.taken)} of "
+                f"{format_amount(limit.quantity, limit.value)}."
+                for limit in self.limits
+                if not limit.is_kept
+            ]
         return tuple(found)
 
 
@@ -196,8 +231,8 @@ def read_content(manifest: Manifest, record: MixedPrecisionRecord | None = None)
     Raises
     ------
     DataError
-        If the record names a layer or bit widths that the library does not have, or a choice that
-        is none.
+        If the record names a layer or bit widths that the library does not have, or a choice or a
+        budget that is none.
     """
     records = {layer.id: layer for layer in record.layers} if record else {}
     contractions = {layer.id: layer for layer in manifest.layers if layer.w_bits}
@@ -210,7 +245,36 @@ def read_content(manifest: Manifest, record: MixedPrecisionRecord | None = None)
     for layer_record in records.values():
         names |= layer_record.perturbation.keys() | layer_record.milliseconds.keys()
     choices = tuple(sorted(names, key=_narrowness))
-    return Content(manifest, record, None, rows, choices)
+    limits = tuple(_limits(record)) if record else ()
+    return Content(manifest, record, None, rows, choices, limits)
+
+
+def _baseline(record: MixedPrecisionRecord) -> PlanPoint | None:
+    return next((point for point in record.uniform if point.name == BASELINE), None)
+
+
+def _amounts(plan: PlanPoint) -> dict[str, float]:
+    """Return what a plan is predicted to take of each quantity."""
+    return {"latency": plan.predicted_ms, "size": plan.size_bytes, "bops": plan.bops}
+
+
+def _limits(record: MixedPrecisionRecord) -> Iterator[Limit]:
+    """Yield the budgets of a record; raise DataError where one is none."""
+    plan, base = record.chosen, _baseline(record)
+    for quantity, text in record.budgets.items():
+        if quantity not in QUANTITIES:
+            raise DataError(f"budget of {quantity!r}; expected one of {', '.join(QUANTITIES)}")
+        try:
+            budget = Budget.parse(text, quantity)
+        except AllocationError as error:
+            raise DataError(str(error)) from None
+        if base is None and budget.relative:
+            raise DataError(f"{quantity} budget {text!r}, but no plan named {BASELINE!r}")
+        reference = _amounts(base)[quantity] if base else 0.0
+        taken = _amounts(plan)[quantity]
+        if quantity == "latency" and plan.measured_ms is not None:
+            taken = plan.measured_ms
+        yield Limit(quantity, text, budget.limit(reference), taken)
 
 
 def _row(number: int, calls: list[LayerInfo], records: Mapping[str, LayerRecord]) -> Row:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from tvmquant.allocation.budget import format_amount
 from tvmquant.report.content import BASELINE, Content
 from tvmquant.report.plots import (
     plot_frontier,
@@ -62,6 +63,7 @@ def render(content: Content) -> str:
         plotly=_packed_plotly() if any(plots.values()) else "",
         baseline=BASELINE,
         style_of=style_of,
+        amount=format_amount,
     )
     return page
 

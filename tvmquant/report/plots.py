@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -23,7 +22,6 @@ GRID: Final = "#e3e7ec"
 CHOSEN: Final = "#c1121f"
 HEIGHT: Final = 380
 _PATTERN: Final = {"fillmode": "overlay", "fgcolor": "white", "size": 6, "solidity": 0.25}
-_MILLISECONDS: Final = re.compile(r"(?:<=|<)?\s*([0-9]+(?:\.[0-9]+)?)\s*ms")
 
 
 @dataclass(frozen=True)
@@ -145,13 +143,13 @@ def plot_frontier(content: Content) -> Plot | None:
         style = style_of(point.name)
         _add_plan(figure, point, point.name, style.symbol, 11, style.colour)
     _add_plan(figure, record.chosen, "chosen", "star", 18, CHOSEN)
-    limit = _MILLISECONDS.fullmatch(record.budgets.get("latency", "").strip())
-    if limit is not None:
-        figure.add_vline(
-            x=float(limit.group(1)),
-            line={"color": CHOSEN, "width": 1.2, "dash": "dash"},
-            annotation={"text": "latency budget", "font": {"color": CHOSEN}},
-        )
+    for limit in content.limits:
+        if limit.quantity == "latency":
+            figure.add_vline(
+                x=limit.value,
+                line={"color": CHOSEN, "width": 1.2, "dash": "dash"},
+                annotation={"text": "latency budget", "font": {"color": CHOSEN}},
+            )
     alt = (
         "Perturbation against predicted milliseconds of the best plans, the uniform plans and the "
         f"chosen plan ({record.chosen.predicted_ms:.3f} ms, {record.chosen.perturbation:.3g})."

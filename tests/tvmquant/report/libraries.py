@@ -82,7 +82,7 @@ def record_of(layers: tuple[Layer, ...], choices: Choices, target: str) -> Mixed
         target=target,
         threads=1,
         sensitivity="hessian",
-        budgets={"latency": "0.5 ms", "size": "60%"},
+        budgets={"latency": "3ms", "size": "0.99x"},
         fixed_ms=FIXED_MS,
         layers=[layer_record(layer) for layer in layers],
         chosen=plan_point("chosen", layers, choices, error=0.02),

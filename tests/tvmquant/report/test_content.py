@@ -53,8 +53,8 @@ def test_speedup_is_measured_where_both_plans_were(manifest, record):
     assert content.speedup == (base.predicted_ms / record.chosen.predicted_ms, "predicted")
     assert "not measured" in " ".join(content.caveats)
 
-    content = read_content(manifest, record.model_copy(update={"uniform": []}))
-    assert content.speedup is None
+    change = {"uniform": [], "budgets": {}}
+    assert read_content(manifest, record.model_copy(update=change)).speedup is None
 
 
 def test_a_plan_for_another_target_is_pointed_out(manifest, record):
@@ -92,6 +92,34 @@ def test_a_record_of_another_library_is_refused(manifest, record, change, messag
     layers = [record.layers[0].model_copy(update=change), *record.layers[1:]]
     with pytest.raises(DataError, match=message):
         read_content(manifest, record.model_copy(update={"layers": layers}))
+
+
+def test_budgets_are_compared_with_the_plan(manifest, record):
+    chosen, base = record.chosen, record.uniform[0]
+    budgets = {"latency": "1ms", "size": "0.5x", "bops": "1G"}
+    content = read_content(manifest, record.model_copy(update={"budgets": budgets}))
+    assert [(limit.quantity, limit.value, limit.taken) for limit in content.limits] == [
+        ("latency", 1.0, chosen.measured_ms),
+        ("size", base.size_bytes / 2, chosen.size_bytes),
+        ("bops", 1e9, chosen.bops),
+    ]
+    assert [limit.is_kept for limit in content.limits] == [False, False, True]
+    latency, size = content.caveats
+    assert "budget of latency: 2.886ms of 1ms" in latency
+    assert "budget of size" in size
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budgets": {"latency": "soon"}}, "latency budget 'soon' is not understood"),
+        ({"budgets": {"joy": "1x"}}, "budget of 'joy'; expected one of latency, size, bops"),
+        ({"budgets": {"size": "0.5x"}, "uniform": []}, "no plan named 'w8a8'"),
+    ],
+)
+def test_a_budget_that_is_none_is_refused(manifest, record, change, message):
+    with pytest.raises(DataError, match=message):
+        read_content(manifest, record.model_copy(update=change))
 
 
 def test_sizes_of_results(manifest):

@@ -22,7 +22,8 @@ def test_the_headline(page, record, manifest):
     assert f"Measured at {record.chosen.measured_ms:.3f} ms" in text
     assert "the speed of uniform w8a8 (measured)" in text
     assert "no operator computes in float" in text
-    assert "latency 0.5 ms size 60%" in text
+    assert "latency 3ms: kept size 0.99x: kept" in text
+    assert "latency 3ms (3ms; the plan takes 2.886ms)" in page.by_id("frontier").text
     assert manifest.target["triple"] in page.all("header")[0].text
     assert manifest.target["config"] in page.by_id("origin").text
 

@@ -65,17 +65,13 @@ def test_frontier_shows_every_plan(content):
     assert plans[-1]["x"] == [record.chosen.predicted_ms]
 
 
-@pytest.mark.parametrize(
-    ("budget", "position"),
-    [("2.5 ms", 2.5), ("<= 3ms", 3.0), ("3", None), ("75%", None), (None, None)],
-)
-def test_a_budget_in_milliseconds_is_a_line(content, budget, position):
-    budgets = {} if budget is None else {"latency": budget}
+@pytest.mark.parametrize("budget", ["2.5ms", "0.5x", None])
+def test_a_latency_budget_is_a_line(content, budget):
+    budgets = {"size": "1MB"} if budget is None else {"latency": budget}
     record = content.record.model_copy(update={"budgets": budgets})
     layout = plots.plot_frontier(read_content(content.manifest, record)).spec["layout"]
-    assert [line["x0"] for line in layout.get("shapes", [])] == (
-        [] if position is None else [position]
-    )
+    positions = {"2.5ms": [2.5], "0.5x": [record.uniform[0].predicted_ms / 2], None: []}
+    assert [line["x0"] for line in layout.get("shapes", [])] == positions[budget]
 
 
 def test_an_unmeasured_plan_has_no_bar(content):
