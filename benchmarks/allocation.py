@@ -1,8 +1,8 @@
 """Plans of bit widths: accuracy, latency, prediction and size of the same libraries.
 
-For each network: uniform w8a8, w4a8 and w4a4, and the plans that the integer linear program finds at
-75, 50 and 25 % of the way from the narrowest to the widest of these, by latency, by size and by bit
-operations (HAWQ-V3's high, medium and low). At the medium size also with other sensitivities.
+For each network: uniform w8a8, w4a8 and w4a4, and the plans that the integer linear program finds
+at 75, 50 and 25 % of the way from the narrowest to the widest of these, by latency, by size and by
+bit operations (HAWQ-V3's high, medium and low). At the medium size also with other sensitivities.
 """
 
 from __future__ import annotations
@@ -95,8 +95,10 @@ def run(
     list of Row
         Configs ``w8a8``, ``w4a8``, ``w4a4``, ``ilp-QUANTITY-LEVEL`` and ``ilp-METHOD-...``; metrics
         ``top1`` (trained networks), ``latency_ms``, ``predicted_ms``, ``prediction_error``,
-        ``speedup`` over w8a8, ``size_bytes`` and ``bops`` of the layers, ``library_bytes``. With a
-        key ``layer``: ``speedup`` of that layer's kernel over w8a8, in the network.
+        ``relative_prediction_error`` (of the ratio to w8a8, in which a machine that got slower or
+        faster since the layers were timed does not show), ``speedup`` over w8a8, ``size_bytes`` and
+        ``bops`` of the layers, ``library_bytes``. With a key ``layer``: ``speedup`` of that layer's
+        kernel over w8a8, in the network.
 
     Raises
     ------
@@ -241,6 +243,9 @@ def _measure(
         yield make(subject.name, config, "predicted_ms", predicted, "ms", **facts)
         error = 100.0 * (predicted / measured - 1.0)
         yield make(subject.name, config, "prediction_error", error, "%", **facts)
+        share = predicted / subject.latency.predict(plans[str(W8A8)])
+        error = 100.0 * (share * reference / measured - 1.0)
+        yield make(subject.name, config, "relative_prediction_error", error, "%", **facts)
         yield make(subject.name, config, "speedup", reference / measured, "x", **facts)
         for quantity, unit in (("size", "bytes"), ("bops", "")):
             total = costs.total(quantity, subject.layers, plan)

@@ -315,8 +315,10 @@ def _calibration(
 def _replace_plan(out: Path, plan: Plan | None) -> None:
     """Keep the plan that a library was built from, and nothing of an earlier one."""
     from tvmquant.mixed_precision import RECORD_NAME
+    from tvmquant.report import REPORT_NAME
 
-    (out / RECORD_NAME).unlink(missing_ok=True)
+    for stale in (RECORD_NAME, REPORT_NAME):
+        (out / stale).unlink(missing_ok=True)
     if plan is None:
         (out / PLAN_NAME).unlink(missing_ok=True)
     else:

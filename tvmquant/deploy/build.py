@@ -23,6 +23,7 @@ from tvmquant.deploy.manifest import (
     is_manifest,
 )
 from tvmquant.errors import ArtifactError, QuantizationError
+from tvmquant.report import REPORT_NAME
 from tvmquant.target import parse_target, physical_cores, required_features, triple_of
 
 if TYPE_CHECKING:
@@ -211,7 +212,8 @@ def _destination(folder: Path, force: bool) -> Path:
 
 def _only_our_files(folder: Path) -> bool:
     """Whether a folder holds nothing but what an earlier, perhaps unfinished run wrote."""
-    return all(p.name == LIBRARY_NAME or p.suffix == ".json" for p in folder.iterdir())
+    ours = (LIBRARY_NAME, REPORT_NAME)
+    return all(p.name in ours or p.suffix == ".json" for p in folder.iterdir())
 
 
 def _install(work: Path, folder: Path) -> None:

@@ -202,7 +202,9 @@ class _Estimator:
                         f"{self.dataset.name} has no labels; leave out labels to use the float "
                         "model's own predictions"
                     )
-                y = torch.from_numpy(labels[start : start + size]) if self.labelled else None
+                y = None
+                if self.labelled and labels is not None:
+                    y = torch.from_numpy(labels[start : start + size])
                 seen += len(x)
                 yield x, y
                 self.batches += 1
@@ -333,8 +335,8 @@ class _Hessian(_Differentiating):
             torch.randint(0, 2, t.shape, generator=self.generator).to(t.dtype).mul_(2).sub_(1)
             for t in tensors
         ]
-        product = sum((g * v).sum() for g, v in zip(gradients, probes, strict=True))
-        curvatures = torch.autograd.grad(product, tensors, allow_unused=True)
+        products = [(g * v).sum() for g, v in zip(gradients, probes, strict=True)]
+        curvatures = torch.autograd.grad(torch.stack(products).sum(), tensors, allow_unused=True)
         samples = {}
         for name, probe, curvature in zip(names, probes, curvatures, strict=True):
             value = 0.0 if curvature is None else float((probe * curvature).sum())
@@ -379,6 +381,7 @@ class _Fisher(_Differentiating):
         sums: Terms = {edge: {} for edge in self.activation}
         for x, y in self.batches_of(size=1):
             output, values, shifts = self.forward(x)
+            _require_finite(output.detach(), "the output of the float model")
             targets = sampled_targets(output, targets_of(output, y), self.generator)
             names, tensors = self.tensors(shifts)
             gradients = torch.autograd.grad(loss_of(output, targets), tensors)

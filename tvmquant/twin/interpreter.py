@@ -121,9 +121,8 @@ class Twin(torch.nn.Module):
                 raise QuantizationError(
                     f"tensor {step.edge.id!r} has no scale yet; calibrate first"
                 )
-            rest = [constants[key] for key in step.operands[1:] if isinstance(key, str)]
-            function = step.function
-            found[step.edge.id] = lambda x, f=function, r=rest: f(x, *r)
+            scale_and_others = [constants[str(key)] for key in step.operands[1:]]
+            found[step.edge.id] = _after_first(step.function, scale_and_others)
         return found
 
     @property
@@ -192,6 +191,16 @@ class Twin(torch.nn.Module):
                 raise DataError(
                     f"input {name!r} has shape {tuple(tensor.shape)}; the model takes ({wanted})"
                 )
+
+
+def _after_first(function: Callable[..., Any], others: list[Any]) -> Callable[[Tensor], Tensor]:
+    """Return a function of the first operand."""
+
+    def quantize(x: Tensor) -> Tensor:
+        result: Tensor = function(x, *others)
+        return result
+
+    return quantize
 
 
 def _fetch(key: KeyTree, values: list[Any], constants: dict[str, Any]) -> Any:
