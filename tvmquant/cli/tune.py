@@ -86,6 +86,11 @@ def tune_model(
         )
     if tuned.tuning.failed and not as_json and not quiet:
         print_warning(f"{tuned.tuning.failed} of {tuned.tuning.trials} kernels failed")
+    if tuned.tuning.unsettled and not as_json and not quiet:
+        print_warning(
+            f"the times of {tuned.tuning.unsettled} of {tuned.workloads} kernels vary from "
+            "measurement to measurement; tune again while nothing else runs"
+        )
     summary = summarize(tuned, graph.name)
     if as_json:
         print_json(summary)
@@ -109,6 +114,7 @@ def summarize(tuned: Tuned, model: str) -> dict[str, Any]:
         "trials": tuning.trials,
         "failed": tuning.failed,
         "confirmations": tuning.confirmations,
+        "unsettled": tuning.unsettled,
         "skipped_records": tuned.database.skipped,
         "seconds": tuning.seconds,
         "interrupted": tuning.interrupted,

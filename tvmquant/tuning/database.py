@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION: Final = 1
 SUFFIX: Final = ".jsonl"
+# Between measurements of one kernel, on a machine that does nothing else.
+AGREEMENT: Final = 0.05
 
 
 class Header(BaseModel):
@@ -142,6 +144,8 @@ class Timing:
     default : bool
     seconds : float
         Median over the measurements, the lower one of two: what disturbs only ever adds.
+    least : float
+        Least measurement, in seconds.
     spread : float
         (largest - least measurement) / median; of a single one, the spread within it.
     trials : int
@@ -151,8 +155,14 @@ class Timing:
     tiling: dict[str, Any]
     default: bool
     seconds: float
+    least: float
     spread: float
     trials: int
+
+    @property
+    def settled(self) -> bool:
+        """Whether half of the measurements lie within `AGREEMENT` of the least."""
+        return self.seconds <= self.least * (1 + AGREEMENT)
 
     @classmethod
     def of(cls, records: list[Record]) -> Timing:
@@ -163,7 +173,7 @@ class Timing:
         if len(times) == 1:
             spread = records[0].spread or 0.0
         default = any(record.default for record in records)
-        return cls(records[0].tiling, default, median, spread, len(times))
+        return cls(records[0].tiling, default, median, min(times), spread, len(times))
 
 
 class Database:

@@ -41,8 +41,10 @@ WORKLOADS_PER_ROUND = 2
 # Improvement expected of the first batch, and the least that is ever expected of a batch.
 FIRST_RATE = 0.25
 LEAST_RATE = 0.003
-# Measurements of the fastest tiling and of the default, and how many contend.
+# Measurements of the fastest tiling and of the default, at most where they do not agree, and how
+# many tilings contend.
 CONFIRMATIONS = 3
+MOST_CONFIRMATIONS = 7
 CONTENDERS = 3
 # Of a budget of time, what confirming may take.
 CONFIRMING_SHARE = 0.3
@@ -91,6 +93,8 @@ class Tuning:
     seconds : float
     default_ms, best_ms : float
         Sum over the network's kernels, with their defaults and at best.
+    unsettled : int
+        Kernels whose measurements do not agree: other processes kept the target busy.
     interrupted : bool
         Whether Ctrl-C ended it.
     """
@@ -101,6 +105,7 @@ class Tuning:
     seconds: float
     default_ms: float
     best_ms: float
+    unsettled: int
     interrupted: bool
 
 
@@ -188,9 +193,10 @@ class Tuner:
             self._builder.close()
             self._runner.close()
         default, best = self._network()
+        unsettled = sum(not task.settled for task in self._tasks)
         return Tuning(
             self._trials, self._failed, self._confirmations, self._clock.elapsed, default, best,
-            interrupted,
+            unsettled, interrupted,
         )  # fmt: skip
 
     def _measure_defaults(self) -> None:
@@ -234,7 +240,7 @@ class Tuner:
 
     def _confirm(self) -> None:
         size = BATCH * WORKLOADS_PER_ROUND
-        for _ in range(CONTENDERS + 1):
+        for _ in range(CONTENDERS + MOST_CONFIRMATIONS):
             order = self._confirmation_order()
             if not order:
                 return
@@ -250,7 +256,7 @@ class Tuner:
             contenders = task.unconfirmed()
             for index in contenders:
                 other = index != 0 and task.seconds[index] > task.best
-                for turn in range(CONFIRMATIONS - task.trials(index)):
+                for turn in range(max(1, CONFIRMATIONS - task.trials(index))):
                     order.append(((turn, other, -task.gain), (task, index)))
         return [candidate for _, candidate in sorted(order, key=lambda item: item[0])]
 
@@ -429,10 +435,23 @@ class _Task:
         if self.default is None:
             return []
         ran = sorted(self._timings, key=lambda i: self.seconds[i])
-        if self.trials(ran[0]) >= CONFIRMATIONS and self.trials(0) >= CONFIRMATIONS:
+        if self._confirmed(ran[0]) and self._confirmed(0):
             return []
         contenders = dict.fromkeys([0, *ran[:CONTENDERS]])
-        return [i for i in contenders if self.trials(i) < CONFIRMATIONS]
+        return [i for i in contenders if not self._confirmed(i)]
+
+    def _confirmed(self, index: int) -> bool:
+        timing = self._timings[index]
+        enough = CONFIRMATIONS if timing.settled else MOST_CONFIRMATIONS
+        return timing.trials >= enough
+
+    @property
+    def settled(self) -> bool:
+        """Whether the measurements of the default and of the fastest tiling agree."""
+        ran = self._timings.values()
+        return self.default is None or (
+            self._timings[0].settled and min(ran, key=lambda t: t.seconds).settled
+        )
 
     @property
     def gain(self) -> float:

@@ -1,5 +1,6 @@
 """The tuner's rounds and budgets, with stand-ins that cost no time."""
 
+import numpy as np
 import pytest
 
 from tests.tvmquant.tuning.kernels import (
@@ -13,7 +14,7 @@ from tests.tvmquant.tuning.kernels import (
 )
 from tvmquant.errors import TuningError
 from tvmquant.tuning.database import Database
-from tvmquant.tuning.tuner import CONFIRMATIONS, Tuner, count
+from tvmquant.tuning.tuner import CONFIRMATIONS, MOST_CONFIRMATIONS, Tuner, count
 from tvmquant.tuning.workload import canonical_json
 
 WORKLOADS = (conv(64, 64), conv(32, 48), depthwise())
@@ -63,6 +64,21 @@ def test_it_never_ends_slower_than_the_default(database, noise):
         best, default = database.best(workload.key), database.default(workload.key)
         assert best.seconds <= default.seconds
         assert min(best.trials, default.trials) >= CONFIRMATIONS
+
+
+@pytest.mark.parametrize(("noise", "settled"), [(0.0, True), (3.0, False)])
+def test_measurements_that_do_not_agree_are_repeated_and_told(database, noise, settled):
+    """Whole measurements are disturbed, not only some of their repeats."""
+    rng = np.random.default_rng(0)
+
+    def seconds(workload, tiling):
+        return synthetic_seconds(workload, tiling) * (1 + rng.exponential(noise))
+
+    done, _, _ = tune(database, seconds=seconds if noise else synthetic_seconds)
+    assert (done.unsettled == 0) == settled
+    most = max(database.best(w.key).trials for w in WORKLOADS)
+    assert (most == CONFIRMATIONS) == settled
+    assert most <= MOST_CONFIRMATIONS
 
 
 def test_the_default_is_the_first_that_is_measured(database):
