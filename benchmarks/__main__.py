@@ -187,6 +187,36 @@ def allocation(
     _report(json, measure, columns=["layer"])
 
 
+@app.command()
+def tuning(
+    model: Annotated[str, typer.Option(help="Random network to tune.")] = "resnet50",
+    time: Annotated[str, typer.Option(metavar="T", help="Budget, such as 90s or 10m.")] = "13m",
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each library.")] = 60,
+    image_size: ImageSize = None,
+    target: Target = "native",
+    threads: Threads = None,
+    json: Json = None,
+) -> None:
+    """What tuning gains on a network, how long it takes, how well measurements repeat."""
+
+    def measure() -> list[Any]:
+        from benchmarks import tuning as benchmark
+        from tvmquant.cli.options import parse_time
+        from tvmquant.cli.output import StageReporter
+
+        return benchmark.run(
+            model,
+            stage=StageReporter(),
+            seconds=parse_time("--time", time),
+            repeats=repeats,
+            image_size=image_size,
+            target=target,
+            threads=threads or _physical_cores(),
+        )
+
+    _report(json, measure)
+
+
 @app.command("compile_time")
 def compile_time(
     model: Annotated[str, typer.Option(help="Random network to compile.")] = "resnet50",
