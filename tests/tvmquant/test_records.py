@@ -72,7 +72,7 @@ def test_a_missing_file(tmp_path):
 def test_json_that_is_nested_too_deeply(tmp_path):
     path = tmp_path / "stones.json"
     path.write_text("[" * 200_000)
-    with pytest.raises(DataError, match="stone record .* is not a JSON file"):
+    with pytest.raises(DataError, match=r"stone record .* is not a JSON file"):
         load(path)
 
 
