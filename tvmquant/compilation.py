@@ -8,12 +8,12 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tvmquant.bit_choice import BitChoice
+from tvmquant.bit_choice import W8A8, BitChoice
 from tvmquant.data import Dataset, Preprocess, open_data
 from tvmquant.data.preprocess import PreprocessLike
 from tvmquant.errors import AllocationError, ArtifactError, DataError, ModelError, TuningError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tvmquant.graph import Graph
     from tvmquant.mixed_precision import MixedPrecisionRecord, Wishes
     from tvmquant.mixed_precision.choose import Chosen
+    from tvmquant.tuning import Database
 
 Progress: TypeAlias = Callable[[int, "int | None"], None]
 # Opens a stage by its name, such as "calibrate", and yields what reports its progress.
@@ -158,7 +159,10 @@ def compile_onnx(
         graph = load_onnx(path, input_shapes=shapes or None)
         dataset = _open_calibration_data(graph, data, recipe, select, samples)
         fingerprints = {"graph": graph.fingerprint(), "data": dataset.fingerprint()}
-        settings = {
+        given = _read_plan(plan, graph) if plan is not None else None
+        _check_wishes(graph, wishes)
+        database = _open_table(table, target, threads, create=tune_seconds is not None)
+        settings: dict[str, Any] = {
             **fingerprints,
             "calibration": calibration_options,
             "quantization": {**quantize_options, "strict": strict},
@@ -167,30 +171,33 @@ def compile_onnx(
             "batch": batch,
             "input_shapes": {name: list(shape) for name, shape in shapes.items()},
             "wishes": wishes.settings() if wishes else None,
-            "plan": file_sha256(Path(plan)) if plan else None,
-            "table": str(Path(table).absolute()) if table else None,
+            "plan": {name: layer.choice for name, layer in given.layers.items()} if given else None,
+            "table": None if database is None else _table_state(database),
         }
-        given = _read_plan(plan, graph) if plan else None
         if not force and (built := _existing(out, settings)) is not None:
-            return Compilation(
-                built, clock.seconds, calibration_cached=True, up_to_date=True,
-                record=_existing_record(out) if wishes else None,
-            )  # fmt: skip
+            record = _existing_record(out) if wishes else None
+            if record is not None or wishes is None:
+                return Compilation(
+                    built, clock.seconds, calibration_cached=True, up_to_date=True, record=record
+                )
+            force = True  # an earlier run was interrupted after it had built, before it measured
 
     calibration, cached = _calibration(clock, graph, dataset, out, calibration_options)
-    tilings, tuning_state = None, ""
-    if table is not None:
-        tilings, tuning_state = _tuned(
-            clock, graph, calibration, table, target, threads, batch, tune_seconds,
-            wishes.choices if wishes else [BitChoice()],
+    if database is not None and tune_seconds is not None:
+        planned = given.choices.values() if given else [W8A8]
+        database = _tuned(
+            clock, graph, calibration, database.folder, target, threads, batch, tune_seconds,
+            wishes.measured if wishes else planned,
         )  # fmt: skip
+        settings["table"] = _table_state(database)
+    tilings = None if database is None else database.tilings()
     chosen = None
     if wishes is not None:
         from tvmquant.mixed_precision.choose import Setup, choose_plan
 
         setup = Setup(
-            graph, calibration, dataset, target, threads, batch, tilings, tuning_state,
-            quantize_options,
+            graph, calibration, dataset, target, threads, batch, tilings,
+            settings["table"] or "", quantize_options,
         )  # fmt: skip
         chosen = choose_plan(setup, wishes, out, clock.stage)
         given = chosen.plan
@@ -281,12 +288,17 @@ def plan_onnx(
         graph = load_onnx(path, input_shapes=shapes or None)
         recipe = Preprocess.parse(preprocess)
         dataset = _open_calibration_data(graph, data, recipe, select, samples)
+        _check_wishes(graph, wishes)
+        database = _open_table(table, target, threads, create=tune_seconds is not None)
     calibration, _ = _calibration(clock, graph, dataset, folder, {})
     tilings, state = None, ""
-    if table is not None:
-        tilings, state = _tuned(
-            clock, graph, calibration, table, target, threads, batch, tune_seconds, wishes.choices
-        )
+    if database is not None:
+        if tune_seconds is not None:
+            database = _tuned(
+                clock, graph, calibration, database.folder, target, threads, batch, tune_seconds,
+                wishes.measured,
+            )  # fmt: skip
+        tilings, state = database.tilings(), _table_state(database)
     setup = Setup(graph, calibration, dataset, target, threads, batch, tilings, state)
     chosen = choose_plan(setup, wishes, folder, clock.stage)
     chosen.plan.save(out)
@@ -343,35 +355,53 @@ def _read_plan(path: str | os.PathLike[str], graph: Graph) -> Plan:
     return plan
 
 
+def _check_wishes(graph: Graph, wishes: Wishes | None) -> None:
+    if wishes is not None:
+        from tvmquant.layers import quantizable_layers
+        from tvmquant.mixed_precision.choose import check_wishes
+
+        check_wishes(quantizable_layers(graph), wishes)
+
+
+def _open_table(
+    table: str | os.PathLike[str] | None, target: str, threads: int | None, *, create: bool
+) -> Database | None:
+    if table is None:
+        return None
+    from tvmquant.target import parse_target, physical_cores
+    from tvmquant.tuning import Database
+
+    return Database(table, parse_target(target), threads or physical_cores(), create=create)
+
+
+def _table_state(database: Database) -> str:
+    """Tell measurements apart: a file of them only ever grows."""
+    return f"{database.path.absolute()}, {len(database)} records"
+
+
 def _tuned(
     clock: _Clock,
     graph: Graph,
     calibration: Calibration,
-    table: str | os.PathLike[str],
+    table: Path,
     target: str,
     threads: int | None,
     batch: int,
-    seconds: float | None,
-    choices: Sequence[BitChoice],
-) -> tuple[Any, str]:
-    """Return the tilings of a folder, tuned further first if asked, and its state."""
-    from tvmquant.target import parse_target, physical_cores
-    from tvmquant.tuning import Database
+    seconds: float,
+    choices: Iterable[BitChoice],
+) -> Database:
+    """Measure into a table for so long."""
     from tvmquant.tuning.tune import tune
 
-    if seconds is None:
-        database = Database(table, parse_target(target), threads or physical_cores(), create=False)
-    else:
-        with clock.stage("tune") as progress:
-            tuned = tune(
-                graph, table, target=target, threads=threads, choices=choices,
-                calibration=calibration, batch=batch, seconds=seconds,
-                progress=lambda state: progress(round(state.elapsed), round(seconds)),
-            )  # fmt: skip
-        if tuned.tuning.interrupted:
-            raise KeyboardInterrupt  # what was measured is kept
-        database = tuned.database
-    return database.tilings(), f"{database.path}, {len(database)} records"
+    with clock.stage("tune") as progress:
+        tuned = tune(
+            graph, table, target=target, threads=threads, choices=choices,
+            calibration=calibration, batch=batch, seconds=seconds,
+            progress=lambda state: progress(round(state.elapsed), round(seconds)),
+        )  # fmt: skip
+    if tuned.tuning.interrupted:
+        raise KeyboardInterrupt  # what was measured is kept
+    return tuned.database
 
 
 def _measured(chosen: Chosen, out: Path, progress: Progress) -> MixedPrecisionRecord:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from tvmquant.bit_choice import BitChoice
+from tvmquant.bit_choice import W8A8, BitChoice
+from tvmquant.errors import AllocationError
 from tvmquant.layers import Layer, quantizable_layers
 from tvmquant.records import load_record, save_record
 
@@ -71,10 +72,34 @@ class NetworkLatency(BaseModel):
     networks_ms: dict[str, float]
 
     def predict(self, choices: Mapping[str, BitChoice]) -> float:
-        """Return the latency of a plan that names every layer, by equation (1), in milliseconds."""
-        return self.fixed_ms + sum(
-            times[str(choices[layer])] for layer, times in self.layers.items()
-        )
+        """Return the latency of a plan by equation (1).
+
+        Parameters
+        ----------
+        choices : mapping of str to BitChoice
+            By layer; w8a8 where not named.
+
+        Returns
+        -------
+        float
+            In milliseconds.
+
+        Raises
+        ------
+        AllocationError
+            When a choice was not measured or names no layer; names the layer.
+        """
+        if strangers := [layer for layer in choices if layer not in self.layers]:
+            raise AllocationError(f"no latency was measured of a layer {strangers[0]!r}")
+        total = self.fixed_ms
+        for layer, times in self.layers.items():
+            choice = str(choices.get(layer, W8A8))
+            if choice not in times:
+                raise AllocationError(
+                    f"layer {layer!r} was not measured with {choice}, only with {', '.join(times)}"
+                )
+            total += times[choice]
+        return total
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON; an existing file is replaced at once or not at all."""
@@ -89,24 +114,41 @@ class NetworkLatency(BaseModel):
         DataError
             When the file is missing, not JSON, of another version, or a field is wrong.
         """
-        return load_record(cls, path, "measure again")
+        return load_record(cls, path, "delete it to measure again")
 
 
-def uniform_choices(layers: Sequence[Layer], choice: BitChoice) -> dict[str, BitChoice]:
-    """Give every layer a choice, or the widest that is nearest to it.
+def uniform_choices(
+    layers: Sequence[Layer], choice: BitChoice, *, pin_ends: bool = True
+) -> dict[str, BitChoice]:
+    """Give every layer a choice, or what is nearest to it.
 
-    The first and the last layer, layers without a kernel for the choice, and layers tied to such
-    one by their activation keep what they need: weights of the choice where there is a kernel, and
-    8-bit activations.
+    Layers without a kernel for the choice, and layers tied to such one by their activation, take
+    8-bit activations, with weights of the choice where there is a kernel.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+    choice : BitChoice
+    pin_ends : bool
+        Give the first and the last layer w8a8.
     """
+    pinned = {layer.id for layer in layers if pin_ends and layer.position}
     wide = {
-        layer.group for layer in layers if layer.position or not layer.allows(choice)
-    } if choice.a_bits < 8 else set()  # fmt: skip
+        layer.group
+        for layer in layers
+        if choice.a_bits < 8 and (layer.id in pinned or not layer.allows(choice))
+    }
     result = {}
     for layer in layers:
-        wanted = BitChoice(choice.w_bits, 8, choice.w_group) if layer.group in wide else choice
-        result[layer.id] = wanted if layer.allows(wanted) and not layer.position else BitChoice()
+        wanted = with_wide_activations(choice) if layer.group in wide else choice
+        possible = layer.id not in pinned and layer.allows(wanted)
+        result[layer.id] = wanted if possible else W8A8
     return result
+
+
+def with_wide_activations(choice: BitChoice) -> BitChoice:
+    """Return the choice with the same weights and 8-bit activations."""
+    return BitChoice(choice.w_bits, 8, choice.w_group)
 
 
 def measure_network(
@@ -118,6 +160,7 @@ def measure_network(
     threads: int | None = None,
     batch: int = 1,
     tilings: Any = None,
+    pin_ends: bool = True,
     quantize_options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> NetworkLatency:
@@ -133,6 +176,8 @@ def measure_network(
         keep those, so each layer has a time for every choice that it allows.
     target, threads, batch, tilings
         As of `tvmquant.build`.
+    pin_ends : bool
+        Time the first and the last layer with w8a8 only.
     quantize_options : mapping, optional
         Further options of `tvmquant.quantize`.
     progress : callable (done, total), optional
@@ -148,13 +193,13 @@ def measure_network(
     from tvmquant.quantization import quantize
 
     layers = quantizable_layers(graph)
-    wanted = list(dict.fromkeys([BitChoice(), *choices]))
+    wanted = list(dict.fromkeys([W8A8, *choices]))
     total = len(wanted) + ROUNDS
     with tempfile.TemporaryDirectory(prefix="tvmquant-") as scratch:
         networks: dict[BitChoice, Model] = {}
         plans: dict[BitChoice, dict[str, BitChoice]] = {}
         for index, choice in enumerate(wanted):
-            plans[choice] = uniform_choices(layers, choice)
+            plans[choice] = uniform_choices(layers, choice, pin_ends=pin_ends)
             folder = Path(scratch, str(choice))
             quantized = quantize(
                 graph, calibration, choices=plans[choice], **(quantize_options or {})
@@ -213,7 +258,7 @@ def _layer_times(
     times: Mapping[BitChoice, float],
     kernels: Mapping[BitChoice, Mapping[str, float]],
 ) -> tuple[dict[str, dict[str, float]], dict[BitChoice, float]]:
-    """Return each layer's time by choice (the least where networks share it), and what remains."""
+    """Return each layer's time by choice (the median over networks), and what remains of each."""
     table: dict[str, dict[str, float]] = {}
     for layer in layers:
         by_choice: dict[str, list[float]] = {}

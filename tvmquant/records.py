@@ -57,7 +57,7 @@ def load_record(cls: type[Record], path: str | os.PathLike[str], remedy: str) ->
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{title} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{title} is not a JSON file: {error}; {remedy}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     expected = cls.model_fields["schema_version"].default

@@ -1,5 +1,6 @@
 """Data for the small network, and the library it is compiled into."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,4 +25,44 @@ def small_library(small_onnx: Path, small_data: Path) -> Path:
 
     out = small_onnx.parent / "library"
     compile_onnx(small_onnx, small_data, out=out, threads=1)
+    return out
+
+
+@pytest.fixture(scope="session")
+def branches_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of tied layers, ends, and a layer without narrow kernels."""
+    from tests.tvmquant.branches import export_branches
+
+    return export_branches(tmp_path_factory.mktemp("onnx") / "branches.onnx")
+
+
+@pytest.fixture(scope="session")
+def branches_data(branches_onnx: Path) -> Path:
+    """Images for it."""
+    from tests.tvmquant.branches import SHAPE
+
+    path = branches_onnx.parent / "images.npy"
+    np.save(path, np.random.default_rng(1).normal(size=(24, *SHAPE)).astype("float32"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def brief_timing() -> Iterator[None]:
+    """Measure latencies for a moment only: tests do not ask how long anything takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tvmquant.network_latency.ROUNDS", 1)
+        patch.setattr("tvmquant.network_latency.RUNS", 2)
+        yield
+
+
+@pytest.fixture(scope="session")
+def branches_library(branches_onnx: Path, branches_data: Path, brief_timing: None) -> Path:
+    """The network in 0.85 of the bytes, which 4-bit weights of one branch suffice for."""
+    from tvmquant.bit_choice import W4A8
+    from tvmquant.compilation import compile_onnx
+    from tvmquant.mixed_precision import Wishes
+
+    out = branches_onnx.parent / "library"
+    wishes = Wishes(size="0.85x", choices=(W4A8,), sensitivity="output")
+    compile_onnx(branches_onnx, branches_data, out=out, threads=1, wishes=wishes)
     return out

@@ -9,10 +9,10 @@ from typing import Final
 
 from tvmquant.errors import AllocationError
 
-_TEXT: Final = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([a-zA-Z]*)\s*")
+_TEXT: Final = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([a-zA-Z\u00b5\u03bc]*)\s*")
 # Units of each quantity, and how many milliseconds, bytes or bit operations they are.
 UNITS: Final[dict[str, dict[str, float]]] = {
-    "latency": {"us": 1e-3, "ms": 1.0, "s": 1e3},
+    "latency": {"us": 1e-3, "\u00b5s": 1e-3, "\u03bcs": 1e-3, "ms": 1.0, "s": 1e3},
     "size": {
         "": 1.0, "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9,
         "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30,
@@ -69,7 +69,7 @@ class Budget:
             scale = 1.0 if unit.lower() == "x" else units.get(unit, known.get(unit.lower()))
             if scale is not None and 0.0 < number < math.inf:
                 return cls(quantity, number * scale, relative=unit.lower() == "x")
-        names = ", ".join(name for name in units if name)
+        names = ", ".join(name for name in units if name.isascii() and name)
         raise AllocationError(
             f"{quantity} budget {text!r} is not understood; expected a share of uniform w8a8 such "
             f"as 0.8x, or an amount such as {EXAMPLES[quantity]} (units: {names})"

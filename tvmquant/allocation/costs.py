@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -43,13 +44,20 @@ class Costs:
     latency: Mapping[str, Mapping[str, float]] | None = None
     fixed_latency_ms: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.fixed_latency_ms):
+            raise AllocationError(
+                f"the latency of what is no layer is {self.fixed_latency_ms} ms; expected a finite "
+                "number; measure it again"
+            )
+
     def of(self, quantity: str, layer: Layer, choice: BitChoice) -> float:
         """Return what one layer takes.
 
         Raises
         ------
         AllocationError
-            When its latency was not measured.
+            When its latency was not measured, or is no number of milliseconds.
         """
         if quantity == "size":
             return float(layer_bytes(layer, choice))
@@ -57,13 +65,18 @@ class Costs:
             return float(layer_bops(layer, choice))
         if self.latency is None:
             raise AllocationError("a latency budget needs measured latencies; pass latency")
-        try:
-            return float(self.latency[layer.id][str(choice)])
-        except KeyError:
+        value = self.latency.get(layer.id, {}).get(str(choice))
+        if value is None:
             raise AllocationError(
                 f"layer {layer.id!r} has no measured latency with {choice}; measure that choice "
                 "too, or leave it out of the choices"
-            ) from None
+            )
+        if not 0.0 <= value < math.inf:
+            raise AllocationError(
+                f"layer {layer.id!r}: its latency with {choice} is {value} ms; expected a finite "
+                "number, 0 or more; measure it again"
+            )
+        return float(value)
 
     def total(
         self, quantity: str, layers: Sequence[Layer], choices: Mapping[str, BitChoice]

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
 
 from tvmquant.bit_choice import BitChoice
 from tvmquant.errors import AllocationError, QuantizationError
@@ -30,12 +30,15 @@ class PlannedLayer(BaseModel):
         Such as ``w4a8``; this is what to edit.
     reason : str
         Why; not read.
+    locked : bool
+        Whether the user asked for this choice, so that a new plan is to keep it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     choice: str
     reason: str = ""
+    locked: bool = False
 
     @field_validator("choice")
     @classmethod
@@ -78,18 +81,60 @@ class Plan(BaseModel):
     threads: int = Field(default=1, gt=0)
     sensitivity: str = ""
     budgets: dict[str, str] = Field(default_factory=dict)
-    predicted: dict[str, float] = Field(default_factory=dict)
+    predicted: dict[str, FiniteFloat] = Field(default_factory=dict)
     layers: dict[str, PlannedLayer]
 
     @classmethod
     def from_allocation(cls, allocation: Allocation, **facts: Any) -> Plan:
         """Return the plan of an allocation; the facts are this class's other fields."""
         layers = {
-            name: PlannedLayer(choice=str(choice), reason=allocation.reasons[name])
+            name: PlannedLayer(
+                choice=str(choice),
+                reason=allocation.reasons[name],
+                locked=name in allocation.pinned,
+            )
             for name, choice in allocation.choices.items()
         }
         predicted = {**allocation.totals, "perturbation": allocation.perturbation}
         return cls(predicted=predicted, layers=layers, **facts)
+
+    @classmethod
+    def uniform(
+        cls, layers: Sequence[Layer], choice: BitChoice, *, pin_ends: bool = True, **facts: Any
+    ) -> Plan:
+        """Return the plan that gives every layer a choice, or what is nearest to it.
+
+        Parameters
+        ----------
+        layers : sequence of Layer
+            Of the model.
+        choice : BitChoice
+        pin_ends : bool
+            Give the first and the last layer w8a8.
+        **facts
+            This class's other fields; ``model`` and ``fingerprint`` at least.
+        """
+        from tvmquant.network_latency import uniform_choices
+
+        nearest = uniform_choices(layers, choice, pin_ends=pin_ends)
+        planned = {}
+        for layer in layers:
+            own = nearest[layer.id]
+            reason = f"uniform {choice}"
+            if own != choice and pin_ends and layer.position:
+                reason = f"{layer.position} layer"
+            elif own != choice and not layer.allows(choice):
+                reason = f"no kernel for {layer.op} with {choice}"
+            elif own != choice:
+                reason = "tied to a layer that needs 8-bit activations"
+            planned[layer.id] = PlannedLayer(choice=str(own), reason=reason)
+        return cls(layers=planned, **facts)
+
+    @property
+    def pinned(self) -> dict[str, BitChoice]:
+        """The locked choices, for `allocate` to keep."""
+        choices = self.choices
+        return {name: choices[name] for name, layer in self.layers.items() if layer.locked}
 
     @property
     def choices(self) -> dict[str, BitChoice]:

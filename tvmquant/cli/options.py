@@ -115,11 +115,11 @@ def parse_wishes(
     TVMQuantError
         When an option is not understood.
     """
-    asked = (latency, size, bops, choices, pins, sensitivity)
-    if not any(asked) and not free_ends:
+    asked = (latency, size, bops, choices, sensitivity)
+    if not (any(option is not None for option in asked) or pins or free_ends):
         return None
     from tvmquant.allocation.budget import Budget
-    from tvmquant.bit_choice import DEFAULT_CHOICES, BitChoice
+    from tvmquant.bit_choice import DEFAULT_CHOICES, W8A8, BitChoice
     from tvmquant.mixed_precision.wishes import Wishes
     from tvmquant.sensitivity.methods import check_method
 
@@ -128,23 +128,27 @@ def parse_wishes(
             Budget.parse(text, quantity)
     if sensitivity is not None:
         check_method(sensitivity)
-    pinned = {}
+    pinned: dict[str, BitChoice] = {}
     for pin in pins or []:
         layer, equals, choice = pin.rpartition("=")
         if not equals or not layer:
             raise AllocationError(
                 f"--pin {pin!r} is not understood; expected LAYER=CHOICE such as /conv1/Conv=w8a8"
             )
-        pinned[layer] = BitChoice.parse(choice)
-    wanted = [BitChoice.parse(c) for c in choices.split(",")] if choices else DEFAULT_CHOICES
+        taken = BitChoice.parse(choice)
+        if pinned.setdefault(layer, taken) != taken:
+            raise AllocationError(
+                f"--pin gives layer {layer!r} both {pinned[layer]} and {taken}; leave out one"
+            )
+    wanted = DEFAULT_CHOICES if choices is None else map(BitChoice.parse, choices.split(","))
     return Wishes(
         latency=latency,
         size=size,
         bops=bops,
-        choices=list(dict.fromkeys([BitChoice(), *wanted, *pinned.values()])),
+        choices=tuple(dict.fromkeys([W8A8, *wanted])),
         pinned=pinned,
         pin_ends=not free_ends,
-        sensitivity=sensitivity or "hessian",
+        sensitivity="hessian" if sensitivity is None else sensitivity,
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 from tvmquant.allocation import Allocation, Plan, allocate, pareto
 from tvmquant.allocation.costs import Costs
-from tvmquant.bit_choice import BitChoice
+from tvmquant.bit_choice import W8A8, BitChoice
 from tvmquant.layers import Layer, quantizable_layers
 from tvmquant.mixed_precision.record import LayerRecord, MixedPrecisionRecord, PlanPoint
 from tvmquant.mixed_precision.wishes import Wishes
-from tvmquant.network_latency import NetworkLatency, measure_network, uniform_choices
+from tvmquant.network_latency import (
+    NetworkLatency,
+    measure_network,
+    uniform_choices,
+    with_wide_activations,
+)
 from tvmquant.sensitivity import Sensitivity, estimate_sensitivity
 
 if TYPE_CHECKING:
@@ -78,12 +83,14 @@ def measure_sensitivity(
     """Estimate, or read from ``cache``, the perturbation of every layer under every choice."""
     length = len(setup.data) if setup.data.has_length else SENSITIVITY_SAMPLES
     step = max(1, length // SENSITIVITY_SAMPLES)
+    # What `uniform_choices` gives layers that must keep 8-bit activations is compared too.
+    choices = [c for choice in wishes.measured for c in (choice, with_wide_activations(choice))]
     return estimate_sensitivity(
         setup.graph,
         setup.data.subset(step=step, limit=SENSITIVITY_SAMPLES),
         setup.calibration,
         method=wishes.sensitivity,
-        choices=wishes.choices,
+        choices=list(dict.fromkeys(choices)),
         cache=cache,
         progress=progress,
     )
@@ -93,10 +100,11 @@ def measure_latency(
     setup: Setup, wishes: Wishes, cache: Path, progress: Progress | None = None
 ) -> NetworkLatency:
     """Measure, or read from ``cache``, the latency of every layer under every choice."""
+    pin_ends = _ends_are_w8a8(quantizable_layers(setup.graph), wishes)
     key = json.dumps(
         [
             setup.graph.fingerprint(), setup.target, setup.threads, setup.batch,
-            setup.tuning_state, sorted(str(choice) for choice in wishes.choices),
+            setup.tuning_state, sorted(map(str, wishes.measured)), pin_ends,
             sorted((str(k), str(v)) for k, v in setup.quantize_options.items()),
         ]
     )  # fmt: skip
@@ -106,17 +114,45 @@ def measure_latency(
     latency = measure_network(
         setup.graph,
         setup.calibration,
-        choices=wishes.choices,
+        choices=wishes.measured,
         target=setup.target,
         threads=setup.threads,
         batch=setup.batch,
         tilings=setup.tilings,
+        pin_ends=pin_ends,
         quantize_options=setup.quantize_options,
         progress=progress,
     )
     cache.mkdir(parents=True, exist_ok=True)
     latency.save(path)
     return latency
+
+
+def _ends_are_w8a8(layers: Sequence[Layer], wishes: Wishes) -> bool:
+    """Whether the first and the last layer can take nothing else."""
+    ends = [layer.id for layer in layers if layer.position]
+    return wishes.pin_ends and all(wishes.pinned.get(end, W8A8) == W8A8 for end in ends)
+
+
+def check_wishes(layers: Sequence[Layer], wishes: Wishes) -> None:
+    """Refuse what no measurement can make possible, before the measurements.
+
+    Raises
+    ------
+    AllocationError
+        When a pin names no layer, has no kernel or contradicts that of a tied layer, or no plan
+        keeps the budgets of size and bit operations.
+    """
+    names = {str(choice): 0.0 for choice in wishes.measured}
+    allocate(
+        layers,
+        {layer.id: names for layer in layers},
+        size=wishes.size,
+        bops=wishes.bops,
+        pinned=wishes.pinned,
+        choices=wishes.choices,
+        pin_ends=wishes.pin_ends,
+    )
 
 
 @dataclass(frozen=True)
@@ -229,6 +265,7 @@ def make_record(chosen: Chosen, measured_ms: float | None) -> MixedPrecisionReco
         )
 
     plan = chosen.plan.choices
+    pin_ends = _ends_are_w8a8(chosen.layers, chosen.wishes)
     return MixedPrecisionRecord(
         model=chosen.plan.fingerprint,
         target=latency.target,
@@ -247,7 +284,11 @@ def make_record(chosen: Chosen, measured_ms: float | None) -> MixedPrecisionReco
         ],
         chosen=point("chosen", plan, measured_ms),
         uniform=[
-            point(name, uniform_choices(chosen.layers, BitChoice.parse(name)), measured)
+            point(
+                name,
+                uniform_choices(chosen.layers, BitChoice.parse(name), pin_ends=pin_ends),
+                measured,
+            )
             for name, measured in latency.networks_ms.items()
         ],
         frontier=[point("frontier", found.choices, None) for found in frontier(chosen)],

@@ -121,4 +121,4 @@ class MixedPrecisionRecord(BaseModel):
         DataError
             When the file is missing, not JSON, of another version, or a field is wrong.
         """
-        return load_record(cls, path, "compile the model again")
+        return load_record(cls, path, "compile the model again with --force")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tvmquant.bit_choice import DEFAULT_CHOICES, BitChoice
+from tvmquant.bit_choice import DEFAULT_CHOICES, W8A8, BitChoice
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Wishes:
     latency, size, bops : str, optional
         Budgets, absolute (``12ms``, ``1.2MB``, ``2G``) or relative to uniform w8a8 (``0.8x``).
     choices : sequence of BitChoice
-        What layers may take, w8a8 always among them.
+        What layers may take besides w8a8.
     pinned : mapping of str to BitChoice
         Layers that must take a choice.
     pin_ends : bool
@@ -40,6 +40,11 @@ class Wishes:
         """The budgets given, by quantity."""
         named = {"latency": self.latency, "size": self.size, "bops": self.bops}
         return {name: text for name, text in named.items() if text is not None}
+
+    @property
+    def measured(self) -> tuple[BitChoice, ...]:
+        """All choices that some layer may take."""
+        return tuple(dict.fromkeys([W8A8, *self.choices, *self.pinned.values()]))
 
     def settings(self) -> dict[str, Any]:
         """Return plain JSON values that tell wishes apart."""
