@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvmquant.allocation import Allocation, Plan, allocate, pareto
+from tvmquant.allocation import Allocation, Budget, Plan, allocate, pareto
 from tvmquant.allocation.costs import Costs
 from tvmquant.bit_choice import W8A8, BitChoice
 from tvmquant.layers import Layer, quantizable_layers
@@ -30,6 +30,7 @@ from tvmquant.network_latency import (
     with_wide_activations,
 )
 from tvmquant.sensitivity import Sensitivity, estimate_sensitivity
+from tvmquant.sensitivity.methods import check_method
 
 if TYPE_CHECKING:
     from tvmquant.calibration import Calibration
@@ -140,9 +141,14 @@ def check_wishes(layers: Sequence[Layer], wishes: Wishes) -> None:
     Raises
     ------
     AllocationError
-        When a pin names no layer, has no kernel or contradicts that of a tied layer, or no plan
-        keeps the budgets of size and bit operations.
+        When a pin names no layer, has no kernel or contradicts that of a tied layer, no plan keeps
+        the budgets of size and bit operations, or a budget is not understood.
+    SensitivityError
+        When there is no such method.
     """
+    check_method(wishes.sensitivity)
+    if wishes.latency is not None:
+        Budget.parse(wishes.latency, "latency")
     names = {str(choice): 0.0 for choice in wishes.measured}
     allocate(
         layers,
