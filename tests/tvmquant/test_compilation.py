@@ -305,7 +305,7 @@ def test_what_is_measured_outlasts_an_interruption(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("tvmquant.network_latency._time", interrupt)
+        patch.setattr("tvmquant.mixed_precision.choose.measure_network", interrupt)
         with pytest.raises(KeyboardInterrupt):
             compile_onnx(branches_onnx, branches_data, out=out, threads=1, wishes=BUDGET)
     assert sorted(path.name.partition("-")[0] for path in out.iterdir()) == [
