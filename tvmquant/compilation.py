@@ -163,7 +163,7 @@ def compile_onnx(
         dataset = _open_calibration_data(graph, data, recipe, select, samples)
         fingerprints = {"graph": graph.fingerprint(), "data": dataset.fingerprint()}
         given = _read_plan(plan, graph) if plan is not None else None
-        _check_wishes(graph, wishes)
+        _check_wishes(graph, wishes, target)
         database = _open_table(table, target, threads, create=tune_seconds is not None)
         settings: dict[str, Any] = {
             **fingerprints,
@@ -294,7 +294,7 @@ def plan_onnx(
         graph = load_onnx(path, input_shapes=shapes or None)
         recipe = Preprocess.parse(preprocess)
         dataset = _open_calibration_data(graph, data, recipe, select, samples)
-        _check_wishes(graph, wishes)
+        _check_wishes(graph, wishes, target)
         database = _open_table(table, target, threads, create=tune_seconds is not None)
     calibration, _ = _calibration(clock, graph, dataset, folder, {})
     tilings, state = None, ""
@@ -361,11 +361,12 @@ def _read_plan(path: str | os.PathLike[str], graph: Graph) -> Plan:
     return plan
 
 
-def _check_wishes(graph: Graph, wishes: Wishes | None) -> None:
+def _check_wishes(graph: Graph, wishes: Wishes | None, target: str) -> None:
     if wishes is not None:
         from tvmquant.layers import quantizable_layers
-        from tvmquant.mixed_precision.choose import check_wishes
+        from tvmquant.mixed_precision.choose import check_target, check_wishes
 
+        check_target(target)
         check_wishes(quantizable_layers(graph), wishes)
 
 
