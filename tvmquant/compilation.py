@@ -58,6 +58,8 @@ class Compilation:
         Whether the library was there already, built from the same model, data and settings.
     record : MixedPrecisionRecord, optional
         Of a plan that was chosen: predicted and measured latency, and why.
+    plan : Plan, optional
+        The bit widths, chosen or given; None where every layer has 8 bits.
     """
 
     manifest: Manifest
@@ -65,6 +67,7 @@ class Compilation:
     calibration_cached: bool = False
     up_to_date: bool = False
     record: MixedPrecisionRecord | None = None
+    plan: Plan | None = None
 
 
 def compile_onnx(
@@ -160,7 +163,7 @@ def compile_onnx(
         dataset = _open_calibration_data(graph, data, recipe, select, samples)
         fingerprints = {"graph": graph.fingerprint(), "data": dataset.fingerprint()}
         given = _read_plan(plan, graph) if plan is not None else None
-        _check_wishes(graph, wishes)
+        _check_wishes(graph, wishes, target)
         database = _open_table(table, target, threads, create=tune_seconds is not None)
         settings: dict[str, Any] = {
             **fingerprints,
@@ -178,8 +181,9 @@ def compile_onnx(
             record = _existing_record(out) if wishes else None
             if record is not None or wishes is None:
                 return Compilation(
-                    built, clock.seconds, calibration_cached=True, up_to_date=True, record=record
-                )
+                    built, clock.seconds, calibration_cached=True, up_to_date=True, record=record,
+                    plan=_existing_plan(out) if wishes else given,
+                )  # fmt: skip
             force = True  # an earlier run was interrupted after it had built, before it measured
 
     calibration, cached = _calibration(clock, graph, dataset, out, calibration_options)
@@ -230,7 +234,9 @@ def compile_onnx(
     if chosen is not None:
         with clock.stage("measure") as progress:
             record = _measured(chosen, out, progress)
-    return Compilation(manifest, clock.seconds, calibration_cached=cached, record=record)
+    return Compilation(
+        manifest, clock.seconds, calibration_cached=cached, record=record, plan=given
+    )
 
 
 def plan_onnx(
@@ -288,7 +294,7 @@ def plan_onnx(
         graph = load_onnx(path, input_shapes=shapes or None)
         recipe = Preprocess.parse(preprocess)
         dataset = _open_calibration_data(graph, data, recipe, select, samples)
-        _check_wishes(graph, wishes)
+        _check_wishes(graph, wishes, target)
         database = _open_table(table, target, threads, create=tune_seconds is not None)
     calibration, _ = _calibration(clock, graph, dataset, folder, {})
     tilings, state = None, ""
@@ -355,11 +361,12 @@ def _read_plan(path: str | os.PathLike[str], graph: Graph) -> Plan:
     return plan
 
 
-def _check_wishes(graph: Graph, wishes: Wishes | None) -> None:
+def _check_wishes(graph: Graph, wishes: Wishes | None, target: str) -> None:
     if wishes is not None:
         from tvmquant.layers import quantizable_layers
-        from tvmquant.mixed_precision.choose import check_wishes
+        from tvmquant.mixed_precision.choose import check_target, check_wishes
 
+        check_target(target)
         check_wishes(quantizable_layers(graph), wishes)
 
 
@@ -423,6 +430,13 @@ def _existing_record(out: Path) -> MixedPrecisionRecord | None:
 
     path = out / RECORD_NAME
     return MixedPrecisionRecord.load(path) if path.is_file() else None
+
+
+def _existing_plan(out: Path) -> Plan | None:
+    from tvmquant.allocation import Plan
+
+    path = out / PLAN_NAME
+    return Plan.load(path) if path.is_file() else None
 
 
 def item_shape(graph: Graph) -> tuple[int | None, ...]:

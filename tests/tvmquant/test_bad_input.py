@@ -279,6 +279,110 @@ def test_levels_in_the_wrong_order(tmp_path, network):
         build(graph.with_module(graph.module, "L1"), out=tmp_path / "library")
 
 
+# -- plans ---------------------------------------------------------------------------------------
+
+
+def choice_of(name, choice):
+    def change(plan):
+        plan["layers"][name]["choice"] = choice
+
+    return change
+
+
+def rename_a_layer(plan):
+    plan["layers"] = {n.replace("left", "lefd"): layer for n, layer in plan["layers"].items()}
+
+
+def leave_out_a_layer(plan):
+    del plan["layers"]["right"]
+
+
+def add_a_field(plan):
+    plan["layers"]["right"]["bits"] = 4
+
+
+def of_another_model(plan):
+    plan["fingerprint"] = "0" * 64
+
+
+def of_a_later_version(plan):
+    plan["schema_version"] = 9
+
+
+BAD_PLANS = {
+    "unknown layer": (rename_a_layer, ["'lefd'", "did you mean 'left'"]),
+    "no layer": (leave_out_a_layer, ["no choice", "right"]),
+    "another model": (of_another_model, ["another model", "branches"]),
+    "later version": (of_a_later_version, ["schema_version = 9", "reads 1"]),
+    "unknown choice": (choice_of("right", "w5a8"), ["right", "w5a8", "4 or 8 bits"]),
+    "no choice": (choice_of("right", "narrow"), ["right", "'narrow'", "a form such as w8a8"]),
+    "null": (choice_of("right", None), ["right", "None"]),
+    "number": (choice_of("right", 4), ["right", "= 4", "string"]),
+    "group": (choice_of("right", "w4a8g48"), ["right", "w4a8g48", "32, 64 or 128"]),
+    "extra field": (add_a_field, ["right", "bits = 4"]),
+    "no kernel": (choice_of("depthwise", "w4a8"), ["'depthwise'", "w4a8", "expected", "w8a8"]),
+    "tied layers": (choice_of("right", "w8a4"), ["'left'", "'right'", "same activation"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PLANS)
+def test_plans(tmp_path, branches_onnx, branches_data, branches_library, monkeypatch, name):
+    change, parts = BAD_PLANS[name]
+    plan = json.loads((branches_library / "plan.json").read_text())
+    change(plan)
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(plan))
+    monkeypatch.setattr("tvmquant.quantization.calibrate", None)  # refused before it would be slow
+    out = tmp_path / "library"
+    message = run_cli(
+        "compile", branches_onnx, "--data", branches_data, "--plan", path, "-o", out, "--quiet"
+    )
+    check_message(message, *parts)
+    assert message.count("error:") == 1
+    assert os.listdir(tmp_path) == ["mine.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"schema_version": 1}'])
+def test_plans_that_are_no_plan(tmp_path, branches_onnx, branches_data, content):
+    path = tmp_path / "mine.json"
+    path.write_bytes(content)
+    message = run_cli(
+        "compile", branches_onnx, "--data", branches_data, "--plan", path, "-o", tmp_path / "out",
+        "--quiet",
+    )  # fmt: skip
+    check_message(message, "plan", "mine.json", "mend it")
+    assert os.listdir(tmp_path) == ["mine.json"]
+
+
+def test_a_plan_does_not_spoil_a_library(tmp_path, branches_onnx, branches_data, branches_library):
+    out = shutil.copytree(branches_library, tmp_path / "library")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    plan = tmp_path / "mine.json"
+    plan.write_text((out / "plan.json").read_text().replace("w4a8", "w4a5"))
+    run_cli(
+        "compile", branches_onnx, "--data", branches_data, "--plan", plan, "-o", out, "--force",
+        "--quiet",
+    )  # fmt: skip
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["plan", "mixed-precision", "sensitivity", "latency"])
+def test_damaged_files_of_an_earlier_run(
+    tmp_path, branches_onnx, branches_data, branches_library, name
+):
+    out = shutil.copytree(branches_library, tmp_path / "library")
+    (damaged,) = out.glob(f"{name}*.json")
+    damaged.write_text("{}")
+    options = ["--size", "0.85x", "--choices", "w4a8", "--sensitivity", "output", "--quiet"]
+    if name in ("sensitivity", "latency"):
+        options.append("--force")
+    message = run_cli(
+        "compile", branches_onnx, "--data", branches_data, "-o", out, "--threads", 1, *options
+    )
+    check_message(message, damaged.name, "schema_version")
+    assert damaged.read_text() == "{}"
+
+
 # -- targets and builds --------------------------------------------------------------------------
 
 

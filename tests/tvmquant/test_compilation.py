@@ -1,11 +1,30 @@
 import contextlib
+import dataclasses
+import json
 import shutil
 
 import numpy as np
 import pytest
 
+import tvmquant
+from tvmquant.allocation import Plan
+from tvmquant.bit_choice import W4A8
 from tvmquant.compilation import compile_onnx, item_shape
-from tvmquant.errors import ArtifactError, DataError, ModelError, QuantizationError, TVMQuantError
+from tvmquant.deploy.manifest import Manifest
+from tvmquant.errors import (
+    AllocationError,
+    ArtifactError,
+    DataError,
+    ModelError,
+    QuantizationError,
+    SensitivityError,
+    TuningError,
+    TVMQuantError,
+)
+from tvmquant.mixed_precision import MixedPrecisionRecord, Wishes
+from tvmquant.target import parse_target
+from tvmquant.tuning import Database
+from tvmquant.tuning.database import Record
 
 
 class Spy:
@@ -78,8 +97,6 @@ def test_a_damaged_library_is_not_up_to_date(small_onnx, small_data, library):
 
 
 def test_the_recipe_and_the_origin_are_in_the_manifest(small_onnx, small_library):
-    from tvmquant.deploy.manifest import Manifest
-
     manifest = Manifest.load(small_library)
     assert manifest.model["path"] == str(small_onnx)
     assert manifest.model["bytes"] == small_onnx.stat().st_size
@@ -149,3 +166,186 @@ def test_the_shape_of_an_item():
         item_shape(FakeGraph((1, 2), (1, 3)))
     with pytest.raises(ModelError, match="scalar"):
         item_shape(FakeGraph(()))
+
+
+# -- mixed precision -----------------------------------------------------------------------------
+
+BUDGET = Wishes(size="0.85x", choices=(W4A8,), sensitivity="output")
+
+
+@pytest.fixture
+def mixed(branches_library, tmp_path):
+    """A copy of a library of mixed precision that a test may change."""
+    return shutil.copytree(branches_library, tmp_path / "mixed")
+
+
+@pytest.fixture
+def compile_mixed(branches_onnx, branches_data, mixed, brief_timing):
+    """Return a function that compiles into the copy."""
+
+    def run(**options):
+        return compile_onnx(branches_onnx, branches_data, out=mixed, threads=1, **options)
+
+    return run
+
+
+@pytest.fixture
+def nothing_is_measured(monkeypatch):
+    """Make measuring layers fail."""
+    monkeypatch.setattr("tvmquant.sensitivity.estimate.make_quantizers", None)
+    monkeypatch.setattr("tvmquant.mixed_precision.choose.measure_network", None)
+
+
+def bits_of(library):
+    layers = Manifest.load(library).layers
+    return {layer.id: f"w{layer.w_bits}a{layer.a_bits}" for layer in layers if layer.macs}
+
+
+def texts(plan):
+    return {name: str(choice) for name, choice in plan.choices.items()}
+
+
+def test_the_library_has_the_bits_of_its_plan(branches_library):
+    plan = Plan.load(branches_library / "plan.json")
+    assert sorted(texts(plan).values()) == ["w4a8", "w8a8", "w8a8", "w8a8", "w8a8"]
+    assert bits_of(branches_library) == texts(plan)
+    assert plan.budgets == {"size": "0.85x"}
+
+
+def test_the_record_tells_prediction_from_measurement(branches_library):
+    record = MixedPrecisionRecord.load(branches_library / "mixed-precision.json")
+    plan = Plan.load(branches_library / "plan.json")
+    assert {layer.id: layer.choice for layer in record.layers} == texts(plan)
+    assert record.chosen.predicted_ms == pytest.approx(plan.predicted["latency"])
+    assert record.chosen.measured_ms > 0
+    assert record.model == plan.fingerprint
+    assert [point.name for point in record.uniform] == ["w8a8", "w4a8"]
+
+
+def test_a_mixed_library_computes_what_the_simulator_does(
+    branches_onnx, branches_data, branches_library
+):
+    images = np.load(branches_data)
+    graph = tvmquant.load_onnx(branches_onnx)
+    choices = Plan.load(branches_library / "plan.json").choices
+    calibration = tvmquant.Calibration.load(next(branches_library.glob("calibration-*.json")))
+    quantized = tvmquant.quantize(graph, calibration, choices=choices)
+    model = tvmquant.load(branches_library)
+    for image in images[:4, None]:
+        np.testing.assert_array_equal(model(image), tvmquant.simulate(quantized, image)[0])
+
+
+@pytest.mark.usefixtures("nothing_is_measured")
+def test_a_mixed_library_is_up_to_date(mixed, compile_mixed):
+    before = contents(mixed)
+    done = compile_mixed(wishes=BUDGET)
+    assert done.up_to_date
+    assert done.record == MixedPrecisionRecord.load(mixed / "mixed-precision.json")
+    assert contents(mixed) == before
+
+
+@pytest.mark.usefixtures("nothing_is_measured")
+def test_another_budget_costs_no_measurement(mixed, compile_mixed):
+    wishes = dataclasses.replace(BUDGET, size="0.8x", bops="0.9x")
+    with pytest.raises(ArtifactError, match="--force"):
+        compile_mixed(wishes=wishes)
+    done = compile_mixed(wishes=wishes, force=True)
+    assert done.calibration_cached
+    assert done.record.budgets == {"size": "0.8x", "bops": "0.9x"}
+    bits = bits_of(mixed)
+    assert bits == texts(Plan.load(mixed / "plan.json"))
+    assert (bits["left"], bits["right"]) == ("w4a8", "w4a8")
+
+
+@pytest.mark.usefixtures("nothing_is_measured")
+def test_a_run_that_was_interrupted_before_it_measured_is_taken_up(mixed, compile_mixed):
+    (mixed / "mixed-precision.json").unlink()
+    done = compile_mixed(wishes=BUDGET)
+    assert not done.up_to_date
+    assert done.record.chosen.measured_ms > 0
+    assert compile_mixed(wishes=BUDGET).up_to_date
+
+
+@pytest.mark.usefixtures("nothing_is_measured")
+def test_nothing_of_an_earlier_plan_stays(mixed, compile_mixed):
+    (mixed / "report.html").write_text("of the mixed library")
+    done = compile_mixed(force=True)
+    assert done.record is None
+    assert set(bits_of(mixed).values()) == {"w8a8"}
+    assert {path.suffix for path in mixed.iterdir()} == {".json", ".so"}
+    assert not (mixed / "plan.json").exists()
+    assert not (mixed / "mixed-precision.json").exists()
+    assert compile_mixed().up_to_date
+
+
+@pytest.mark.usefixtures("nothing_is_measured")
+def test_a_plan_edited_by_hand_is_built(mixed, compile_mixed):
+    path = mixed / "plan.json"
+    text = json.loads(path.read_text())
+    for name, choice in {"left": "W4A4", "right": "w8a4", "head": "w4a8g32"}.items():
+        text["layers"][name] = {"choice": choice}
+    path.write_text(json.dumps(text))
+    with pytest.raises(ArtifactError, match="--force"):
+        compile_mixed(plan=path)
+    compile_mixed(plan=path, force=True)
+    assert bits_of(mixed) == {
+        "stem": "w8a8", "left": "w4a4", "right": "w8a4", "depthwise": "w8a8", "head": "w4a8",
+    }  # fmt: skip
+    assert Plan.load(path).layers["head"].choice == "w4a8g32"
+    assert not (mixed / "mixed-precision.json").exists()
+    assert compile_mixed(plan=path).up_to_date
+
+
+def test_what_is_measured_outlasts_an_interruption(
+    branches_onnx, branches_data, tmp_path, monkeypatch, brief_timing
+):
+    out = tmp_path / "out"
+
+    def interrupt(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tvmquant.mixed_precision.choose.measure_network", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            compile_onnx(branches_onnx, branches_data, out=out, threads=1, wishes=BUDGET)
+    assert sorted(path.name.partition("-")[0] for path in out.iterdir()) == [
+        "calibration", "sensitivity",
+    ]  # fmt: skip
+    monkeypatch.setattr("tvmquant.sensitivity.estimate.make_quantizers", None)
+    done = compile_onnx(branches_onnx, branches_data, out=out, threads=1, wishes=BUDGET)
+    assert done.calibration_cached
+    assert done.record.chosen.measured_ms > 0
+
+
+def test_further_measurements_make_a_library_out_of_date(mixed, compile_mixed, tmp_path):
+    database = Database(tmp_path / "table", parse_target("native"), 1)
+    compile_mixed(table=database.folder, force=True)
+    assert compile_mixed(table=database.folder).up_to_date
+    database.append(
+        Record(key="k", family="f", spec={}, tiling={}, error="failed", time="now", cpu="c")
+    )
+    with pytest.raises(ArtifactError, match="other settings"):
+        compile_mixed(table=database.folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"wishes": BUDGET, "plan": "plan.json"}, AllocationError, "leave out either the plan"),
+        ({"tune_seconds": 1.0}, TuningError, "pass table"),
+        ({"table": "nowhere"}, TuningError, "nowhere"),
+        ({"plan": "nowhere.json"}, DataError, "plan 'nowhere.json' cannot be read"),
+        ({"wishes": Wishes(size="0.3x")}, AllocationError, "size cannot be"),
+        ({"wishes": Wishes(pinned={"lefd": W4A8})}, AllocationError, "'lefd'"),
+        ({"wishes": Wishes(latency="soon")}, AllocationError, "latency budget 'soon'"),
+        ({"wishes": Wishes(sensitivity="guess")}, SensitivityError, "'guess' is unknown"),
+    ],
+)
+def test_a_wrong_wish_costs_no_measurement(
+    branches_onnx, branches_data, tmp_path, monkeypatch, options, error, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tvmquant.quantization.calibrate", None)
+    with pytest.raises(error, match=message):
+        compile_onnx(branches_onnx, branches_data, out="out", threads=1, **options)
+    assert list(tmp_path.iterdir()) == []

@@ -146,6 +146,8 @@ def pareto(
         )
     costs = Costs(latency, fixed_latency_ms)
     space = Space(layers, perturbation, costs, pinned or {}, choices, pin_ends)
+    if quantity not in space.quantities:
+        raise AllocationError("a frontier over latency needs measured latencies; pass latency")
     limits = _limits(space, latency_budget, size, bops)
     low = space.least(quantity, limits)
     if low is None:

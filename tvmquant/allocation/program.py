@@ -87,15 +87,15 @@ def solve(
     if not limits:
         return least(layers, [objective, *ties])
     groups = groups_of(layers)
-    options: Options | None = {layer.id: list(objective[layer.id]) for layer in layers}
+    options = {layer.id: list(objective[layer.id]) for layer in layers}
     tables = [objective, *(costs for costs, _ in limits), *ties]
     best: dict[str, BitChoice] | None = None
     size, span = CORE, None
     while True:
-        options = _reachable(groups, options, limits)
-        if options is None:
+        reachable = _reachable(groups, options, limits)
+        if reachable is None:
             return best
-        options = _undominated(groups, options, tables)
+        options = _undominated(groups, reachable, tables)
         prices = _prices(groups, options, objective, limits)
         if prices is None:
             return best

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tvmquant.bit_choice import BitChoice
 from tvmquant.cli import options
 from tvmquant.cli.output import (
     StageReporter,
@@ -144,6 +145,7 @@ def compile_model(
 def summarize(done: Compilation, out: Path) -> dict[str, Any]:
     """Return what the command reports of a compilation."""
     manifest = done.manifest.to_dict()
+    planned = done.plan.choices if done.plan else {}
     return {
         "out": str(out),
         "model": manifest["model"]["name"],
@@ -154,17 +156,19 @@ def summarize(done: Compilation, out: Path) -> dict[str, Any]:
         "float_audit": manifest["float_audit"],
         "model_bytes": manifest["model"].get("bytes"),
         "library_bytes": manifest["library"]["bytes"],
-        "bits": dict(Counter(_bits(layer) for layer in manifest["layers"] if layer["macs"])),
+        "bits": dict(
+            Counter(
+                str(planned.get(layer["id"]) or BitChoice(layer["w_bits"], layer["a_bits"]))
+                for layer in manifest["layers"]
+                if layer["macs"]
+            )
+        ),
         "plan": None if done.record is None else done.record.chosen.model_dump(),
         "reference": None if done.record is None else done.record.uniform[0].model_dump(),
         "calibration_cached": done.calibration_cached,
         "up_to_date": done.up_to_date,
         "seconds": done.seconds,
     }
-
-
-def _bits(layer: dict[str, Any]) -> str:
-    return f"w{layer['w_bits']}a{layer['a_bits']}"
 
 
 def _plan_rows(plan: dict[str, Any] | None, reference: dict[str, Any] | None) -> list[Any]:

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvmquant.allocation import Allocation, Plan, allocate, pareto
+from tvmquant.allocation import Allocation, Budget, Plan, allocate, pareto
 from tvmquant.allocation.costs import Costs
 from tvmquant.bit_choice import W8A8, BitChoice
+from tvmquant.errors import TargetError
 from tvmquant.layers import Layer, quantizable_layers
 from tvmquant.mixed_precision.record import LayerRecord, MixedPrecisionRecord, PlanPoint
 from tvmquant.mixed_precision.wishes import Wishes
@@ -30,6 +32,15 @@ from tvmquant.network_latency import (
     with_wide_activations,
 )
 from tvmquant.sensitivity import Sensitivity, estimate_sensitivity
+from tvmquant.sensitivity.methods import check_method
+from tvmquant.target import (
+    CPUINFO_NAMES,
+    architecture_of,
+    host_features,
+    parse_target,
+    required_features,
+    triple_of,
+)
 
 if TYPE_CHECKING:
     from tvmquant.calibration import Calibration
@@ -134,15 +145,40 @@ def _ends_are_w8a8(layers: Sequence[Layer], wishes: Wishes) -> bool:
     return wishes.pin_ends and all(wishes.pinned.get(end, W8A8) == W8A8 for end in ends)
 
 
+def check_target(target: str) -> None:
+    """Refuse a target whose latencies this machine cannot measure.
+
+    Raises
+    ------
+    TargetError
+        When this machine does not run what is compiled for the target.
+    """
+    parsed = parse_target(target)
+    machine, present = platform.machine(), host_features()
+    foreign = architecture_of(triple_of(parsed.attrs)) != architecture_of(machine)
+    needed = [CPUINFO_NAMES.get(name, name) for name in required_features(parsed)]
+    if foreign or (present and not present.issuperset(needed)):
+        raise TargetError(
+            "bit widths are chosen by latencies measured on the target, and this machine cannot "
+            f"run what is compiled for {target!r}; write the plan on the target (tvmquant plan) "
+            "and compile with it here (--plan)"
+        )
+
+
 def check_wishes(layers: Sequence[Layer], wishes: Wishes) -> None:
     """Refuse what no measurement can make possible, before the measurements.
 
     Raises
     ------
     AllocationError
-        When a pin names no layer, has no kernel or contradicts that of a tied layer, or no plan
-        keeps the budgets of size and bit operations.
+        When a pin names no layer, has no kernel or contradicts that of a tied layer, no plan keeps
+        the budgets of size and bit operations, or a budget is not understood.
+    SensitivityError
+        When there is no such method.
     """
+    check_method(wishes.sensitivity)
+    if wishes.latency is not None:
+        Budget.parse(wishes.latency, "latency")
     names = {str(choice): 0.0 for choice in wishes.measured}
     allocate(
         layers,

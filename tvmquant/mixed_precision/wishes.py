@@ -50,7 +50,7 @@ class Wishes:
         """Return plain JSON values that tell wishes apart."""
         return {
             "budgets": self.budgets,
-            "choices": sorted(str(choice) for choice in self.choices),
+            "choices": sorted({str(choice) for choice in (W8A8, *self.choices)}),
             "pinned": {name: str(choice) for name, choice in sorted(self.pinned.items())},
             "pin_ends": self.pin_ends,
             "sensitivity": self.sensitivity,

@@ -11,6 +11,7 @@ from torch import Tensor
 from tvmquant.bit_choice import BitChoice
 from tvmquant.layers import Layer, quantizable_layers
 from tvmquant.quantization import apply_calibration
+from tvmquant.sensitivity.structure import ends_of, is_piecewise_linear
 from tvmquant.twin import Twin
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ class Quantizers:
         By edge and `activation_name`.
     readers : dict of str to int
         Layers that share an edge's activation width.
+    ends : list of str
+        The operator that computes each output; see `tvmquant.sensitivity.structure`.
+    piecewise_linear : bool
+        Whether outputs are piecewise linear in each weight and activation.
     """
 
     twin: Twin
@@ -55,6 +60,8 @@ class Quantizers:
     weights: dict[str, dict[str, Tensor]]
     activations: dict[str, dict[str, Quantizer]]
     readers: dict[str, int]
+    ends: list[str]
+    piecewise_linear: bool
 
     def edges_of(self, layer: Layer) -> list[str]:
         """Return the activation edges of a layer's group."""
@@ -103,4 +110,7 @@ def make_quantizers(
     for layer in layers:
         sizes[layer.group] = sizes.get(layer.group, 0) + 1
     readers = {edge: sizes[layer.group] for layer in layers for edge in layer.edges}
-    return Quantizers(twin, layers, able, weights, activations, readers)
+    return Quantizers(
+        twin, layers, able, weights, activations, readers,
+        ends_of(graph.module), is_piecewise_linear(graph.module),
+    )  # fmt: skip

@@ -23,7 +23,8 @@ class LayerSensitivity(BaseModel):
         Perturbation by quantizing the weight alone (``w8``, ``w4``, ``w4g32``) and the activation
         alone (``a8``, ``a4``), the latter shared out among the layers that read it.
     trace : float, optional
-        Of the Hessian with respect to the weight, for the method ``hessian``.
+        Of the Hessian with respect to the weight (``hessian``), or of the Fisher information
+        (``fisher``).
     standard_error : float, optional
         Of the trace.
     """
@@ -50,8 +51,14 @@ class Sensitivity(BaseModel):
         Items seen.
     labelled : bool
         Whether the loss was that of labels, instead of the model's own predictions.
+    losses : list of str
+        Of each output of real values; see `tvmquant.sensitivity.loss`.
     probes : int
-        Random vectors (``hessian``), 0 for other methods.
+        Random vectors for each item (``hessian`` and ``fisher``), 0 where there is no chance.
+    tolerance : float
+        What `relative_error` was to be.
+    relative_error : float, optional
+        The greatest relative standard error of a trace, for these data; None without probes.
     converged : bool
         Whether the tolerance was reached.
     layers : dict of str to LayerSensitivity
@@ -68,7 +75,10 @@ class Sensitivity(BaseModel):
     data: str | None
     count: int = Field(gt=0)
     labelled: bool
+    losses: list[str]
     probes: int = Field(ge=0)
+    tolerance: float = Field(gt=0)
+    relative_error: float | None
     converged: bool
     layers: dict[str, LayerSensitivity]
     perturbation: dict[str, dict[str, float]]

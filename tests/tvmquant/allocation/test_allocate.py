@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tvmquant.allocation import Budget, allocate, layer_bops, layer_bytes, pareto
+from tvmquant.allocation import allocate, layer_bops, layer_bytes, pareto
 from tvmquant.bit_choice import DEFAULT_CHOICES, W4A4, W4A8, W8A8, BitChoice
 from tvmquant.errors import AllocationError
 from tvmquant.layers import Layer
@@ -235,23 +235,3 @@ def test_the_frontier_descends():
     assert set(plans[-1].choices.values()) == {W8A8}
     with pytest.raises(AllocationError, match="a frontier of 1 points"):
         pareto(layers, omegas(layers), points=1)
-
-
-@pytest.mark.parametrize(
-    ("text", "quantity", "value", "relative"),
-    [
-        ("0.8x", "latency", 0.8, True), ("12ms", "latency", 12.0, False),
-        ("800 us", "latency", 0.8, False), ("1.5s", "latency", 1500.0, False),
-        ("1.2MB", "size", 1.2e6, False), ("2MiB", "size", 2.0**21, False),
-        ("300000", "size", 3e5, False), ("2.5G", "bops", 2.5e9, False), (".5X", "bops", 0.5, True),
-    ],
-)  # fmt: skip
-def test_budgets_as_users_write_them(text, quantity, value, relative):
-    assert Budget.parse(text, quantity) == Budget(quantity, pytest.approx(value), relative)
-
-
-def test_bytes_of_groups():
-    item = layer("l", weights=1000)
-    assert layer_bytes(item, W8A8) == 1000 + 160
-    assert layer_bytes(item, W4A8) == 500 + 160
-    assert layer_bytes(item, BitChoice(4, 8, 32)) == 500 + 32 + 160

@@ -2,7 +2,9 @@ import shutil
 
 import pytest
 
+from tvmquant.allocation import Plan
 from tvmquant.calibration.observers import _OBSERVERS
+from tvmquant.mixed_precision import MixedPrecisionRecord
 
 
 def test_compile_builds_a_library_and_summarizes_it(tvmquant, small_onnx, small_data, tmp_path):
@@ -70,3 +72,94 @@ def test_the_help_names_every_calibration_method(tvmquant, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     text = tvmquant("compile", "--help").stdout
     assert all(method in text for method in _OBSERVERS)
+
+
+# -- mixed precision -----------------------------------------------------------------------------
+
+BUDGET = ["--size", "0.85x", "--choices", "w4a8", "--sensitivity", "output"]
+
+
+@pytest.fixture
+def mixed(branches_onnx, branches_data, branches_library, tmp_path):
+    """A command that compiles into a copy of a library, and the copy."""
+    out = shutil.copytree(branches_library, tmp_path / "mixed")
+    return ["compile", branches_onnx, "--data", branches_data, "-o", out, "--threads", 1], out
+
+
+def test_a_plan_is_summarized(tvmquant, mixed):
+    command, _ = mixed
+    text = " ".join(tvmquant(*command, *BUDGET).stdout.split())
+    assert "is up to date" in text
+    assert "layers by bits 4 w8a8, 1 w4a8" in text
+    for row in ("latency predicted", "latency measured", "prediction off by", "weights"):
+        assert row in text
+
+
+@pytest.mark.usefixtures("brief_timing")
+def test_every_option_reaches_the_plan(tvmquant, mixed):
+    command, out = mixed
+    options = [
+        "--latency", "10s", "--size", "0.9x", "--bops", "0.95x", "--choices", "w4a4",
+        "--pin", "right=w4a4", "--free-ends", "--sensitivity", "random",
+    ]  # fmt: skip
+    outcome = tvmquant(*command, *options, "--force", "--json")
+    summary = outcome.json()
+    record = MixedPrecisionRecord.load(out / "mixed-precision.json")
+    assert summary["plan"] == record.chosen.model_dump()
+    assert summary["reference"]["name"] == "w8a8"
+    assert record.budgets == {"latency": "10s", "size": "0.9x", "bops": "0.95x"}
+    assert record.sensitivity == "random"
+    choices = {name: str(choice) for name, choice in Plan.load(out / "plan.json").choices.items()}
+    assert choices["right"] == "w4a4"
+    assert choices["left"].endswith("a4")
+    assert set(record.layers[0].milliseconds) == {"w8a8", "w4a4"}
+    assert sum(summary["bits"].values()) == len(choices)
+    for stage in ("sensitivity", "latency", "allocate", "measure"):
+        assert f"{stage}: " in outcome.stderr
+
+
+def test_a_plan_is_built(tvmquant, mixed, tmp_path):
+    command, out = mixed
+    plan = shutil.copy(out / "plan.json", tmp_path)
+    summary = tvmquant(*command, "--plan", plan, "--force", "--json").json()
+    assert summary["bits"] == {"w8a8": 4, "w4a8": 1}
+    assert summary["plan"] is None
+    assert Plan.load(out / "plan.json") == Plan.load(plan)
+
+
+def test_groups_of_weights_are_told(tvmquant, mixed, tmp_path):
+    command, out = mixed
+    plan = tmp_path / "plan.json"
+    plan.write_text((out / "plan.json").read_text().replace("w4a8", "w4a8g32"))
+    summary = tvmquant(*command, "--plan", plan, "--force", "--json").json()
+    assert summary["bits"] == {"w8a8": 4, "w4a8g32": 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--latency", "fast"], "latency budget 'fast' is not understood"),
+        (["--size", "0.2x"], "size cannot be"),
+        (["--bops", "0.9x", "--choices", "w8a8"], "bops cannot be"),
+        (["--choices", "w3a8"], "w3a8"),
+        (["--pin", "lefd=w8a8"], "'lefd'"),
+        (["--pin", "depthwise=w4a8"], "no kernel"),
+        (["--pin", "left=w4a4", "--pin", "right=w8a8"], "same activation"),
+        (["--sensitivity", "guess"], "expected one of hessian"),
+        (["--plan", "nowhere.json"], "'nowhere.json' cannot be read: No such file"),
+        (["--plan", "nowhere.json", "--size", "0.8x"], "leave out either the plan or budgets"),
+        (["--tune", "10m"], "--table"),
+        (["--tune", "soon", "--table", "table"], "expected a time such as 90s"),
+        (["--table", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_wishes(
+    tvmquant, branches_onnx, branches_data, tmp_path, monkeypatch, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    command = ["compile", branches_onnx, "--data", branches_data, "-o", "out", *options]
+    outcome = tvmquant(*command, "--quiet", code=2)
+    assert outcome.stderr.startswith("error: ")
+    assert message in outcome.stderr
+    assert outcome.stdout == ""
+    assert list(tmp_path.iterdir()) == []

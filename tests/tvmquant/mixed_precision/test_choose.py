@@ -8,12 +8,13 @@ import tvmquant
 from tests.tvmquant.branches import LAYERS
 from tvmquant.bit_choice import W4A4, W4A8, W8A8, BitChoice
 from tvmquant.data import open_data
-from tvmquant.errors import AllocationError, DataError
+from tvmquant.errors import AllocationError, DataError, TargetError
 from tvmquant.layers import quantizable_layers
 from tvmquant.mixed_precision import Wishes, choose
 from tvmquant.mixed_precision.choose import (
     SENSITIVITY_SAMPLES,
     Setup,
+    check_target,
     check_wishes,
     choose_plan,
     frontier,
@@ -107,6 +108,17 @@ def test_wishes_that_cannot_be_met_are_refused_at_once(layers, wishes, message):
 )
 def test_other_wishes_are_measured(layers, wishes):
     check_wishes(layers, wishes)
+
+
+@pytest.mark.parametrize("foreign", ["architecture", "features"])
+def test_a_target_that_cannot_be_measured_here(monkeypatch, foreign):
+    check_target("native")
+    if foreign == "architecture":
+        monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    else:
+        monkeypatch.setattr(choose, "host_features", lambda: frozenset({"fpu"}))
+    with pytest.raises(TargetError, match=r"'native'; write the plan on the target .*--plan"):
+        check_target("native")
 
 
 # -- measurements and their files ----------------------------------------------------------------

@@ -202,4 +202,8 @@ def test_progress_is_told(graph, images, calibration):
     estimate_sensitivity(
         graph, images, calibration, method="fisher", progress=lambda *done: seen.append(done)
     )
-    assert seen[-1] == (24, 24)
+    done, total = seen[-1]
+    assert done == total
+    assert done % len(images) == 0
+    assert [d for d, _ in seen] == sorted(d for d, _ in seen)
+    assert all(d <= t for d, t in seen)

@@ -1,0 +1,221 @@
+"""What all ways to estimate have in common: batches of data, the network's loss, the record."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tvmquant.data import Dataset
+from tvmquant.errors import DataError, SensitivityError
+from tvmquant.sensitivity.loss import Loss, choose_loss
+from tvmquant.sensitivity.quantizers import Quantizers, activation_name, weight_name
+from tvmquant.sensitivity.record import LayerSensitivity, Sensitivity
+
+Progress = Callable[[int, "int | None"], None]
+Terms = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to estimate; see `tvmquant.sensitivity.estimate_sensitivity`."""
+
+    labels: bool
+    loss: str
+    tolerance: float
+    max_probes: int
+    batch_size: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output of the network for one batch.
+
+    Parameters
+    ----------
+    z : tensor (N, C, P)
+    targets : tensor (N, C, P), without gradient
+    loss : Loss
+    labelled : bool
+        Whether the targets are labels.
+    """
+
+    z: Tensor
+    targets: Tensor
+    loss: Loss
+    labelled: bool
+
+
+class Estimator(ABC):
+    """The terms of every weight and activation, collected over batches.
+
+    Parameters
+    ----------
+    quantizers : Quantizers
+    dataset : Dataset
+    reiterable : bool
+        Whether the data can be read more than once.
+    settings : Settings
+    progress : callable (items done, total), optional
+    """
+
+    def __init__(
+        self,
+        quantizers: Quantizers,
+        dataset: Dataset,
+        reiterable: bool,
+        settings: Settings,
+        progress: Progress | None,
+    ) -> None:
+        self.q = quantizers
+        self.dataset = dataset
+        self.reiterable = reiterable
+        self.settings = settings
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.progress = progress or (lambda _done, _total: None)
+        self.weight: Terms = {layer.id: {} for layer in quantizers.layers}
+        self.activation: Terms = {edge: {} for edge in quantizers.activations}
+        self.traces: dict[str, tuple[float, float]] = {}
+        self.done = self.count = self.probes = 0
+        self.passes = 1
+        self.relative_error: float | None = None
+        self.losses: list[Loss | None] = []
+        for layer in quantizers.layers:
+            self.require_finite(quantizers.twin.weights[layer.id], f"the weight of {layer.id!r}")
+
+    @abstractmethod
+    def run(self) -> None:
+        """Fill in the terms."""
+
+    def batches(self, size: int | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield inputs and labels (where they are to be used) of at most ``size`` items."""
+        size = size or self.settings.batch_size
+        seen = 0
+        for items, labels in self.dataset:
+            if self.settings.labels and labels is None:
+                raise DataError(
+                    f"{self.dataset.name} has no labels; leave out labels to use the float "
+                    "network's own predictions"
+                )
+            for start in range(0, len(items), size):
+                x = torch.from_numpy(items[start : start + size])
+                y = None
+                if self.settings.labels and labels is not None:
+                    y = torch.from_numpy(labels[start : start + size])
+                yield x, y
+                seen += len(x)
+                self.done += len(x)
+                self.progress(self.done, self._total())
+        self.count = seen
+
+    def _total(self) -> int | None:
+        return len(self.dataset) * self.passes if self.dataset.has_length else None
+
+    def compare(self, result: Any, labels: Tensor | None) -> list[Output]:
+        """Return the floating-point outputs of the network and their targets.
+
+        The labels are those of the first; the others have the network's own answers as targets.
+
+        Raises
+        ------
+        DataError
+            When there is no such output, or the labels do not fit.
+        """
+        tensors = list(result) if isinstance(result, tuple) else [result]
+        floating = [t.is_floating_point() and t.ndim > 0 for t in tensors]
+        if not any(floating):
+            raise DataError(
+                "no output of the network holds real values; sensitivity needs scores, such as "
+                "what goes into the argmax"
+            )
+        if not self.losses:
+            self.losses = [
+                choose_loss(self.settings.loss, end, tensor) if is_float else None
+                for end, tensor, is_float in zip(self.q.ends, tensors, floating, strict=True)
+            ]
+        outputs: list[Output] = []
+        for tensor, loss in zip(tensors, self.losses, strict=True):
+            if loss is not None:
+                z = loss.values(tensor)
+                answer = None if outputs else labels
+                targets = loss.targets(z, answer)
+                outputs.append(Output(z, targets, loss, answer is not None))
+        return outputs
+
+    def check_outputs(self, x: Tensor, outputs: Iterable[Output]) -> None:
+        """Raise `SensitivityError` unless the outputs are finite; names where they are not."""
+        if all(bool(output.z.isfinite().all()) for output in outputs):
+            return
+        bad: list[str] = []
+
+        def observe(edge: str, tensor: Tensor) -> None:
+            if not bad and not bool(tensor.isfinite().all()):
+                bad.append(edge)
+
+        self.q.twin.observe = observe
+        try:
+            with torch.no_grad():
+                self.q.twin(x)
+        finally:
+            self.q.twin.observe = None
+        where = f"the tensor {bad[0]!r}" if bad else "an output"
+        raise SensitivityError(
+            f"{where} of the float model is NaN or infinite; check the model and the "
+            "preprocessing of the data"
+        )
+
+    def require_finite(self, value: float | Tensor, what: str) -> None:
+        """Raise `SensitivityError` unless a value is finite."""
+        finite = math.isfinite(value) if isinstance(value, float) else bool(value.isfinite().all())
+        if not finite:
+            raise SensitivityError(
+                f"{what} is NaN or infinite; check that the float model is finite on these data"
+            )
+
+    def weight_errors(self, layer: str) -> dict[str, Tensor]:
+        """Return Q(W) - W by width."""
+        original = self.q.twin.weights[layer].detach()
+        return {name: rounded - original for name, rounded in self.q.weights[layer].items()}
+
+    def result(self, method: str, model: str, data: str | None) -> Sensitivity:
+        """Return the record.
+
+        Raises
+        ------
+        SensitivityError
+            When a term is NaN or infinite.
+        """
+        layers, perturbation = {}, {}
+        for layer in self.q.layers:
+            shares = {
+                name: math.fsum(self.activation[edge][name] for edge in self.q.edges_of(layer))
+                / self.q.readers[layer.edges[0]]
+                for name in self.activation[layer.edges[0]]
+            }
+            trace, error = self.traces.get(layer.id, (None, None))
+            for kind, terms in (("weight", self.weight[layer.id]), ("activation", shares)):
+                for name, value in terms.items():
+                    self.require_finite(value, f"layer {layer.id!r}: its {kind} term of {name}")
+            layers[layer.id] = LayerSensitivity(
+                weight=self.weight[layer.id], activation=shares, trace=trace, standard_error=error
+            )
+            perturbation[layer.id] = {
+                str(choice): self.weight[layer.id][weight_name(choice)]
+                + shares[activation_name(choice)]
+                for choice in self.q.choices[layer.id]
+                if activation_name(choice) in shares
+            }
+        limit = self.settings.tolerance
+        return Sensitivity(
+            method=method, model=model, data=data, count=self.count,
+            labelled=self.settings.labels, losses=[loss.name for loss in self.losses if loss],
+            probes=self.probes, tolerance=limit, relative_error=self.relative_error,
+            converged=self.relative_error is None or self.relative_error <= limit,
+            layers=layers, perturbation=perturbation,
+        )  # fmt: skip
