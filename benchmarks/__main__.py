@@ -197,7 +197,7 @@ def tuning(
     threads: Threads = None,
     json: Json = None,
 ) -> None:
-    """What tuning gains on a network, how long it takes, how well measurements repeat."""
+    """Measure what tuning gains on a network, how long it takes, and how well it repeats."""
 
     def measure() -> list[Any]:
         from benchmarks import tuning as benchmark
