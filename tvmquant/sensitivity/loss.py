@@ -52,7 +52,7 @@ class Loss(ABC):
         if self.end == SOFTMAX:
             return z.clamp_min(LEAST_SOFTMAX).log()
         if self.end == SIGMOID:
-            z = torch.logit(z, eps=LEAST_SIGMOID)
+            return z.clamp(LEAST_SIGMOID, 1 - LEAST_SIGMOID).logit()
         return z
 
     @abstractmethod

@@ -241,3 +241,43 @@ class TestErrors:
 
         with pytest.raises(ModelError, match="straight-line"):
             Twin(graph((2, 4), body))
+
+
+class TestSingleTensors:
+    """What sensitivity needs: one weight or activation at a time."""
+
+    def test_transform_replaces_tensors_in_float_mode(self, x: torch.Tensor) -> None:
+        twin = Twin(small_network(**SCALES))
+        before, seen = twin(x), []
+
+        def transform(edge: str, tensor: torch.Tensor) -> torch.Tensor:
+            seen.append(edge)
+            return tensor * 2 if edge == "logits" else tensor
+
+        twin.transform = transform
+        torch.testing.assert_close(twin(x), 2 * before)
+        assert seen == [edge.id for edge in twin.edges]
+
+    def test_quantizers_are_those_of_the_quantized_mode(self, x: torch.Tensor) -> None:
+        twin = Twin(small_network(**SCALES))
+        quantizers = twin.quantizers()
+        assert set(quantizers) == set(SCALES)
+        twin.transform = lambda edge, tensor: quantizers[edge](tensor)
+        found = twin(x)
+        twin.transform = None
+        twin.mode = "quantized"
+        torch.testing.assert_close(found, twin(x), rtol=0, atol=0)
+
+    def test_quantizers_need_scales(self) -> None:
+        with pytest.raises(QuantizationError, match="'input' has no scale yet; calibrate first"):
+            Twin(small_network()).quantizers()
+
+    def test_weight_edges(self) -> None:
+        weight = relax.const(np.ones((2, 3, 1, 1), np.float32))
+
+        def body(builder: relax.BlockBuilder, x: relax.Var) -> relax.Expr:
+            quantized = builder.emit(fake_quant(weight, "conv.weight", role="weight"))
+            return named(relax.op.nn.conv2d(x, quantized), "conv")
+
+        assert Twin(graph((1, 3, 4, 4), body)).weight_edges == {"conv": "conv.weight"}
+        assert Twin(small_network()).weight_edges == {}

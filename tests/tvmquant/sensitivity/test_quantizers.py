@@ -1,0 +1,70 @@
+"""What each width does, as the annotated graphs say."""
+
+import pytest
+import torch
+from torch import nn
+
+from tvmquant.bit_choice import W4A4, W4A8, BitChoice
+from tvmquant.quantization import apply_calibration
+from tvmquant.sensitivity.quantizers import activation_name, make_quantizers, weight_name
+from tvmquant.twin import Twin
+
+G32 = BitChoice(4, 8, 32)
+
+
+@pytest.mark.parametrize(
+    ("choice", "weight", "activation"), [(BitChoice(), "w8", "a8"), (W4A4, "w4", "a4"),
+                                         (G32, "w4g32", "a8")],
+)  # fmt: skip
+def test_names(choice, weight, activation):
+    assert (weight_name(choice), activation_name(choice)) == (weight, activation)
+
+
+def test_all_tensors_together_are_the_quantized_network(graph, calibration, images):
+    """Every weight and activation replaced at once gives what the twin computes quantized."""
+    quantizers = make_quantizers(graph, calibration, [W4A4])
+    choices = {layer.id: W4A4 for layer in quantizers.layers}
+    annotated = apply_calibration(graph, calibration, choices=choices)
+    x = torch.from_numpy(images)
+    seen = {}
+    twin = Twin(annotated.module, mode="quantized", observe=seen.setdefault)
+    with torch.no_grad():
+        twin(x)
+    for edge, by_width in quantizers.activations.items():
+        expected = twin.quantizers()[edge](seen[edge])
+        torch.testing.assert_close(by_width["a4"](seen[edge]), expected, rtol=0, atol=0)
+    for layer, edge in twin.weight_edges.items():
+        expected = twin.quantizers()[edge](twin.weights[layer])
+        torch.testing.assert_close(quantizers.weights[layer]["w4"], expected, rtol=0, atol=0)
+
+
+def test_groups_are_finer(graph, calibration):
+    quantizers = make_quantizers(graph, calibration, [W4A8, G32])
+    for layer in quantizers.layers:
+        weight = quantizers.twin.weights[layer.id]
+        errors = {n: float((w - weight).norm().detach()) for n, w in
+                  quantizers.weights[layer.id].items()}  # fmt: skip
+        assert set(errors) == {"w8", "w4", "w4g32"}
+        assert errors["w8"] < errors["w4"]
+
+
+def test_tied_layers_that_cannot_all_be_narrow_stay_wide(import_network):
+    class Fork(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.deep = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3, groups=4, padding=1)
+            self.point, self.head = nn.Conv2d(4, 4, 1), nn.Linear(4, 3)
+
+        def forward(self, x):
+            y = torch.relu(self.stem(x))
+            return self.head((self.deep(y) + self.point(y)).mean((2, 3)))
+
+    quantizers = make_quantizers(*import_network(Fork()), [W4A8, W4A4])
+    by_id = {layer.id: layer for layer in quantizers.layers}
+    (shared,) = by_id["/deep/Conv"].edges
+    assert by_id["/point/Conv"].edges == (shared,)
+    assert set(quantizers.activations[shared]) == {"a8"}
+    assert quantizers.readers[shared] == 2
+    assert set(quantizers.weights["/deep/Conv"]) == {"w8"}
+    assert set(quantizers.weights["/point/Conv"]) == {"w8", "w4"}
+    assert set(quantizers.activations[by_id["/stem/Conv"].edges[0]]) == {"a8", "a4"}
