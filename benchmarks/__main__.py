@@ -97,7 +97,7 @@ def latency(
     batch: Annotated[int, typer.Option(min=1, help="Images of one run.")] = 1,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each engine.")] = 100,
     with_float: Annotated[
-        bool, typer.Option("--float", help="Also tvmquant's float library, which is not tuned.")
+        bool, typer.Option("--float", help="Also tvmquant's float library.")
     ] = False,
     image_size: ImageSize = None,
     target: Target = "native",

@@ -101,7 +101,7 @@ def run(
     repeats : int
         Timed runs of every engine.
     with_float : bool
-        Also measure tvmquant's float library, which has no schedules of its own.
+        Also measure tvmquant's float library.
     target : str
         As of `tvmquant.build`.
     image_size : int, optional

@@ -148,16 +148,17 @@ def compile_onnx(
         **_given(weight_method=weight_method, bound_pairs=bound_pairs),
         **scheme,
     }
+    _check_quantize_options(activation_scheme, weight_method)
     _check_plan_options(wishes, plan, table, tune_seconds)
     recipe = Preprocess.parse(preprocess)
 
     with clock.stage("load"):
+        from tvmquant.deploy.compiler import find_linker
         from tvmquant.deploy.manifest import file_sha256
         from tvmquant.frontend import load_onnx
         from tvmquant.target import parse_target
 
-        parse_target(target)  # a mistake in it is told before calibration, not after
-
+        find_linker(parse_target(target))  # a mistake is told before calibration, not after
         shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
         graph = load_onnx(path, input_shapes=shapes or None)
         dataset = _open_calibration_data(graph, data, recipe, select, samples)
@@ -483,6 +484,15 @@ def _check_method(options: Mapping[str, Any]) -> None:
 
     if options:
         make_observer(**options)
+
+
+def _check_quantize_options(scheme: str | None, weight_method: str | None) -> None:
+    from tvmquant.quantizer import check_scheme, check_weight_method
+
+    if scheme is not None:
+        check_scheme(scheme)
+    if weight_method is not None:
+        check_weight_method(weight_method)
 
 
 def _check_destination(out: Path) -> None:

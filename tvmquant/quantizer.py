@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +12,32 @@ from tvmquant.errors import QuantizationError
 from tvmquant.weight_pairs import runs_of, weight_of
 
 Scheme = Literal["symmetric", "unsigned", "asymmetric", "auto"]
+SCHEMES: tuple[str, ...] = get_args(Scheme)
+WEIGHT_METHODS = ("mse", "minmax")
 
 # Scales stay normal float32 numbers, because they are stored as such in ONNX.
 _LEAST_SCALE = float(np.finfo(np.float32).tiny)
 
 # Multipliers of groups: 7 * 16 fits 8 bits.
 GROUP_LEVELS = 16
+
+
+def check_scheme(scheme: str) -> None:
+    """Raise `QuantizationError` unless activations can be quantized so."""
+    if scheme not in SCHEMES:
+        raise QuantizationError(f"scheme {scheme!r} is unknown; expected {_either(SCHEMES)}")
+
+
+def check_weight_method(method: str) -> None:
+    """Raise `QuantizationError` unless weight scales can be chosen so."""
+    if method not in WEIGHT_METHODS:
+        raise QuantizationError(
+            f"weight method {method!r} is unknown; expected {_either(WEIGHT_METHODS)}"
+        )
+
+
+def _either(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def affine_parameters(
@@ -57,10 +77,7 @@ def affine_parameters(
         raise QuantizationError(f"range ({lo}, {hi}); expected finite lo <= hi")
     if scheme == "auto":
         scheme = "unsigned" if lo >= 0.0 else "symmetric"
-    if scheme not in ("symmetric", "unsigned", "asymmetric"):
-        raise QuantizationError(
-            f"scheme {scheme!r} is unknown; expected symmetric, unsigned, asymmetric or auto"
-        )
+    check_scheme(scheme)
     least_bits = 2 if scheme == "symmetric" else 1
     if not least_bits <= bits <= 16:
         raise QuantizationError(
@@ -112,8 +129,7 @@ def weight_scales(
     QuantizationError
         When a weight is NaN or infinite, or an argument is out of range.
     """
-    if method not in ("minmax", "mse"):
-        raise QuantizationError(f"weight method {method!r} is unknown; expected minmax or mse")
+    check_weight_method(method)
     if not 2 <= bits <= 16:
         raise QuantizationError(f"bits = {bits} for a weight; expected 2 <= bits <= 16")
     w = np.asarray(w, np.float32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 
 # Architectures whose triples LLVM parses; an unknown one would end the process inside LLVM.
 ARCHITECTURES = ("x86_64", "aarch64", "arm64", "armv7a", "armv7l", "riscv64")
+
+# What a triple says of the operating system -> its name in Python.
+SYSTEMS = {
+    "android": "android", "linux": "linux", "darwin": "darwin", "macos": "darwin", "ios": "ios",
+    "windows": "windows", "mingw": "windows", "freebsd": "freebsd",
+}  # fmt: skip
+
+# Threads of a library, at most: far beyond the machines that TVM's thread pool serves.
+MAX_THREADS = 1024
 
 # Options of TVM's LLVM target that are numbers.
 INTEGER_OPTIONS = ("num-cores", "opt-level", "vector-width")
@@ -72,7 +81,9 @@ def parse_target(spec: str | dict[str, Any] | tvm.target.Target) -> tvm.target.T
         raise TargetError(f"target kind {kind!r} is not supported; expected 'llvm' (a CPU)")
     _validate(config)
     try:
-        return tvm.target.Target(config)
+        target = tvm.target.Target(config)
+        tvm.target.codegen.llvm_get_cpu_features(target)  # LLVM reads the options only now
+        return target
     except Exception as error:  # TVM raises several unrelated types for a bad option
         reason = str(error).strip().splitlines()[-1]
         raise TargetError(f"target {spec!r} is not valid: {reason}") from None
@@ -150,7 +161,7 @@ def _validate(config: dict[str, Any]) -> None:
                 f"{'?' if close else ', '.join(sorted(known)[:6])}"
             )
     features = config.get("mattr", [])
-    if isinstance(features, str):
+    if isinstance(features, str) or not isinstance(features, Sequence):
         raise TargetError(f"target features {features!r} must be a list such as ['+avx2']")
     for feature in features:
         if not re.fullmatch(r"[+-][a-z0-9.-]+", str(feature)):
@@ -174,6 +185,20 @@ def architecture_of(triple: str) -> str:
     """Return the architecture of a triple, or of what `platform.machine` says, by one name."""
     name = triple.split("-")[0]
     return {"arm64": "aarch64", "armv7a": "arm", "armv7l": "arm"}.get(name, name)
+
+
+def system_of(triple: str) -> str:
+    """Return the operating system of a triple as `platform.system` names it, or "" if it has none.
+
+    Examples
+    --------
+    >>> system_of("x86_64-pc-linux-gnu"), system_of("arm64-apple-macosx14"), system_of("riscv64")
+    ('linux', 'darwin', '')
+    """
+    for name, system in SYSTEMS.items():
+        if name in triple:
+            return system
+    return ""
 
 
 def required_features(target: tvm.target.Target) -> list[str]:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import onnx
@@ -452,21 +451,33 @@ def test_a_compiler_that_dies(tmp_path, monkeypatch, network, small_library, end
     load(kept)(network[1][:1])
 
 
-def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch, network):
-    def interrupt(*_args, **_options):
-        time.sleep(0.5)  # Python drops an exception that strikes while it forks
-        os.kill(os.getppid(), signal.SIGINT)
-        time.sleep(12)
+INTERRUPTED = """
+import os, signal, sys, time
+from tvm import relax
+from tvmquant.cli import main
 
-    monkeypatch.setattr(relax, "build", interrupt)
-    # a process that was started in the background ignores the signal
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            build(network[3], out=tmp_path / "library")
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    assert os.listdir(tmp_path) == []
+def interrupt(*_args, **_options):
+    time.sleep(0.3)  # Python drops an exception that strikes while it forks
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(60)
+
+# a process that was started in the background ignores the signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+relax.build = interrupt
+sys.argv[0] = "tvmquant"
+main()
+"""
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path, small_onnx, small_data):
+    arguments = ["compile", small_onnx, "--data", small_data, "-o", tmp_path / "library", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, *arguments],
+        capture_output=True, text=True, timeout=50,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+    (calibration,) = os.listdir(tmp_path / "library")  # so that the next call goes on from there
+    assert calibration.startswith("calibration")
 
 
 def test_without_a_compiler(tmp_path, monkeypatch, network):

@@ -106,8 +106,13 @@ def without_building(monkeypatch):
     return plans
 
 
-def measured(monkeypatch, subject, layers, kernels, fixed, choices=DEFAULT_CHOICES, **options):
-    """Measure a network whose kernels take known times, and nothing else differs."""
+def measured(
+    monkeypatch, subject, layers, kernels, fixed, choices=DEFAULT_CHOICES, whole=None, **options
+):
+    """Measure a network whose kernels take known times, and nothing else differs.
+
+    ``whole`` gives the factor by which all the kernels of a network are slower in a whole run.
+    """
     plans = {choice: uniform_choices(layers, choice, **options) for choice in choices}
 
     def _time(networks, _progress):
@@ -115,7 +120,10 @@ def measured(monkeypatch, subject, layers, kernels, fixed, choices=DEFAULT_CHOIC
             choice: {item.id: kernels(item, plans[choice][item.id]) for item in layers}
             for choice in networks
         }
-        return {choice: fixed + sum(parts[choice].values()) for choice in networks}, parts
+        return {
+            choice: fixed + (whole or {}).get(choice, 1.0) * sum(parts[choice].values())
+            for choice in networks
+        }, parts
 
     monkeypatch.setattr(network_latency, "quantizable_layers", lambda _graph: tuple(layers))
     monkeypatch.setattr(network_latency, "_time", _time)
@@ -158,6 +166,25 @@ def test_the_prediction_of_a_measured_network_is_its_latency(monkeypatch, subjec
     assert latency.predict(mixed) == pytest.approx(
         5.0 + sum(of_bits(item, mixed.get(item.id, W8A8)) for item in NETWORK)
     )
+
+
+@pytest.mark.usefixtures("without_building")
+@pytest.mark.parametrize("factor", [0.99, 1.01])
+def test_layers_are_corrected_where_their_sum_is_off(monkeypatch, subject, factor):
+    whole = {W4A8: factor, W4A4: factor**2}
+    latency = measured(monkeypatch, subject, NETWORK, of_bits, fixed=5.0, whole=whole)
+    assert latency.fixed_ms == pytest.approx(5.0)
+    for name, milliseconds in latency.networks_ms.items():
+        plan = uniform_choices(NETWORK, BitChoice.parse(name))
+        assert latency.predict(plan) == pytest.approx(milliseconds)
+    assert latency.layers["a"]["w8a8"] == pytest.approx(of_bits(None, W8A8))
+    assert (latency.layers["a"]["w4a8"] > of_bits(None, W4A8)) == (factor > 1)
+
+
+@pytest.mark.usefixtures("without_building")
+def test_what_another_program_did_is_no_correction(monkeypatch, subject):
+    latency = measured(monkeypatch, subject, NETWORK, of_bits, fixed=5.0, whole={W4A4: 3.0})
+    assert latency.layers["a"]["w4a4"] == pytest.approx(1.25 * of_bits(None, W4A4))
 
 
 def test_w8a8_is_always_measured_and_every_network_once(monkeypatch, subject, without_building):

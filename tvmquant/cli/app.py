@@ -5,7 +5,9 @@ Exit codes: 0 done, 2 an error the user can act upon (one message, no traceback)
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -94,4 +96,8 @@ def main() -> None:
     # PyTorch's and TVM's threads take turns. By default OpenMP's keep spinning when they are done:
     # evaluating a small network on two busy cores took 24 s that way, 0.7 s when they sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # a name that the terminal's encoding lacks is no reason to end without a result
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -26,7 +26,7 @@ def bench(
         bool,
         typer.Option(
             "--against-float",
-            help="Also time the float model, compiled by TVM with its default schedules.",
+            help="Also time the float model, compiled by tvmquant for the same target.",
         ),
     ] = False,
     model: Annotated[

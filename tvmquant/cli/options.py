@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from tvmquant.errors import AllocationError, DataError, TuningError
+from tvmquant.target import MAX_THREADS
 
 if TYPE_CHECKING:
     from tvmquant.mixed_precision.wishes import Wishes
@@ -44,7 +45,8 @@ Select = Annotated[
     ),
 ]
 Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, help="Default: the physical cores.")
+    int | None,
+    typer.Option("--threads", min=1, max=MAX_THREADS, help="Default: the physical cores."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]

@@ -65,8 +65,13 @@ def _read_inputs(model: Model, path: Path) -> list[Any]:
         else:
             with content:
                 arrays = {name: content[name] for name in content.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"input {str(path)!r} cannot be read as a NumPy file: {error}") from error
+    except OSError as error:
+        raise DataError(f"input {str(path)!r} cannot be read: {error.strerror}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile):
+        raise DataError(
+            f"input {str(path)!r} is no complete NumPy file of numbers; write it with numpy.save "
+            "or numpy.savez"
+        ) from None
     if missing := [name for name in names if name not in arrays]:
         raise DataError(
             f"input {str(path)!r} lacks {', '.join(missing)}; the model takes {', '.join(names)}, "

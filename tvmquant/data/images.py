@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from tvmquant.data.items import Item, Source
 from tvmquant.errors import DataError
@@ -231,6 +231,10 @@ def _decode(data: bytes, name: str) -> Image.Image:
         image.load()
         if image.mode == "P":
             image = image.convert("RGBA")
+    except UnidentifiedImageError:
+        raise DataError(
+            f"{name}: is no image; expected one of the formats {', '.join(_FORMATS)}"
+        ) from None
     except Exception as error:
         # A damaged file makes Pillow's decoders raise almost anything, SyntaxError included.
         raise DataError(f"{name}: cannot be decoded as an image: {error}") from error

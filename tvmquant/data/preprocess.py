@@ -22,6 +22,9 @@ from pydantic import (
 
 from tvmquant.errors import DataError
 
+# Pixels along a side: beyond any camera, and short of running out of memory.
+MAX_SIZE = 32768
+
 PreprocessLike: TypeAlias = "Preprocess | str | os.PathLike[str] | Mapping[str, Any] | None"
 
 
@@ -87,8 +90,8 @@ class Preprocess(BaseModel):
     @classmethod
     def _positive_size(cls, value: Any) -> Any:
         sizes = value if isinstance(value, tuple) else (value,)
-        if any(size is not None and size < 1 for size in sizes):
-            raise ValueError("sizes must be at least 1 pixel")
+        if any(size is not None and not 1 <= size <= MAX_SIZE for size in sizes):
+            raise ValueError(f"sizes must be 1 to {MAX_SIZE} pixels")
         return value
 
     @field_validator("scale")

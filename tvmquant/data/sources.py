@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,12 @@ class Subset:
     def __post_init__(self) -> None:
         for field, low in (("step", 1), ("offset", 0), ("limit", 1)):
             value = getattr(self, field)
-            if not (value is None and field == "limit") and (type(value) is not int or value < low):
-                raise DataError(f"subset: {field} = {value!r}; expected an integer >= {low}")
+            if value is None and field == "limit":
+                continue
+            if type(value) is not int or not low <= value <= sys.maxsize:
+                raise DataError(
+                    f"subset: {field} = {value!r}; expected an integer from {low} to {sys.maxsize}"
+                )
         if self.offset >= self.step:
             raise DataError(
                 f"subset: offset = {self.offset} never occurs with step = {self.step}; expected "
@@ -300,8 +305,8 @@ def _open_source(source: Any, input_shape: Shape | None) -> Source:
         return ArraySource(source, "array")
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
-        if not path.exists():
-            raise DataError(f"data {str(path)!r} does not exist")
+        if not os.fspath(source) or not path.exists():
+            raise DataError(f"data {os.fspath(source)!r} does not exist")
         if path.is_dir() or path.suffix.lower() == ".tar":
             return ImageSource(path)
         if path.suffix.lower() in (".npy", ".npz"):

@@ -24,7 +24,7 @@ from tvmquant.deploy.manifest import (
 )
 from tvmquant.errors import ArtifactError, QuantizationError
 from tvmquant.report import REPORT_NAME
-from tvmquant.target import parse_target, physical_cores, required_features, triple_of
+from tvmquant.target import MAX_THREADS, parse_target, physical_cores, required_features, triple_of
 
 if TYPE_CHECKING:
     import tvm
@@ -86,8 +86,10 @@ def build(
 
     if graph.level not in ("L0", "L2"):
         raise QuantizationError(f"a graph of level {graph.level} cannot be built; quantize it")
-    if batch < 1 or (threads is not None and threads < 1):
-        raise QuantizationError(f"batch = {batch}, threads = {threads}; expected at least 1")
+    if batch < 1:
+        raise QuantizationError(f"batch = {batch}; expected at least 1")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise QuantizationError(f"threads = {threads}; expected 1 to {MAX_THREADS}")
     if batch > 1 and (fixed := [s for _, s, _ in graph.inputs if s and s[0] not in (None, batch)]):
         raise QuantizationError(
             f"batch = {batch}, but the model fixes its batch to {fixed[0][0]}; leave batch out, or "

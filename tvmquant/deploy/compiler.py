@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmquant.errors import TargetError
-from tvmquant.target import architecture_of, triple_of
+from tvmquant.target import architecture_of, system_of, triple_of
 
 if TYPE_CHECKING:
     import tvm
@@ -88,7 +88,8 @@ def find_linker(target: tvm.target.Target) -> str | None:
 
     triple = triple_of(target.attrs)
     machine = platform.machine()
-    if architecture_of(triple) == architecture_of(machine):
+    here = platform.system().lower()
+    if architecture_of(triple) == architecture_of(machine) and system_of(triple) in ("", here):
         if cc.get_cc() is None:
             raise TargetError("linking needs a C or C++ compiler; install g++ or set CXX to yours")
         return None
@@ -96,9 +97,10 @@ def find_linker(target: tvm.target.Target) -> str | None:
     for name in candidates:
         if shutil.which(name):
             return name
+    hint = f" (on Debian: apt install g++-{triple})" if system_of(triple) == "linux" else ""
     raise TargetError(
-        f"linking for {triple} on {machine} needs a cross compiler; expected one of "
-        f"{', '.join(candidates)} on the path (on Debian: apt install g++-{triple})"
+        f"linking for {triple} on {machine} {here} needs a cross compiler; expected one of "
+        f"{', '.join(candidates)} on the path{hint}"
     )
 
 

@@ -26,7 +26,7 @@ from tvmquant.deploy.manifest import (
     file_sha256,
 )
 from tvmquant.errors import ArtifactError, DataError
-from tvmquant.target import CPUINFO_NAMES, architecture_of, host_features
+from tvmquant.target import CPUINFO_NAMES, MAX_THREADS, architecture_of, host_features
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 ALIGNMENT = 64
 
 # More would only be a mistake, and the system might refuse to start them.
-MAX_THREADS = 1024
 
 
 class Model:

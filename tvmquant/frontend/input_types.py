@@ -11,6 +11,9 @@ import onnx
 from tvmquant.errors import ModelError
 from tvmquant.frontend.prepare import Prepared
 
+# Of one dimension: TVM computes with 32-bit indices.
+MAX_EXTENT = 2**31 - 1
+
 _FLOAT_TYPES = (
     onnx.TensorProto.FLOAT,
     onnx.TensorProto.FLOAT16,
@@ -122,8 +125,10 @@ def _bind(
         raise ModelError(
             f"{label}: dimension {axis}{called} is left open; {_how_to_bind(name, rank)}"
         )
-    if given <= 0:
-        raise ModelError(f"{label}: input_shapes gives dimension {axis} = {given}, expected > 0")
+    if not 0 < given <= MAX_EXTENT:
+        raise ModelError(
+            f"{label}: input_shapes gives dimension {axis} = {given}, expected 1 to {MAX_EXTENT}"
+        )
     return int(given)
 
 
