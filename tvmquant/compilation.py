@@ -354,12 +354,17 @@ def _check_plan_options(wishes: Any, plan: Any, table: Any, tune_seconds: float 
 
 
 def _read_plan(path: str | os.PathLike[str], graph: Graph) -> Plan:
+    """Return a plan for the graph, with no more predictions than hold for an edited one too."""
     from tvmquant.allocation import Plan
+    from tvmquant.allocation.costs import Costs
     from tvmquant.layers import quantizable_layers
 
     plan = Plan.load(path)
-    plan.check(quantizable_layers(graph), graph.fingerprint())
-    return plan
+    layers = quantizable_layers(graph)
+    plan.check(layers, graph.fingerprint())
+    costs, choices = Costs(), plan.choices
+    known = {name: costs.total(name, layers, choices) for name in ("size", "bops")}
+    return plan.model_copy(update={"predicted": known})
 
 
 def _check_wishes(graph: Graph, wishes: Wishes | None, target: str) -> None:

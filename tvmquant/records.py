@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -54,11 +54,14 @@ def load_record(cls: type[Record], path: str | os.PathLike[str], remedy: str) ->
     """
     title = f"{_name(cls)} {str(path)!r}"
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        content = json.loads(text, object_pairs_hook=_unique)
     except OSError as error:
         raise DataError(f"{title} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{title} is not a JSON file: {error}; {remedy}") from error
+        raise DataError(
+            f"{title} is not a JSON file that can be used: {error}; {remedy}"
+        ) from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     expected = cls.model_fields["schema_version"].default
     if version != expected:
@@ -70,6 +73,16 @@ def load_record(cls: type[Record], path: str | os.PathLike[str], remedy: str) ->
         return cls.model_validate(content)
     except ValidationError as error:
         raise DataError(f"{title}: {_first_problem(error)}; {remedy}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a name that a hand-edited file gives twice, of which JSON would take the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is there twice")
+    return found
 
 
 def _name(record: BaseModel | type[BaseModel]) -> str:

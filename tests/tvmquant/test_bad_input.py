@@ -392,6 +392,9 @@ BAD_TARGETS = {
     "-mattr=avx2": ["avx2"],
     "cuda": ["cuda"],
     "aarch64-plan9": ["cross compiler", "aarch64-plan9"],
+    "x86_64-apple-darwin": ["cross compiler", "x86_64-apple-darwin"],
+    '{"mattr": 3}': ["features 3", "list"],
+    "-jit=quick": ["jit", "quick"],
 }
 
 
@@ -406,12 +409,36 @@ def test_targets(tmp_path, small_onnx, small_data, network, target):
         "-o", tmp_path / "library",
     )  # fmt: skip
     check_message(message, *BAD_TARGETS[target])
-    assert not (tmp_path / "library" / "manifest.json").exists()
+    assert os.listdir(tmp_path) == []
+
+
+BAD_OPTIONS = {
+    "many samples": (["--samples", 10**30], ["limit", str(10**30)]),
+    "long selection": (["--select", f"limit={10**30}"], ["limit", str(10**30)]),
+    "huge images": (["--preprocess", '{"resize": 1000000}'], ["resize", "1000000", "32768"]),
+    "huge inputs": (["--input-shape", f"x={10**12},3,8,8"], [str(10**12), "input", "2147483647"]),
+    "no data": (["--data", ""], ["data '' does not exist"]),
+    "activation scheme": (["--activation-scheme", "odd"], ["odd", "asymmetric or auto"]),
+    "weight method": (["--weight-method", "odd"], ["odd", "mse or minmax"]),
+    "calibration method": (["--calibration-method", "odd"], ["odd", "entropy"]),
+    "threads": (["--threads", 10**6], ["--threads", "1024"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_OPTIONS)
+def test_compile_options(tmp_path, small_onnx, small_data, name):
+    options, parts = BAD_OPTIONS[name]
+    message = run_cli(
+        "compile", small_onnx, "--data", small_data, "-o", tmp_path / "library", *options
+    )
+    check_message(message, *parts)
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"threads": 5000}, "threads = 5000; expected 1 to 1024"),
         ({"batch": 0}, "batch = 0"),
         ({"batch": -2}, "batch = -2"),
         ({"threads": 0}, "threads = 0"),

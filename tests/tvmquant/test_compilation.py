@@ -282,6 +282,7 @@ def test_nothing_of_an_earlier_plan_stays(mixed, compile_mixed):
 def test_a_plan_edited_by_hand_is_built(mixed, compile_mixed):
     path = mixed / "plan.json"
     text = json.loads(path.read_text())
+    predicted = text["predicted"]
     for name, choice in {"left": "W4A4", "right": "w8a4", "head": "w4a8g32"}.items():
         text["layers"][name] = {"choice": choice}
     path.write_text(json.dumps(text))
@@ -291,7 +292,10 @@ def test_a_plan_edited_by_hand_is_built(mixed, compile_mixed):
     assert bits_of(mixed) == {
         "stem": "w8a8", "left": "w4a4", "right": "w8a4", "depthwise": "w8a8", "head": "w4a8",
     }  # fmt: skip
-    assert Plan.load(path).layers["head"].choice == "w4a8g32"
+    plan = Plan.load(path)
+    assert plan.layers["head"].choice == "w4a8g32"
+    assert sorted(plan.predicted) == ["bops", "size"]  # what needs no measurement
+    assert plan.predicted["bops"] < predicted["bops"]
     assert not (mixed / "mixed-precision.json").exists()
     assert compile_mixed(plan=path).up_to_date
 

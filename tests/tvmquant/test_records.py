@@ -41,6 +41,7 @@ def test_what_was_saved_is_read(tmp_path):
     [
         ("{", ["is not a JSON file", "collect stones again"]),
         (b"\xff\xfe\x00", ["is not a JSON file"]),
+        ('{"schema_version": 3, "name": "flint", "name": "slate"}', ["'name' is there twice"]),
         ("[3]", ["schema_version = None", "reads 3"]),
         ('{"name": "flint"}', ["schema_version = None", "reads 3"]),
         ('{"schema_version": 2, "name": "flint"}', ["schema_version = 2", "reads 3"]),

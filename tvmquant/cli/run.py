@@ -69,8 +69,8 @@ def _read_inputs(model: Model, path: Path) -> list[Any]:
         raise DataError(f"input {str(path)!r} cannot be read: {error.strerror}") from error
     except (ValueError, EOFError, zipfile.BadZipFile):
         raise DataError(
-            f"input {str(path)!r} is no complete NumPy file of numbers; write it with numpy.save "
-            "or numpy.savez"
+            f"input {str(path)!r} cannot be read as a NumPy file of numbers; write it with "
+            "numpy.save or numpy.savez"
         ) from None
     if missing := [name for name in names if name not in arrays]:
         raise DataError(

@@ -233,7 +233,7 @@ def _decode(data: bytes, name: str) -> Image.Image:
             image = image.convert("RGBA")
     except UnidentifiedImageError:
         raise DataError(
-            f"{name}: is no image; expected one of the formats {', '.join(_FORMATS)}"
+            f"{name}: cannot be decoded as an image; expected one of {', '.join(_FORMATS)}"
         ) from None
     except Exception as error:
         # A damaged file makes Pillow's decoders raise almost anything, SyntaxError included.

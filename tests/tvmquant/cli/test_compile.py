@@ -124,7 +124,7 @@ def test_a_plan_is_built(tvmquant, mixed, tmp_path):
     summary = tvmquant(*command, "--plan", plan, "--force", "--json").json()
     assert summary["bits"] == {"w8a8": 4, "w4a8": 1}
     assert summary["plan"] is None
-    assert Plan.load(out / "plan.json") == Plan.load(plan)
+    assert Plan.load(out / "plan.json").layers == Plan.load(plan).layers
 
 
 def test_groups_of_weights_are_told(tvmquant, mixed, tmp_path):
