@@ -153,6 +153,47 @@ def kernels(
 
 
 @app.command()
+def profile(
+    models: Annotated[str, typer.Option(help="Trained or random networks, by commas.")] = (
+        "resnet50,mobilenetv2,squeezenet"
+    ),
+    threads: Annotated[
+        str | None, typer.Option(help="Such as 1,2. Default: the physical cores.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images of one run.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each network.")] = 50,
+    image_size: ImageSize = None,
+    target: Target = "native",
+    data: Data = DEFAULT_DATA,
+    before: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Show the times of an earlier profile (--json) too."),
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Time of every kernel call in a network, and what remains of it at the machine's limit."""
+
+    def measure() -> list[Any]:
+        from benchmarks import profile as benchmark
+        from tvmquant.cli.output import StageReporter
+
+        return benchmark.run(
+            _names(models),
+            data=data,
+            stage=StageReporter(),
+            threads=[_physical_cores()] if threads is None else _counts(threads),
+            batch=batch,
+            repeats=repeats,
+            target=target,
+            image_size=image_size,
+            before=before,
+        )
+
+    shown = ["share", "limit_us", "fraction_of_limit", "bound", "before_us"]
+    _report(json, measure, columns=["layer"], last=shown)
+
+
+@app.command()
 def allocation(
     models: Annotated[str, typer.Option(help="Trained or random networks, by commas.")] = (
         "squeezenet,resnet20,resnet50"

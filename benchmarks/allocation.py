@@ -8,6 +8,7 @@ bit operations (HAWQ-V3's high, medium and low). At the medium size also with ot
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -33,6 +34,8 @@ METHODS = ("hessian", "fisher", "output", "random")
 # The budget at which the methods are compared.
 ABLATION = ("size", 0.5)
 SENSITIVITY_IMAGES = 64
+# Of timing, at least: what else the machine does comes and goes by the second.
+SECONDS = 15.0
 # Of networks with random weights only the latency means anything.
 RANDOM_IMAGES = 8
 
@@ -222,10 +225,11 @@ def _measure(
             progress(index + 1, len(built))
     with stage(f"{subject.name}: measure") as progress:
         inputs = random_inputs(libraries[built[0]].inputs)
+        runners = {config: runner(library, inputs) for config, library in libraries.items()}
+        first = tvmquant.compare(runners, repeats=3)
+        turn = 1e-3 * sum(latency.min_ms for latency in first.values())
         latencies = tvmquant.compare(
-            {config: runner(library, inputs) for config, library in libraries.items()},
-            repeats=repeats,
-            progress=progress,
+            runners, repeats=max(repeats, math.ceil(SECONDS / turn)), progress=progress
         )
     accuracies = _accuracies(subject, libraries, data, stage, limit)
     if accuracies:

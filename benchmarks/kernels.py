@@ -258,6 +258,13 @@ def _start_threads(threads: int) -> None:
         )
 
 
+def peak_macs(dot: DotProduct, target: str, threads: int, repeats: int = 20) -> float:
+    """Return the multiply-accumulates a second that a dot product reaches on registers alone."""
+    runner, macs = _peak_runner(dot, parse_target(target), threads)
+    seconds = measure_interleaved({"peak": runner}, repeats=repeats, warmup=3)["peak"]
+    return macs / float(np.median(seconds))
+
+
 def _peak_runner(dot: DotProduct, target: tvm.target.Target, threads: int) -> tuple[Runner, int]:
     """Return a function that keeps every thread multiplying, and its multiply-accumulates."""
     accumulators = ACCUMULATORS[dot.registers]

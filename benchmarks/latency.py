@@ -127,13 +127,13 @@ def run(
                 f"--peers: {engine!r} is unknown; expected some of {', '.join(ENGINES)}"
             )
     for name in models:
-        _check(name, data)
+        check_model(name, data)
     facts = machine_facts(target)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="tvmquant-") as scratch:
         for name in models:
             with stage(f"{name}: prepare"):
-                onnx, images = _prepare(name, data, Path(scratch), image_size)
+                onnx, images = prepare(name, data, Path(scratch), image_size)
             for count in threads:
                 case = Case(
                     name, onnx, images, batch, count, repeats, tuple(peers), with_float, target
@@ -256,7 +256,8 @@ def _rows(make: RowMaker, model: str, latencies: dict[str, Latency]) -> Iterator
         yield ratio("ratio_to_best_peer", best)
 
 
-def _check(name: str, data: Path) -> None:
+def check_model(name: str, data: Path) -> None:
+    """Raise `DataError` where `prepare` could not make the model."""
     if name in TASKS:
         require_file(data / "models" / TASKS[name].model)
     elif name not in networks.names():
@@ -264,7 +265,7 @@ def _check(name: str, data: Path) -> None:
         raise DataError(f"--models: {name!r} is unknown; expected some of {known}")
 
 
-def _prepare(
+def prepare(
     name: str, data: Path, folder: Path, image_size: int | None
 ) -> tuple[Path, NDArray[np.float32]]:
     """Return the ONNX file of a model, exported if it is a random one, and synthetic images."""

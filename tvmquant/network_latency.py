@@ -16,6 +16,7 @@ kernels meet other neighbours. The networks are timed in turns, so that all meet
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,9 +40,13 @@ if TYPE_CHECKING:
 Progress = Callable[[int, "int | None"], None]
 
 SCHEMA_VERSION: Final = 1
-# Rounds of timing, each of `RUNS` runs of every network.
+# Rounds of timing, each of `RUNS` runs of every network; of fast ones more, so that a round takes
+# `ROUND_SECONDS` (the first runs after a pause are slow) and all of them `SECONDS` (what else the
+# machine does comes and goes by the second).
 ROUNDS: Final = 8
 RUNS: Final = 5
+ROUND_SECONDS: Final = 0.1
+SECONDS: Final = 6.0
 # A larger correction of a choice is not the network's but another program's on the same machine.
 LARGEST_CORRECTION: Final = 0.25
 
@@ -237,16 +242,20 @@ def _time(
     runners = {str(c): runner(model, inputs[c]) for c, model in networks.items()}
     whole: dict[str, list[float]] = {str(choice): [] for choice in networks}
     parts: dict[BitChoice, dict[str, list[float]]] = {choice: {} for choice in networks}
-    for index in range(ROUNDS):
-        for name, seconds in measure_interleaved(runners, repeats=RUNS, warmup=1).items():
+    first = measure_interleaved(runners, repeats=RUNS, warmup=1)
+    turn = sum(min(seconds) for seconds in first.values())
+    runs = max(RUNS, math.ceil(ROUND_SECONDS / 2 / turn))
+    rounds = max(ROUNDS, math.ceil(SECONDS / (2 * runs * turn)))
+    for index in range(rounds):
+        for name, seconds in measure_interleaved(runners, repeats=runs, warmup=1).items():
             whole[name] += seconds
         for choice, model in networks.items():
             sums: dict[str, float] = {}
-            for info, kernel in model.profile(*inputs[choice], repeats=RUNS):
+            for info, kernel in model.profile(*inputs[choice], repeats=runs):
                 sums[info.id] = sums.get(info.id, 0.0) + kernel
             for layer, total in sums.items():
                 parts[choice].setdefault(layer, []).append(total)
-        progress(index + 1)
+        progress((index + 1) * ROUNDS // rounds)
     return (
         {choice: 1e3 * float(np.median(whole[str(choice)])) for choice in networks},
         {

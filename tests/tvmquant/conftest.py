@@ -51,6 +51,8 @@ def brief_timing() -> Iterator[None]:
     """Measure latencies for a moment only: tests do not ask how long anything takes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tvmquant.network_latency.ROUNDS", 1)
+        patch.setattr("tvmquant.network_latency.ROUND_SECONDS", 0.0)
+        patch.setattr("tvmquant.network_latency.SECONDS", 0.0)
         patch.setattr("tvmquant.network_latency.RUNS", 2)
         yield
 

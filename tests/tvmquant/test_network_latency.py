@@ -211,6 +211,8 @@ def test_what_was_not_measured_is_named(monkeypatch, subject):
 
 def test_a_whole_network_is_measured(monkeypatch, subject):
     monkeypatch.setattr(network_latency, "ROUNDS", 2)
+    monkeypatch.setattr(network_latency, "ROUND_SECONDS", 0.0)
+    monkeypatch.setattr(network_latency, "SECONDS", 0.0)
     monkeypatch.setattr(network_latency, "RUNS", 2)
     steps = []
     latency = measure_network(

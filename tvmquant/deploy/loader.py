@@ -6,6 +6,7 @@ Set ``TVM_USE_RUNTIME_LIB=1`` before the first import to load TVM's runtime libr
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
 import shutil
@@ -152,6 +153,26 @@ class Model:
             layers = layers[len(self.inputs) : len(layers) - len(self.outputs)]
         return [(layer, float(s)) for layer, s in zip(layers, medians, strict=True)]
 
+    def call_bytes(self, *inputs: Any) -> list[int]:
+        """Return the size of the operands and results of every kernel call, in bytes.
+
+        Parameters
+        ----------
+        *inputs
+            As in calling the model.
+
+        Returns
+        -------
+        list of int
+            In the order of `profile`.
+        """
+        tensors = self._tensors(inputs)
+        scale = _KernelScale({layer.kernel for layer in self.manifest.layers})
+        machine = _virtual_machine(self.folder / LIBRARY_NAME, self.manifest, self.threads)
+        machine.set_instrument(scale)
+        machine["raw" if self.raw else "main"](*tensors)
+        return scale.bytes
+
     def _tensors(self, inputs: Sequence[Any]) -> list[Any]:
         if len(inputs) != len(self.inputs):
             names = ", ".join(t.name for t in self.inputs)
@@ -179,6 +200,20 @@ class Model:
         if in_place and array.flags.writeable:
             return tvm.runtime.from_dlpack(array)
         return tvm.runtime.tensor(np.ascontiguousarray(array))
+
+
+class _KernelScale:
+    """Instrument of the virtual machine that weighs the calls of known kernels."""
+
+    def __init__(self, kernels: set[str]) -> None:
+        self.kernels = kernels
+        self.bytes: list[int] = []
+
+    def __call__(self, _func: Any, name: str, before: bool, _ret: Any, *args: Any) -> int:
+        if before and str(name) in self.kernels:
+            tensors = [arg for arg in args if hasattr(arg, "numpy")]
+            self.bytes.append(sum(math.prod(t.shape) * np.dtype(t.dtype).itemsize for t in tensors))
+        return 0
 
 
 class _KernelClock:

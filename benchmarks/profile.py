@@ -1,0 +1,224 @@
+"""Where the time of a network goes: every kernel call against what bounds it on this machine.
+
+A call cannot be faster than its multiplications at the measured peak of the multipliers
+(`benchmarks.kernels`), nor than its operands and result at the measured speed of reading memory.
+The larger of the two is its limit. A depthwise convolution cannot sum products over channels: its
+limit is that of the word products (half as many as byte products at a time) where it uses them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import latency
+from benchmarks.rows import Row, RowMaker, machine_facts
+from tvmquant.deploy.manifest import LayerInfo
+from tvmquant.errors import DataError
+
+Stage = Callable[[str], AbstractContextManager[Callable[[int, int | None], None]]]
+
+CONFIG = "tvmquant-int8"
+# of the array whose reading gives the memory's speed: what the caches keep of a network's weights
+# they keep of it too
+SMALLEST_ARRAY = 4 << 20
+READS = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What one process measures; the fields are those of `benchmarks.latency.Case`."""
+
+    onnx: Path
+    images: NDArray[np.float32]
+    batch: int
+    threads: int
+    repeats: int
+    target: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """What one process measured.
+
+    Attributes
+    ----------
+    calls : list of (LayerInfo, seconds, bytes)
+        Every kernel call in execution order, with the size of its operands and result.
+    network : float
+        Seconds of a whole run, the median.
+    byte_macs, word_macs : float
+        Peak of the multipliers, in multiply-accumulates a second, on bytes and on words.
+    bandwidth : float
+        Bytes read a second.
+    """
+
+    calls: list[tuple[LayerInfo, float, int]]
+    network: float
+    byte_macs: float
+    word_macs: float
+    bandwidth: float
+
+
+def run(
+    models: Sequence[str],
+    *,
+    data: Path,
+    stage: Stage,
+    threads: Sequence[int],
+    batch: int = 1,
+    repeats: int = 50,
+    target: str = "native",
+    image_size: int | None = None,
+    before: Path | None = None,
+) -> list[Row]:
+    """Profile 8-bit networks.
+
+    Parameters
+    ----------
+    models, data, stage, threads, batch, target, image_size
+        As of `benchmarks.latency.run`.
+    repeats : int
+        Runs of each network; the median of each call counts.
+    before : Path, optional
+        Rows of an earlier profile, to show its times beside these.
+
+    Returns
+    -------
+    list of Row
+        Metric ``us`` of every call, with ``layer``, ``kernel``, ``share`` (of all calls), ``macs``,
+        ``bytes``, ``limit_us``, ``bound`` (``multiplies`` or ``memory``), ``fraction_of_limit`` and
+        ``before_us``. The same for ``total``, the sum of the calls, whose limit is the sum of
+        theirs, and for ``network``, a whole run.
+
+    Raises
+    ------
+    DataError
+        When a model is unknown, or a file is not there or holds no profile.
+    """
+    earlier = {} if before is None else _read(before)
+    for name in models:
+        latency.check_model(name, data)
+    facts = machine_facts(target)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="tvmquant-") as scratch:
+        for name in models:
+            with stage(f"{name}: prepare"):
+                onnx, images = latency.prepare(name, data, Path(scratch), image_size)
+            for count in threads:
+                with stage(f"{name}: build and profile, {count} threads"):
+                    case = Case(onnx, images, batch, count, repeats, target)
+                    profile = latency.in_new_process(measure, case)
+                make = RowMaker("profile", count, {"batch": batch, **facts})
+                rows += _rows(make, name, profile, earlier)
+    return rows
+
+
+def measure(case: Case) -> Profile:
+    """Build a network and time its calls."""
+    import tvmquant
+    from benchmarks import kernels
+    from tvmquant.schedules import isa
+    from tvmquant.target import parse_target
+
+    graph = tvmquant.load_onnx(case.onnx)
+    quantized = tvmquant.quantize(graph, tvmquant.calibrate(graph, case.images))
+    image = np.resize(case.images, (case.batch, *case.images.shape[1:]))
+    with tempfile.TemporaryDirectory(prefix="tvmquant-") as scratch:
+        out = Path(scratch, "library")
+        manifest = tvmquant.build(
+            quantized, target=case.target, out=out, threads=case.threads, batch=case.batch
+        )
+        bandwidth = read_bandwidth(manifest.library["bytes"], case.threads)
+        model = tvmquant.load(out, threads=case.threads)
+        sizes = model.call_bytes(image)
+        calls = model.profile(image, repeats=case.repeats)
+        runner = model.bind(image)
+        seconds = []
+        for _ in range(case.repeats):
+            start = time.perf_counter()
+            runner()
+            seconds.append(time.perf_counter() - start)
+    dots = isa.dot_products(parse_target(case.target))
+    words = next((dot for dot in dots if dot.group == 2), dots[0])
+    return Profile(
+        [(info, time_, size) for (info, time_), size in zip(calls, sizes, strict=True)],
+        float(np.median(seconds)),
+        kernels.peak_macs(dots[0], case.target, case.threads),
+        kernels.peak_macs(words, case.target, case.threads),
+        bandwidth,
+    )
+
+
+def read_bandwidth(size: int, threads: int) -> float:
+    """Return bytes a second that threads together read of an array of about so many bytes."""
+    import torch
+
+    torch.set_num_threads(threads)
+    values = torch.zeros(max(size, SMALLEST_ARRAY) // 4)
+    best = float("inf")
+    for _ in range(READS):
+        start = time.perf_counter()
+        torch.dot(values, values)
+        best = min(best, time.perf_counter() - start)
+    return 4.0 * len(values) / best
+
+
+def _rows(
+    make: RowMaker,
+    model: str,
+    profile: Profile,
+    earlier: Mapping[tuple[object, ...], float],
+) -> Iterator[Row]:
+    total = sum(seconds for _, seconds, _ in profile.calls)
+    limits, seen = [], dict[str, int]()
+    for info, seconds, size in profile.calls:
+        peak = profile.word_macs if "depthwise" in info.op else profile.byte_macs
+        multiplies, memory = info.macs / peak, size / profile.bandwidth
+        limits.append(max(multiplies, memory))
+        # a layer may have several calls
+        seen[info.id] = number = seen.get(info.id, 0) + 1
+        layer = info.id if number == 1 else f"{info.id} ({number})"
+        yield _row(
+            make, model, layer, seconds, limits[-1], earlier, share=seconds / total,
+            macs=info.macs, bytes=size, kernel=info.kernel,
+            bound="multiplies" if multiplies > memory else "memory",
+        )  # fmt: skip
+    yield _row(make, model, "total", total, sum(limits), earlier, share=1.0)
+    yield _row(make, model, "network", profile.network, sum(limits), earlier)
+
+
+def _row(
+    make: RowMaker,
+    model: str,
+    layer: str,
+    seconds: float,
+    limit: float,
+    earlier: Mapping[tuple[object, ...], float],
+    **extra: object,
+) -> Row:
+    before = earlier.get((model, layer, make.threads, make.facts["batch"]))
+    return make(
+        model, CONFIG, "us", seconds * 1e6, "us", layer=layer, **extra, limit_us=limit * 1e6,
+        fraction_of_limit=limit / seconds, before_us=before,
+    )  # fmt: skip
+
+
+def _read(path: Path) -> dict[tuple[object, ...], float]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            (row["model"], row["layer"], row["threads"], row["batch"]): float(row["value"])
+            for row in rows
+            if row["benchmark"] == "profile"
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"--before {path}: not the rows of a profile: {error!r}") from error
