@@ -139,7 +139,11 @@ def run(
                     name, onnx, images, batch, count, repeats, tuple(peers), with_float, target
                 )
                 with stage(f"{name}: build and measure, {count} threads"):
-                    latencies, pool = in_new_process(measure, case)
+                    try:
+                        latencies, pool = in_new_process(measure, case)
+                    except concurrent.futures.BrokenExecutor:
+                        case = dataclasses.replace(case, engines=_alive(case))
+                        latencies, pool = in_new_process(measure, case)
                 if pool != count:
                     print_warning(
                         f"{name}: tvmquant computed with {pool} threads, not with {count} like its "
@@ -157,6 +161,41 @@ def in_new_process(function: Callable[[Argument], Result], argument: Argument) -
         return pool.submit(function, argument).result()
 
 
+def _alive(case: Case) -> tuple[str, ...]:
+    """Return the engines that do not end their process with a model, and name the others."""
+    alive = []
+    for engine in case.engines:
+        try:
+            in_new_process(_try_engine, dataclasses.replace(case, engines=(engine,)))
+            alive.append(engine)
+        except concurrent.futures.BrokenExecutor:
+            print_warning(f"{case.model}: {engine} ends its process with this model; left out")
+    return tuple(alive)
+
+
+def _try_engine(case: Case) -> None:
+    with tempfile.TemporaryDirectory(prefix="tvmquant-") as scratch:
+        for peer in _peers(case, scratch).values():
+            peer.run(_image(case))
+
+
+def _image(case: Case) -> NDArray[np.float32]:
+    return np.resize(case.images, (case.batch, *case.images.shape[1:]))
+
+
+def _peers(case: Case, folder: str) -> dict[str, engines.Peer]:
+    if not case.engines:
+        return {}
+    return engines.build_peers(
+        case.onnx,
+        list(case.images[:, None]),
+        _image(case).shape,
+        folder,
+        engines=case.engines,
+        threads=case.threads,
+    )
+
+
 def measure(case: Case) -> tuple[dict[str, Latency], int]:
     """Build a model for every engine, run them by turns, and count TVM's threads.
 
@@ -171,21 +210,10 @@ def measure(case: Case) -> tuple[dict[str, Latency], int]:
 
     import tvmquant
 
-    shape = (case.batch, *case.images.shape[1:])
-    image = np.resize(case.images, shape)
-    calibration = list(case.images[:, None])
-    runners: dict[str, Callable[[], object]] = {}
+    image = _image(case)
     with tempfile.TemporaryDirectory(prefix="tvmquant-") as scratch:
-        if case.engines:
-            rivals = engines.build_peers(
-                case.onnx,
-                calibration,
-                shape,
-                scratch,
-                engines=case.engines,
-                threads=case.threads,
-            )
-            runners = {name: _peer_runner(peer, image) for name, peer in rivals.items()}
+        rivals = _peers(case, scratch)
+        runners = {name: _peer_runner(peer, image) for name, peer in rivals.items()}
         graph = tvmquant.load_onnx(case.onnx)
         found = tvmquant.calibrate(graph, case.images)
         graphs = {OURS: tvmquant.quantize(graph, found)}

@@ -54,11 +54,11 @@ _MODELS = {
     "resnet50": _Model(resnet50),
     "inceptionv3": _Model(InceptionV3, image_size=299, smallest=75),
     "mobilenetv2": _Model(MobileNetV2),
-    "efficientnet_lite0": _Model(EfficientNetLite0),
-    "mobilenetv3_small": _Model(MobileNetV3Small),
+    "efficientnet-lite0": _Model(EfficientNetLite0),
+    "mobilenetv3-small": _Model(MobileNetV3Small),
     "densenet121": _Model(DenseNet121),
     "unet": _Model(unet.unet, smallest=16, multiple=8),
-    "unet_resize": _Model(unet.unet_resize, smallest=16, multiple=8),
+    "unet-resize": _Model(unet.unet_resize, smallest=16, multiple=8),
 }
 
 

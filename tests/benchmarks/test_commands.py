@@ -11,7 +11,8 @@ import tvm
 from PIL import Image
 
 from benchmarks import __main__ as command
-from benchmarks import compile_time, kernels, latency, models, rows
+from benchmarks import allocation, compile_time, kernels, latency, models, rows
+from tvmquant import network_latency
 from tvmquant.cli.output import StageReporter
 from tvmquant.errors import TargetError
 from tvmquant.schedules import isa
@@ -140,6 +141,17 @@ def test_a_new_process_returns_or_raises():
         latency.in_new_process(int, "b")
 
 
+def die(_case):
+    os._exit(3)
+
+
+def test_an_engine_that_ends_its_process_is_left_out(monkeypatch, capsys):
+    monkeypatch.setattr(latency, "_try_engine", die)
+    case = latency.Case("net", "net.onnx", np.zeros(1), 1, 1, 1, ("openvino",), False, "native")
+    assert latency._alive(case) == ()
+    assert "net: openvino ends its process" in " ".join(capsys.readouterr().err.split())
+
+
 def test_latency_rows_hold_medians_and_ratios(tmp_path, monkeypatch):
     # importing everything anew in the other process would take most of the time
     monkeypatch.setattr(latency, "in_new_process", lambda function, case: function(case))
@@ -157,6 +169,60 @@ def test_latency_rows_hold_medians_and_ratios(tmp_path, monkeypatch):
         ("ratio_to_peer", "onnxruntime-int8"): pytest.approx(ratio),
         ("ratio_to_best_peer", "onnxruntime-int8"): pytest.approx(ratio),
     }
+
+
+@needs_dot_product
+def test_profile_rows_add_up(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(latency, "in_new_process", lambda function, case: function(case))
+    monkeypatch.setenv("TVM_NUM_THREADS", "1")
+    out, later = tmp_path / "rows.json", tmp_path / "later.json"
+    options = ("--models", "unet", "--image-size", 16, "--threads", 1, "--repeats", 2)
+    assert call(monkeypatch, "profile", *options, "--json", out) == 0
+    found = {row["layer"]: row for row in read(out)}
+    calls = [row for layer, row in found.items() if layer not in ("total", "network")]
+    assert max(row["macs"] for row in calls) > 0
+    assert all(row["bytes"] > 0 and row["kernel"] for row in calls)
+    assert sum(row["share"] for row in calls) == pytest.approx(1.0)
+    for key in ("value", "limit_us"):
+        assert sum(row[key] for row in calls) == pytest.approx(found["total"][key])
+    for row in calls:
+        assert row["fraction_of_limit"] == pytest.approx(row["limit_us"] / row["value"])
+        assert row["bound"] == "memory" or row["macs"] > 0
+        assert row["before_us"] is None
+    assert call(monkeypatch, "profile", *options, "--before", out, "--json", later) == 0
+    assert {row["layer"]: row["before_us"] for row in read(later)} == {
+        layer: row["value"] for layer, row in found.items()
+    }
+    out.write_text("{}")
+    assert call(monkeypatch, "profile", *options, "--before", out) == 2
+    assert "not the rows of a profile" in " ".join(capsys.readouterr().err.split())
+
+
+def test_allocation_rows_are_of_the_same_libraries(monkeypatch, tmp_path):
+    monkeypatch.setattr(allocation, "SECONDS", 0.0)
+    for name in ("ROUND_SECONDS", "SECONDS"):
+        monkeypatch.setattr(network_latency, name, 0.0)
+    found = allocation.run(
+        ["unet"], data=tmp_path, stage=StageReporter(quiet=True), target="native", threads=1,
+        repeats=1, limit=None, image_size=16,
+    )  # fmt: skip
+    whole = values([row for row in found if "layer" not in row], "config", "metric")
+    configs = list(dict.fromkeys(config for config, _ in whole))
+    budgets = [
+        f"ilp-{q}-{level}" for q in ("latency", "size", "bops") for level in (0.75, 0.5, 0.25)
+    ]
+    assert configs == ["w8a8", "w4a8", "w4a4", *budgets]
+    for quantity in ("size_bytes", "bops"):
+        low, high = whole["w4a4", quantity], whole["w8a8", quantity]
+        for level in (0.75, 0.5, 0.25):
+            plan = f"ilp-{quantity.removesuffix('_bytes')}-{level}"
+            assert low <= whole[plan, quantity] <= low + level * (high - low) * (1 + 1e-9)
+    for config in configs:
+        predicted, measured = whole[config, "predicted_ms"], whole[config, "latency_ms"]
+        error = whole[config, "prediction_error"]
+        assert error == pytest.approx(100 * (predicted / measured - 1))
+        speedup = whole["w8a8", "latency_ms"] / measured
+        assert whole[config, "speedup"] == pytest.approx(speedup)
 
 
 def test_the_layers_are_those_of_resnet50():

@@ -17,11 +17,11 @@ PUBLISHED = {
     "inceptionv3": (23_834_568, 5.713e9),
     "mobilenetv2": (3_504_872, 0.3008e9),
     # 407 M in the announcement, which counts the normalizations too
-    "efficientnet_lite0": (4_652_008, 0.385e9),
-    "mobilenetv3_small": (2_542_856, 0.0565e9),
+    "efficientnet-lite0": (4_652_008, 0.385e9),
+    "mobilenetv3-small": (2_542_856, 0.0565e9),
     "densenet121": (7_978_856, 2.834e9),
 }
-SMALL = {"inceptionv3": 75, "densenet121": 64, "unet": 64, "unet_resize": 64}
+SMALL = {"inceptionv3": 75, "densenet121": 64, "unet": 64, "unet-resize": 64}
 CLASSES = 20
 
 
@@ -151,7 +151,7 @@ def test_torchscript_export_computes_the_same(small, opset, fold_bn, tmp_path):
 
 
 @pytest.mark.parametrize(("opset", "fold_bn"), [(18, False), (21, True)])
-@pytest.mark.parametrize("name", ["mobilenetv3_small", "unet_resize"])
+@pytest.mark.parametrize("name", ["mobilenetv3-small", "unet-resize"])
 def test_dynamo_export_computes_the_same(name, opset, fold_bn, tmp_path):
     size = SMALL.get(name, 32)
     network = models.build(name, image_size=size, num_classes=CLASSES)
@@ -189,7 +189,7 @@ def test_a_fixed_batch_is_one(tmp_path):
     ],
 )
 def test_what_cannot_be_exported_is_said_and_nothing_is_written(arguments, message, tmp_path):
-    arguments = {"name": "mobilenetv3_small", "image_size": 32, **arguments}
+    arguments = {"name": "mobilenetv3-small", "image_size": 32, **arguments}
     with pytest.raises(ValueError, match=message):
         models.export(arguments.pop("name"), tmp_path / "m.onnx", **arguments)
     assert not list(tmp_path.iterdir())
@@ -204,7 +204,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.write_bytes", fail)
     with pytest.raises(OSError, match="disk full"):
-        models.export("mobilenetv3_small", path, image_size=32, num_classes=5)
+        models.export("mobilenetv3-small", path, image_size=32, num_classes=5)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -20,11 +20,11 @@ MODELS = {
     "resnet50": (32, 12),
     "inceptionv3": (75, 8),
     "mobilenetv2": (32, 11),
-    "efficientnet_lite0": (32, 10),
-    "mobilenetv3_small": (32, 12),
+    "efficientnet-lite0": (32, 10),
+    "mobilenetv3-small": (32, 12),
     "densenet121": (32, 12),
     "unet": (16, 22),
-    "unet_resize": (16, 22),
+    "unet-resize": (16, 22),
 }
 
 REAL_MODELS = {
