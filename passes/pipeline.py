@@ -26,6 +26,7 @@ from tvmquant.passes.fuse_epilogue import FuseEpilogue
 from tvmquant.passes.insert_requantize import InsertRequantize
 from tvmquant.passes.lower_float import LowerFloat
 from tvmquant.passes.lower_to_kernels import LowerToKernels, Tilings, default_tilings
+from tvmquant.passes.place_concats import PlaceConcats
 from tvmquant.passes.rewriter import bindings_of
 from tvmquant.passes.schedule_float_ops import ScheduleFloatOps
 from tvmquant.passes.verify_integer_only import VerifyIntegerOnly
@@ -101,6 +102,7 @@ def lower(
         [
             *(bind if symbols else []),
             LowerToKernels(target, threads, tilings),
+            PlaceConcats(target, threads),
             *([] if integer else [LowerFloat(target, threads)]),
             relax.transform.LegalizeOps(),
             *([] if integer else _FUSE_ELEMENTWISE),

@@ -7,7 +7,6 @@ import platform
 import shutil
 import signal
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +123,9 @@ def _compile(
     from tvmquant.passes.pipeline import virtual_machine_pipeline
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this one
-    link: dict[str, Callable[..., None]] = {"fcompile": cc.cross_compiler(linker)} if linker else {}
+    link: dict[str, Any] = {"fcompile": cc.cross_compiler(linker)} if linker else {}
+    if system_of(triple_of(target.attrs)) == "linux":
+        link["options"] = ["-Wl,--strip-debug"]  # of the kernels' TensorIR: 2 % of ResNet-50
     try:
         with target:
             executable = relax.build(module, target, relax_pipeline=virtual_machine_pipeline())

@@ -68,6 +68,17 @@ def test_a_timing_is_the_median_of_its_measurements():
     assert Timing.of([record(workload, tiling, s) for s in times[:2]]).seconds == 1e-3
 
 
+@pytest.mark.parametrize(("seconds", "taken"), [(9.8e-4, 1e-3), (9.6e-4, 9.6e-4)])
+def test_the_default_stays_unless_it_is_clearly_beaten(database, target, seconds, taken):
+    workload = conv()
+    first, second = tilings_of(workload, target)[:2]
+    database.append(record(workload, first, 1e-3, default=True))
+    database.append(record(workload, second, seconds))
+    assert database.best(workload.key).seconds == taken
+    tiling = database.tilings()("conv2d", workload.spec, "layer")
+    assert tiling == (first if taken == 1e-3 else second)
+
+
 def test_failures_are_kept_but_never_the_best(database, target):
     workload = conv()
     first, second = tilings_of(workload, target)[:2]
