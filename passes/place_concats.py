@@ -19,7 +19,6 @@ nothing changes. The functions differ from the kernels' own in the strides of th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import tvm
