@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tvmquant.graph import Graph
     from tvmquant.mixed_precision import MixedPrecisionRecord, Wishes
     from tvmquant.mixed_precision.choose import Chosen
+    from tvmquant.passes.lower_to_kernels import Tilings
     from tvmquant.tuning import Database
 
 Progress: TypeAlias = Callable[[int, "int | None"], None]
@@ -60,6 +61,8 @@ class Compilation:
         Of a plan that was chosen: predicted and measured latency, and why.
     plan : Plan, optional
         The bit widths, chosen or given; None where every layer has 8 bits.
+    untuned : tuple of str
+        Layers of which the table of measurements has none, so that they took the analytic tiling.
     """
 
     manifest: Manifest
@@ -68,6 +71,7 @@ class Compilation:
     up_to_date: bool = False
     record: MixedPrecisionRecord | None = None
     plan: Plan | None = None
+    untuned: tuple[str, ...] = ()
 
 
 def compile_onnx(
@@ -206,6 +210,7 @@ def compile_onnx(
         )  # fmt: skip
         chosen = choose_plan(setup, wishes, out, clock.stage)
         given = chosen.plan
+    untuned: list[str] = []
     with clock.stage("quantize"):
         from tvmquant.quantization import quantize
 
@@ -228,7 +233,7 @@ def compile_onnx(
                 "settings": settings,
             },
             preprocess=recipe.model_dump(mode="json"),
-            tilings=tilings,
+            tilings=None if tilings is None else _noting(tilings, untuned),
         )
         _replace_plan(out, given)
     record = None
@@ -236,8 +241,9 @@ def compile_onnx(
         with clock.stage("measure") as progress:
             record = _measured(chosen, out, progress)
     return Compilation(
-        manifest, clock.seconds, calibration_cached=cached, record=record, plan=given
-    )
+        manifest, clock.seconds, calibration_cached=cached, record=record, plan=given,
+        untuned=tuple(untuned),
+    )  # fmt: skip
 
 
 def plan_onnx(
@@ -390,6 +396,18 @@ def _open_table(
 def _table_state(database: Database) -> str:
     """Tell measurements apart: a file of them only ever grows."""
     return f"{database.path.absolute()}, {len(database)} records"
+
+
+def _noting(tilings: Tilings, without: list[str]) -> Tilings:
+    """Add the layers that get no tiling to a list."""
+
+    def lookup(family: str, spec: Any, layer: str) -> Any:
+        tiling = tilings(family, spec, layer)
+        if tiling is None:
+            without.append(layer)
+        return tiling
+
+    return lookup
 
 
 def _tuned(

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from tvmquant.compilation import Compilation
 
 
+# Names in a warning.
+LISTED = 5
+
+
 def compile_model(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The float model.")],
     data: options.Data = None,
@@ -136,6 +140,12 @@ def compile_model(
     for entry in done.manifest.float_audit:
         if not as_json and not quiet:
             print_warning(f"{entry['node']} ({entry['op']}) stays float: {entry['reason']}")
+    if done.untuned:
+        names = ", ".join(done.untuned[:LISTED]) + (", ..." if len(done.untuned) > LISTED else "")
+        print_warning(
+            f"{table} has no measurements of {len(done.untuned)} layers ({names}), which took the "
+            "analytic tiling; --tune 10m measures them"
+        )
     if as_json:
         print_json(summary)
     else:

@@ -5,6 +5,8 @@ import pytest
 from tvmquant.allocation import Plan
 from tvmquant.calibration.observers import _OBSERVERS
 from tvmquant.mixed_precision import MixedPrecisionRecord
+from tvmquant.target import parse_target
+from tvmquant.tuning import Database
 
 
 def test_compile_builds_a_library_and_summarizes_it(tvmquant, small_onnx, small_data, tmp_path):
@@ -116,6 +118,14 @@ def test_every_option_reaches_the_plan(tvmquant, mixed):
     assert sum(summary["bits"].values()) == len(choices)
     for stage in ("sensitivity", "latency", "allocate", "measure"):
         assert f"{stage}: " in outcome.stderr
+
+
+def test_layers_that_a_table_lacks_are_listed(tvmquant, mixed, tmp_path):
+    command, out = mixed
+    Database(tmp_path / "table", parse_target("native"), 1)
+    options = ["--plan", out / "plan.json", "--table", tmp_path / "table", "--force"]
+    text = tvmquant(*command, *options).stderr
+    assert "has no measurements of 5 layers (stem, left, right, depthwise, head)" in text
 
 
 def test_a_plan_is_built(tvmquant, mixed, tmp_path):
