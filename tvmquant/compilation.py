@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from tvmquant.bit_choice import W8A8, BitChoice
 from tvmquant.data import Dataset, Preprocess, open_data
 from tvmquant.data.preprocess import PreprocessLike
-from tvmquant.errors import AllocationError, ArtifactError, DataError, ModelError, TuningError
+from tvmquant.errors import AllocationError, ArtifactError, DataError, TuningError
 
 if TYPE_CHECKING:
     from tvmquant.allocation import Plan
@@ -463,25 +463,6 @@ def _existing_plan(out: Path) -> Plan | None:
     return Plan.load(path) if path.is_file() else None
 
 
-def item_shape(graph: Graph) -> tuple[int | None, ...]:
-    """Return the shape of one item of a graph's only input, without the batch; None where symbolic.
-
-    Raises
-    ------
-    ModelError
-        When the graph has several inputs, or its input has no batch axis.
-    """
-    if len(graph.inputs) != 1:
-        raise ModelError(
-            f"the model has {len(graph.inputs)} inputs ({', '.join(graph.input_names)}); data for "
-            "calibration and evaluation feed exactly one"
-        )
-    name, shape, _ = graph.inputs[0]
-    if not shape:
-        raise ModelError(f"the input {name!r} is a scalar; expected a batch axis")
-    return shape[1:]
-
-
 class _Clock:
     """Time stages and hand their progress on."""
 
@@ -532,7 +513,7 @@ def _check_destination(out: Path) -> None:
 def _open_calibration_data(
     graph: Graph, data: Any, recipe: Preprocess, select: Any, samples: int | None
 ) -> Dataset:
-    dataset = open_data(data, recipe, input_shape=item_shape(graph), select=select)
+    dataset = open_data(data, recipe, input_shape=graph.item_shape(), select=select)
     if samples is None:
         return dataset
     if samples < 1:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 import tvm
 from tvm import relax, tirx
 
+from tvmquant.errors import ModelError
+
 Signature = list[tuple[str, tuple[int | None, ...], str]]
 
 
@@ -61,6 +63,24 @@ class Graph:
         result = self.main.ret_ty
         types = list(result.fields) if isinstance(result, tvm.ir.TupleType) else [result]
         return [_describe(name, ty) for name, ty in zip(self.output_names, types, strict=True)]
+
+    def item_shape(self) -> tuple[int | None, ...]:
+        """Return the shape of one item of the only input, without the batch; None where symbolic.
+
+        Raises
+        ------
+        ModelError
+            When the graph has several inputs, or its input has no batch axis.
+        """
+        if len(self.inputs) != 1:
+            raise ModelError(
+                f"the model has {len(self.inputs)} inputs ({', '.join(self.input_names)}); data "
+                "for calibration and evaluation feed exactly one"
+            )
+        name, shape, _ = self.inputs[0]
+        if not shape:
+            raise ModelError(f"the input {name!r} is a scalar; expected a batch axis")
+        return shape[1:]
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of structure, attributes, layer names and constants, in hexadecimal.

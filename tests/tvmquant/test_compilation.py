@@ -9,13 +9,12 @@ import pytest
 import tvmquant
 from tvmquant.allocation import Plan
 from tvmquant.bit_choice import W4A8
-from tvmquant.compilation import compile_onnx, item_shape
+from tvmquant.compilation import compile_onnx
 from tvmquant.deploy.manifest import Manifest
 from tvmquant.errors import (
     AllocationError,
     ArtifactError,
     DataError,
-    ModelError,
     QuantizationError,
     SensitivityError,
     TuningError,
@@ -152,20 +151,6 @@ def test_samples_are_spread_over_the_data(small_onnx, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="enough"):
         compile_onnx(small_onnx, data, out=tmp_path / "out", samples=5)
     assert seen == [0, 20, 40, 60, 80]
-
-
-class FakeGraph:
-    def __init__(self, *shapes):
-        self.inputs = [(f"input{i}", shape, "float32") for i, shape in enumerate(shapes)]
-        self.input_names = tuple(name for name, _, _ in self.inputs)
-
-
-def test_the_shape_of_an_item():
-    assert item_shape(FakeGraph((None, 3, None, 8))) == (3, None, 8)
-    with pytest.raises(ModelError, match=r"2 inputs \(input0, input1\)"):
-        item_shape(FakeGraph((1, 2), (1, 3)))
-    with pytest.raises(ModelError, match="scalar"):
-        item_shape(FakeGraph(()))
 
 
 # -- mixed precision -----------------------------------------------------------------------------

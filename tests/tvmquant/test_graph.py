@@ -5,6 +5,7 @@ import pytest
 import tvm
 from tvm import relax, tirx
 
+from tvmquant.errors import ModelError
 from tvmquant.graph import Graph, layer_name, make_span, with_span
 
 
@@ -83,3 +84,19 @@ def test_fingerprint():
     assert reference != build(layer="other").fingerprint()
     assert reference != build(tuple_output=True).fingerprint()
     assert reference != build().with_module(build().module, "L1").fingerprint()
+
+
+class FakeGraph:
+    item_shape = Graph.item_shape
+
+    def __init__(self, *shapes):
+        self.inputs = [(f"input{i}", shape, "float32") for i, shape in enumerate(shapes)]
+        self.input_names = tuple(name for name, _, _ in self.inputs)
+
+
+def test_the_shape_of_an_item():
+    assert FakeGraph((None, 3, None, 8)).item_shape() == (3, None, 8)
+    with pytest.raises(ModelError, match=r"2 inputs \(input0, input1\)"):
+        FakeGraph((1, 2), (1, 3)).item_shape()
+    with pytest.raises(ModelError, match="scalar"):
+        FakeGraph(()).item_shape()

@@ -178,10 +178,9 @@ def _choices_of(graph: Graph) -> dict[str, BitChoice]:
 
 def _calibrate(graph: Graph) -> Calibration:
     """Calibrate with random items."""
-    from tvmquant.compilation import item_shape
     from tvmquant.quantization import calibrate
 
-    shape = item_shape(graph)
+    shape = graph.item_shape()
     if any(extent is None for extent in shape):
         raise ModelError(
             f"the input {graph.input_names[0]!r} has the shape {(None, *shape)}; tuning needs its "
