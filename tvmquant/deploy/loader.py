@@ -175,11 +175,7 @@ class Model:
         return scale.bytes
 
     def _probed(self) -> Any:
-        """Return a second virtual machine, for instruments, which cannot be taken off again.
-
-        One for all measurements: each sets up TVM's threads anew, and after a few of those this
-        process computed up to 1.2 times slower.
-        """
+        """Return a second virtual machine, for instruments: no first one could be rid of them."""
         if self._probe is None:
             self._probe = _virtual_machine(self.folder / LIBRARY_NAME, self.manifest, self.threads)
         return self._probe
@@ -301,6 +297,10 @@ def _virtual_machine(library: Path, manifest: Manifest, threads: int) -> Any:
         raise ArtifactError(f"{library}: cannot be loaded: {reason}; build again") from None
 
 
+# What `_use_threads` set up last.
+_configured = 0
+
+
 def _use_threads(threads: int) -> None:
     """Let TVM compute with ``threads`` threads.
 
@@ -309,11 +309,15 @@ def _use_threads(threads: int) -> None:
     """
     import tvm
 
+    global _configured
+    count_threads = tvm.get_global_func("runtime.NumThreads")
+    if _configured == threads == int(count_threads()):
+        return  # after a few more times this process would compute up to 1.2 times slower
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
     os.environ.setdefault("TVM_NUM_THREADS", str(max(threads, available)))
     # mode 0: one thread on each of the big cores, up to the given number
     tvm.get_global_func("runtime.config_threadpool")(0, threads)
-    used = int(tvm.get_global_func("runtime.NumThreads")())
+    _configured, used = threads, int(count_threads())
     if used < threads:
         logger.warning(
             "TVM computes with %d of %d threads: its pool was made before, or TVM_NUM_THREADS is "
