@@ -215,10 +215,13 @@ def _row(
 def _read(path: Path) -> dict[tuple[object, ...], float]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-        return {
+        found = {
             (row["model"], row["layer"], row["threads"], row["batch"]): float(row["value"])
             for row in rows
             if row["benchmark"] == "profile"
         }
+        if not found:
+            raise ValueError("it has no such rows")
+        return found
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"--before {path}: not the rows of a profile: {error!r}") from error

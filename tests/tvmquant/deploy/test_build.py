@@ -114,7 +114,7 @@ def test_a_float_graph_becomes_a_float_library(small_onnx, float_graph, images, 
 
 @pytest.mark.parametrize("options", [{"batch": 0}, {"threads": -1}])
 def test_wrong_options(quantized, tmp_path, options):
-    with pytest.raises(QuantizationError, match="expected at least 1"):
+    with pytest.raises(QuantizationError, match=r"expected (at least 1|1 to 1024)"):
         build(quantized, out=tmp_path / "a" / "library", **options)
     assert os.listdir(tmp_path) == []
 

@@ -144,7 +144,7 @@ BAD_SHAPES = {
     "names 'image', but the inputs .* are x": {"image": (None, 3, 4, 4)},
     "has 4 dimensions, input_shapes gives 3": {"x": (3, 4, 4)},
     "dimension 1 = 3, input_shapes gives 4": {"x": (None, 4, 4, 4)},
-    "dimension 2 = 0, expected > 0": {"x": (None, 3, 0, 4)},
+    "dimension 2 = 0, expected 1 to": {"x": (None, 3, 0, 4)},
 }
 
 
