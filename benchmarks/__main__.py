@@ -42,7 +42,7 @@ ImageSize = Annotated[
 
 @app.callback()
 def _commands() -> None:
-    """Measure accuracy, latency, plans, kernels, compile time; each writes rows to --json FILE."""
+    """Measure accuracy, latency, memory, plans, kernels, compile time; rows go to --json FILE."""
 
 
 @app.command()
@@ -191,6 +191,41 @@ def profile(
 
     shown = ["share", "limit_us", "fraction_of_limit", "bound", "before_us"]
     _report(json, measure, columns=["layer"], last=shown)
+
+
+@app.command()
+def memory(
+    models: Annotated[str, typer.Option(help="Trained or random networks, by commas.")] = (
+        "resnet50,mobilenetv2,squeezenet"
+    ),
+    peers: Annotated[str, typer.Option(help="Engines to compare with; may be empty.")] = (
+        "onnxruntime,openvino"
+    ),
+    threads: Threads = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images of one run.")] = 1,
+    image_size: ImageSize = None,
+    target: Target = "native",
+    data: Data = DEFAULT_DATA,
+    json: Json = None,
+) -> None:
+    """Peak memory of loading and running INT8 networks in tvmquant and in other engines."""
+
+    def measure() -> list[Any]:
+        from benchmarks import memory as benchmark
+        from tvmquant.cli.output import StageReporter
+
+        return benchmark.run(
+            _names(models),
+            data=data,
+            stage=StageReporter(),
+            peers=_names(peers),
+            threads=threads or _physical_cores(),
+            batch=batch,
+            target=target,
+            image_size=image_size,
+        )
+
+    _report(json, measure)
 
 
 @app.command()

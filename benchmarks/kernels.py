@@ -265,6 +265,25 @@ def peak_macs(dot: DotProduct, target: str, threads: int, repeats: int = 20) -> 
     return macs / float(np.median(seconds))
 
 
+def network_peaks(target: str, threads: int) -> tuple[float, float]:
+    """Return the peaks of what multiplies in networks: byte and (depthwise) word products.
+
+    Returns
+    -------
+    float, float
+        Multiply-accumulates a second of the target's fastest dot product, and of its fastest one of
+        two products, or where it has none of the first.
+
+    Raises
+    ------
+    TargetError
+        As of `peak_kernel`.
+    """
+    dots = isa.dot_products(parse_target(target))
+    words = next((dot for dot in dots if dot.group == 2), dots[0])
+    return peak_macs(dots[0], target, threads), peak_macs(words, target, threads)
+
+
 def _peak_runner(dot: DotProduct, target: tvm.target.Target, threads: int) -> tuple[Runner, int]:
     """Return a function that keeps every thread multiplying, and its multiply-accumulates."""
     accumulators = ACCUMULATORS[dot.registers]

@@ -22,7 +22,8 @@ from benchmarks.accuracy import TASKS, require_file
 from benchmarks.rows import Row, RowMaker, machine_facts
 from tvmquant.benchmark import Latency, measure_interleaved
 from tvmquant.cli.output import print_warning
-from tvmquant.errors import DataError
+from tvmquant.deploy.manifest import LayerInfo
+from tvmquant.errors import DataError, TargetError
 
 Stage = Callable[[str], AbstractContextManager[Callable[[int, int | None], None]]]
 Argument = TypeVar("Argument")
@@ -111,7 +112,8 @@ def run(
     -------
     list of Row
         ``latency_ms``, the median, of ``tvmquant-int8`` and of each engine's ``-int8`` and
-        ``-float``; ``ratio_to_peer`` (our time over the peer's) for each INT8 peer, and
+        ``-float``; ``limit_ms``, what the network's multiplications take at the multiply peak of
+        this run; ``ratio_to_peer`` (our time over the peer's) for each INT8 peer, and
         ``ratio_to_best_peer``.
 
     Raises
@@ -121,11 +123,7 @@ def run(
     TVMQuantError
         When an engine is not installed.
     """
-    for engine in peers:
-        if engine not in ENGINES:
-            raise DataError(
-                f"--peers: {engine!r} is unknown; expected some of {', '.join(ENGINES)}"
-            )
+    check_engines(peers)
     for name in models:
         check_model(name, data)
     facts = machine_facts(target)
@@ -140,17 +138,17 @@ def run(
                 )
                 with stage(f"{name}: build and measure, {count} threads"):
                     try:
-                        latencies, pool = in_new_process(measure, case)
+                        latencies, limit, pool = in_new_process(measure, case)
                     except concurrent.futures.BrokenExecutor:
                         case = dataclasses.replace(case, engines=_alive(case))
-                        latencies, pool = in_new_process(measure, case)
+                        latencies, limit, pool = in_new_process(measure, case)
                 if pool != count:
                     print_warning(
                         f"{name}: tvmquant computed with {pool} threads, not with {count} like its "
                         f"peers; set TVM_NUM_THREADS={count}"
                     )
                 facts_here = {"tvm_threads": pool, "batch": batch, **facts}
-                rows += _rows(RowMaker("latency", count, facts_here), name, latencies)
+                rows += _rows(RowMaker("latency", count, facts_here), name, latencies, limit)
     return rows
 
 
@@ -186,6 +184,7 @@ def _image(case: Case) -> NDArray[np.float32]:
 def _peers(case: Case, folder: str) -> dict[str, engines.Peer]:
     if not case.engines:
         return {}
+    os.environ.update(restrict_openvino(case.target))
     return engines.build_peers(
         case.onnx,
         list(case.images[:, None]),
@@ -196,13 +195,15 @@ def _peers(case: Case, folder: str) -> dict[str, engines.Peer]:
     )
 
 
-def measure(case: Case) -> tuple[dict[str, Latency], int]:
+def measure(case: Case) -> tuple[dict[str, Latency], float, int]:
     """Build a model for every engine, run them by turns, and count TVM's threads.
 
     Returns
     -------
     dict
         Name of the engine and precision to latency.
+    float
+        Seconds that the network's multiplications take at this machine's peak.
     int
         Threads that TVM really computed with, whatever the library was asked for.
     """
@@ -219,18 +220,46 @@ def measure(case: Case) -> tuple[dict[str, Latency], int]:
         graphs = {OURS: tvmquant.quantize(graph, found)}
         if case.with_float:
             graphs["tvmquant-float"] = graph
-        libraries = {}
+        libraries, layers = {}, {}
         for name, source in graphs.items():
             out = Path(scratch, name)
-            tvmquant.build(
+            manifest = tvmquant.build(
                 source, target=case.target, out=out, threads=case.threads, batch=case.batch
             )
+            layers[name] = manifest.layers
             # every engine chooses its processors when its threads start: let all of them be free
             allowed = os.sched_getaffinity(0)
             libraries[name] = tvmquant.load(out, threads=case.threads).bind(image)
             os.sched_setaffinity(0, allowed)
         pool = int(tvm.get_global_func("runtime.NumThreads")())
-        return _latencies({**libraries, **runners}, case.repeats), pool
+        latencies = _latencies({**libraries, **runners}, case.repeats)
+        return latencies, _limit(case, layers[OURS]), pool
+
+
+def _limit(case: Case, layers: Sequence[LayerInfo]) -> float:
+    """Return the seconds of a network's multiplications at the peak, or nan without a known one."""
+    from benchmarks import kernels
+
+    try:
+        byte_macs, word_macs = kernels.network_peaks(case.target, case.threads)
+    except TargetError:
+        return float("nan")
+    return sum(i.macs / (word_macs if "depthwise" in i.op else byte_macs) for i in layers)
+
+
+def restrict_openvino(target: str) -> dict[str, str]:
+    """Return the environment that keeps OpenVINO to a target's instructions.
+
+    ONNX Runtime has no such switch.
+    """
+    from tvmquant.schedules.isa import has_feature
+    from tvmquant.target import parse_target
+
+    parsed = parse_target(target)
+    if has_feature(parsed, "avx512f"):
+        return {}
+    vnni = has_feature(parsed, "avxvnni")
+    return {"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI" if vnni else "AVX2"}
 
 
 def _peer_runner(peer: engines.Peer, image: NDArray[np.float32]) -> Callable[[], object]:
@@ -263,10 +292,11 @@ def _settling(runner: Callable[[], object]) -> Callable[[], None]:
     return settle
 
 
-def _rows(make: RowMaker, model: str, latencies: dict[str, Latency]) -> Iterator[Row]:
+def _rows(make: RowMaker, model: str, latencies: dict[str, Latency], limit: float) -> Iterator[Row]:
     for name, latency in latencies.items():
         extra = {"min_ms": latency.min_ms, "p90_ms": latency.p90_ms, "runs": len(latency.seconds)}
         yield make(model, name, "latency_ms", latency.median_ms, "ms", **extra)
+    yield make(model, OURS, "limit_ms", 1e3 * limit, "ms")
     ours = latencies[OURS]
     rivals = {name: found for name, found in latencies.items() if name != OURS}
     integer = {name: found for name, found in rivals.items() if name.endswith("-int8")}
@@ -282,6 +312,13 @@ def _rows(make: RowMaker, model: str, latencies: dict[str, Latency]) -> Iterator
     if integer:
         best = min(integer, key=lambda name: integer[name].median_ms)
         yield ratio("ratio_to_best_peer", best)
+
+
+def check_engines(names: Sequence[str]) -> None:
+    """Raise `DataError` where one is not of `ENGINES`."""
+    for name in names:
+        if name not in ENGINES:
+            raise DataError(f"--peers: {name!r} is unknown; expected some of {', '.join(ENGINES)}")
 
 
 def check_model(name: str, data: Path) -> None:

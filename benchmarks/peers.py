@@ -1,4 +1,4 @@
-"""The engines that tvmquant is measured against, and a timer that is fair to all of them.
+"""The engines that tvmquant is measured against.
 
 ONNX Runtime quantizes a float model after training (QDQ, unsigned 8-bit activations, signed 8-bit
 weights per channel); OpenVINO reads the same quantized file, so that both execute one network.
@@ -10,18 +10,18 @@ import collections
 import importlib
 import os
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import onnx
-import onnx.version_converter
 from numpy.typing import NDArray
 
 from tvmquant.errors import DataError, TVMQuantError
+
+if TYPE_CHECKING:
+    import onnx
 
 # per-channel QuantizeLinear came with 13
 _SMALLEST_QDQ_OPSET = 13
@@ -174,6 +174,7 @@ def quantize_with_onnxruntime(
         If ONNX Runtime is not installed.
     """
     _require("onnxruntime")
+    import onnx
     from onnxruntime.quantization import (
         CalibrationDataReader,
         QuantFormat,
@@ -272,40 +273,6 @@ def build_peers(
     return peers
 
 
-def measure_interleaved(
-    runners: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int
-) -> dict[str, list[float]]:
-    """Time several functions in turns, so that whatever slows the machine slows all of them.
-
-    Parameters
-    ----------
-    runners : mapping
-        Name to a function without arguments.
-    repeats : int
-        Rounds measured, at least 1; a round calls each function once, in the mapping's order.
-    warmup : int
-        Rounds before, not measured.
-
-    Returns
-    -------
-    dict
-        Name to the seconds of each round.
-    """
-    if repeats < 1 or warmup < 0:
-        raise ValueError(
-            f"repeats = {repeats}, warmup = {warmup}; expected at least 1 and at least 0"
-        )
-    seconds: dict[str, list[float]] = {name: [] for name in runners}
-    for turn in range(-warmup, repeats):
-        for name, runner in runners.items():
-            start = time.perf_counter()
-            runner()
-            elapsed = time.perf_counter() - start
-            if turn >= 0:
-                seconds[name].append(elapsed)
-    return seconds
-
-
 def _feeds(
     name: str, batches: Iterable[NDArray[np.float32]]
 ) -> Iterator[dict[str, NDArray[np.float32]]]:
@@ -320,6 +287,8 @@ def _feeds(
 
 
 def _at_least_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    import onnx.version_converter
+
     versions = {entry.domain: entry.version for entry in model.opset_import}
     if versions[""] >= opset:
         return model

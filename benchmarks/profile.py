@@ -126,8 +126,6 @@ def measure(case: Case) -> Profile:
     """Build a network and time its calls."""
     import tvmquant
     from benchmarks import kernels
-    from tvmquant.schedules import isa
-    from tvmquant.target import parse_target
 
     graph = tvmquant.load_onnx(case.onnx)
     quantized = tvmquant.quantize(graph, tvmquant.calibrate(graph, case.images))
@@ -147,13 +145,10 @@ def measure(case: Case) -> Profile:
             start = time.perf_counter()
             runner()
             seconds.append(time.perf_counter() - start)
-    dots = isa.dot_products(parse_target(case.target))
-    words = next((dot for dot in dots if dot.group == 2), dots[0])
     return Profile(
         [(info, time_, size) for (info, time_), size in zip(calls, sizes, strict=True)],
         float(np.median(seconds)),
-        kernels.peak_macs(dots[0], case.target, case.threads),
-        kernels.peak_macs(words, case.target, case.threads),
+        *kernels.network_peaks(case.target, case.threads),
         bandwidth,
     )
 

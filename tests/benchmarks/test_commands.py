@@ -11,7 +11,7 @@ import tvm
 from PIL import Image
 
 from benchmarks import __main__ as command
-from benchmarks import allocation, compile_time, kernels, latency, models, rows
+from benchmarks import allocation, compile_time, kernels, latency, memory, models, rows
 from tvmquant import network_latency
 from tvmquant.cli.output import StageReporter
 from tvmquant.errors import TargetError
@@ -109,6 +109,8 @@ def test_accuracy_rows_come_from_the_deployed_library(shared, tmp_path, monkeypa
         (("latency", "--models", "alexnet"), "'alexnet' is unknown"),
         (("latency", "--peers", "tflite"), "'tflite' is unknown; expected some of onnxruntime"),
         (("latency", "--threads", "1,two"), "'1,two': expected numbers of threads"),
+        (("memory", "--models", "alexnet"), "'alexnet' is unknown"),
+        (("memory", "--peers", "tflite"), "'tflite' is unknown"),
     ],
 )
 def test_what_is_missing_is_named_before_anything_runs(
@@ -160,6 +162,8 @@ def test_latency_rows_hold_medians_and_ratios(tmp_path, monkeypatch):
     assert call(monkeypatch, "latency", "--models", "unet", *options, "--json", out) == 0
     found = read(out)
     medians = values([row for row in found if row["metric"] == "latency_ms"], "config")
+    (limit,) = (row["value"] for row in found if row["metric"] == "limit_ms")
+    assert 0 < limit < medians["tvmquant-int8",]
     assert list(medians) == [("tvmquant-int8",), ("onnxruntime-float",), ("onnxruntime-int8",)]
     assert {row["tvm_threads"] for row in found} == {1}
     assert all(row["runs"] == 4 for row in found if row["metric"] == "latency_ms")
@@ -172,6 +176,23 @@ def test_latency_rows_hold_medians_and_ratios(tmp_path, monkeypatch):
 
 
 @needs_dot_product
+@pytest.mark.skipif(not memory.STATUS.is_file(), reason="memory is measured on Linux")
+def test_memory_rows_are_of_processes_of_their_own(tmp_path, monkeypatch):
+    out = tmp_path / "rows.json"
+    options = ("--models", "unet", "--image-size", 16, "--peers", "", "--threads", 1)
+    assert call(monkeypatch, "memory", *options, "--json", out) == 0
+    found = values(read(out), "config", "metric")
+    assert list(found) == [("tvmquant-int8", "load_mb"), ("tvmquant-int8", "run_mb")]
+    # TVM's runtime and its Python packages, but neither its compiler nor PyTorch
+    assert 10 < found["tvmquant-int8", "run_mb"] <= found["tvmquant-int8", "load_mb"] < 150
+
+
+def test_peers_keep_to_the_instructions_of_the_target():
+    assert latency.restrict_openvino("haswell") == {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    assert latency.restrict_openvino("alderlake") == {"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI"}
+    assert latency.restrict_openvino("icelake-server") == {}
+
+
 def test_profile_rows_add_up(tmp_path, monkeypatch, capsys):
     measured = []
 

@@ -89,19 +89,3 @@ def test_a_missing_engine_names_the_extra(package, float_model, tmp_path, monkey
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(TVMQuantError, match=rf"{package} is not installed.*tvmquant\[peers\]"):
         peers.build_peers(float_model, _batches(1), (1, *SHAPE), tmp_path, engines=[package])
-
-
-def test_runners_take_turns():
-    calls = []
-    seconds = peers.measure_interleaved(
-        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3, warmup=2
-    )
-    assert calls == ["a", "b"] * 5
-    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
-    assert all(time >= 0 for times in seconds.values() for time in times)
-
-
-@pytest.mark.parametrize(("repeats", "warmup"), [(0, 1), (1, -1)])
-def test_impossible_rounds_are_refused(repeats, warmup):
-    with pytest.raises(ValueError, match=r"expected at least 1 and at least 0"):
-        peers.measure_interleaved({}, repeats=repeats, warmup=warmup)
