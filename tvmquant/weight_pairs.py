@@ -103,14 +103,14 @@ def bounded_scale(weight: FloatArray, scale: FloatArray) -> FloatArray | None:
     return chosen
 
 
-def _best_scales(runs: FloatArray, scale: FloatArray) -> tuple[FloatArray, float]:
+def _best_scales(runs: Array, scale: FloatArray) -> tuple[FloatArray, float]:
     """Return the best of the scales tried for every output channel, and the error with them."""
     errors = np.stack([_errors(runs, scale * factor, bound=True) for factor in SCALE_FACTORS])
     factors = np.asarray(SCALE_FACTORS)[errors.argmin(axis=0)]
     return scale * factors, float(errors.min(axis=0).sum())
 
 
-def _errors(runs: FloatArray, scale: FloatArray, *, bound: bool) -> FloatArray:
+def _errors(runs: Array, scale: FloatArray, *, bound: bool) -> FloatArray:
     """Return the squared error that rounding, and bounding, adds to every output channel."""
     steps = scale.astype(np.float32)[:, None, None]
     rounded = np.clip(np.rint(runs / steps), -127, 127)
