@@ -78,7 +78,7 @@ class LatencyTable(BaseModel):
 
     Examples
     --------
-    >>> table = LatencyTable.load("latency.json")      # doctest: +SKIP
+    >>> table = LatencyTable.from_json("latency.json") # doctest: +SKIP
     >>> table.milliseconds("conv1", "w8a8")            # doctest: +SKIP
     0.42
     """
@@ -234,7 +234,7 @@ class LatencyTable(BaseModel):
             If the file is missing, not JSON, of another schema, or a field is wrong; names the
             field and its value.
         """
-        return load_record(cls, path, "tune again")
+        return load_record(cls, path, "remove it and tune again")
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write one line for each entry, with a header line; `pandas.read_csv` reads it.

@@ -108,6 +108,8 @@ def tune(
     TuningError
         If the tracker or its devices are not there or get lost, the database does not fit, or no
         kernel can be measured. What was measured is kept.
+    DataError
+        If the folder's latency table is damaged; nothing is measured then.
     QuantizationError, ModelError, TargetError
         If the graph cannot be quantized or compiled so.
     """
@@ -123,6 +125,9 @@ def tune(
     if address is not None:
         runner = DeviceRunner(*address, str(key), used)
     database = Database(out, tvm_target, used, cpu=runner.cpu if runner else "")
+    path = database.folder / f"latency-{database.path.stem}.json"
+    # A table that cannot be added to is told now, not after hours of measuring.
+    _updated(path, LatencyTable.collect(database, graph.name, {}))
 
     say("quantize")
     layers = _layers(graph, choices, calibration, tvm_target, used, batch)
@@ -135,7 +140,6 @@ def tune(
     )
     tuning = tuner.run(trials=trials, seconds=seconds)
 
-    path = database.folder / f"latency-{database.path.stem}.json"
     table = _updated(path, LatencyTable.collect(database, graph.name, layers))
     table.to_json(path)
     table.to_csv(path.with_suffix(".csv"))

@@ -9,12 +9,13 @@ import pytest
 from tvmquant.bit_choice import W4A8, W8A8
 from tvmquant.deploy.build import build
 from tvmquant.deploy.loader import load
-from tvmquant.errors import QuantizationError, TuningError
+from tvmquant.errors import DataError, QuantizationError, TuningError
 from tvmquant.frontend import load_onnx
 from tvmquant.quantization import calibrate, quantize
 from tvmquant.simulator import simulate
 from tvmquant.target import parse_target
 from tvmquant.tuning import Database, LatencyTable, tune
+from tvmquant.tuning.tuner import Tuner
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,24 @@ def test_a_quantized_graph_is_tuned_as_it_is(graph, folder):
     assert {e.choice for e in tuned.table.entries} == {"w8a8", "w4a8"}
     with pytest.raises(QuantizationError, match="leave choices out"):
         tune(quantized, folder, threads=1, choices=[W8A8])
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (lambda text: text[: len(text) // 2], DataError, "remove it and tune again"),
+        (lambda text: text.replace('"tvm":', '"other":'), TuningError, "different versions"),
+    ],
+)
+def test_a_table_that_cannot_be_added_to_is_told_before_any_measurement(
+    graph, folder, tmp_path, monkeypatch, damage, error, message
+):
+    for path in folder.iterdir():
+        text = path.read_text()
+        (tmp_path / path.name).write_text(damage(text) if path.match("latency-*.json") else text)
+    monkeypatch.setattr(Tuner, "run", None)
+    with pytest.raises(error, match=message):
+        tune(graph, tmp_path, threads=1, choices=[W8A8], trials=1)
 
 
 def run_for_ever(graph, folder):
