@@ -38,6 +38,7 @@ from tvmquant.target import (
     architecture_of,
     host_features,
     parse_target,
+    physical_cores,
     required_features,
     triple_of,
 )
@@ -111,9 +112,14 @@ def measure_latency(
     setup: Setup, wishes: Wishes, cache: Path, progress: Progress | None = None
 ) -> NetworkLatency:
     """Measure, or read from ``cache``, the latency of every layer under every choice."""
+    from tvmquant.tuning.database import Header
+
     pin_ends = _ends_are_w8a8(quantizable_layers(setup.graph), wishes)
+    target, threads = parse_target(setup.target), setup.threads or physical_cores()
     key = json.dumps(
         [
+            # versions, processor and options of the target, which a file may outlive
+            Header.of(target, threads).model_dump_json(),
             setup.graph.fingerprint(), setup.target, setup.threads, setup.batch,
             setup.tuning_state, sorted(map(str, wishes.measured)), pin_ends,
             sorted((str(k), str(v)) for k, v in setup.quantize_options.items()),

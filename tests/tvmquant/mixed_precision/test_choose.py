@@ -1,4 +1,5 @@
 import contextlib
+import importlib.metadata
 from dataclasses import replace
 
 import numpy as np
@@ -141,6 +142,22 @@ def test_of_another_setup_it_is_measured_again(setup, tmp_path, latencies, chang
     measure_latency(setup, WISHES, tmp_path)
     measure_latency(replace(setup, **change), WISHES, tmp_path)
     assert len(latencies) == 2
+
+
+@pytest.mark.parametrize("change", ["tvmquant", "apache-tvm", "processor"])
+def test_with_another_version_or_processor_it_is_measured_again(
+    setup, tmp_path, latencies, monkeypatch, change
+):
+    measure_latency(setup, WISHES, tmp_path)
+    if change == "processor":
+        monkeypatch.setattr("tvmquant.tuning.database.processor_name", lambda: "another")
+    else:
+        version = importlib.metadata.version
+        monkeypatch.setattr(
+            "importlib.metadata.version", lambda name: "9.9" if name == change else version(name)
+        )
+    measure_latency(setup, WISHES, tmp_path)
+    assert len(latencies) == len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize(
