@@ -53,6 +53,8 @@ Stage = Callable[[str], AbstractContextManager[Progress]]
 
 # Images that sensitivity is estimated with; traces converge within these.
 SENSITIVITY_SAMPLES = 64
+# Options of `tvmquant.quantize` that sensitivity depends on.
+ROUNDING = ("activation_scheme", "weight_method")
 FRONTIER_POINTS = 16
 
 
@@ -66,7 +68,7 @@ class Setup:
         Level L0.
     calibration : Calibration
     data : Dataset
-        For the sensitivity; with labels, if it has them.
+        For the sensitivity; labels are not used.
     target : str
     threads : int, optional
     batch : int
@@ -105,6 +107,7 @@ def measure_sensitivity(
         choices=list(dict.fromkeys(choices)),
         cache=cache,
         progress=progress,
+        **{name: value for name, value in setup.quantize_options.items() if name in ROUNDING},
     )
 
 

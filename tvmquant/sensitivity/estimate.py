@@ -55,6 +55,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tvmquant.bit_choice import DEFAULT_CHOICES, BitChoice
 from tvmquant.data import Dataset, open_data
 from tvmquant.errors import DataError, SensitivityError
+from tvmquant.quantizer import check_scheme, check_weight_method
 from tvmquant.sensitivity.curvature import PROBES, Fisher, Hessian
 from tvmquant.sensitivity.direct import Control, OutputGrowth
 from tvmquant.sensitivity.estimator import Estimator, Progress, Settings
@@ -87,6 +88,8 @@ def estimate_sensitivity(
     *,
     method: str = "hessian",
     choices: Sequence[BitChoice] = DEFAULT_CHOICES,
+    activation_scheme: str = "asymmetric",
+    weight_method: str = "mse",
     labels: bool = False,
     loss: str = "auto",
     tolerance: float = 0.05,
@@ -111,6 +114,8 @@ def estimate_sensitivity(
         One of `tvmquant.sensitivity.METHODS`.
     choices : sequence of BitChoice
         Besides w8a8.
+    activation_scheme, weight_method : str
+        As of `tvmquant.quantize`; the scheme is the one that was calibrated with.
     labels : bool
         Use the labels of the data, which must be those of the classes of the network's first
         output, (N, C); other outputs have no labels. Otherwise the float network's own predictions
@@ -138,11 +143,15 @@ def estimate_sensitivity(
     ------
     SensitivityError
         When a setting is wrong, or a result is NaN or infinite; names the layer or the tensor.
+    QuantizationError
+        When the scheme or the weight method is unknown, or the calibration is of another one.
     DataError
         When the data are missing, empty or do not fit the model.
     """
     check_method(method)
     check_loss(loss)
+    check_scheme(activation_scheme)
+    check_weight_method(weight_method)
     for name, value, least in (("max_probes", max_probes, PROBES), ("batch_size", batch_size, 1)):
         if type(value) is not int or value < least:
             raise SensitivityError(f"{name} = {value!r}; expected an integer >= {least}")
@@ -157,11 +166,15 @@ def estimate_sensitivity(
     settings = Settings(labels, loss, tolerance, max_probes, batch_size, seed)
     path = None
     if cache is not None and fingerprint is not None:
-        parts = [method, sorted(str(choice) for choice in choices), *astuple(settings)]
+        names = sorted(str(choice) for choice in choices)
+        parts = [method, names, activation_scheme, weight_method, *astuple(settings)]
         path = _cache_path(cache, graph, fingerprint, calibration, parts)
         if (kept := _kept(path)) is not None:
             return kept
-    quantizers = make_quantizers(graph, calibration, choices)
+    quantizers = make_quantizers(
+        graph, calibration, choices, activation_scheme=activation_scheme,
+        weight_method=weight_method,
+    )  # fmt: skip
     estimator = _ESTIMATORS[method](
         quantizers, dataset, fingerprint is not None, settings, progress
     )

@@ -70,9 +70,17 @@ class Quantizers:
 
 
 def make_quantizers(
-    graph: Graph, calibration: Calibration, choices: Sequence[BitChoice]
+    graph: Graph,
+    calibration: Calibration,
+    choices: Sequence[BitChoice],
+    *,
+    activation_scheme: str = "asymmetric",
+    weight_method: str = "mse",
 ) -> Quantizers:
-    """Annotate a float graph with every width and collect what its fake_quants do."""
+    """Annotate a float graph with every width and collect what its fake_quants do.
+
+    Parameters are those of `tvmquant.quantize`.
+    """
     layers = quantizable_layers(graph)
     wanted = list(dict.fromkeys([BitChoice(), *choices]))
     able = {layer.id: [c for c in wanted if layer.allows(c)] for layer in layers}
@@ -93,7 +101,11 @@ def make_quantizers(
             a_bits = 8 if layer.group in wide_groups[choice.a_bits] else choice.a_bits
             taken = BitChoice(choice.w_bits, a_bits, choice.w_group)
             plan[layer.id] = taken if layer.allows(taken) else BitChoice(8, a_bits)
-        annotated = Twin(apply_calibration(graph, calibration, choices=plan).module)
+        calibrated = apply_calibration(
+            graph, calibration, choices=plan, activation_scheme=activation_scheme,
+            weight_method=weight_method,
+        )  # fmt: skip
+        annotated = Twin(calibrated.module)
         twin = twin or annotated
         quantizers, edges = annotated.quantizers(), annotated.weight_edges
         for layer in layers:

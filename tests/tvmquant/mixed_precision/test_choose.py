@@ -192,6 +192,18 @@ def test_sensitivity_takes_a_few_items_spread_over_the_data(setup, tmp_path, mon
     assert seen["method"] == "random"
 
 
+def test_sensitivity_is_of_the_weights_and_activations_as_they_are_quantized(setup, tmp_path):
+    def perturbation(**options):
+        with_options = replace(setup, quantize_options=options)
+        wishes = replace(WISHES, sensitivity="output")
+        return measure_sensitivity(with_options, wishes, tmp_path).perturbation
+
+    default = perturbation()
+    assert perturbation(bound_pairs=False) == default
+    assert perturbation(weight_method="minmax") != default
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 # -- plans ---------------------------------------------------------------------------------------
 
 

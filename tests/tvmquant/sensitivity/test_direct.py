@@ -40,8 +40,8 @@ def test_growth_is_that_of_torch(network, graph, calibration, images, use_labels
 def test_the_network_is_left_as_it_was(graph, calibration, images, monkeypatch):
     kept = []
 
-    def keep(*arguments):
-        kept.append(make_quantizers(*arguments))
+    def keep(*arguments, **options):
+        kept.append(make_quantizers(*arguments, **options))
         return kept[0]
 
     monkeypatch.setattr("tvmquant.sensitivity.estimate.make_quantizers", keep)

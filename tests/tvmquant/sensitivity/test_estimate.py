@@ -54,7 +54,8 @@ def test_estimates_are_kept(graph, images, calibration, tmp_path, monkeypatch):
     monkeypatch.setattr("tvmquant.sensitivity.estimate.make_quantizers", None)
     again = estimate_sensitivity(graph, images, calibration, method="fisher", cache=tmp_path)
     assert again == first
-    for change in ({"data": images + 1}, {"seed": 1}, {"tolerance": 0.2}, {"choices": [W4A8]}):
+    for change in ({"data": images + 1}, {"seed": 1}, {"tolerance": 0.2}, {"choices": [W4A8]},
+                   {"weight_method": "minmax"}, {"activation_scheme": "symmetric"}):  # fmt: skip
         wanted = {"data": images, "method": "fisher", "cache": tmp_path} | change
         with pytest.raises(TypeError):  # not the file that is there
             estimate_sensitivity(graph, calibration=calibration, **wanted)
@@ -119,8 +120,8 @@ def test_an_activation_that_is_not_finite_is_named(graph, images, calibration, m
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_weight_that_is_not_finite_is_named(graph, images, calibration, method, monkeypatch):
-    def damaged(*arguments):
-        quantizers = make_quantizers(*arguments)
+    def damaged(*arguments, **options):
+        quantizers = make_quantizers(*arguments, **options)
         quantizers.twin.weights["/2/Conv"].data[1] = torch.nan
         return quantizers
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import tvmquant
 from tvmquant.bit_choice import W4A4, W4A8, BitChoice
 from tvmquant.quantization import apply_calibration
 from tvmquant.sensitivity.quantizers import activation_name, make_quantizers, weight_name
@@ -36,6 +37,35 @@ def test_all_tensors_together_are_the_quantized_network(graph, calibration, imag
     for layer, edge in twin.weight_edges.items():
         expected = twin.quantizers()[edge](twin.weights[layer])
         torch.testing.assert_close(quantizers.weights[layer]["w4"], expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "options", [{"weight_method": "minmax"}, {"activation_scheme": "symmetric"}]
+)
+def test_scheme_and_weight_method_are_those_asked_for(graph, images, options):
+    scheme = options.get("activation_scheme", "asymmetric")
+    calibration = tvmquant.calibrate(graph, images, activation_scheme=scheme)
+    found = make_quantizers(graph, calibration, [W4A4], **options)
+    choices = {layer.id: W4A4 for layer in found.layers}
+    annotated = apply_calibration(graph, calibration, choices=choices, **options)
+    twin = Twin(annotated.module)
+    x = torch.linspace(-3, 3, 101)[:, None, None, None]
+    for layer in found.layers:
+        expected = twin.quantizers()[twin.weight_edges[layer.id]](twin.weights[layer.id])
+        torch.testing.assert_close(found.weights[layer.id]["w4"], expected, rtol=0, atol=0)
+        for edge in layer.edges:
+            expected = twin.quantizers()[edge](x)
+            torch.testing.assert_close(found.activations[edge]["a4"](x), expected, rtol=0, atol=0)
+    default = make_quantizers(graph, tvmquant.calibrate(graph, images), [W4A4])
+    changed = [
+        not torch.equal(default.weights[layer.id]["w4"], found.weights[layer.id]["w4"])
+        or any(
+            not torch.equal(default.activations[e]["a4"](x), found.activations[e]["a4"](x))
+            for e in layer.edges
+        )
+        for layer in found.layers
+    ]
+    assert any(changed)
 
 
 def test_groups_are_finer(graph, calibration):
