@@ -53,6 +53,9 @@ class Layer:
         ``first`` (reads the network's input), ``last`` (no further layer follows) or empty.
     choices : tuple of BitChoice
         What its kernels can compute, apart from group sizes.
+    groupable : bool
+        Whether its kernels can scale groups of weights: these follow whole rows of the window,
+        which dilation or grouped channels cut up.
     """
 
     id: str
@@ -64,9 +67,12 @@ class Layer:
     group: str
     position: str
     choices: tuple[BitChoice, ...]
+    groupable: bool = True
 
     def allows(self, choice: BitChoice) -> bool:
         """Whether there is a kernel for a choice, with any group size that it asks for."""
+        if choice.w_group and not self.groupable:
+            return False
         return BitChoice(choice.w_bits, choice.a_bits) in self.choices
 
 
@@ -135,11 +141,12 @@ class _Reader:
         size = 1
         for extent in weight:
             size *= extent
-        op, outputs = CONTRACTIONS[call.op.name], weight[-1]
+        op, outputs, groupable = CONTRACTIONS[call.op.name], weight[-1], True
         extents = [int(v) for v in call.ty.shape.values[1:]]
         pixels = extents[1:] if op != "dense" else extents[:-1]
         if op == "conv2d":
             outputs = weight[0]
+            groupable = int(call.attrs.groups) == 1 == int(call.attrs.dilation[1])
             if int(call.attrs.groups) == int(call.args[0].ty.shape.values[1]) > 1:
                 op = "depthwise_conv2d"
         elif op == "conv2d_transpose":
@@ -149,7 +156,9 @@ class _Reader:
         for extent in pixels:
             macs *= extent
         choices = (W8A8,) if op in EIGHT_BITS else (W8A8, BitChoice(8, 4), W4A8, W4A4)
-        return Layer(span_name(call), op, macs, size, outputs, edges, group, position, choices)
+        return Layer(
+            span_name(call), op, macs, size, outputs, edges, group, position, choices, groupable
+        )  # fmt: skip
 
     def _has_quantized_weight(self, call: relax.Call) -> bool:
         weight = self.values.get(call.args[1])

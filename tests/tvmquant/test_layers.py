@@ -1,9 +1,13 @@
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
 import tvmquant
 from benchmarks.models.exporter import export_onnx
-from tvmquant.bit_choice import W4A4, W8A8
+from tvmquant.allocation import allocate
+from tvmquant.bit_choice import W4A4, W4A8, W8A8, BitChoice
+from tvmquant.errors import AllocationError, QuantizationError
 from tvmquant.layers import quantizable_layers
 
 
@@ -56,6 +60,44 @@ def test_who_shares_an_activation(tmp_path):
     assert found["left"].group == found["right"].group
     assert len(found["mixed"].edges) == 2
     assert len({layer.group for layer in found.values()}) == 6
+
+
+class Windows(nn.Module):
+    """Convolutions whose windows have whole rows, and such whose rows are cut up."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.tall = nn.Conv2d(8, 8, 3, dilation=(2, 1), padding=1)
+        self.dilated = nn.Conv2d(8, 8, 3, dilation=2, padding=2)
+        self.grouped = nn.Conv2d(8, 8, 3, groups=2, padding=1)
+        self.last = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        for layer in (self.tall, self.dilated, self.grouped):
+            x = layer(x).relu()
+        return self.last(x.mean((2, 3)))
+
+
+def test_groups_of_weights_need_whole_rows_of_the_window(tmp_path):
+    graph = tvmquant.load_onnx(export_onnx(Windows(), tmp_path / "net.onnx", (3, 12, 12)))
+    found = quantizable_layers(graph)
+    grouped = BitChoice(4, 8, 32)
+    assert all(layer.allows(W4A8) and layer.allows(W4A4) for layer in found)
+    names = [layer.id.split("/")[1] for layer in found if layer.allows(grouped)]
+    assert names == ["stem", "tall", "last"]
+    # no plan counts four bits where the library stores eight
+    omega = {layer.id: {"w8a8": 0.0, str(grouped): 1.0} for layer in found}
+    plan = allocate(found, omega, size="0.99x", choices=[grouped], pin_ends=False).choices
+    assert {plan["/dilated/Conv"], plan["/grouped/Conv"]} == {W8A8}
+    with pytest.raises(AllocationError, match=r"'/dilated/Conv' .* w4a8g32, .* no kernel"):
+        allocate(found, omega, pinned={"/dilated/Conv": grouped})
+    images = np.zeros((2, 3, 12, 12), np.float32)
+    with pytest.raises(QuantizationError, match=r"'/grouped/Conv' .* cannot compute w4a8g32"):
+        tvmquant.quantize(
+            graph, tvmquant.calibrate(graph, images), choices={"/grouped/Conv": grouped}
+        )
 
 
 def test_both_levels_agree(tmp_path):
