@@ -9,6 +9,8 @@ from tvmquant.allocation import allocate
 from tvmquant.bit_choice import W4A4, W4A8, W8A8, BitChoice
 from tvmquant.errors import AllocationError, QuantizationError
 from tvmquant.layers import quantizable_layers
+from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.rewriter import bindings_of, span_name
 
 
 class Network(nn.Module):
@@ -98,6 +100,51 @@ def test_groups_of_weights_need_whole_rows_of_the_window(tmp_path):
         tvmquant.quantize(
             graph, tvmquant.calibrate(graph, images), choices={"/grouped/Conv": grouped}
         )
+
+
+class Dense(nn.Module):
+    """Two concats share an operand, as in a DenseNet's block."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.first, self.second = nn.Conv2d(8, 4, 1), nn.Conv2d(12, 4, 1)
+        self.third, self.apart = nn.Conv2d(16, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        a = self.first(x).relu()
+        b = self.second(torch.cat([x, a], 1)).relu()
+        return self.apart(self.third(torch.cat([x, a, b], 1)).relu())
+
+
+def test_concats_that_share_an_operand_tie_their_readers(tmp_path):
+    graph = tvmquant.load_onnx(export_onnx(Dense(), tmp_path / "net.onnx", (3, 6, 6)))
+    found = {layer.id.split("/")[1]: layer for layer in quantizable_layers(graph)}
+    # `first` reads the operand itself, `second` and `third` the concats
+    tied = [found[name] for name in ("first", "second", "third")]
+    assert len({layer.group for layer in tied}) == 1
+    assert len({layer.group for layer in found.values()}) == 3
+    assert set(found["second"].edges) < set(found["third"].edges)
+
+    images = np.random.default_rng(0).normal(size=(4, 3, 6, 6)).astype("float32")
+    calibration = tvmquant.calibrate(graph, images)
+    with pytest.raises(QuantizationError, match="same activation"):
+        tvmquant.quantize(graph, calibration, choices={found["third"].id: W4A4})
+    narrow = {layer.id: W4A4 for layer in tied}
+    quantized = tvmquant.quantize(graph, calibration, choices=narrow)
+    widths = {
+        span_name(call): qop.attributes(call)["a_bits"]
+        for _, call in bindings_of(quantized.main)
+        if qop.is_call(call, qop.QCONV2D)
+    }
+    assert {name for name, bits in widths.items() if bits == 4} == set(narrow)
+    # the program gives all of them one width, though only one gains by it
+    layers = tuple(found.values())
+    omega = {layer.id: {"w8a8": 0.0, "w8a4": 1.0, "w4a4": 2.0} for layer in layers}
+    plan = allocate(layers, omega, bops="0.9x", choices=[BitChoice(8, 4), W4A4]).choices
+    assert {plan[layer.id].a_bits for layer in tied} == {4}
+    assert tvmquant.simulate(quantized, images)[0].shape == (4, 4, 6, 6)
 
 
 def test_both_levels_agree(tmp_path):
