@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tvmquant.graph import Graph
     from tvmquant.mixed_precision import MixedPrecisionRecord, Wishes
     from tvmquant.mixed_precision.choose import Chosen
-    from tvmquant.passes.lower_to_kernels import Tilings
     from tvmquant.tuning import Database
 
 Progress: TypeAlias = Callable[[int, "int | None"], None]
@@ -62,7 +61,8 @@ class Compilation:
     plan : Plan, optional
         The bit widths, chosen or given; None where every layer has 8 bits.
     untuned : tuple of str
-        Layers of which the table of measurements has none, so that they took the analytic tiling.
+        Layers of which the table of measurements has none, so that they took the analytic tiling;
+        empty where the library was there already.
     """
 
     manifest: Manifest
@@ -218,6 +218,7 @@ def compile_onnx(
         quantized = quantize(graph, calibration, choices=choices, strict=strict, **quantize_options)
     with clock.stage("build"):
         from tvmquant.deploy.build import build
+        from tvmquant.tuning.database import noting
 
         manifest = build(
             quantized,
@@ -233,7 +234,7 @@ def compile_onnx(
                 "settings": settings,
             },
             preprocess=recipe.model_dump(mode="json"),
-            tilings=None if tilings is None else _noting(tilings, untuned),
+            tilings=None if tilings is None else noting(tilings, untuned),
         )
         _replace_plan(out, given)
     record = None
@@ -396,18 +397,6 @@ def _open_table(
 def _table_state(database: Database) -> str:
     """Tell measurements apart: a file of them only ever grows."""
     return f"{database.path.absolute()}, {len(database)} records"
-
-
-def _noting(tilings: Tilings, without: list[str]) -> Tilings:
-    """Add the layers that get no tiling to a list."""
-
-    def lookup(family: str, spec: Any, layer: str) -> Any:
-        tiling = tilings(family, spec, layer)
-        if tiling is None:
-            without.append(layer)
-        return tiling
-
-    return lookup
 
 
 def _tuned(

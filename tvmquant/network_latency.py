@@ -68,6 +68,9 @@ class NetworkLatency(BaseModel):
     fixed_ms : float
     networks_ms : dict of str to float
         Measured latency of the network of each choice.
+    untuned : tuple of str
+        Layers that took the analytic tiling under some choice, since a table of measurements, where
+        one was given, has none of it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -79,6 +82,7 @@ class NetworkLatency(BaseModel):
     layers: dict[str, dict[str, float]]
     fixed_ms: float
     networks_ms: dict[str, float]
+    untuned: tuple[str, ...] = ()
 
     def predict(self, choices: Mapping[str, BitChoice]) -> float:
         """Return the latency of a plan by equation (1).
@@ -200,7 +204,10 @@ def measure_network(
     from tvmquant.deploy.build import build
     from tvmquant.deploy.loader import load
     from tvmquant.quantization import quantize
+    from tvmquant.tuning.database import noting
 
+    untuned: list[str] = []
+    noted = None if tilings is None else noting(tilings, untuned)
     layers = quantizable_layers(graph)
     wanted = list(dict.fromkeys([W8A8, *choices]))
     total = len(wanted) + ROUNDS
@@ -213,9 +220,7 @@ def measure_network(
             quantized = quantize(
                 graph, calibration, choices=plans[choice], **(quantize_options or {})
             )
-            build(
-                quantized, target=target, out=folder, threads=threads, batch=batch, tilings=tilings
-            )
+            build(quantized, target=target, out=folder, threads=threads, batch=batch, tilings=noted)
             networks[choice] = load(folder)
             if progress is not None:
                 progress(index + 1, total)
@@ -229,6 +234,7 @@ def measure_network(
         layers=table,
         fixed_ms=fixed,
         networks_ms={str(choice): times[choice] for choice in wanted},
+        untuned=tuple(dict.fromkeys(untuned)),
     )
 
 

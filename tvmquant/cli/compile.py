@@ -17,16 +17,13 @@ from tvmquant.cli.output import (
     print_json,
     print_tables,
     print_warning,
+    warn_untuned,
 )
 from tvmquant.errors import DataError
 
 if TYPE_CHECKING:
     from tvmquant.cli.output import TitledTable
     from tvmquant.compilation import Compilation
-
-
-# Names in a warning.
-LISTED = 5
 
 
 def compile_model(
@@ -137,15 +134,10 @@ def compile_model(
         stage=StageReporter(quiet=quiet),
     )
     summary = summarize(done, out)
-    for entry in done.manifest.float_audit:
-        if not as_json and not quiet:
+    if not as_json and not quiet:
+        for entry in done.manifest.float_audit:
             print_warning(f"{entry['node']} ({entry['op']}) stays float: {entry['reason']}")
-    if done.untuned:
-        names = ", ".join(done.untuned[:LISTED]) + (", ..." if len(done.untuned) > LISTED else "")
-        print_warning(
-            f"{table} has no measurements of {len(done.untuned)} layers ({names}), which took the "
-            "analytic tiling; --tune 10m measures them"
-        )
+        warn_untuned(table, done.untuned)
     if as_json:
         print_json(summary)
     else:
@@ -173,6 +165,7 @@ def summarize(done: Compilation, out: Path) -> dict[str, Any]:
                 if layer["macs"]
             )
         ),
+        "untuned": list(done.untuned),
         "plan": None if done.record is None else done.record.chosen.model_dump(),
         "reference": None if done.record is None else done.record.uniform[0].model_dump(),
         "calibration_cached": done.calibration_cached,

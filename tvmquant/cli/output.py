@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
     from rich.table import Table
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 # Of tables that do not go to a terminal: names of layers are long.
 PIPE_WIDTH = 160
+# Names in a warning.
+LISTED = 5
 
 
 def print_error(message: str) -> None:
@@ -29,6 +33,16 @@ def print_error(message: str) -> None:
 def print_warning(message: str) -> None:
     """Print a warning on stderr, in yellow on a terminal."""
     _message("warning", "yellow", message)
+
+
+def warn_untuned(table: Path | None, layers: Sequence[str]) -> None:
+    """Name the layers that a table of measurements lacks, if any."""
+    if layers:
+        names = ", ".join(layers[:LISTED]) + (", ..." if len(layers) > LISTED else "")
+        print_warning(
+            f"{table} has no measurements of {len(layers)} layers ({names}), which took the "
+            "analytic tiling; --tune 10m measures them"
+        )
 
 
 def print_json(document: Any) -> None:

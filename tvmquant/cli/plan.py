@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tvmquant.cli import options
-from tvmquant.cli.output import StageReporter, make_table, print_json, print_tables
+from tvmquant.cli.output import StageReporter, make_table, print_json, print_tables, warn_untuned
 from tvmquant.errors import DataError
 
 if TYPE_CHECKING:
@@ -88,9 +88,12 @@ def plan_model(
                 "out": str(out),
                 "plan": chosen.plan.model_dump(),
                 "frontier": [_facts(point) for point in points],
+                "untuned": list(chosen.latency.untuned),
             }
         )
         return
+    if not quiet:
+        warn_untuned(table, chosen.latency.untuned)
     tables = [_table(chosen, out)]
     if points:
         tables.append(_frontier(points))

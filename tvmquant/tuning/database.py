@@ -28,6 +28,8 @@ from tvmquant.errors import TuningError
 if TYPE_CHECKING:
     import tvm
 
+    from tvmquant.passes.lower_to_kernels import Tilings
+
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION: Final = 1
@@ -410,6 +412,18 @@ class Database:
             f"{self.folder} holds no measurements for {self.header.identity()} "
             f"(file {self.path.name}; found: {holds}); run `tvmquant tune` for this target first"
         )
+
+
+def noting(tilings: Tilings, without: list[str]) -> Tilings:
+    """Add the layers that get no tiling to a list."""
+
+    def lookup(family: str, spec: Any, layer: str) -> Any:
+        tiling = tilings(family, spec, layer)
+        if tiling is None:
+            without.append(layer)
+        return tiling
+
+    return lookup
 
 
 def target_options(target: tvm.target.Target) -> dict[str, Any]:

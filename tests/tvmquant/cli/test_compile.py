@@ -24,7 +24,7 @@ def test_json_is_one_document(tvmquant, small_onnx, small_data, small_library, t
     command = ["compile", small_onnx, "--data", small_data, "-o", out, "--threads", 1]
     summary = tvmquant(*command, "--json").json()
     assert summary["up_to_date"]
-    assert summary["float_audit"] == []
+    assert summary["float_audit"] == summary["untuned"] == []
     assert summary["library_bytes"] == (out / "model.so").stat().st_size
     again = tvmquant(*command, "--json", "--quiet", "--force")
     assert again.json()["calibration_cached"]
@@ -126,6 +126,10 @@ def test_layers_that_a_table_lacks_are_listed(tvmquant, mixed, tmp_path):
     options = ["--plan", out / "plan.json", "--table", tmp_path / "table", "--force"]
     text = tvmquant(*command, *options).stderr
     assert "has no measurements of 5 layers (stem, left, right, depthwise, head)" in text
+    outcome = tvmquant(*command, *options, "--json", "--quiet")
+    assert outcome.json()["untuned"] == ["stem", "left", "right", "depthwise", "head"]
+    assert outcome.stderr == ""
+    assert tvmquant(*command, *options, "--quiet").stderr == ""
 
 
 def test_a_plan_is_built(tvmquant, mixed, tmp_path):

@@ -3,6 +3,8 @@ import shutil
 import pytest
 
 from tvmquant.allocation import Plan
+from tvmquant.target import parse_target
+from tvmquant.tuning import Database
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def test_another_budget_is_a_matter_of_the_program(tvmquant, measured, nothing_i
     plan = Plan.load(folder / "plan.json")
     assert document["out"] == str(folder / "plan.json")
     assert Plan(**document["plan"]) == plan
-    assert document["frontier"] == []
+    assert document["frontier"] == document["untuned"] == []
     assert sorted(str(c) for c in plan.choices.values()) == ["w4a8", "w8a8", "w8a8", "w8a8", "w8a8"]
     assert sorted(path.name.partition("-")[0] for path in folder.rglob("*.json")) == [
         "calibration", "latency", "plan.json", "sensitivity",
@@ -69,6 +71,25 @@ def test_the_frontier_is_listed(tvmquant, measured, nothing_is_measured):
         assert {"latency", "size", "bops", "perturbation"} < set(point)
     times = [point["latency"] for point in points]
     assert times == sorted(times)
+
+
+def test_layers_that_a_table_lacks_are_listed(
+    tvmquant, branches_onnx, branches_data, tmp_path, monkeypatch
+):
+    Database(tmp_path / "table", parse_target("native"), 1)
+    command = [
+        "plan", branches_onnx, "--data", branches_data, "--threads", 1, "--choices", "w4a8",
+        "--sensitivity", "random", "--table", tmp_path / "table", "-o", tmp_path / "plan.json",
+    ]  # fmt: skip
+    text = "has no measurements of 5 layers (stem, left, right, depthwise, head)"
+    assert text in tvmquant(*command).stderr
+    # also where nothing is measured again
+    monkeypatch.setattr("tvmquant.mixed_precision.choose.measure_network", None)
+    assert text in tvmquant(*command).stderr
+    outcome = tvmquant(*command, "--json", "--quiet")
+    assert outcome.json()["untuned"] == ["stem", "left", "right", "depthwise", "head"]
+    assert outcome.stderr == ""
+    assert tvmquant(*command, "--quiet").stderr == ""
 
 
 def test_a_plan_can_be_compiled(tvmquant, branches_onnx, branches_data, measured, tmp_path):
