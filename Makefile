@@ -4,7 +4,7 @@
 #   make demo     train, compile, evaluate and benchmark a small network
 #   make test     what .ci/run runs: ruff, mypy, pytest
 #   make lint     ruff and mypy alone (make typecheck: mypy alone)
-#   make bench    the three benchmarks behind the README's figures (BENCH_DATA=../shared)
+#   make bench    the benchmarks kernels, accuracy and latency as JSON (BENCH_DATA=../shared)
 #   make wheel    dist/tvmquant-*.whl
 #   make clean    remove what was built; make distclean removes .venv too
 #

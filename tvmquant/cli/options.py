@@ -92,7 +92,9 @@ SensitivityMethod = Annotated[
 Table = Annotated[
     Path | None,
     typer.Option(
-        "--table", metavar="DIR", help="Measurements of `tvmquant tune`: take the fastest kernels."
+        "--table",
+        metavar="DIR",
+        help="Measurements of `tvmquant tune`: take tilings that beat the default by over 3 %.",
     ),
 ]
 Tune = Annotated[

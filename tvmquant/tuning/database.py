@@ -329,11 +329,12 @@ class Database:
         return next((timing for timing in self.timings(key) if timing.default), None)
 
     def tilings(self) -> Callable[[str, Any, str], Any]:
-        """Return what `tvmquant.build` takes as ``tilings``: the fastest measured ones.
+        """Return what `tvmquant.build` takes as ``tilings``: of each kernel the `best` one.
 
-        A kernel that was not measured takes the tiling of a measured one that differs in the
-        epilogue only, else its analytic default. What is not among the tilings that this version
-        offers for the kernel is not taken.
+        That is the fastest measured one where it beats the analytic default by more than `MARGIN`,
+        else the default. A kernel that was not measured takes the tiling of a measured one that
+        differs in the epilogue only, else its analytic default. What is not among the tilings that
+        this version offers for the kernel is not taken.
         """
         from tvmquant.tuning.workload import Workload, canonical_json
 

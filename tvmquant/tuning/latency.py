@@ -34,11 +34,12 @@ class Entry(BaseModel):
         `Workload.key`: equal for layers that share their kernel's measurements.
     family : str
     median_ms : float
-        Of the fastest tiling: median over its measurements, in milliseconds.
+        Of the tiling that a build takes, which is the analytic default unless another is faster by
+        more than `tvmquant.tuning.database.MARGIN`: median over its measurements, in milliseconds.
     spread : float
         (largest - least measurement) / median.
     trials : int
-        Measurements of the fastest tiling.
+        Measurements of the tiling that a build takes.
     default_ms : float
         The same of the analytic default.
     """
@@ -57,7 +58,7 @@ class Entry(BaseModel):
 
     @property
     def gain(self) -> float:
-        """Time of the default over that of the fastest tiling, >= 1."""
+        """Time of the default over that of the tiling that a build takes, >= 1."""
         return self.default_ms / self.median_ms
 
 
