@@ -142,6 +142,37 @@ def test_the_core_gives_what_the_whole_program_gives(seed):
         assert total(omega, found) == pytest.approx(total(omega, whole), rel=0, abs=tolerance)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_network_of_two_hundred_layers_of_six_choices(seed, caplog):
+    random = Random(seed)
+    choices = (*CHOICES, BitChoice(4, 8, 32), BitChoice(4, 4, 32))
+    layers = [
+        layer(f"l{i}", group=f"g{i // 3}" if random.random() < 0.4 else None) for i in range(200)
+    ]
+
+    def table(value):
+        return {item.id: {choice: value(choice) for choice in choices} for item in layers}
+
+    omega = table(lambda c: 10.0 ** random.uniform(-6, 0) * (17 - c.w_bits - c.a_bits))
+    limits = []
+    for _ in range(3):
+        costs = table(lambda c: random.uniform(0.5, 1.0) * (c.w_bits + c.a_bits))
+        limits.append((costs, 0.8 * sum(row[W8A8] for row in costs.values())))
+    # a proof of optimality, however long it takes
+    with mock.patch.object(program, "TIME_LIMIT", 600.0):
+        found = solve(layers, omega, limits)
+    assert not caplog.records
+    assert set(found) == {item.id for item in layers}
+    assert next(every_plan(layers, {n: [c] for n, c in found.items()}, [])) == found  # ties hold
+    assert all(total(costs, found) <= limit * (1 + 1e-8) for costs, limit in limits)
+    # no plan that differs in one layer is better
+    alone = [item for item in layers if item.group == item.id]
+    for item, choice in itertools.product(alone, choices):
+        other = found | {item.id: choice}
+        kept = all(total(costs, other) <= limit for costs, limit in limits)
+        assert not kept or total(omega, other) >= total(omega, found) * (1 - program.GAP)
+
+
 def test_of_equal_choices_the_widest_is_taken():
     layers = [layer("a"), layer("b", group="g"), layer("c", group="g")]
     omega = {item.id: dict.fromkeys(CHOICES[::-1], 1.0) for item in layers}
