@@ -7,14 +7,19 @@ import signal
 import stat
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from tvmquant.bit_choice import W4A8, W8A8
 from tvmquant.deploy import build as build_module
 from tvmquant.deploy.build import build
 from tvmquant.deploy.loader import load
 from tvmquant.deploy.manifest import Manifest, file_sha256
 from tvmquant.errors import ArtifactError, QuantizationError
+from tvmquant.frontend import load_onnx
+from tvmquant.quantization import calibrate, quantize
 from tvmquant.simulator import simulate
 
 
@@ -63,6 +68,34 @@ def test_the_manifest_describes_the_library(built):
     assert layers["conv"].macs == 8 * 8 * 8 * 27
     assert layers["fc"].macs == 80
     assert (layers["conv"].w_bits, layers["conv"].a_bits) == (8, 8)
+
+
+def test_four_bit_weights_make_the_file_smaller(tmp_path):
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(512, 512)).astype("float32")
+    network = helper.make_graph(
+        [helper.make_node("Gemm", ["x", "weight"], ["y"], "fc", transB=1)],
+        "dense",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 512])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 512])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    model = helper.make_model(network, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "dense.onnx")
+    graph = load_onnx(tmp_path / "dense.onnx")
+    images = rng.normal(size=(8, 512)).astype("float32")
+    calibration = calibrate(graph, images)
+    sizes = {}
+    for choice in (W8A8, W4A8):
+        quantized = quantize(graph, calibration, choices={"fc": choice})
+        folder = tmp_path / str(choice)
+        build(quantized, out=folder, threads=1)
+        (expected,) = simulate(quantized, images[:1])
+        np.testing.assert_array_equal(load(folder)(images[:1]), expected)
+        sizes[choice] = (folder / "model.so").stat().st_size
+    assert sizes[W8A8] > weight.size
+    # half of the weights, less what code for nibbles takes
+    assert sizes[W8A8] - sizes[W4A8] > 0.4 * weight.size
 
 
 def test_what_is_returned_is_what_is_written(quantized, tmp_path):
