@@ -8,7 +8,7 @@ import pytest
 
 import tvmquant
 from tvmquant.allocation import Plan
-from tvmquant.bit_choice import W4A8
+from tvmquant.bit_choice import W4A4, W4A8, BitChoice
 from tvmquant.compilation import compile_onnx
 from tvmquant.deploy.manifest import Manifest
 from tvmquant.errors import (
@@ -20,6 +20,7 @@ from tvmquant.errors import (
     TuningError,
     TVMQuantError,
 )
+from tvmquant.layers import quantizable_layers
 from tvmquant.mixed_precision import MixedPrecisionRecord, Wishes
 from tvmquant.target import parse_target
 from tvmquant.tuning import Database
