@@ -221,6 +221,30 @@ def test_a_mixed_library_computes_what_the_simulator_does(
         np.testing.assert_array_equal(model(image), tvmquant.simulate(quantized, image)[0])
 
 
+@pytest.mark.parametrize(
+    ("choice", "scheme"),
+    [(W4A4, "asymmetric"), (BitChoice(8, 4), "asymmetric"), (BitChoice(4, 8, 32), "asymmetric"),
+     (W4A8, "symmetric"), (W4A4, "symmetric")],
+)  # fmt: skip
+def test_a_narrow_library_computes_what_the_simulator_does(
+    branches_onnx, branches_data, tmp_path, choice, scheme
+):
+    graph, images, out = tvmquant.load_onnx(branches_onnx), np.load(branches_data), tmp_path / "out"
+    facts = {"model": graph.name, "fingerprint": graph.fingerprint()}
+    plan = Plan.uniform(quantizable_layers(graph), choice, pin_ends=False, **facts)
+    assert texts(plan) | {"depthwise": str(choice)} == dict.fromkeys(plan.layers, str(choice))
+    plan.save(tmp_path / "plan.json")
+    options = {"activation_scheme": scheme}
+    compile_onnx(
+        branches_onnx, branches_data, out=out, threads=1, plan=tmp_path / "plan.json", **options
+    )
+    calibration = tvmquant.Calibration.load(next(out.glob("calibration-*.json")))
+    quantized = tvmquant.quantize(graph, calibration, choices=plan.choices, **options)
+    model = tvmquant.load(out)
+    for image in images[:4, None]:
+        np.testing.assert_array_equal(model(image), tvmquant.simulate(quantized, image)[0])
+
+
 @pytest.mark.usefixtures("nothing_is_measured")
 def test_a_mixed_library_is_up_to_date(mixed, compile_mixed):
     before = contents(mixed)
@@ -305,6 +329,25 @@ def test_what_is_measured_outlasts_an_interruption(
     done = compile_onnx(branches_onnx, branches_data, out=out, threads=1, wishes=BUDGET)
     assert done.calibration_cached
     assert done.record.chosen.measured_ms > 0
+
+
+def test_layers_are_tuned_before_they_are_built(small_onnx, small_data, tmp_path):
+    spy = Spy()
+    out, table = tmp_path / "out", tmp_path / "table"
+    options = {"out": out, "threads": 1, "table": table}
+    done = compile_onnx(small_onnx, small_data, tune_seconds=1.0, stage=spy, **options)
+    assert spy.names == ["load", "calibrate", "tune", "quantize", "build"]
+    assert done.untuned == ()
+    database = Database(table, parse_target("native"), 1, create=False)
+    assert {record.default for record in database.records()} >= {True}
+    # what was measured is found again, and not measured again
+    assert compile_onnx(small_onnx, small_data, **options).up_to_date
+
+    images = np.load(small_data)["images"]
+    graph = tvmquant.load_onnx(small_onnx)
+    calibration = tvmquant.Calibration.load(next(out.glob("calibration-*.json")))
+    (expected,) = tvmquant.simulate(tvmquant.quantize(graph, calibration), images[:1])
+    np.testing.assert_array_equal(tvmquant.load(out)(images[:1]), expected)
 
 
 def test_further_measurements_make_a_library_out_of_date(mixed, compile_mixed, tmp_path):
