@@ -19,6 +19,8 @@ NARROW = Epilogue("int32", "uint8", 0, 255)
 WIDE_ADD = Epilogue("int64", "uint8", 4, 250, residual=True)
 TABLE = Epilogue("int32", "uint8", 0, 255, table=True)
 SHORT = Epilogue("int32", "int16", -32767, 32767)
+# what a residual of each type spans
+RESIDUALS = {"uint8": (0, 255), "int16": (-32767, 32767), "int32": (-(1 << 20), 1 << 20)}
 
 LAYERS = {
     "3x3": Conv2DSpec(1, 8, 8, 16, 16, (3, 3), (1, 1), (1, 1, 1, 1), epilogue=NARROW),
@@ -117,7 +119,8 @@ def case(spec: Conv2DSpec, tiling: Tiling, seed: int = 0, qmax: int = 255) -> tu
     inputs += [lengthen(vectors[k]) for k in ("multiplier", "offset", "shift")]
     residual, table = None, None
     if epilogue.residual:
-        values = rng.integers(0, 256, acc.shape).astype(spec.residual_dtype)
+        low, high = RESIDUALS[spec.residual_dtype]
+        values = rng.integers(low, high + 1, acc.shape).astype(spec.residual_dtype)
         factor = rng.integers(1, 1 << 19, spec.outputs).astype(epilogue.compute_dtype)
         residual = (values, factor)
         inputs += [values, lengthen(factor)]

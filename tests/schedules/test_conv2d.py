@@ -13,6 +13,7 @@ from tests.schedules.conv2d_cases import LAYERS, NARROW, case, use_plain_instruc
 from tests.schedules.kernel_testing import COMPILED, NATIVE, build, make_target, run
 from tvmquant.schedules import conv2d
 from tvmquant.schedules.conv2d import Conv2DSpec, Tiling
+from tvmquant.schedules.epilogue import Epilogue
 from tvmquant.schedules.isa import (
     PMADDWD_256,
     PMADDWD_512,
@@ -25,6 +26,16 @@ from tvmquant.schedules.isa import (
 
 # layers whose groups divide into no vector of eight outputs
 WITHOUT_PAIRS = ("odd groups", "dilated groups")
+
+# those that LAYERS lack, and the types of their residuals
+EPILOGUES = {
+    "64 bits": (Epilogue("int64", "uint8", 4, 250), "uint8"),
+    "residual and table": (
+        Epilogue("int64", "int16", 0, 255, residual=True, table=True), "uint8"
+    ),
+    "16-bit residual": (Epilogue("int64", "uint8", 0, 255, residual=True), "int16"),
+    "32-bit residual": (Epilogue("int64", "uint8", 0, 255, residual=True), "int32"),
+}  # fmt: skip
 
 DOTS = (VNNI_512, VNNI_256, PMADDWD_512, PMADDWD_256)
 
@@ -53,6 +64,19 @@ def test_default_tiling_is_exact(name: str, mcpu: str, chain: int) -> None:
     tiling = conv2d.target_tiling(spec, target, threads=2)
     assert saturates(tiling.dot) == (chain == 1 and name not in WITHOUT_PAIRS)
     inputs, expected = case(spec, tiling)
+    np.testing.assert_array_equal(run(conv2d.kernel(spec, tiling), target, inputs), expected)
+
+
+@pytest.mark.parametrize("epilogue", EPILOGUES)
+@pytest.mark.parametrize("name", ["3x3", "stem", "pointwise, ragged channels"])
+def test_every_epilogue_is_exact(name: str, epilogue: str) -> None:
+    target = make_target("haswell")
+    fixed, residual_dtype = EPILOGUES[epilogue]
+    spec = LAYERS[name].flattened()
+    spec = replace(spec, epilogue=fixed, residual_dtype=residual_dtype)
+    tiling = conv2d.target_tiling(spec, target, threads=2)
+    inputs, expected = case(spec, tiling)
+    assert len(np.unique(expected)) > 20  # not all are clipped
     np.testing.assert_array_equal(run(conv2d.kernel(spec, tiling), target, inputs), expected)
 
 
