@@ -18,6 +18,7 @@ EXECUTED = ("x86-64", "haswell")
 COMPILED = (
     {"kind": "llvm", "mcpu": "skylake-avx512"},
     {"kind": "llvm", "mcpu": "znver4"},
+    {"kind": "llvm", "mcpu": "alderlake"},
     {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"},
 )
 

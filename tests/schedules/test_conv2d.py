@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.schedules.conv2d_cases import LAYERS, NARROW, case, use_plain_instructions
 from tests.schedules.kernel_testing import COMPILED, NATIVE, build, make_target, run
+from tests.schedules.random_windows import EXAMPLES, Window, windows
 from tvmquant.schedules import conv2d
 from tvmquant.schedules.conv2d import Conv2DSpec, Tiling
 from tvmquant.schedules.epilogue import Epilogue
@@ -80,6 +83,22 @@ def test_every_epilogue_is_exact(name: str, epilogue: str) -> None:
     np.testing.assert_array_equal(run(conv2d.kernel(spec, tiling), target, inputs), expected)
 
 
+@settings(max_examples=EXAMPLES)
+@given(st.data(), windows())
+def test_random_shapes_are_exact(data: st.DataObject, window: Window) -> None:
+    groups = data.draw(st.sampled_from([1, 1, 2, 3]))
+    inputs, outputs = (groups * data.draw(st.integers(1, 20)) for _ in range(2))
+    epilogue = data.draw(st.sampled_from([None, *EPILOGUES.values()]))
+    chain = data.draw(st.integers(0, 1))
+    spec = Conv2DSpec(channels=inputs, outputs=outputs, groups=groups, chain=chain, **window)
+    if epilogue is not None:
+        spec = replace(spec, epilogue=epilogue[0], residual_dtype=epilogue[1])
+    spec, target = spec.flattened(), make_target("haswell")
+    tiling = conv2d.target_tiling(spec, target, threads=2)
+    arguments, expected = case(spec, tiling)
+    np.testing.assert_array_equal(run(conv2d.kernel(spec, tiling), target, arguments), expected)
+
+
 @pytest.fixture
 def plain_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     use_plain_instructions(monkeypatch)
@@ -109,10 +128,15 @@ def test_any_tiling_is_exact(columns: int, channels: int, rows: int, parallel: s
 
 @pytest.mark.parametrize(
     ("target", "instruction"),
-    list(zip(COMPILED, ["vpmaddwd", "vpdpbusd", None], strict=True)),
-    ids=["avx512bw", "vnni", "aarch64"],
-)
-def test_uses_the_intended_instruction(target: dict[str, Any], instruction: str | None) -> None:
+    list(
+        zip(COMPILED, [("vpmaddwd", "zmm"), ("vpdpbusd", "zmm"), ("vpdpbusd", "ymm"), None],
+            strict=True)
+    ),
+    ids=["avx512bw", "vnni", "avx-vnni", "aarch64"],
+)  # fmt: skip
+def test_uses_the_intended_instruction(
+    target: dict[str, Any], instruction: tuple[str, str] | None
+) -> None:
     llvm = make_target(target)
     spec = Conv2DSpec(1, 14, 14, 64, 64, (3, 3), (1, 1), (1, 1, 1, 1), epilogue=NARROW)
     tiling = conv2d.target_tiling(spec, llvm, threads=2)
@@ -120,9 +144,10 @@ def test_uses_the_intended_instruction(target: dict[str, Any], instruction: str 
     if instruction is None:
         assert tiling.dot.name == "generic"
         return
-    used = [line.split() for line in assembly.splitlines() if f"\t{instruction}" in line]
+    name, register = instruction
+    used = [line for line in assembly.splitlines() if f"\t{name}" in line]
     assert len(used) >= tiling.column_tile * tiling.channel_tile
-    assert all("zmm" in " ".join(words) for words in used)
+    assert all(register in line for line in used)
 
 
 def test_accumulators_stay_in_registers() -> None:

@@ -4,8 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.schedules import kernel_testing as kt
+from tests.schedules.random_windows import EXAMPLES, windows
 from tvmquant.schedules import conv2d_transpose as transpose
 from tvmquant.schedules.epilogue import Epilogue
 
@@ -21,6 +24,11 @@ SPECS = [
     Spec(1, 3, 3, 8, 8, (1, 1), (3, 3), input_zero_point=7),  # phases without taps
     Spec(1, 9, 9, 6, 6, (3, 3), (1, 1), (1, 1, 1, 1), groups=6),
     Spec(1, 4, 4, 4, 5, (2, 2), (2, 2), dilation=(2, 2), input_zero_point=5),
+]
+
+EPILOGUES = [
+    Epilogue("int32", "uint8", 0, 255),
+    Epilogue("int64", "int16", 0, 255, residual=True, table=True),
 ]
 
 
@@ -92,16 +100,21 @@ def test_accumulator(spec, target):
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("spec", SPECS[:3], ids=range(3))
-@pytest.mark.parametrize(
-    "epilogue",
-    [
-        Epilogue("int32", "uint8", 0, 255),
-        Epilogue("int64", "int16", 0, 255, residual=True, table=True),
-    ],
-    ids=["int32", "table"],
-)
+@pytest.mark.parametrize("epilogue", EPILOGUES, ids=["int32", "table"])
 def test_epilogue(spec, epilogue, target):
     check(replace(spec, epilogue=epilogue), target)
+
+
+@settings(max_examples=EXAMPLES)
+@given(st.data(), windows(transposed=True))
+def test_random_shapes(data, window):
+    groups = data.draw(st.sampled_from([1, 1, 2, 3]))
+    channels, outputs = (groups * data.draw(st.integers(1, 20)) for _ in range(2))
+    spec = Spec(channels=channels, outputs=outputs, groups=groups, **window)
+    # one row or column more where the stride leaves room for it
+    output_padding = tuple(data.draw(st.integers(0, s - 1)) for s in spec.strides)
+    spec = replace(spec, output_padding=output_padding)
+    check(replace(spec, epilogue=data.draw(st.sampled_from([None, *EPILOGUES]))), "haswell")
 
 
 @pytest.mark.parametrize("fused", [True, False])

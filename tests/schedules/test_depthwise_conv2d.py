@@ -4,9 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tvm.s_tir import TensorIntrin
 
 from tests.schedules import kernel_testing as kt
+from tests.schedules.random_windows import EXAMPLES, windows
 from tvmquant.schedules import depthwise_conv2d as depthwise
 from tvmquant.schedules import depthwise_intrinsics
 from tvmquant.schedules.epilogue import Epilogue
@@ -24,6 +27,12 @@ SPECS = [
     Spec(2, 6, 6, 9, multiplier=2, padding=(1, 1, 1, 1), input_zero_point=3),
     Spec(1, 5, 1, 8, kernel=(1, 1)),
     Spec(1, 1, 9, 48, kernel=(1, 7), padding=(0, 3, 0, 3)),
+]
+
+EPILOGUES = [
+    Epilogue("int32", "uint8", 0, 255),
+    Epilogue("int64", "uint8", 3, 250, residual=True),
+    Epilogue("int64", "int16", 0, 255, residual=True, table=True),
 ]
 
 
@@ -100,17 +109,17 @@ def test_largest_magnitudes_do_not_saturate(target):
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("spec", SPECS[:3] + SPECS[6:7], ids=range(4))
-@pytest.mark.parametrize(
-    "epilogue",
-    [
-        Epilogue("int32", "uint8", 0, 255),
-        Epilogue("int64", "uint8", 3, 250, residual=True),
-        Epilogue("int64", "int16", 0, 255, residual=True, table=True),
-    ],
-    ids=["int32", "residual", "table"],
-)
+@pytest.mark.parametrize("epilogue", EPILOGUES, ids=["int32", "residual", "table"])
 def test_epilogue(spec, epilogue, target):
     check(replace(spec, epilogue=epilogue), target)
+
+
+@settings(max_examples=EXAMPLES)
+@given(st.data(), windows())
+def test_random_shapes(data, window):
+    spec = Spec(channels=data.draw(st.integers(1, 40)), **window)
+    spec = replace(spec, multiplier=data.draw(st.sampled_from([1, 1, 2, 3])))
+    check(replace(spec, epilogue=data.draw(st.sampled_from([None, *EPILOGUES]))), "haswell")
 
 
 @pytest.mark.parametrize("column_tile", [1, 3, 5])
