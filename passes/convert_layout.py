@@ -11,7 +11,8 @@ After::
 Channels last puts the bytes that one dot-product instruction multiplies side by side. Operators
 with a layout or an axis are converted, anything else reads its operands back in NCHW; transposes
 meet in pairs and vanish, so that normally one stays after the first quantize and one before the
-last dequantize, where lowering fuses them with the border.
+last dequantize, where lowering fuses them with the border. Leaves a module that is channels last
+already unchanged.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import tvm
 from tvm import relax
 
 from tvmquant.passes import quantized_ops as qop
-from tvmquant.passes.rewriter import DataflowRewriter
+from tvmquant.passes.rewriter import DataflowRewriter, bindings_of
 
 TO_NHWC = (0, 2, 3, 1)
 TO_NCHW = (0, 3, 1, 2)
@@ -177,6 +178,15 @@ def _is_rank4(expr: relax.Expr) -> bool:
     return shape is not None and len(shape.values) == 4
 
 
+def _is_channels_last(value: relax.Expr) -> bool:
+    """Whether an operator says that it reads NHWC."""
+    if not isinstance(value, relax.Call) or value.attrs is None:
+        return False
+    own = str(getattr(value.op, "name", "")).startswith(qop.PREFIX)
+    layout = qop.attributes(value).get("layout") if own else getattr(value.attrs, "layout", None)
+    return str(layout) == "NHWC"
+
+
 def _with_span(new: relax.Expr, old: relax.Call) -> relax.Expr:
     return relax.Call(new.op, new.args, new.attrs, new.ty_args, old.span)
 
@@ -189,4 +199,6 @@ class ConvertLayout:
         self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
     ) -> tvm.IRModule:
         """Return the converted module."""
+        if any(_is_channels_last(value) for _, value in bindings_of(module["main"])):
+            return module
         return LayoutConverter(module).rewrite()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 from tvm.ir import SourceName, Span
 
 from tvmquant.passes import quantized_ops as qop
@@ -41,6 +41,27 @@ def graph(body: Callable[..., Any], *shapes: Sequence[Any], dtype: str = "float3
             several = isinstance(result, tuple)
             outputs = [builder.emit_output(r) for r in (result if several else [result])]
         builder.emit_func_output(relax.Tuple(outputs) if several else outputs[0])
+    return builder.finalize()
+
+
+def kernel_graph(
+    kernel: tirx.PrimFunc, view: tuple[int, ...], constants: Sequence[Any], *ends: relax.TensorType
+) -> tvm.IRModule:
+    """Return ``main(x0)`` that calls a kernel on ``x0``, viewed in another shape, and constants.
+
+    ``ends`` are the types of ``x0``, of the kernel's output and of the result, a view of that.
+    """
+    builder = relax.BlockBuilder()
+    x_type, out_type, result_type = ends
+    x = relax.Var("x0", x_type)
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            viewed = builder.emit(relax.op.reshape(x, view))
+            function = builder.add_func(kernel, str(kernel.attrs["tvmquant.kernel"]))
+            args = [viewed, *map(qop.constant, constants)]
+            y = builder.emit(relax.op.call_tir(function, args, out_ty=out_type))
+            y = builder.emit_output(builder.emit(relax.op.reshape(y, result_type.shape)))
+        builder.emit_func_output(y)
     return builder.finalize()
 
 

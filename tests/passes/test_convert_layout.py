@@ -94,6 +94,7 @@ def test_layers_in_a_row_are_transposed_at_the_borders_only():
 
     after = ConvertLayout()(graph(before, SHAPE, dtype="uint8"))
     tvm.ir.assert_structural_equal(after, graph(expected, SHAPE, dtype="uint8"))
+    tvm.ir.assert_structural_equal(ConvertLayout()(after), after)
 
 
 OPERATORS = {

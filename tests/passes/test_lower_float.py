@@ -8,11 +8,15 @@ import pytest
 import tvm
 from tvm import relax
 
-from tests.passes.graphs import graph, quantize, run_twin
+from tests.passes.graphs import graph, kernel_graph, quantize, run_twin
 from tests.schedules.kernel_testing import EXECUTED, make_target
 from tvmquant.passes import pipeline
 from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.lower_float import OPAQUE, LowerFloat
 from tvmquant.passes.rewriter import bindings_of
+from tvmquant.schedules import conv2d
+from tvmquant.schedules.conv2d import Conv2DSpec
+from tvmquant.schedules.epilogue import FloatEpilogue
 
 RNG = np.random.default_rng(0)
 WEIGHTS = {
@@ -146,6 +150,38 @@ GRAPHS: dict[str, Callable[[Any, Any], Any]] = {
     "doubled convolution": doubled_convolution,
     "classifier": classifier,
 }  # fmt: skip
+
+
+def test_a_dense_layer_becomes_one_kernel() -> None:
+    def before(emit: Any, x: Any) -> Any:
+        return emit(nn.relu(emit(op.add(emit(op.matmul(x, WEIGHTS[16, 5])), WEIGHTS[5,]))))
+
+    target = make_target("haswell")
+    spec = Conv2DSpec(2, 1, 1, 16, 5, epilogue=FloatEpilogue(low=0.0), dtype="float32").flattened()
+    tiling = conv2d.target_tiling(spec, target, 2)
+    weight = WEIGHTS[16, 5].value.numpy().T[:, None, None, :]
+    bias = np.zeros(conv2d.padded_outputs(spec, tiling), np.float32)
+    bias[:5] = WEIGHTS[5,].value.numpy()
+    kernel = conv2d.kernel(spec, tiling, "dense").with_attr("op_pattern", OPAQUE)
+    expected = kernel_graph(
+        kernel.without_attr("global_symbol"),
+        conv2d.input_shape(spec, tiling),
+        [conv2d.pack_weight(weight, spec, tiling), bias],
+        *(relax.TensorType(shape, "float32") for shape in ((2, 16), (1, 1, 2, 5), (2, 5))),
+    )
+
+    after = LowerFloat(target, 2)(graph(before, (2, 16)))
+
+    tvm.ir.assert_structural_equal(after, expected)
+    tvm.ir.assert_structural_equal(LowerFloat(target, 2)(after), after)
+
+
+def test_a_product_of_two_inputs_is_left_alone() -> None:
+    module = graph(lambda emit, x, y: emit(op.matmul(x, y)), (2, 16), (16, 5))
+
+    after = LowerFloat(make_target("haswell"), 2)(module)
+
+    tvm.ir.assert_structural_equal(after, module)
 
 
 @pytest.mark.parametrize("name", GRAPHS)

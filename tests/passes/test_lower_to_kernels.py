@@ -9,14 +9,17 @@ import pytest
 import tvm
 from tvm import relax
 
-from tests.passes.graphs import calls, const, graph, normal, quantize
+from tests.passes.graphs import calls, const, graph, kernel_graph, normal, quantize
 from tests.schedules.kernel_testing import EXECUTED, make_target
 from tvmquant.errors import QuantizationError
 from tvmquant.passes import pipeline
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.convert_layout import ConvertLayout
 from tvmquant.passes.fuse_epilogue import FuseEpilogue
+from tvmquant.passes.lower_to_kernels import LowerToKernels
 from tvmquant.passes.rewriter import DataflowRewriter, bindings_of
+from tvmquant.schedules import conv2d
+from tvmquant.schedules.conv2d import Conv2DSpec
 from tvmquant.simulator import simulate
 
 op, nn = relax.op, relax.op.nn
@@ -64,6 +67,45 @@ def kernels(module: tvm.IRModule) -> list[tuple[str, list[Any]]]:
             constants = [qop.constant_array(a) for a in call.args[1].fields]
             found.append((str(call.args[0].name_hint), [c for c in constants if c is not None]))
     return [(name, constants) for name, constants in found if name.startswith("conv2d")]
+
+
+def test_a_dense_layer_becomes_one_kernel() -> None:
+    weight = np.arange(-40, 40, dtype=np.int8).reshape(5, 16)
+    bias = np.arange(5, dtype=np.int32)
+    attrs = {
+        "input_zero_point": 0, "input_qmin": 0, "input_qmax": 255, "w_bits": 8, "w_group": 0,
+        "epilogue": 0, "out_dtype": "int32", "id": "dense",
+    }  # fmt: skip
+
+    def before(emit: Any, x: Any) -> Any:
+        return emit(qop.emit(qop.QDENSE, [x, *map(qop.constant, (weight, bias))], attrs))
+
+    target = make_target("znver4")
+    spec = Conv2DSpec(2, 1, 1, 16, 5).flattened()
+    tiling = conv2d.target_tiling(spec, target, 2)
+    lengthened = np.zeros(conv2d.padded_outputs(spec, tiling), np.int32)
+    lengthened[:5] = bias
+    expected = kernel_graph(
+        conv2d.kernel(spec, tiling, "dense").without_attr("global_symbol"),
+        conv2d.input_shape(spec, tiling),
+        [conv2d.pack_weight(weight[:, None, None, :], spec, tiling), lengthened],
+        relax.TensorType((2, 16), "uint8"),
+        relax.TensorType((1, 1, 2, 5), "int32"),
+        relax.TensorType((2, 5), "int32"),
+    )
+
+    after = LowerToKernels(target, 2)(graph(before, (2, 16), dtype="uint8"))
+
+    tvm.ir.assert_structural_equal(after, expected)
+    tvm.ir.assert_structural_equal(LowerToKernels(target, 2)(after), after)
+
+
+def test_float_operators_are_left_alone() -> None:
+    def body(emit: Any, x: Any) -> Any:
+        return emit(nn.max_pool2d(emit(op.permute_dims(x, [0, 3, 1, 2])), (2, 2)))
+
+    module = graph(body, (1, 6, 6, 4))
+    tvm.ir.assert_structural_equal(LowerToKernels(make_target("haswell"), 2)(module), module)
 
 
 @pytest.mark.parametrize("processor", EXECUTED)

@@ -1,0 +1,84 @@
+"""Schedules of what TVM legalizes: one parallel, vectorized pass; our own kernels untouched."""
+
+from __future__ import annotations
+
+import tvm
+from tvm.script import ir as I  # noqa: N812
+from tvm.script import tirx as T  # noqa: N812
+
+from tests.schedules.kernel_testing import make_target
+from tvmquant.passes.schedule_float_ops import ScheduleFloatOps
+
+
+@I.ir_module
+class Before:
+    @T.prim_func(private=True, s_tir=True)
+    def main(x: T.Buffer((64, 128), "float32"), y: T.Buffer((64, 128), "float32")) -> None:
+        t = T.sblock_alloc_buffer((64, 128))
+        for i, j in T.grid(64, 128):
+            with T.sblock("t"):
+                vi, vj = T.axis.remap("SS", [i, j])
+                t[vi, vj] = x[vi, vj] + T.float32(3)
+        for i, j in T.grid(64, 128):
+            with T.sblock("y"):
+                vi, vj = T.axis.remap("SS", [i, j])
+                y[vi, vj] = T.exp(t[vi, vj])
+
+
+@I.ir_module
+class Expected:
+    @T.prim_func(private=True, s_tir=True)
+    def main(x: T.Buffer((64, 128), "float32"), y: T.Buffer((64, 128), "float32")) -> None:
+        for i in T.parallel(64):
+            for j in range(16):
+                for lane in T.vectorized(8):
+                    with T.sblock("y"):
+                        vi = T.axis.spatial(64, i)
+                        vj = T.axis.spatial(128, j * 8 + lane)
+                        y[vi, vj] = T.exp(x[vi, vj] + T.float32(3))
+
+
+def scheduled(module: tvm.IRModule, threads: int = 2) -> tvm.IRModule:
+    return ScheduleFloatOps(make_target("haswell"), threads)(module)
+
+
+def test_an_elementwise_chain_is_one_parallel_pass() -> None:
+    after = scheduled(Before)
+    tvm.ir.assert_structural_equal(after["main"], Expected["main"])
+
+
+def test_one_thread_starts_no_pool() -> None:
+    text = scheduled(Before, threads=1).script()
+    assert "T.vectorized(8)" in text
+    assert "T.parallel" not in text
+
+
+def test_kernels_of_ours_are_left_alone() -> None:
+    ours = tvm.IRModule({"main": Before["main"].with_attr("tvmquant.kernel", "exp")})
+    tvm.ir.assert_structural_equal(scheduled(ours), ours)
+
+
+def test_what_two_blocks_read_is_computed_once() -> None:
+    @I.ir_module
+    class Shared:
+        @T.prim_func(private=True, s_tir=True)
+        def main(
+            x: T.Buffer((64, 128), "float32"),
+            y: T.Buffer((64, 128), "float32"),
+            z: T.Buffer((64, 128), "float32"),
+        ) -> None:
+            t = T.sblock_alloc_buffer((64, 128))
+            for i, j in T.grid(64, 128):
+                with T.sblock("t"):
+                    vi, vj = T.axis.remap("SS", [i, j])
+                    t[vi, vj] = T.exp(x[vi, vj])
+            for i, j in T.grid(64, 128):
+                with T.sblock("y"):
+                    vi, vj = T.axis.remap("SS", [i, j])
+                    y[vi, vj] = t[vi, vj] + T.float32(1)
+            for i, j in T.grid(64, 128):
+                with T.sblock("z"):
+                    vi, vj = T.axis.remap("SS", [i, j])
+                    z[vi, vj] = t[vi, vj] + T.float32(2)
+
+    assert scheduled(Shared).script().count("T.exp") == 1
