@@ -15,7 +15,7 @@ import numpy as np
 from tvmquant.arithmetic import Array, IntArray
 from tvmquant.errors import QuantizationError
 from tvmquant.simulator.calls import batch_slices
-from tvmquant.simulator.windows import pad_spatial, sliding_windows
+from tvmquant.simulator.windows import pad_spatial, sliding_windows, stretch
 
 _INT32 = np.iinfo(np.int32)
 
@@ -133,26 +133,21 @@ def conv2d_transpose(
     stretched and padded input that holds no activation holds ``pad_value``, so that the zero point
     contributes ``pad_value * sum(weight)`` everywhere and folds into the bias.
     """
-    count, channels, height, width = x.shape
-    stretched = np.full(
-        (count, channels, (height - 1) * strides[0] + 1, (width - 1) * strides[1] + 1),
-        pad_value,
-        x.dtype,
+    stretched, margins = stretch(
+        x,
+        weight.shape[2:],
+        strides=strides,
+        padding=padding,
+        dilation=dilation,
+        output_padding=output_padding,
+        value=pad_value,
     )
-    stretched[:, :, :: strides[0], :: strides[1]] = x
-    reach = [d * (k - 1) for k, d in zip(weight.shape[2:], dilation, strict=True)]
-    top, left, bottom, right = padding
     return conv2d(
         stretched,
         weight[:, :, ::-1, ::-1],
         bias,
         strides=(1, 1),
-        padding=(
-            reach[0] - top,
-            reach[1] - left,
-            reach[0] - bottom + output_padding[0],
-            reach[1] - right + output_padding[1],
-        ),
+        padding=margins,
         dilation=dilation,
         groups=groups,
         pad_value=pad_value,

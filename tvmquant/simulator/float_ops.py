@@ -67,10 +67,62 @@ def softmax(call: OpCall) -> Array:
     return result
 
 
+def log_softmax(call: OpCall) -> Array:
+    """Logarithm of `softmax`, without computing it."""
+    x, axis = call.args[0], call.attrs["axis"]
+    shifted = x - x.max(axis=axis, keepdims=True)
+    result: Array = shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
+    return result
+
+
+def layer_norm(call: OpCall) -> Array:
+    """Normalize over ``axes``, then scale and shift; variance without correction."""
+    x, gamma, beta = call.args
+    axes = tuple(axis % x.ndim for axis in call.attrs["axes"])
+    shape = [extent if i in axes else 1 for i, extent in enumerate(x.shape)]
+    centered = x - x.mean(axis=axes, keepdims=True)
+    variance = np.square(centered).mean(axis=axes, keepdims=True)
+    scaled = centered / np.sqrt(variance + x.dtype.type(call.attrs["epsilon"]))
+    result: Array = scaled * gamma.reshape(shape) + beta.reshape(shape)
+    return result
+
+
 def leaky_relu(call: OpCall) -> Array:
     """Scale negative values by ``alpha``."""
     x: Array = call.args[0]
     return np.where(x > 0, x, x * x.dtype.type(call.attrs["alpha"]))
+
+
+def prelu(call: OpCall) -> Array:
+    """Scale negative values by a slope of their own for each channel."""
+    x, slope = call.args
+    return np.where(x > 0, x, x * _along(slope, x, call))
+
+
+def quantize(call: OpCall) -> Array:
+    """Round ``x / scale + zero_point`` half to even, and saturate."""
+    x, scale, zero_point = call.args
+    dtype = str(call.attrs["out_dtype"])
+    levels = np.rint(x / _along(scale, x, call)) + _along(zero_point, x, call)
+    limits: Any = np.iinfo(dtype)
+    result: Array = np.clip(levels, limits.min, limits.max).astype(dtype)
+    return result
+
+
+def dequantize(call: OpCall) -> Array:
+    """Return ``(q - zero_point) * scale``."""
+    q, scale, zero_point = call.args
+    levels = q.astype(np.int64) - _along(zero_point, q, call)
+    result: Array = levels.astype(scale.dtype) * _along(scale, q, call)
+    return result
+
+
+def _along(values: Array, x: Array, call: OpCall) -> Array:
+    """Shape one number, or one per channel, so that it broadcasts along ``axis``."""
+    shape = [1] * x.ndim
+    if values.size > 1:
+        shape[call.attrs["axis"]] = -1
+    return values.reshape(shape)
 
 
 def matmul(call: OpCall) -> Array:
@@ -100,6 +152,12 @@ FLOAT_OPS: dict[str, Operator] = {
     "relax.log": _elementwise(np.log),
     "relax.sqrt": _elementwise(np.sqrt),
     "relax.rsqrt": _elementwise(lambda x: 1 / np.sqrt(x)),
+    "relax.sin": _elementwise(np.sin),
+    "relax.cos": _elementwise(np.cos),
+    "relax.sign": _elementwise(np.sign),
+    "relax.floor": _elementwise(np.floor),
+    "relax.ceil": _elementwise(np.ceil),
+    "relax.round": _elementwise(np.rint),
     "relax.tanh": _elementwise(np.tanh),
     "relax.erf": _elementwise(_erf),
     "relax.sigmoid": _elementwise(_sigmoid),
@@ -108,7 +166,12 @@ FLOAT_OPS: dict[str, Operator] = {
     "relax.nn.gelu": _elementwise(_gelu),
     "relax.nn.gelu_tanh": _elementwise(_gelu_tanh),
     "relax.nn.leakyrelu": leaky_relu,
+    "relax.nn.prelu": prelu,
     "relax.nn.softmax": softmax,
+    "relax.nn.log_softmax": log_softmax,
+    "relax.nn.layer_norm": layer_norm,
+    "relax.quantize": quantize,
+    "relax.dequantize": dequantize,
     "relax.matmul": matmul,
     "relax.astype": astype,
     "relax.mean": _reduction(np.mean),

@@ -14,11 +14,18 @@ from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.rewriter import bindings_of, span_name, used_vars
 from tvmquant.simulator.calls import OpCall, Operator
 from tvmquant.simulator.float_ops import FLOAT_OPS
+from tvmquant.simulator.float_windows import FLOAT_WINDOW_OPS
 from tvmquant.simulator.integer_ops import INTEGER_OPS
 from tvmquant.simulator.resize import RESIZE_OPS
 from tvmquant.simulator.structural_ops import STRUCTURAL_OPS
 
-OPERATORS: dict[str, Operator] = INTEGER_OPS | STRUCTURAL_OPS | RESIZE_OPS | FLOAT_OPS
+OPERATORS: dict[str, Operator] = {
+    **INTEGER_OPS,
+    **STRUCTURAL_OPS,
+    **RESIZE_OPS,
+    **FLOAT_OPS,
+    **FLOAT_WINDOW_OPS,
+}
 
 
 @overload
@@ -120,7 +127,7 @@ class _Evaluation:
         if operator is None:
             raise QuantizationError(
                 f"layer {layer}: the simulator has no operator {call.op.name}; it runs integer "
-                "(L2) graphs and the few float operators that may remain in them"
+                "(L2) graphs and the float operators that may remain in them"
             )
         args = [self.value(arg) for arg in call.args]
         return operator(OpCall(layer, args, _attributes(call)))

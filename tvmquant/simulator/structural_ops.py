@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -113,13 +114,36 @@ def max_pool2d(call: OpCall) -> Array:
     )
 
 
-def maximum_over_axes(call: OpCall) -> Array:
-    """Maximum over ``axis`` (all axes if None)."""
-    axis = call.attrs["axis"]
-    result: Array = call.args[0].max(
-        axis=None if axis is None else tuple(axis), keepdims=call.attrs["keepdims"]
-    )
-    return result
+def _extreme(function: Callable[..., Array]) -> Operator:
+    """Take the extreme over ``axis`` (all axes if None)."""
+
+    def apply(call: OpCall) -> Array:
+        axis = call.attrs["axis"]
+        axes = None if axis is None else tuple(axis)
+        return function(call.args[0], axis=axes, keepdims=call.attrs["keepdims"])
+
+    return apply
+
+
+def _position_of_extreme(function: Callable[..., Array]) -> Operator:
+    """Return where the extreme lies along ``axis``: the first of equals, int64."""
+
+    def apply(call: OpCall) -> Array:
+        axis, keep = call.attrs["axis"], call.attrs["keepdims"]
+        return np.asarray(function(call.args[0], axis=axis, keepdims=keep), np.int64)
+
+    return apply
+
+
+def tile(call: OpCall) -> Array:
+    """Repeat along each axis."""
+    return np.tile(call.args[0], call.attrs["repeats"])
+
+
+def full(call: OpCall) -> Array:
+    """Fill a shape with one number."""
+    (shape, value), dtype = call.args, call.attrs["dtype"]
+    return np.full(shape, value, value.dtype if dtype is None else str(dtype))
 
 
 STRUCTURAL_OPS: dict[str, Operator] = {
@@ -136,5 +160,10 @@ STRUCTURAL_OPS: dict[str, Operator] = {
     "relax.take": take,
     "relax.nn.pad": pad,
     "relax.nn.max_pool2d": max_pool2d,
-    "relax.max": maximum_over_axes,
+    "relax.max": _extreme(np.max),
+    "relax.min": _extreme(np.min),
+    "relax.argmax": _position_of_extreme(np.argmax),
+    "relax.argmin": _position_of_extreme(np.argmin),
+    "relax.tile": tile,
+    "relax.full": full,
 }

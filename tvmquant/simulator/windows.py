@@ -29,6 +29,48 @@ def sliding_windows(
     return view[:, :, :: strides[0], :: strides[1], :: dilation[0], :: dilation[1]]
 
 
+def stretch(
+    x: Array,
+    kernel: Sequence[int],
+    *,
+    strides: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    output_padding: Sequence[int],
+    value: float,
+) -> tuple[Array, tuple[int, int, int, int]]:
+    """Return the input and the padding of the stride-1 convolution that a transposed one equals.
+
+    Parameters
+    ----------
+    x : array (N, C, H, W)
+    kernel, strides, dilation : (vertical, horizontal)
+    padding : (top, left, bottom, right)
+        Of the transposed convolution.
+    output_padding : (bottom, right)
+    value : float
+        What stands between the elements of ``x``.
+
+    Returns
+    -------
+    array (N, C, (H - 1) * strides[0] + 1, (W - 1) * strides[1] + 1)
+    (top, left, bottom, right)
+        May be negative, see `pad_spatial`. The kernel is to be flipped.
+    """
+    count, channels, height, width = x.shape
+    shape = (count, channels, (height - 1) * strides[0] + 1, (width - 1) * strides[1] + 1)
+    stretched = np.full(shape, value, x.dtype)
+    stretched[:, :, :: strides[0], :: strides[1]] = x
+    reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    top, left, bottom, right = padding
+    return stretched, (
+        reach[0] - top,
+        reach[1] - left,
+        reach[0] - bottom + output_padding[0],
+        reach[1] - right + output_padding[1],
+    )
+
+
 def reduce_windows(
     x: Array,
     reduction: np.ufunc,

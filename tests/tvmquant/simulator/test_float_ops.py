@@ -6,6 +6,8 @@ from tvm import relax
 from tvmquant.simulator import simulate
 
 X = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32) * 3
+CHANNELS = relax.const(np.float32([0.5, 0.3, 2]))
+ZERO_POINTS = relax.const(np.array([0, 3, 100], np.uint8), "uint8")
 
 OPERATORS = [
     lambda x: relax.op.add(x, x),
@@ -36,6 +38,23 @@ OPERATORS = [
     lambda x: relax.op.mean(x, [1, 2], keepdims=True),
     lambda x: relax.op.sum(x, [2]),
     lambda x: relax.op.astype(x, "int32"),
+    relax.op.sin,
+    relax.op.cos,
+    relax.op.sign,
+    relax.op.floor,
+    relax.op.ceil,
+    relax.op.round,
+    lambda x: relax.op.nn.prelu(x, relax.const(np.float32([0.1, -2, 3])), 1),
+    lambda x: relax.op.nn.log_softmax(x, 1),
+    lambda x: relax.op.nn.layer_norm(x, CHANNELS, CHANNELS, [1]),
+    lambda x: relax.op.quantize(x, CHANNELS, ZERO_POINTS, axis=1, out_dtype="uint8"),
+    lambda x: relax.op.dequantize(relax.const(X.astype("int8")), CHANNELS, ZERO_POINTS, axis=1),
+    lambda x: relax.op.min(x, [1], keepdims=True),
+    lambda x: relax.op.max(x, [1, 2]),
+    lambda x: relax.op.argmax(x, 1),
+    lambda x: relax.op.argmin(x, 2, keepdims=True),
+    lambda x: relax.op.tile(x, [1, 2, 3]),
+    lambda x: relax.op.full([2, 3], relax.const(np.float32(0.5))),
 ]
 
 

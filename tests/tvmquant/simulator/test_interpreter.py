@@ -1,3 +1,5 @@
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,9 +8,11 @@ import tvm
 from tvm import relax
 from tvm.ir import SourceName, Span
 
+from tvmquant import frontend
 from tvmquant.errors import DataError, QuantizationError
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.simulator import simulate
+from tvmquant.simulator.interpreter import OPERATORS
 
 REQUANTIZE = {
     "output_zero_point": 0,
@@ -106,3 +110,13 @@ def test_passes_leave_the_result_unchanged(module):
     lowered = tvm.transform.Sequential(passes)(module)
     for before, after in zip(simulate(module, x), simulate(lowered, x), strict=True):
         np.testing.assert_array_equal(before, after)
+
+
+def test_every_operator_that_an_import_emits_is_known():
+    sources = [path.read_text() for path in Path(frontend.__file__).parent.glob("*.py")]
+    emitted = {
+        f"relax.{name}" for text in sources for name in re.findall(r"relax\.op\.([\w.]+)", text)
+    }
+    assert len(emitted) > 50
+    folded = {"relax.nn.batch_norm"}  # none is left after FoldBatchNorm
+    assert emitted - folded <= OPERATORS.keys()

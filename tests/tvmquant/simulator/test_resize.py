@@ -54,6 +54,30 @@ def test_doubling_repeats_every_position(run_graph):
     np.testing.assert_array_equal(result, X.repeat(2, 2).repeat(2, 3))
 
 
-def test_interpolation_is_refused(run_graph):
-    with pytest.raises(QuantizationError, match=r"nearest_neighbor only, found 'linear'"):
-        run_graph(lambda _, x: relax.op.image.resize2d(x, (12, 10), method="linear"), X)
+@pytest.mark.parametrize(
+    "mode", ["half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel"]
+)
+def test_linear_interpolation_of_floats_follows_tvm(build_graph, mode):
+    sizes = ((12, 10), (7, 3), (4, 13))
+
+    def all_sizes(builder, x):
+        resized = (
+            relax.op.image.resize2d(
+                x, size, method="linear", coordinate_transformation_mode=mode, layout="NCHW"
+            )
+            for size in sizes
+        )
+        return relax.Tuple([builder.emit(call) for call in resized])
+
+    module = build_graph([((2, 6, 5), "float32")], all_sizes)
+    machine = relax.VirtualMachine(tvm.compile(module, "llvm"), tvm.cpu())
+    x = X.astype(np.float32)
+    expected = machine["main"](tvm.runtime.tensor(x))
+    for result, reference in zip(simulate(module, x), expected, strict=True):
+        np.testing.assert_allclose(result, reference.numpy(), rtol=2e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("method", "dtype"), [("linear", "uint8"), ("cubic", "float32")])
+def test_other_interpolation_is_refused(run_graph, method, dtype):
+    with pytest.raises(QuantizationError, match=rf"found '{method}' of {dtype}"):
+        run_graph(lambda _, x: relax.op.image.resize2d(x, (12, 10), method=method), X.astype(dtype))
