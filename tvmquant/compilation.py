@@ -19,6 +19,8 @@ from tvmquant.data.preprocess import PreprocessLike
 from tvmquant.errors import AllocationError, ArtifactError, DataError, TuningError
 
 if TYPE_CHECKING:
+    import tvm
+
     from tvmquant.allocation import Plan
     from tvmquant.calibration import Calibration
     from tvmquant.deploy.manifest import Manifest
@@ -55,7 +57,8 @@ class Compilation:
     calibration_cached : bool
         Whether the ranges were those of an earlier run.
     up_to_date : bool
-        Whether the library was there already, built from the same model, data and settings.
+        Whether the library was there already, built from the same model, data and settings for the
+        same processor by the same versions.
     record : MixedPrecisionRecord, optional
         Of a plan that was chosen: predicted and measured latency, and why.
     plan : Plan, optional
@@ -163,7 +166,8 @@ def compile_onnx(
         from tvmquant.frontend import load_onnx
         from tvmquant.target import parse_target
 
-        find_linker(parse_target(target))  # a mistake is told before calibration, not after
+        parsed_target = parse_target(target)
+        find_linker(parsed_target)  # a mistake is told before calibration, not after
         shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
         graph = load_onnx(path, input_shapes=shapes or None)
         dataset = _open_calibration_data(graph, data, recipe, select, samples)
@@ -183,7 +187,7 @@ def compile_onnx(
             "plan": {name: layer.choice for name, layer in given.layers.items()} if given else None,
             "table": None if database is None else _table_state(database),
         }
-        if not force and (built := _existing(out, settings)) is not None:
+        if not force and (built := _existing(out, settings, parsed_target)) is not None:
             record = _existing_record(out) if wishes else None
             if record is not None or wishes is None:
                 return Compilation(
@@ -512,14 +516,16 @@ def _open_calibration_data(
     return dataset.subset(step=step, limit=samples)
 
 
-def _existing(out: Path, settings: Mapping[str, Any]) -> Manifest | None:
-    """Return the manifest of a library built from the same settings; None where there is none.
+def _existing(out: Path, settings: Mapping[str, Any], target: tvm.target.Target) -> Manifest | None:
+    """Return the manifest of a library that would be built alike; None where there is none.
 
     Raises
     ------
     ArtifactError
-        When a library is there that was built from other settings, or is damaged.
+        When a library is there that was built from other settings, for another processor or by
+        other versions, or is damaged.
     """
+    from tvmquant.deploy.describe import describe_target, present_versions
     from tvmquant.deploy.manifest import Manifest, file_sha256
 
     if not (out / "manifest.json").is_file():
@@ -527,11 +533,13 @@ def _existing(out: Path, settings: Mapping[str, Any]) -> Manifest | None:
     manifest = Manifest.load(out)
     library = out / "model.so"
     intact = library.is_file() and file_sha256(library) == manifest.library["sha256"]
-    if intact and settings["data"] and manifest.model.get("settings") == settings:
+    alike = manifest.target == describe_target(target) and manifest.versions == present_versions()
+    if intact and alike and settings["data"] and manifest.model.get("settings") == settings:
         return manifest
     raise ArtifactError(
-        f"{out} holds a library that was built from another model, other data or other settings; "
-        "pass --force to replace it, or choose another folder"
+        f"{out} holds a library that was built from another model, other data or other settings, "
+        "or for another processor, or by another version of tvmquant or TVM; pass --force "
+        "to replace it, or choose another folder"
     )
 
 

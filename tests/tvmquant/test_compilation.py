@@ -90,6 +90,25 @@ def test_other_settings_need_force(small_onnx, small_data, library):
     assert done.manifest.model["settings"]["calibration"] == {"method": "minmax"}
 
 
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("versions", {"tvm": "0.1.0"}),
+        ("target", {"features": ["sse3"]}),
+        ("target", {"triple": "aarch64-linux-gnu"}),
+    ],
+)
+def test_a_library_of_another_version_or_processor_is_not_up_to_date(
+    small_onnx, small_data, library, part, value
+):
+    path = library / "manifest.json"
+    document = json.loads(path.read_text())
+    document[part].update(value)
+    path.write_text(json.dumps(document))
+    with pytest.raises(ArtifactError, match=r"another processor, or by another version.*--force"):
+        compile_onnx(small_onnx, small_data, out=library, threads=1)
+
+
 def test_a_damaged_library_is_not_up_to_date(small_onnx, small_data, library):
     (library / "model.so").write_bytes(b"")
     with pytest.raises(ArtifactError, match="--force"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import glob
-import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -14,7 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmquant.deploy.compiler import compile_in_worker
-from tvmquant.deploy.describe import describe_layers, describe_tensors
+from tvmquant.deploy.describe import (
+    describe_layers,
+    describe_target,
+    describe_tensors,
+    present_versions,
+)
 from tvmquant.deploy.manifest import (
     LIBRARY_NAME,
     MANIFEST_NAME,
@@ -24,7 +28,7 @@ from tvmquant.deploy.manifest import (
 )
 from tvmquant.errors import ArtifactError, QuantizationError
 from tvmquant.report import REPORT_NAME
-from tvmquant.target import MAX_THREADS, parse_target, physical_cores, required_features, triple_of
+from tvmquant.target import MAX_THREADS, parse_target, physical_cores
 
 if TYPE_CHECKING:
     import tvm
@@ -115,18 +119,11 @@ def build(
             model={"name": graph.name, **(model or {})},
             inputs=inputs,
             outputs=outputs,
-            target={
-                "config": str(tvm_target),
-                "triple": triple_of(tvm_target.attrs),
-                "features": required_features(tvm_target),
-            },
+            target=describe_target(tvm_target),
             threads=count,
             layers=describe_layers(module, entries, batch),
             float_audit=[vars(op) for op in float_audit(module)] if graph.level == "L2" else [],
-            versions={
-                "tvmquant": importlib.metadata.version("tvmquant"),
-                "tvm": importlib.metadata.version("apache-tvm"),
-            },
+            versions=present_versions(),
             library={"sha256": file_sha256(library), "bytes": library.stat().st_size},
             preprocess=preprocess,
             has_raw=has_raw,

@@ -1,7 +1,8 @@
-"""Describe a compiled graph for the manifest: its tensors, its kernel calls, their work."""
+"""Describe a compiled graph for the manifest: its tensors, its kernel calls, what it is for."""
 
 from __future__ import annotations
 
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 import tvm
@@ -11,9 +12,27 @@ from tvmquant.deploy.manifest import LayerInfo, TensorInfo
 from tvmquant.graph import Graph, layer_name
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.rewriter import bindings_of, used_vars
+from tvmquant.target import required_features, triple_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+
+def describe_target(target: tvm.target.Target) -> dict[str, Any]:
+    """Return what a manifest says of the target."""
+    return {
+        "config": str(target),
+        "triple": triple_of(target.attrs),
+        "features": required_features(target),
+    }
+
+
+def present_versions() -> dict[str, str]:
+    """Return what a manifest says of the versions at work."""
+    return {
+        "tvmquant": importlib.metadata.version("tvmquant"),
+        "tvm": importlib.metadata.version("apache-tvm"),
+    }
 
 
 def describe_tensors(
