@@ -223,5 +223,5 @@ def physical_cores() -> int:
     import psutil
 
     allowed = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else 0
-    physical = psutil.cpu_count(logical=False) or 1
+    physical = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
     return max(1, min(physical, allowed or physical))

@@ -27,7 +27,13 @@ from tvmquant.deploy.manifest import (
     file_sha256,
 )
 from tvmquant.errors import ArtifactError, DataError
-from tvmquant.target import CPUINFO_NAMES, MAX_THREADS, architecture_of, host_features
+from tvmquant.target import (
+    CPUINFO_NAMES,
+    MAX_THREADS,
+    architecture_of,
+    host_features,
+    physical_cores,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +51,8 @@ class Model:
     folder : path
         What `tvmquant.build` wrote.
     threads : int, optional
-        Threads that compute, at most `MAX_THREADS`; default: those the library was built for, if
-        this machine has as many processors. One setting per process.
+        Threads that compute, at most `MAX_THREADS`; default: those the library was built for, but
+        no more than the physical cores that this process may use. One setting per process.
     raw : bool
         Take and return raw integers instead of float32, in the layouts that the manifest says
         (channels last).
@@ -75,7 +81,7 @@ class Model:
             )
         if threads is not None and not 1 <= threads <= MAX_THREADS:
             raise ArtifactError(f"threads = {threads}; expected 1 to {MAX_THREADS}")
-        self.threads = threads or min(self.manifest.threads, os.cpu_count() or 1)
+        self.threads = threads or min(self.manifest.threads, physical_cores())
         _check_processor(self.manifest)
         library = _check_library(self.folder, self.manifest)
         self._machine = _virtual_machine(library, self.manifest, self.threads)

@@ -121,6 +121,12 @@ def test_what_is_returned_is_what_is_written(quantized, tmp_path):
     assert manifest.preprocess == {"resize": 8}
 
 
+@pytest.mark.usefixtures("copy_instead")
+def test_the_default_is_a_thread_for_each_physical_core(quantized, tmp_path, monkeypatch):
+    monkeypatch.setattr(build_module, "physical_cores", lambda: 3)
+    assert build(quantized, out=tmp_path / "library").threads == 3
+
+
 def test_others_may_read_the_folder(built):
     assert stat.S_IMODE(built.stat().st_mode) == 0o755
     assert sorted(os.listdir(built)) == ["manifest.json", "model.so"]

@@ -19,6 +19,7 @@ from tvmquant.errors import ArtifactError, DataError
 from tvmquant.frontend import load_onnx
 from tvmquant.quantization import calibrate, quantize
 from tvmquant.simulator import simulate
+from tvmquant.target import physical_cores
 
 SHAPE = (1, 3, 8, 8)
 
@@ -277,9 +278,12 @@ def test_wrong_numbers_of_threads(built, threads):
         load(built, threads=threads)
 
 
-def test_a_library_for_more_threads_than_this_machine_has_processors(library):
+def test_a_library_for_more_threads_than_this_machine_has_cores(library, monkeypatch):
     edit(library, lambda document: document.update(threads=10**6))
-    assert load(library).threads == os.cpu_count()
+    assert load(library).threads == physical_cores()
+    monkeypatch.setattr(loader, "physical_cores", lambda: 1)
+    assert load(library).threads == 1
+    assert load(library, threads=2).threads == 2
 
 
 # -- in processes of their own ---------------------------------------------------------------------
@@ -363,7 +367,7 @@ def for_two_threads(library):
 
 def test_threads_are_those_asked_for(for_two_threads):
     used, warnings = run_python(THREADS, for_two_threads, TVM_USE_RUNTIME_LIB="1")
-    default = min(2, os.cpu_count())
+    default = min(2, physical_cores())
     assert used == [[default, default], [1, 1], [2, 2], [1, 1]]
     assert warnings == ""
 
