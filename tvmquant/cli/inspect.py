@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tvmquant.cli import options
-from tvmquant.cli.output import make_table, megabytes, print_json, print_tables
+from tvmquant.cli.output import StageReporter, make_table, megabytes, print_json, print_tables
 from tvmquant.errors import DataError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def inspect(
     ] = "native",
     input_shape: options.InputShapes = None,
     as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """List layers with their kernels and bit widths, what stays float and why, and sizes.
 
@@ -32,7 +33,9 @@ def inspect(
     if subject.is_dir():
         report = _describe_library(subject)
     elif subject.is_file():
-        report = _describe_model(subject, target, options.parse_input_shapes(input_shape))
+        shapes = options.parse_input_shapes(input_shape)
+        with StageReporter(quiet=quiet)("inspect"):
+            report = _describe_model(subject, target, shapes)
     else:
         raise DataError(
             f"{str(subject)!r} does not exist; expected a folder that `tvmquant compile` wrote, or "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tvmquant.cli import options
+from tvmquant.cli.output import StageReporter, print_json
 from tvmquant.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def run(
         bool, typer.Option("--raw", help="Read and write raw integers, channels last.")
     ] = False,
     threads: options.Threads = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Run a library once."""
     from tvmquant.deploy.loader import load
@@ -43,8 +46,17 @@ def run(
             f"({', '.join(names)}); expected a name ending in "
             f"{'.npz' if len(names) > 1 else '.npy or .npz'}"
         )
-    outputs = model(*_read_inputs(model, source))
-    _write(result, names, outputs if isinstance(outputs, tuple) else (outputs,))
+    inputs = _read_inputs(model, source)
+    with StageReporter(quiet=quiet)("run"):
+        outputs = model(*inputs)
+    arrays = outputs if isinstance(outputs, tuple) else (outputs,)
+    _write(result, names, arrays)
+    if as_json:
+        described = [
+            {"name": name, "shape": list(array.shape), "dtype": str(array.dtype)}
+            for name, array in zip(names, arrays, strict=True)
+        ]
+        print_json({"library": str(library), "path": str(result), "outputs": described})
 
 
 def _read_inputs(model: Model, path: Path) -> list[Any]:

@@ -17,6 +17,13 @@ def test_tables(tvmquant, small_onnx, small_library):
     assert "haswell" in model
 
 
+def test_quiet_shows_tables_only(tvmquant, small_onnx):
+    loud, quiet = tvmquant("inspect", small_onnx), tvmquant("inspect", small_onnx, "--quiet")
+    assert loud.stderr.startswith("inspect: ")
+    assert quiet.stderr == ""
+    assert quiet.stdout == loud.stdout
+
+
 def test_what_stays_float_is_listed(tvmquant, monkeypatch, small_library):
     report = tvmquant("inspect", small_library, "--json").json()
     report["float_audit"] = [{"op": "softmax", "node": "last", "reason": "no integer form"}]

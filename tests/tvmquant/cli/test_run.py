@@ -23,6 +23,24 @@ def test_run_reads_and_writes_npz_by_name(tvmquant, small_library, tmp_path, x):
         np.testing.assert_array_equal(outputs["y"], api.load(small_library)(x))
 
 
+def test_json_describes_what_was_written(tvmquant, small_library, tmp_path, x):
+    np.save(tmp_path / "x.npy", x)
+    outcome = tvmquant("run", small_library, tmp_path / "x.npy", tmp_path / "y.npy", "--json")
+    assert outcome.json() == {
+        "library": str(small_library),
+        "path": str(tmp_path / "y.npy"),
+        "outputs": [{"name": "y", "shape": [1, 10], "dtype": "float32"}],
+    }
+
+
+def test_quiet_shows_nothing(tvmquant, small_library, tmp_path, x):
+    np.save(tmp_path / "x.npy", x)
+    arguments = ("run", small_library, tmp_path / "x.npy", tmp_path / "y.npy")
+    assert tvmquant(*arguments).stderr.startswith("run: ")
+    outcome = tvmquant(*arguments, "--quiet")
+    assert (outcome.stdout, outcome.stderr) == ("", "")
+
+
 def test_raw_integers(tvmquant, small_library, tmp_path, x):
     model = api.load(small_library, raw=True)
     info = model.inputs[0]
