@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from tvmquant.bit_choice import W8A8, BitChoice
 from tvmquant.data import Dataset, Preprocess, open_data
 from tvmquant.data.preprocess import PreprocessLike
-from tvmquant.errors import AllocationError, ArtifactError, DataError, TuningError
+from tvmquant.errors import AllocationError, ArtifactError, DataError
 
 if TYPE_CHECKING:
     import tvm
@@ -130,7 +130,7 @@ def compile_onnx(
         Folder of measurements (`tvmquant.tune`). Each kernel takes its fastest tiling, but the
         analytic one where that is slower by 3 % at most.
     tune_seconds : float, optional
-        First tune for so long, into `table`.
+        First tune for so long, into `table`; by default into a folder ``table`` in `out`.
     input_shapes
         As of `load_onnx`.
     target, threads, batch, force
@@ -144,8 +144,10 @@ def compile_onnx(
     TVMQuantError
         What the stages raise; nothing half-written is left.
     """
+    from tvmquant.deploy.build import TABLE_NAME, check_destination
+
     path, out = Path(path), Path(out)
-    _check_destination(out)
+    check_destination(out, force=True)  # before the slow stages, and before a cache is written
     clock = _Clock(stage)
     if percentile is not None and calibration_method is None:
         calibration_method = "percentile"
@@ -157,7 +159,9 @@ def compile_onnx(
         **scheme,
     }
     _check_quantize_options(activation_scheme, weight_method)
-    _check_plan_options(wishes, plan, table, tune_seconds)
+    _check_plan_options(wishes, plan)
+    if tune_seconds is not None:
+        table = table or out / TABLE_NAME
     recipe = Preprocess.parse(preprocess)
 
     with clock.stage("load"):
@@ -288,16 +292,18 @@ def plan_onnx(
     TVMQuantError
         What the stages raise.
     """
+    from tvmquant.deploy.build import TABLE_NAME
     from tvmquant.mixed_precision.choose import Setup, choose_plan
     from tvmquant.mixed_precision.wishes import Wishes
 
     out = Path(out)
     if out.is_dir():
         raise DataError(f"{out} is a folder; name a file for the plan, such as {out / PLAN_NAME}")
-    _check_plan_options(None, None, table, tune_seconds)
     clock = _Clock(stage)
     wishes = wishes or Wishes()
     folder = out.with_name(f"{out.stem}-measurements")
+    if tune_seconds is not None:
+        table = table or folder / TABLE_NAME
     with clock.stage("load"):
         from tvmquant.frontend import load_onnx
         from tvmquant.target import parse_target
@@ -356,13 +362,11 @@ def _replace_plan(out: Path, plan: Plan | None) -> None:
         plan.save(out / PLAN_NAME)
 
 
-def _check_plan_options(wishes: Any, plan: Any, table: Any, tune_seconds: float | None) -> None:
+def _check_plan_options(wishes: Any, plan: Any) -> None:
     if wishes is not None and plan is not None:
         raise AllocationError(
             "a plan already says the bit widths; leave out either the plan or budgets and choices"
         )
-    if tune_seconds is not None and table is None:
-        raise TuningError("tuning needs a folder for its measurements; pass table (--table)")
 
 
 def _read_plan(path: str | os.PathLike[str], graph: Graph) -> Plan:
@@ -491,17 +495,6 @@ def _check_quantize_options(scheme: str | None, weight_method: str | None) -> No
         check_scheme(scheme)
     if weight_method is not None:
         check_weight_method(weight_method)
-
-
-def _check_destination(out: Path) -> None:
-    """Raise before the slow stages, and before a cache is written, where `out` is not ours."""
-    if not out.exists():
-        return
-    foreign = not out.is_dir() or (
-        not (out / "manifest.json").is_file() and any(p.suffix != ".json" for p in out.iterdir())
-    )
-    if foreign:
-        raise ArtifactError(f"{out} exists and is not an artefact of tvmquant; choose another")
 
 
 def _open_calibration_data(

@@ -352,15 +352,17 @@ def test_what_is_measured_outlasts_an_interruption(
 
 def test_layers_are_tuned_before_they_are_built(small_onnx, small_data, tmp_path):
     spy = Spy()
-    out, table = tmp_path / "out", tmp_path / "table"
-    options = {"out": out, "threads": 1, "table": table}
+    out = tmp_path / "out"
+    options = {"out": out, "threads": 1}
     done = compile_onnx(small_onnx, small_data, tune_seconds=1.0, stage=spy, **options)
     assert spy.names == ["load", "calibrate", "tune", "quantize", "build"]
     assert done.untuned == ()
-    database = Database(table, parse_target("native"), 1, create=False)
+    database = Database(out / "table", parse_target("native"), 1, create=False)
     assert {record.default for record in database.records()} >= {True}
     # what was measured is found again, and not measured again
-    assert compile_onnx(small_onnx, small_data, **options).up_to_date
+    table = database.folder
+    assert compile_onnx(small_onnx, small_data, table=table, **options).up_to_date
+    assert compile_onnx(small_onnx, small_data, tune_seconds=1.0, **options).up_to_date
 
     images = np.load(small_data)["images"]
     graph = tvmquant.load_onnx(small_onnx)
@@ -385,7 +387,6 @@ def test_further_measurements_make_a_library_out_of_date(mixed, compile_mixed, t
     ("options", "error", "message"),
     [
         ({"wishes": BUDGET, "plan": "plan.json"}, AllocationError, "leave out either the plan"),
-        ({"tune_seconds": 1.0}, TuningError, "pass table"),
         ({"table": "nowhere"}, TuningError, "nowhere"),
         ({"plan": "nowhere.json"}, DataError, "plan 'nowhere.json' cannot be read"),
         ({"wishes": Wishes(size="0.3x")}, AllocationError, "size cannot be"),

@@ -99,7 +99,9 @@ Table = Annotated[
 ]
 Tune = Annotated[
     str | None,
-    typer.Option("--tune", metavar="T", help="First tune for so long (10m) into --table."),
+    typer.Option(
+        "--tune", metavar="T", help="First tune for so long (10m), into --table if it is given."
+    ),
 ]
 
 

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 
+# where a compilation that tunes keeps its measurements, unless told otherwise
+TABLE_NAME = "table"
+
 
 def build(
     graph: Graph,
@@ -100,7 +103,7 @@ def build(
             "export the model with a dynamic batch"
         )
     say = progress or (lambda _stage: None)
-    folder = _destination(Path(out), force)
+    folder = check_destination(Path(out), force=force)
     tvm_target = parse_target(target)
     count = threads or physical_cores()
 
@@ -190,7 +193,7 @@ def _remove_abandoned(folder: Path) -> None:
             os.close(handle)
 
 
-def _destination(folder: Path, force: bool) -> Path:
+def check_destination(folder: Path, *, force: bool) -> Path:
     """Return the absolute folder, if it may be written.
 
     Raises
@@ -211,7 +214,7 @@ def _destination(folder: Path, force: bool) -> Path:
 
 def _only_our_files(folder: Path) -> bool:
     """Whether a folder holds nothing but what an earlier, perhaps unfinished run wrote."""
-    ours = (LIBRARY_NAME, REPORT_NAME)
+    ours = (LIBRARY_NAME, REPORT_NAME, TABLE_NAME)
     return all(p.name in ours or p.suffix == ".json" for p in folder.iterdir())
 
 

@@ -162,8 +162,7 @@ def test_groups_of_weights_are_told(tvmquant, mixed, tmp_path):
         (["--sensitivity", "guess"], "expected one of hessian"),
         (["--plan", "nowhere.json"], "'nowhere.json' cannot be read: No such file"),
         (["--plan", "nowhere.json", "--size", "0.8x"], "leave out either the plan or budgets"),
-        (["--tune", "10m"], "--table"),
-        (["--tune", "soon", "--table", "table"], "expected a time such as 90s"),
+        (["--tune", "soon"], "expected a time such as 90s"),
         (["--table", "nowhere"], "nowhere"),
     ],
 )

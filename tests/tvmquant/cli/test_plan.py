@@ -122,7 +122,6 @@ def test_an_interruption_keeps_what_was_measured(
     [
         (["--size", "0.2x"], "size cannot be"),
         (["--pin", "lefd=w8a8"], "'lefd'"),
-        (["--tune", "10m"], "--table"),
         (["--table", "nowhere"], "nowhere"),
         (["--sensitivity", "guess"], "expected one of hessian"),
         (["-o", "."], "is a folder; name a file for the plan, such as plan.json"),
