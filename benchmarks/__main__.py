@@ -134,7 +134,7 @@ def kernels(
     target: Target = "native",
     json: Json = None,
 ) -> None:
-    """GMAC/s of each ResNet-50 convolution against the machine's multiply peak."""
+    """GMAC/s of each ResNet-50 layer against the machine's multiply peak."""
 
     def measure() -> list[Any]:
         from benchmarks import kernels as benchmark

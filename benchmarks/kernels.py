@@ -1,4 +1,4 @@
-"""GMAC/s of every ResNet-50 convolution, against what the multipliers of the machine can do.
+"""GMAC/s of every ResNet-50 layer, against what the multipliers of the machine can do.
 
 The peak is measured, in the same run and by turns with each layer: every thread repeats the dot
 product that the layers use on accumulators that never leave their registers.
@@ -48,12 +48,13 @@ INSTRUCTIONS: dict[DotProduct, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A convolution of ResNet-50 and how often it occurs.
+    """A layer of ResNet-50 and how often it occurs.
 
     Attributes
     ----------
     name : str
-        Input height, channels -> outputs, kernel, stride; ``+`` where a residual is added.
+        Input height, channels -> outputs, kernel, stride; ``+`` where a residual is added. Or
+        ``dense`` and the same channels.
     spec : Conv2DSpec
         With the epilogue that the compiler gives it.
     count : int
@@ -65,10 +66,11 @@ class Layer:
 
 
 def resnet50_layers(batch: int = 1) -> list[Layer]:
-    """Return the distinct convolutions of ResNet-50, in the order of their first use.
+    """Return the distinct layers of ResNet-50, in the order of their first use.
 
     Stride 2 is in the 3x3 convolutions. The branch that is computed last adds the other one: the
-    shortcut's convolution where there is one, else the branch's third.
+    shortcut's convolution where there is one, else the branch's third. The dense layer at the end
+    is a convolution of one pixel.
     """
     layers: list[Layer] = []
 
@@ -88,7 +90,8 @@ def resnet50_layers(batch: int = 1) -> list[Layer]:
         add(small, outputs, width, 1, 1, count=blocks - 1)
         add(small, width, outputs, 1, 1, count=blocks - 1, residual=True)
         inputs, size = outputs, small
-    return _merged(layers)
+    dense = _layer(batch, 1, inputs, 1000, 1, 1)
+    return [*_merged(layers), dataclasses.replace(dense, name=f"dense {inputs}->1000")]
 
 
 def _merged(layers: list[Layer]) -> list[Layer]:
@@ -136,7 +139,7 @@ def run(
     layers: list[Layer] | None = None,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Measure convolutions, each by turns with the peak.
+    """Measure layers, each by turns with the peak.
 
     Parameters
     ----------
