@@ -10,6 +10,7 @@ from torch import nn
 from tvm import relax
 
 from benchmarks import models
+from benchmarks.models.exporter import export_onnx
 from tvmquant.errors import ModelError
 from tvmquant.frontend import load_onnx
 from tvmquant.graph import layer_name
@@ -259,6 +260,29 @@ def test_both_torch_exporters(tmp_path, network, compare, style, opset, batch):
     graph = compare(onnx.load_model(path))
     assert graph.inputs == [("x", (None, 3, 16, 16), "float32")]
     assert graph.outputs == [("y", (None, 5), "float32")]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("opset", [12, 14, 15, 16, 19, 20])
+def test_opsets_between(tmp_path, network, compare, opset):
+    path = tmp_path / "net.onnx"
+    export(network, path, "torchscript", opset, None)
+    model = onnx.load_model(path)
+    assert model.opset_import[0].version == opset
+    compare(model)
+
+
+@pytest.mark.parametrize(("style", "fold_bn"), [("torchscript", False), ("dynamo", True)])
+def test_normalization_folded_by_the_exporter_or_by_us(
+    tmp_path, network, compare, operators, style, fold_bn
+):
+    path = tmp_path / "net.onnx"
+    export_onnx(network, path, (3, 16, 16), style=style, opset=18, fold_bn=fold_bn)
+    model = onnx.load_model(path)
+    kept = sum(node.op_type == "BatchNormalization" for node in model.graph.node)
+    assert kept == (0 if fold_bn else 1)
+    imported = operators(compare(model))
+    assert ("nn.batch_norm" in imported) == (not fold_bn)
 
 
 # Real networks
