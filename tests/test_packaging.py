@@ -116,6 +116,40 @@ def test_dependencies_point_one_way(directory):
         assert not wrong, f"{source} imports {wrong}"
 
 
+# Distributions whose package has another name.
+IMPORTED_AS = {
+    "apache-tvm": "tvm",
+    "apache-tvm-ffi": "tvm_ffi",
+    "pillow": "PIL",
+    "protobuf": "google",
+    "scikit-learn": "sklearn",
+}
+# Needed without an import: pulp calls this solver.
+NOT_IMPORTED = {"highspy"}
+
+
+def third_party_imports(directory: str) -> set[str]:
+    """Return the top-level packages that modules of a folder import, anywhere in them."""
+    found = {
+        module.split(".")[0]
+        for source in (ROOT / directory).rglob("*.py")
+        for module in imported_modules(source)
+    }
+    return found - sys.stdlib_module_names - {"tvmquant"}
+
+
+def test_requirements_are_what_the_package_imports():
+    def declared(lines: list[str]) -> set[str]:
+        names = {Requirement(line).name for line in lines}
+        return {IMPORTED_AS.get(name, name) for name in names - NOT_IMPORTED}
+
+    project = PYPROJECT["project"]
+    imported = set().union(*map(third_party_imports, PACKAGE_ROOTS))
+    # what the demo needs is imported when it runs, and said to be missing otherwise
+    optional = declared(project["optional-dependencies"]["demo"])
+    assert imported - optional == declared(project["dependencies"])
+
+
 def run_python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,8 @@ from onnx.reference import ReferenceEvaluator
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ["pyproject.toml", "README.md", "LICENSE", "tvmquant", "passes", "schedules"]
+# what the page of `tvmquant report` is made of
+PAGE_SUFFIXES = {".css", ".jinja", ".js"}
 
 COMPILE = """
 import sys
@@ -99,6 +101,9 @@ def test_wheel_holds_the_three_source_trees(wheel):
         for source in (ROOT / directory).rglob("*.py"):
             assert f"{package}/{source.relative_to(ROOT / directory).as_posix()}" in packed
     assert "tvmquant/py.typed" in packed
+    page = [p for p in (ROOT / "tvmquant" / "report").iterdir() if p.suffix in PAGE_SUFFIXES]
+    assert {p.suffix for p in page} == PAGE_SUFFIXES
+    assert {f"tvmquant/report/{p.name}" for p in page} <= packed
     assert not any(name.startswith(("passes/", "schedules/", "tests/")) for name in packed)
 
 
