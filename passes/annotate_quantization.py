@@ -444,7 +444,9 @@ class AnnotateQuantization:
     ----------
     activation_scheme : str
         ``"asymmetric"`` (default; tensors that are never negative come out unsigned with zero
-        point 0), ``"symmetric"``, or ``"auto"`` (unsigned if never negative, else symmetric).
+        point 0), ``"symmetric"``, ``"auto"`` (unsigned if never negative, else symmetric), or
+        ``"unsigned"`` (zero point 0; `ApplyCalibration` refuses a range with negative numbers).
+        Graph outputs are symmetric under each.
     """
 
     def __init__(self, activation_scheme: str = "asymmetric") -> None:

@@ -42,7 +42,8 @@ def calibrate(
     batch_size : int
         Items per step, where ``data`` does not say.
     activation_scheme : str
-        ``asymmetric``, ``symmetric`` or ``auto``; see `tvmquant.passes.annotate_quantization`.
+        ``asymmetric``, ``symmetric``, ``auto`` or ``unsigned``; see
+        `tvmquant.passes.annotate_quantization.AnnotateQuantization`.
     progress : callable, optional
         Receives the items done and the total (or None).
     **options

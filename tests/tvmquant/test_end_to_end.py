@@ -11,6 +11,7 @@ from tests.tvmquant.networks import MIXTURE_SHAPE, check_library, compile_networ
 from tvmquant.data import open_data
 from tvmquant.deploy.build import build
 from tvmquant.deploy.loader import load
+from tvmquant.errors import QuantizationError
 from tvmquant.simulator import simulate
 
 # Height and width as small as the network allows, and the least signal-to-quantization-noise ratio
@@ -141,6 +142,31 @@ def test_activation_schemes(tmp_path, mixture, scheme):
     network = compile_network(path, mixture.images, activation_scheme=scheme)
     check_library(network, tmp_path / "library")
     check_accuracy(network, 18)
+
+
+@pytest.fixture(scope="module")
+def positive(tmp_path_factory, small_onnx):
+    """The small network, of weights that are never negative."""
+    model = onnx.load(small_onnx)
+    for tensor in model.graph.initializer:
+        array = np.abs(numpy_helper.to_array(tensor))
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    path = tmp_path_factory.mktemp("positive") / "positive.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def test_the_unsigned_scheme_of_a_network_without_negative_activations(tmp_path, positive):
+    images = np.abs(networks.images_of((3, 8, 8)))
+    network = compile_network(positive, images, activation_scheme="unsigned")
+    check_library(network, tmp_path / "library")
+    check_accuracy(network, 30)
+
+
+def test_the_unsigned_scheme_refuses_negative_activations(positive):
+    images = np.abs(networks.images_of((3, 8, 8)))
+    with pytest.raises(QuantizationError, match="unsigned"):
+        compile_network(positive, -images, activation_scheme="unsigned")
 
 
 def test_float_library(tmp_path, mixture):

@@ -52,7 +52,12 @@ def compile_model(
         int, typer.Option(min=1, help="Calibrate with at most so many items, evenly spread.")
     ] = 512,
     activation_scheme: Annotated[
-        str | None, typer.Option(metavar="S", help="asymmetric (default), symmetric or auto.")
+        str | None,
+        typer.Option(
+            metavar="S",
+            help="asymmetric (default), symmetric, auto, or unsigned, which needs a network whose "
+            "activations are never negative.",
+        ),
     ] = None,
     weight_method: Annotated[
         str | None, typer.Option(metavar="M", help="mse (default) or minmax.")
