@@ -63,7 +63,8 @@ def load_onnx(
     ModelError
         If the file is damaged, holds NaN or infinite weights, or leaves a dimension open.
     UnsupportedModelError
-        If nodes cannot be imported; the message lists all of them.
+        If nodes cannot be imported; the message lists all of them. A node that reads the result
+        of a listed one is judged by its attributes only.
 
     Examples
     --------
@@ -72,9 +73,19 @@ def load_onnx(
     [('image', (None, 3, 224, 224), 'float32')]
     """
     model = prepare(source, name)
-    raise_unsupported(model.name, find_unsupported(model.nodes, model.constants))
-    check_with_onnx(model.nodes, f"model {model.name!r}")
-    inputs = read_inputs(model, input_shapes or {})
+    refused = find_unsupported(model.nodes, model.constants)
+    try:
+        names = {node.name for node in refused}
+        rest = tuple(node for node in model.nodes if node.name not in names)
+        check_with_onnx(rest, f"model {model.name!r}")
+        inputs = read_inputs(model, input_shapes or {})
+        if refused:
+            _import(model, inputs, assumed_batch=False, refused=refused)
+    except UnsupportedModelError:
+        raise
+    except ModelError:
+        raise_unsupported(model.name, refused)
+        raise
     if all(item.batch == "fixed at 1" for item in inputs):
         try:
             return _import(model, inputs, assumed_batch=True)
@@ -92,10 +103,11 @@ class _Importer:
     found: list[UnsupportedNode]
 
     def run(self) -> None:
-        """Convert every node; nodes that depend on a failed one are skipped."""
+        """Convert every node but those found before; what depends on a failed one is skipped."""
         values = self.context.values
+        skipped = {node.name for node in self.found}
         for node in self.model.nodes:
-            if any(name not in values for name in node.inputs):
+            if node.name in skipped or any(name not in values for name in node.inputs):
                 continue
             self.context.node = node
             try:
@@ -150,12 +162,19 @@ class _Importer:
         return ""
 
 
-def _import(model: Prepared, inputs: list[InputType], *, assumed_batch: bool) -> Graph:
+def _import(
+    model: Prepared,
+    inputs: list[InputType],
+    *,
+    assumed_batch: bool,
+    refused: Sequence[UnsupportedNode] = (),
+) -> Graph:
+    """Convert a model; raise for the nodes of ``refused`` and for those found in doing so."""
     symbolic = assumed_batch or any(item.batch == "symbolic" for item in inputs)
     batch = tirx.Var("N", "int64") if symbolic else None
     builder = relax.BlockBuilder()
     context = Context(builder, batch, assumed_batch)
-    found: list[UnsupportedNode] = []
+    found = list(refused)
     parameters = []
     for item in inputs:
         own_batch = assumed_batch or item.batch == "symbolic"
@@ -182,7 +201,8 @@ def _import(model: Prepared, inputs: list[InputType], *, assumed_batch: bool) ->
         builder.emit_func_output(results[0] if len(results) == 1 else relax.Tuple(results))
     if failure is not None:
         raise failure
-    raise_unsupported(model.name, found)
+    position = {node.name: index for index, node in enumerate(model.nodes)}
+    raise_unsupported(model.name, sorted(found, key=lambda node: position[node.name]))
     if assumed_batch:
         _check_outputs(model, [context.shape(result) for result in results])
     return Graph(

@@ -42,6 +42,27 @@ def test_nodes_unsupported_because_of_shapes_are_listed_at_once(make_model):
     assert names == ["first", "second"]
 
 
+def test_both_kinds_are_listed_in_one_error_in_the_order_of_the_model(make_model):
+    nodes = [
+        helper.make_node("Slice", ["x", "zero", "one"], ["a"], name="slice"),
+        helper.make_node("Hardmax", ["x"], ["b"], name="hard"),
+        helper.make_node("Relu", ["b"], ["c"], name="after"),
+        helper.make_node("Reshape", ["x", "shape"], ["d"], name="reshape"),
+        helper.make_node("Sum", ["a", "c", "d"], ["y"], name="sum"),
+    ]
+    constants = {"zero": np.array([0]), "one": np.array([1]), "shape": np.array([0, 5])}
+    with pytest.raises(UnsupportedModelError, match="3 nodes") as caught:
+        load_onnx(make_model(nodes, IMAGE, constants=constants))
+    names = [line.split()[0] for line in str(caught.value).splitlines()[1:]]
+    assert names == ["slice", "hard", "reshape"]
+
+
+def test_an_operator_counts_for_more_than_an_open_shape(make_model):
+    node = helper.make_node("Hardmax", ["x"], ["y"], name="hard")
+    with pytest.raises(UnsupportedModelError, match=r"hard \(Hardmax\)"):
+        load_onnx(make_model([node], {"x": ("N", 3, "height", "width")}))
+
+
 @pytest.mark.parametrize("kind", ["If", "Loop"])
 def test_control_flow_is_rejected_by_name(make_model, kind):
     value = helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)
