@@ -12,7 +12,7 @@ from tvmquant.frontend.dimensions import UnsupportedNodeError, show
 from tvmquant.frontend.node import Node
 from tvmquant.frontend.registry import converter
 
-_METHODS = {"nearest": "nearest_neighbor", "linear": "linear", "cubic": "cubic"}
+_METHODS = {"nearest": "nearest_neighbor", "linear": "linear"}
 _COORDINATES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
 # TVM derives the scale from the sizes; a scale that gives other sizes by rounding shifts pixels.
 _SCALE_TOLERANCE = 1e-5
@@ -111,6 +111,5 @@ def _convert_resize(ctx: Context, node: Node) -> relax.Var:
         method=_METHODS[mode],
         coordinate_transformation_mode=coordinates,
         rounding_method=rounding,
-        cubic_alpha=node.number("cubic_coeff_a", -0.75),
     )
     return ctx.emit(call)
