@@ -9,9 +9,9 @@ After::
     lv_q = fake_quant(lv, scale=[0.0235], zero_point=[0]) {calibrated: 1, qmin: 0, qmax: 255}
 
 Activations take theirs from calibrated ranges, weights from their own values (symmetric, per
-channel). Requires an annotated graph; fake_quants that are already calibrated, as those of an
-imported QDQ model, are left alone. Signed symmetric activations of up to 8 bits are stored with
-zero point 2**(bits - 1), so that all activations share the container ``uint8``.
+channel). Requires an annotated graph; fake_quants that are already calibrated are left alone.
+Signed symmetric activations of up to 8 bits are stored with zero point 2**(bits - 1), so that all
+activations share the container ``uint8``.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ Requires a calibrated L1 graph. Guarantees: every region found by `AnnotateQuant
 integers only, at equation (3) of `tvmquant.arithmetic`; zero points of the input are folded into
 the int32 bias (``bias - z_x * sum(w)``, padding pads with z_x); every accumulator is proven to fit
 int32. Per-channel weight scales grow by up to 1/16 so that the multiplier of a contraction is
-*exactly* dyadic and short enough for 32-bit arithmetic; scales that are fixed (imported QDQ
-models, trained step sizes) get 64-bit arithmetic where 32 bits would not be exact enough.
+*exactly* dyadic and short enough for 32-bit arithmetic; scales that are fixed (``fixed: 1``,
+which no pass sets) get 64-bit arithmetic where 32 bits would not be exact enough.
 
 Where the mean of a layer's input is known, the bias is corrected for what rounding (and bounding)
 the weight adds to the mean of the output: ``bias -= sum_c E[x_c] (Q(w)_c - w_c)``. Of SqueezeNet

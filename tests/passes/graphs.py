@@ -110,7 +110,7 @@ def quantize(
 
 
 class FixScales(DataflowRewriter):
-    """Fix all scales, as those of an imported QDQ model are."""
+    """Fix all scales."""
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         if not qop.is_call(value, qop.FAKE_QUANT):

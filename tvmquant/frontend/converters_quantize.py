@@ -1,4 +1,8 @@
-"""QuantizeLinear and DequantizeLinear: models that arrive quantized keep their scales."""
+"""QuantizeLinear and DequantizeLinear, as float operators that round as ONNX says.
+
+No pass makes integer operators of them: what they feed, such as a convolution whose weight is
+dequantized, stays float.
+"""
 
 from __future__ import annotations
 

@@ -19,8 +19,7 @@ _ADVICE = {
     "Scan": "it loops at run time; export the model without control flow (torch: tracing)",
 }
 _QOPERATOR = (
-    "the model is quantized in the QOperator format; quantize it in the QDQ format "
-    "(ONNX Runtime: quant_format=QuantFormat.QDQ)"
+    "the model is quantized in the QOperator format; import the float model, tvmquant quantizes it"
 )
 
 
