@@ -96,7 +96,8 @@ def leaky_relu(call: OpCall) -> Array:
 def prelu(call: OpCall) -> Array:
     """Scale negative values by a slope of their own for each channel."""
     x, slope = call.args
-    return np.where(x > 0, x, x * _along(slope, x, call))
+    scaled: Array = x * _along(slope, x, call)
+    return np.where(x > 0, x, scaled)
 
 
 def quantize(call: OpCall) -> Array:
