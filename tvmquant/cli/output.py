@@ -40,7 +40,7 @@ def warn_untuned(table: Path | None, layers: Sequence[str]) -> None:
     if layers:
         names = ", ".join(layers[:LISTED]) + (", ..." if len(layers) > LISTED else "")
         print_warning(
-            f"{table} has no measurements of {len(layers)} layers ({names}), which took the "
+            f"{table or 'the table'} has no measurements of {len(layers)} layers ({names}), which took the "
             "analytic tiling; --tune 10m measures them"
         )
 

@@ -40,8 +40,6 @@ logger = logging.getLogger(__name__)
 # TVM's kernels assume that tensors start at a multiple of this
 ALIGNMENT = 64
 
-# More would only be a mistake, and the system might refuse to start them.
-
 
 class Model:
     """A loaded library.
