@@ -37,6 +37,8 @@ CALIBRATION_IMAGES = 8
 # before it spin for a while when they are done, and would compute on the same cores
 RUNS_IN_A_ROW = 4
 SETTLE_SECONDS = 0.03
+# after which the threads of all engines sleep
+REST_SECONDS = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,6 +242,7 @@ def _limit(case: Case, layers: Sequence[LayerInfo]) -> float:
     """Return the seconds of a network's multiplications at the peak, or nan without a known one."""
     from benchmarks import kernels
 
+    time.sleep(REST_SECONDS)
     try:
         byte_macs, word_macs = kernels.network_peaks(case.target, case.threads)
     except TargetError:
