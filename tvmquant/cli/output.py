@@ -40,8 +40,8 @@ def warn_untuned(table: Path | None, layers: Sequence[str]) -> None:
     if layers:
         names = ", ".join(layers[:LISTED]) + (", ..." if len(layers) > LISTED else "")
         print_warning(
-            f"{table or 'the table'} has no measurements of {len(layers)} layers ({names}), which took the "
-            "analytic tiling; --tune 10m measures them"
+            f"{table or 'the table'} has no measurements of {len(layers)} layers ({names}), which "
+            "took the analytic tiling; --tune 10m measures them"
         )
 
 
