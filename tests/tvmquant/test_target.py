@@ -122,9 +122,9 @@ def test_architecture_and_system_of_triples(triple, architecture, system):
 
 @pytest.mark.parametrize(
     ("physical", "allowed", "cores"),
-    [(8, range(16), 8), (8, range(3), 3), (None, range(4), 1), (4, [], 4)],
+    [(8, range(16), 8), (8, range(3), 3), (None, range(4), 4), (None, [], 6), (4, [], 4)],
 )
 def test_physical_cores_are_those_that_may_be_used(monkeypatch, physical, allowed, cores):
-    monkeypatch.setattr(psutil, "cpu_count", lambda logical: physical)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 6 if logical else physical)
     monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda _: list(allowed), raising=False)
     assert physical_cores() == cores
