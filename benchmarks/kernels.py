@@ -159,8 +159,9 @@ def run(
     -------
     list of Row
         For each layer ``gmacs_per_s`` and ``fraction_of_peak``; the same for all ``total`` (each
-        layer as often as it occurs) and the machine's ``peak``; ``geomean`` of the distinct layers'
-        fractions.
+        layer as often as it occurs) and the machine's ``peak``; ``geomean`` of the distinct
+        convolutions' fractions (a dense layer uses each weight once per image: reading them bounds
+        it, not multiplying).
 
     Raises
     ------
@@ -194,7 +195,8 @@ def _rows(make: RowMaker, measured: list[tuple[Layer, str, float, float]]) -> It
     macs = seconds = least = 0.0
     for layer, kernel, time, peak in measured:
         rate = layer.spec.macs / time
-        fractions.append(rate / peak)
+        if layer.spec.out_height * layer.spec.out_width > 1:
+            fractions.append(rate / peak)
         macs += layer.count * layer.spec.macs
         seconds += layer.count * time
         least += layer.count * layer.spec.macs / peak

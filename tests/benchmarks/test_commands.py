@@ -263,18 +263,19 @@ def test_the_layers_are_those_of_resnet50():
 @needs_dot_product
 def test_kernel_rows_relate_layers_to_the_peak(monkeypatch):
     layers = [
-        kernels.Layer("a", kernels.resnet50_layers()[-3].spec, 2),
-        kernels.Layer("b", kernels.resnet50_layers()[-1].spec, 1),
+        kernels.Layer("a", kernels.resnet50_layers()[-4].spec, 2),
+        kernels.Layer("b", kernels.resnet50_layers()[-2].spec, 1),
+        kernels.Layer("dense", kernels.resnet50_layers()[-1].spec, 1),
     ]
     monkeypatch.setenv("TVM_NUM_THREADS", "1")
     found = kernels.run(threads=1, repeats=3, layers=layers)
     fractions = values([r for r in found if r["metric"] == "fraction_of_peak"], "layer")
     rates = values([r for r in found if r["metric"] == "gmacs_per_s"], "layer")
-    assert set(fractions) == {("a",), ("b",), ("total",), ("geomean",)}
-    assert set(rates) == {("a",), ("b",), ("total",), ("peak",)}
+    assert set(fractions) == {("a",), ("b",), ("dense",), ("total",), ("geomean",)}
+    assert set(rates) == {("a",), ("b",), ("dense",), ("total",), ("peak",)}
     assert all(value > 0 for value in (*fractions.values(), *rates.values()))
     assert fractions["geomean",] == pytest.approx((fractions["a",] * fractions["b",]) ** 0.5)
-    low, high = sorted((rates["a",], rates["b",]))
+    low, *_, high = sorted((rates["a",], rates["b",], rates["dense",]))
     assert low <= rates["total",] <= high
 
 
