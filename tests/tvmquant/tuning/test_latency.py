@@ -3,6 +3,7 @@
 import csv
 import json
 
+import pandas
 import pytest
 
 from tests.tvmquant.tuning.kernels import conv, depthwise, haswell, record
@@ -94,7 +95,6 @@ def test_csv_has_one_line_for_each_entry(table, tmp_path):
 
 
 def test_pandas_reads_the_csv(table, tmp_path):
-    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     table.to_csv(tmp_path / "latency.csv")
     frame = pandas.read_csv(tmp_path / "latency.csv")
     assert frame.groupby("choice").median_ms.sum()["w4a4"] == pytest.approx(2.02)
