@@ -40,6 +40,13 @@ ImageSize = Annotated[
 ]
 
 
+Models = Annotated[str, typer.Option(help="Trained or random networks, by commas.")]
+Peers = Annotated[str, typer.Option(help="Engines to compare with; may be empty.")]
+Batch = Annotated[int, typer.Option(min=1, help="Images of one run.")]
+NETWORKS = "resnet50,mobilenetv2,squeezenet"
+ENGINES = "onnxruntime,openvino"
+
+
 @app.callback()
 def _commands() -> None:
     """Measure accuracy, latency, memory, plans, kernels, compile time; rows go to --json FILE."""
@@ -85,16 +92,12 @@ def accuracy(
 
 @app.command()
 def latency(
-    models: Annotated[str, typer.Option(help="Trained or random networks, by commas.")] = (
-        "resnet50,mobilenetv2,squeezenet"
-    ),
-    peers: Annotated[str, typer.Option(help="Engines to compare with; may be empty.")] = (
-        "onnxruntime,openvino"
-    ),
+    models: Models = NETWORKS,
+    peers: Peers = ENGINES,
     threads: Annotated[
         str | None, typer.Option(help="Such as 1,2. Default: the physical cores.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images of one run.")] = 1,
+    batch: Batch = 1,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each engine.")] = 100,
     with_float: Annotated[
         bool, typer.Option("--float", help="Also tvmquant's float library.")
@@ -129,7 +132,7 @@ def latency(
 @app.command()
 def kernels(
     threads: Threads = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images.")] = 1,
+    batch: Batch = 1,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each layer.")] = 100,
     target: Target = "native",
     json: Json = None,
@@ -154,13 +157,11 @@ def kernels(
 
 @app.command()
 def profile(
-    models: Annotated[str, typer.Option(help="Trained or random networks, by commas.")] = (
-        "resnet50,mobilenetv2,squeezenet"
-    ),
+    models: Models = NETWORKS,
     threads: Annotated[
         str | None, typer.Option(help="Such as 1,2. Default: the physical cores.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images of one run.")] = 1,
+    batch: Batch = 1,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each network.")] = 50,
     image_size: ImageSize = None,
     target: Target = "native",
@@ -195,14 +196,10 @@ def profile(
 
 @app.command()
 def memory(
-    models: Annotated[str, typer.Option(help="Trained or random networks, by commas.")] = (
-        "resnet50,mobilenetv2,squeezenet"
-    ),
-    peers: Annotated[str, typer.Option(help="Engines to compare with; may be empty.")] = (
-        "onnxruntime,openvino"
-    ),
+    models: Models = NETWORKS,
+    peers: Peers = ENGINES,
     threads: Threads = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images of one run.")] = 1,
+    batch: Batch = 1,
     image_size: ImageSize = None,
     target: Target = "native",
     data: Data = DEFAULT_DATA,
@@ -230,9 +227,7 @@ def memory(
 
 @app.command()
 def allocation(
-    models: Annotated[str, typer.Option(help="Trained or random networks, by commas.")] = (
-        "squeezenet,resnet20,resnet50"
-    ),
+    models: Models = "squeezenet,resnet20,resnet50",
     data: Data = DEFAULT_DATA,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Evaluate at most so many images of each.")

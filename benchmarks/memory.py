@@ -1,9 +1,14 @@
-"""Peak memory of running a network: tvmquant and other engines, each in a process of its own."""
+"""Peak memory of running a network: tvmquant and other engines, each in a process of its own.
+
+Those processes import this module: what it imports at the top counts for none of the engines, and
+is little.
+"""
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import os
 import re
 import sys
@@ -11,12 +16,16 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.rows import Row, RowMaker, machine_facts
 from tvmquant.cli.output import print_warning
 from tvmquant.errors import DataError
+
+if TYPE_CHECKING:
+    from benchmarks import latency, peers
 
 Stage = Callable[[str], AbstractContextManager[Callable[[int, int | None], None]]]
 
@@ -100,7 +109,8 @@ def run(
                 case = latency.Case(
                     name, onnx, images, batch, threads, 1, tuple(peers), False, target
                 )
-                files = latency.in_new_process(_Build(Path(scratch, name)), case)
+                folder = Path(scratch, name)
+                files = latency.in_new_process(functools.partial(_write, folder), case)
             with stage(f"{name}: measure"):
                 shape = (batch, *images.shape[1:])
                 for config, path in files.items():
@@ -108,31 +118,24 @@ def run(
     return rows
 
 
-@dataclasses.dataclass(frozen=True)
-class _Build:
-    """Write a network as every engine loads it, into a new folder."""
+def _write(folder: Path, case: latency.Case) -> dict[str, Path]:
+    """Write a network as every engine loads it, into a new folder; return the files by engine."""
+    import tvmquant
+    from benchmarks.peers import quantize_with_onnxruntime
 
-    folder: Path
-
-    def __call__(self, case: object) -> dict[str, Path]:
-        import tvmquant
-        from benchmarks import latency
-        from benchmarks.peers import quantize_with_onnxruntime
-
-        assert isinstance(case, latency.Case)
-        self.folder.mkdir()
-        graph = tvmquant.load_onnx(case.onnx)
-        quantized = tvmquant.quantize(graph, tvmquant.calibrate(graph, case.images))
-        library = self.folder / "library"
-        tvmquant.build(
-            quantized, target=case.target, out=library, threads=case.threads, batch=case.batch
-        )
-        files = {OURS: library}
-        if case.engines:
-            qdq = self.folder / "int8.onnx"
-            quantize_with_onnxruntime(case.onnx, list(case.images[:, None]), qdq)
-            files |= {f"{engine}-int8": qdq for engine in case.engines}
-        return files
+    folder.mkdir()
+    graph = tvmquant.load_onnx(case.onnx)
+    quantized = tvmquant.quantize(graph, tvmquant.calibrate(graph, case.images))
+    library = folder / "library"
+    tvmquant.build(
+        quantized, target=case.target, out=library, threads=case.threads, batch=case.batch
+    )
+    files = {OURS: library}
+    if case.engines:
+        qdq = folder / "int8.onnx"
+        quantize_with_onnxruntime(case.onnx, list(case.images[:, None]), qdq)
+        files |= {f"{engine}-int8": qdq for engine in case.engines}
+    return files
 
 
 def _rows(make: RowMaker, model: str, case: Case) -> Iterator[Row]:

@@ -6,6 +6,7 @@ Nothing here asks what machine this is, except for the target ``native``.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -219,9 +220,14 @@ def host_features() -> frozenset[str]:
 
 
 def physical_cores() -> int:
-    """Return the number of physical cores this process may use (at least 1)."""
-    import psutil
+    """Return the number of physical cores this process may use (at least 1).
 
-    allowed = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else 0
-    physical = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-    return max(1, min(physical, allowed or physical))
+    Where psutil is not installed, as where a library is only deployed: of processors.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)
+    processors = len(affinity(0)) if affinity else os.cpu_count() or 1
+    try:
+        import psutil
+    except ImportError:
+        return processors
+    return min(psutil.cpu_count(logical=False) or processors, processors)

@@ -1,6 +1,8 @@
 """Targets: every form a user can write, and what follows from one."""
 
+import os
 import platform
+import sys
 
 import psutil
 import pytest
@@ -122,9 +124,18 @@ def test_architecture_and_system_of_triples(triple, architecture, system):
 
 @pytest.mark.parametrize(
     ("physical", "allowed", "cores"),
-    [(8, range(16), 8), (8, range(3), 3), (None, range(4), 4), (None, [], 6), (4, [], 4)],
+    [(8, range(16), 8), (8, range(3), 3), (None, range(4), 4)],
 )
 def test_physical_cores_are_those_that_may_be_used(monkeypatch, physical, allowed, cores):
-    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 6 if logical else physical)
-    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda _: list(allowed), raising=False)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: physical)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(allowed), raising=False)
     assert physical_cores() == cores
+
+
+def test_processors_count_where_the_system_or_no_package_knows_more(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 4)
+    assert physical_cores() == 4
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert physical_cores() == 6

@@ -309,7 +309,9 @@ from pathlib import Path
 
 class Refuse(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name in ("torch", "onnx", "pydantic", "tvmquant.passes", "tvmquant.schedules"):
+        if name in (
+            "torch", "onnx", "pydantic", "psutil", "tvmquant.passes", "tvmquant.schedules"
+        ):
             raise ImportError(f"{name} is not installed on this machine")
 
 sys.meta_path.insert(0, Refuse())
