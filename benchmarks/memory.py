@@ -99,7 +99,7 @@ def run(
     latency.check_engines(peers)
     for name in models:
         latency.check_model(name, data)
-    environment = {"TVM_USE_RUNTIME_LIB": "1", **latency.restrict_openvino(target)}
+    environment = latency.restrict_openvino(target)
     make = RowMaker("memory", threads, {"batch": batch, **machine_facts(target)})
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="tvmquant-") as scratch:
@@ -153,8 +153,7 @@ def _rows(make: RowMaker, model: str, case: Case) -> Iterator[Row]:
 def measure(case: Case) -> tuple[int, int]:
     """Load a network and run it; return the bytes that both took at most, the first run with load.
 
-    As where a product is deployed, TVM comes without its compiler, and no PyTorch is there: TVM
-    imports it where it can.
+    As where a product is deployed, no PyTorch is there: TVM imports it where it can.
     """
     os.environ.update(case.environment)
     sys.modules["torch"] = None  # type: ignore[assignment]

@@ -1,12 +1,8 @@
-"""Load a built library and run it. Needs TVM's runtime and numpy, no compiler.
-
-Set ``TVM_USE_RUNTIME_LIB=1`` before the first import to load TVM's runtime library only.
-"""
+"""Load a built library and run it. Needs TVM's runtime and numpy, no compiler."""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import platform
 import shutil
@@ -19,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tvmquant.deploy import runtime
 from tvmquant.deploy.manifest import (
     LIBRARY_NAME,
     LayerInfo,
@@ -114,14 +111,15 @@ class Model:
             If the number, shape or type of the inputs is not what the library takes.
         """
         result = self._entry(*self._tensors(inputs))
-        if hasattr(result, "numpy"):
+        if hasattr(result, "__dlpack__"):
             return np.from_dlpack(result)
         return tuple(np.from_dlpack(item) for item in result)
 
     def bind(self, *inputs: Any) -> Any:
         """Return a function without arguments that runs the network on ``inputs`` once.
 
-        For timing: checks and conversions happen here, once.
+        For timing: checks and conversions happen here, once. The function returns what
+        `numpy.from_dlpack` reads, or a sequence of such where the network has several outputs.
         """
         tensors = self._tensors(inputs)
         entry = self._entry
@@ -146,7 +144,7 @@ class Model:
         clock = _KernelClock({layer.kernel for layer in self.manifest.layers})
         runs: list[list[float]] = []
         machine = self._probed()
-        machine.set_instrument(clock)
+        machine["set_instrument"](clock)
         entry = machine["raw" if self.raw else "main"]
         for _ in range(repeats + 1):
             clock.seconds = []
@@ -174,7 +172,7 @@ class Model:
         tensors = self._tensors(inputs)
         scale = _KernelScale({layer.kernel for layer in self.manifest.layers})
         machine = self._probed()
-        machine.set_instrument(scale)
+        machine["set_instrument"](scale)
         machine["raw" if self.raw else "main"](*tensors)
         return scale.bytes
 
@@ -191,8 +189,6 @@ class Model:
         return [self._tensor(x, info) for x, info in zip(inputs, self.inputs, strict=True)]
 
     def _tensor(self, x: Any, info: TensorInfo) -> Any:
-        import tvm
-
         shape = info.raw_shape if self.raw else info.shape
         dtype = info.raw_dtype if self.raw else info.dtype
         try:
@@ -208,9 +204,17 @@ class Model:
                 f"expected {dtype} {tuple(shape)}"
             )
         in_place = array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0
-        if in_place and array.flags.writeable:
-            return tvm.runtime.from_dlpack(array)
-        return tvm.runtime.tensor(np.ascontiguousarray(array))
+        if not (in_place and array.flags.writeable):
+            array = _aligned_copy(array)
+        return runtime.interface().from_dlpack(array)
+
+
+def _aligned_copy(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    memory = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 class _KernelScale:
@@ -222,8 +226,8 @@ class _KernelScale:
 
     def __call__(self, _func: Any, name: str, before: bool, _ret: Any, *args: Any) -> int:
         if before and str(name) in self.kernels:
-            tensors = [arg for arg in args if hasattr(arg, "numpy")]
-            self.bytes.append(sum(math.prod(t.shape) * np.dtype(t.dtype).itemsize for t in tensors))
+            tensors = [arg for arg in args if hasattr(arg, "__dlpack__")]
+            self.bytes.append(sum(np.from_dlpack(tensor).nbytes for tensor in tensors))
         return 0
 
 
@@ -275,13 +279,10 @@ def _check_library(folder: Path, manifest: Manifest) -> Path:
 
 
 def _virtual_machine(library: Path, manifest: Manifest, threads: int) -> Any:
-    import tvm
-    from tvm.runtime.vm import VirtualMachine  # the runtime library alone does not import it
-
-    built_with = manifest.versions["tvm"]
-    if tvm.__version__.split(".")[:2] != built_with.split(".")[:2]:
+    built_with, present = manifest.versions["tvm"], runtime.version()
+    if present.split(".")[:2] != built_with.split(".")[:2]:
         raise ArtifactError(
-            f"{library}: built with TVM {built_with}, this is TVM {tvm.__version__}; "
+            f"{library}: built with TVM {built_with}, this is TVM {present}; "
             "install that version or build the model again"
         )
     _use_threads(threads)
@@ -294,8 +295,7 @@ def _virtual_machine(library: Path, manifest: Manifest, threads: int) -> Any:
                 fresh.hardlink_to(library)
             except OSError:  # another file system
                 shutil.copyfile(library, fresh)
-            module = tvm.runtime.load_module(str(fresh))
-        return VirtualMachine(module, tvm.cpu())
+            return runtime.virtual_machine(fresh)
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise ArtifactError(f"{library}: cannot be loaded: {reason}; build again") from None
@@ -311,16 +311,15 @@ def _use_threads(threads: int) -> None:
     The pool is made once per process, by default for half the processors of an x86 machine (one
     of two); the environment variable says otherwise if it is set before.
     """
-    import tvm
-
     global _configured
-    count_threads = tvm.get_global_func("runtime.NumThreads")
+    function = runtime.interface().get_global_func
+    count_threads = function("runtime.NumThreads")
     if _configured == threads == int(count_threads()):
         return  # after a few more times this process would compute up to 1.2 times slower
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
     os.environ.setdefault("TVM_NUM_THREADS", str(max(threads, available)))
     # mode 0: one thread on each of the big cores, up to the given number
-    tvm.get_global_func("runtime.config_threadpool")(0, threads)
+    function("runtime.config_threadpool")(0, threads)
     _configured, used = threads, int(count_threads())
     if used < threads:
         logger.warning(
