@@ -195,7 +195,7 @@ def _rows(make: RowMaker, measured: list[tuple[Layer, str, float, float]]) -> It
     macs = seconds = least = 0.0
     for layer, kernel, time, peak in measured:
         rate = layer.spec.macs / time
-        if layer.spec.out_height * layer.spec.out_width > 1:
+        if layer.spec.pixels > 1:
             fractions.append(rate / peak)
         macs += layer.count * layer.spec.macs
         seconds += layer.count * time

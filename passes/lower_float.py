@@ -274,7 +274,7 @@ class _Lowerer(DataflowRewriter):
     ) -> relax.Expr:  # fmt: skip
         spec = replace(spec, epilogue=layer.epilogue, dtype="float32").flattened()
         tiling = conv2d.target_tiling(spec, self.target, self.threads)
-        out_shape = (spec.batch, spec.out_height, spec.out_width, spec.outputs)
+        out_shape = conv2d.output_shape(spec, tiling)
         args = [
             self.reshaped(x, conv2d.input_shape(spec, tiling)),
             qop.constant(conv2d.pack_weight(weight, spec, tiling)),

@@ -188,7 +188,7 @@ class _Lowerer(DataflowRewriter):
         )
         padded = conv2d.padded_outputs(flat, tiling)
         _, vectors = self._epilogue(attrs, extra, spec.outputs, padded)
-        out_shape = (flat.batch, flat.out_height, flat.out_width, flat.outputs)
+        out_shape = conv2d.output_shape(flat, tiling)
         if residual:
             vectors[3] = self.reshaped(vectors[3], out_shape)
         packed = [qop.constant(conv2d.pack_weight(weight, flat, tiling))]

@@ -71,6 +71,11 @@ class Conv2DSpec:
         return (self.width + self.padding[1] + self.padding[3] - window) // self.strides[1] + 1
 
     @property
+    def pixels(self) -> int:
+        """Pixels of the output of one image."""
+        return self.out_height * self.out_width
+
+    @property
     def pointwise(self) -> bool:
         """Whether every output pixel reads exactly the input pixel at its own place."""
         return self.kernel == (1, 1) and self.strides == (1, 1) and self.padding == (0, 0, 0, 0)
@@ -120,6 +125,10 @@ class Tiling:
     unpack : str
         Where 4-bit weights become operands: ``"block"``, once for all pixels that a task computes
         of a block of output channels, or ``"registers"``, in every tile.
+    flat : bool
+        The output pixels of an image count as columns of one row, so that a tile may begin in one
+        row and end in the next; ``row_block`` is 1 and a task computes all the columns. (Cut into
+        blocks, LLVM computes the pixels' addresses in vectors, and 3x3 takes 1.2 times as long.)
     """
 
     dot: DotProduct
@@ -130,6 +139,7 @@ class Tiling:
     parallel: str
     chain: int = 1
     unpack: str = "block"
+    flat: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,7 +149,7 @@ class Extents:
     Parameters
     ----------
     rows, columns, outputs : int
-        Of the output.
+        Of the output; where it is flat, of its one row.
     taps : int
         Runs of one window row: 1 where it is `Conv2DSpec.merged`.
     pixel : int
@@ -176,13 +186,14 @@ class Extents:
         whole = tiling.chain if chained else 2 if in_registers else 1
         steps = round_up(-(-spec.run // group), whole)
         per_group = round_up(spec.channels // spec.groups, 1 if spec.merged else group)
-        rows = round_up(spec.out_height, tiling.row_block)
-        columns = round_up(spec.out_width, tiling.column_block)
+        height, width = (1, spec.pixels) if tiling.flat else (spec.out_height, spec.out_width)
+        rows = round_up(height, tiling.row_block)
+        columns = round_up(width, tiling.column_block)
         direct = (
             spec.kernel == (1, 1)
             and spec.padding == (0, 0, 0, 0)
             and tiling.dot.input_dtype == spec.dtype
-            and (rows, columns) == (spec.out_height, spec.out_width)
+            and (rows, columns) == (height, width)
             and spec.run == steps * group
         )
         return cls(

@@ -27,6 +27,8 @@ RESIDENT_BYTES = 384 * 1024
 # Weights of a tile that stay in the first-level cache from pixel to pixel; beyond, bytes per cycle
 RESIDENT_WEIGHTS = 28 * 1024
 SECOND_LEVEL_BANDWIDTH = 30.0
+# Cycles that it takes to start and end a parallel loop.
+SHARED_ROWS = 4000.0
 # Vectors of output channels side by side, and pixels, that are tried
 CHANNEL_TILES = (1, 2, 3, 4, 6, 8)
 WIDEST_TILE = 28
@@ -47,6 +49,7 @@ class _RegisterTile:
     channels: int
     chain: int
     unpack: str
+    flat: bool
 
 
 def tilings(spec: Conv2DSpec, dots: tuple[DotProduct, ...], threads: int) -> list[Tiling]:
@@ -102,10 +105,21 @@ def _register_tiles(spec: Conv2DSpec, dots: tuple[DotProduct, ...]) -> Iterator[
                 for channels in CHANNEL_TILES:
                     if spec.groups > 1 and (spec.outputs // spec.groups) % (dot.lanes * channels):
                         continue
-                    for columns in range(1, min(WIDEST_TILE, max(spec.out_width, 1)) + 1):
-                        tile = _RegisterTile(dot, columns, channels, chain, unpack)
+                    for columns, flat in _columns(spec):
+                        tile = _RegisterTile(dot, columns, channels, chain, unpack, flat)
                         if _registers(spec, tile) <= dot.registers:
                             yield tile
+
+
+def _columns(spec: Conv2DSpec) -> Iterator[tuple[int, bool]]:
+    """Yield how many pixels a tile can hold, of a row, or flat where rows would leave a rest."""
+    inputs = spec.height * spec.width * spec.channels
+    flat = spec.out_height > 1 and inputs <= RESIDENT_BYTES
+    for columns in range(1, min(WIDEST_TILE, max(spec.pixels, 1)) + 1):
+        if columns <= max(spec.out_width, 1):
+            yield columns, False
+        if flat and spec.out_width % columns:
+            yield columns, True
 
 
 def _usable(spec: Conv2DSpec, dots: tuple[DotProduct, ...]) -> list[DotProduct]:
@@ -172,7 +186,7 @@ def _cost(spec: Conv2DSpec, tiling: Tiling) -> float:
     """
     dot, columns, channels = tiling.dot, tiling.column_tile, tiling.channel_tile
     e = Extents.of(spec, tiling)
-    width = round_up(spec.out_width, columns)
+    tiles = e.rows * e.columns / columns
     products = columns * channels
     wide = dot.registers > 16
     per_step = dot.lanes / 16.0 if wide else 0.5
@@ -194,21 +208,34 @@ def _cost(spec: Conv2DSpec, tiling: Tiling) -> float:
         multiplications = 2 if saturates(dot) else 1
         multiply = products * multiplications * per_step
         issue = (products * instructions + columns + channels + 2) / 5.0
-        # operands compete with the products for ports: measured 98 GMAC/s with 2x4 and 4x2, 90
-        # with 7x1
-        step = max(multiply, loads, issue) + 0.2 * (columns + channels)
+        # operands compete with the products for ports, weights from the second-level cache most:
+        # measured 98 GMAC/s with 5x2, 97 with 4x2 and 3x3, 94 with 2x4 and 7x1
+        step = max(multiply, loads, issue) + 0.19 * columns + 0.25 * channels
         stores = 0.0
     if e.in_registers:
         step += REGISTER_UNPACKING * channels
     elif spec.w_bits == 4:
-        tiles = tiling.row_block * tiling.column_block // columns
-        step += BLOCK_UNPACKING * channels / tiles
+        step += BLOCK_UNPACKING * channels * columns / (tiling.row_block * tiling.column_block)
     steps = e.steps * e.taps * spec.kernel[0]
     finish = 8.0 if isinstance(spec.epilogue, Epilogue) else 2.0
-    if spec.out_width % columns:
-        finish += 4.0  # each pixel is stored under a condition
+    if (spec.pixels if tiling.flat else spec.out_width) % columns:
+        finish += 5.0  # each pixel is stored under a condition
     epilogue = products * finish / 4.0 + channels + stores
-    return width / columns * e.outputs / (channels * dot.lanes) * (step * steps + epilogue + 8.0)
+    if tiling.flat:
+        epilogue += 4.0 * columns  # to find the row and column of each
+    computed = tiles * e.outputs / (channels * dot.lanes) * (step * steps + epilogue + 8.0)
+    return computed + (0.0 if e.direct else _copying(spec, tiling))
+
+
+def _copying(spec: Conv2DSpec, tiling: Tiling) -> float:
+    """Estimate the cycles in which padded rows are copied, and read from where they come to lie."""
+    height = spec.out_height if tiling.flat else tiling.row_block
+    reach = (height - 1) * spec.strides[0] + (spec.kernel[0] - 1) * spec.dilation[0] + 1
+    rows = spec.out_height / height * reach
+    width = (spec.width + spec.padding[1] + spec.padding[3]) * spec.channels
+    bytes_ = rows * width * np.dtype(tiling.dot.input_dtype).itemsize
+    # a parallel loop of its own, into a cache further away
+    return SHARED_ROWS + bytes_ / 8.0 if tiling.parallel == "channels" else bytes_ / 16.0
 
 
 # -- tasks ----------------------------------------------------------------------------------------
@@ -218,11 +245,13 @@ def _task_choices(spec: Conv2DSpec, tile: _RegisterTile, threads: int) -> Iterat
     """Yield the divisions of a layer into tasks that are worth trying."""
     chosen = _tasks(spec, tile, threads)
     by_rows = _by_rows(spec, tile, threads)
-    width = round_up(spec.out_width, tile.columns)
     yield chosen
     yield by_rows
     yield _by_channels(spec, by_rows)
+    if tile.flat:
+        return
     if spec.out_height == 1:
+        width = round_up(spec.out_width, tile.columns)
         tiles = by_rows.column_block // tile.columns
         for block in (max(1, tiles // 2), tiles * 2):
             yield replace(by_rows, column_block=min(block * tile.columns, width))
@@ -240,15 +269,22 @@ def _tasks(spec: Conv2DSpec, tile: _RegisterTile, threads: int) -> Tiling:
     inputs = spec.batch * spec.height * spec.width * spec.channels * item
     by_rows = _by_rows(spec, tile, threads)
     blocks = -(-spec.outputs // (dot.lanes * tile.channels))
-    width = round_up(spec.out_width, tile.columns)
-    tasks = spec.batch * -(-spec.out_height // by_rows.row_block) * (width // by_rows.column_block)
-    rows_balance, channels_balance = _balance(tasks, threads), _balance(blocks, threads)
-    resident = inputs <= RESIDENT_BYTES and weights > inputs
-    if (resident and channels_balance >= 0.85 * rows_balance) or (
-        channels_balance > 1.25 * rows_balance
-    ):
-        return _by_channels(spec, by_rows)
-    return by_rows
+    by_channels = _by_channels(spec, by_rows)
+    e = Extents.of(spec, by_rows)
+    tasks = spec.batch * (e.rows // by_rows.row_block) * (e.columns // by_rows.column_block)
+    rows_balance = _balance(tasks, threads) * _useful(spec, by_rows)
+    channels_balance = _balance(blocks, threads) * _useful(spec, by_channels)
+    if inputs <= RESIDENT_BYTES and weights > inputs:
+        least = 0.85
+    else:
+        least = 1.05 if inputs <= ROWS_BYTES else 1.25
+    return by_channels if channels_balance >= least * rows_balance else by_rows
+
+
+def _useful(spec: Conv2DSpec, tiling: Tiling) -> float:
+    """Return the share of the computed pixels that the output has."""
+    e = Extents.of(spec, tiling)
+    return spec.pixels / (e.rows * e.columns)
 
 
 def _balance(tasks: int, threads: int) -> float:
@@ -257,14 +293,17 @@ def _balance(tasks: int, threads: int) -> float:
 
 
 def _by_channels(spec: Conv2DSpec, by_rows: Tiling) -> Tiling:
-    width = round_up(spec.out_width, by_rows.column_tile)
-    return replace(by_rows, parallel="channels", row_block=spec.out_height, column_block=width)
+    height, width = (1, spec.pixels) if by_rows.flat else (spec.out_height, spec.out_width)
+    width = round_up(width, by_rows.column_tile)
+    return replace(by_rows, parallel="channels", row_block=height, column_block=width)
 
 
 def _by_rows(spec: Conv2DSpec, tile: _RegisterTile, threads: int) -> Tiling:
     item = np.dtype(tile.dot.input_dtype).itemsize
     height, width = spec.out_height, spec.out_width
-    if height == 1:  # a flattened layer: cut the row
+    if tile.flat:
+        row_block, column_block = 1, round_up(spec.pixels, tile.columns)
+    elif height == 1:  # a flattened layer: cut the row
         tiles = -(-width // tile.columns)
         shared = spec.w_bits == 4 and tile.unpack == "block"
         most = UNPACKED_CHUNK_BYTES if shared else CHUNK_BYTES
@@ -277,7 +316,7 @@ def _by_rows(spec: Conv2DSpec, tile: _RegisterTile, threads: int) -> Tiling:
         column_block = round_up(width, tile.columns)
     return Tiling(
         tile.dot, tile.columns, tile.channels, row_block, column_block, "rows", tile.chain,
-        tile.unpack,
+        tile.unpack, tile.flat,
     )  # fmt: skip
 
 

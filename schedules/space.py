@@ -106,6 +106,8 @@ def _conv2d_tilings(
         replace(t, row_block=1, column_block=t.column_tile, parallel="rows") for t in offered
     )
     for tile in tiles:
+        if tile.flat:  # a task computes the whole image
+            continue
         across = -(-spec.out_width // tile.column_tile)
         cuts = [(block, across) for block in _divisors(spec.out_height)]
         if spec.out_height == 1:  # a flattened layer: its row is cut
@@ -139,8 +141,11 @@ def _conv2d_figures(
     tasks *= extents.columns // tiling.column_block
     if tiling.parallel == "channels":
         tasks *= extents.outputs // (tiling.dot.lanes * tiling.channel_tile)
-    reach = (tiling.row_block - 1) * spec.strides[0] + spec.kernel[0]
-    across = (tiling.column_block - 1) * spec.strides[1] + spec.kernel[1]
+    rows, columns = tiling.row_block, tiling.column_block
+    if tiling.flat:
+        rows, columns = -(-columns // spec.out_width), spec.out_width
+    reach = (rows - 1) * spec.strides[0] + spec.kernel[0]
+    across = (columns - 1) * spec.strides[1] + spec.kernel[1]
     reduced = spec.kernel[0] * extents.taps * extents.run
     return {
         "work": float(spec.batch * extents.rows * extents.columns * extents.outputs * reduced),

@@ -112,6 +112,7 @@ def case(spec: Conv2DSpec, tiling: Tiling, seed: int = 0, qmax: int = 255) -> tu
         inputs.append(conv2d.pack_scale(scale, spec, tiling))
     inputs.append(lengthen(bias))
     acc = accumulate(spec, x, effective, bias)
+    acc = acc.reshape(conv2d.output_shape(spec, tiling))
     epilogue = spec.epilogue
     if epilogue is None:
         return inputs, acc.astype(np.int32)

@@ -16,6 +16,7 @@ from tests.schedules.kernel_testing import COMPILED, NATIVE, build, make_target,
 from tests.schedules.random_windows import EXAMPLES, Window, windows
 from tvmquant.schedules import conv2d
 from tvmquant.schedules.conv2d import Conv2DSpec, Tiling
+from tvmquant.schedules.conv2d_spec import round_up
 from tvmquant.schedules.epilogue import Epilogue
 from tvmquant.schedules.isa import (
     PMADDWD_256,
@@ -124,6 +125,33 @@ def test_any_tiling_is_exact(columns: int, channels: int, rows: int, parallel: s
     tiling = Tiling(PMADDWD_256, columns, channels, rows, 2 * columns, parallel)
     inputs, expected = case(spec, tiling)
     np.testing.assert_array_equal(run(conv2d.kernel(spec, tiling), target, inputs), expected)
+
+
+SMALL_MAPS = ["3x3", "stem", "strided pointwise", "dilated", "grouped", "row kernel", "valid"]
+
+
+@pytest.mark.parametrize("parallel", ["rows", "channels"])
+@pytest.mark.parametrize("name", SMALL_MAPS)
+def test_tiles_that_end_in_another_row_are_exact(name: str, parallel: str) -> None:
+    spec = LAYERS[name]
+    columns = next(c for c in range(3, 8) if spec.out_width % c)
+    tiling = Tiling(PMADDWD_256, columns, 1, 1, round_up(spec.pixels, columns), parallel, flat=True)
+    inputs, expected = case(spec, tiling)
+    assert expected.shape == (spec.batch, 1, spec.pixels, spec.outputs)
+    kernel = conv2d.kernel(spec, tiling)
+    assert "_flat_" in str(kernel.attrs["tvmquant.kernel"])
+    np.testing.assert_array_equal(run(kernel, make_target("haswell"), inputs), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_pixels_are_flat_where_no_good_tile_divides_the_width(threads: int) -> None:
+    target = make_target("haswell")
+    odd = Conv2DSpec(1, 17, 17, 192, 192, (7, 1), (1, 1), (3, 0, 3, 0), epilogue=NARROW, chain=1)
+    tiling = conv2d.target_tiling(odd, target, threads)
+    assert tiling.flat
+    assert tiling.column_block < odd.pixels + tiling.column_tile  # less than a tile in vain
+    for large in (replace(odd, height=16, width=16), replace(odd, height=170, width=170)):
+        assert not conv2d.target_tiling(large, target, threads).flat
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_convolution_is_pytorchs(name: str, epilogue: FloatEpilogue, processor: 
         x.reshape(conv2d.input_shape(flat, tiling)), conv2d.pack_weight(weight, flat, tiling), bias,
     ]  # fmt: skip
     if epilogue.residual:
-        inputs.append(residual.reshape(flat.batch, flat.out_height, flat.out_width, spec.outputs))
+        inputs.append(residual.reshape(conv2d.output_shape(flat, tiling)))
     acc = functional.conv2d(
         nchw(x), nchw(weight), torch.from_numpy(bias[: spec.outputs]).double(), spec.strides,
         spec.padding[:2], spec.dilation, spec.groups,

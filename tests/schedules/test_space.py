@@ -63,7 +63,8 @@ def test_tilings_compute_what_the_default_does(name, spec, target_name):
     chosen = np.random.default_rng(3).permutation(len(others))[:SAMPLE]
     for tiling in [others[i] for i in chosen]:
         found = kt.run(family.kernel(spec, tiling), target, inputs_of(name, spec, tiling))
-        np.testing.assert_array_equal(found, expected, str(tiling))
+        same = found.reshape(expected.shape)  # flat tilings give an image as one row
+        np.testing.assert_array_equal(same, expected, str(tiling))
 
 
 @pytest.mark.parametrize(("name", "spec"), SPECS)
