@@ -43,8 +43,11 @@ from tvmquant.schedules.loops import PARALLEL_BYTES, lanes_for
 
 # The padded rows of one task take at most this much of the first-level cache.
 ROWS_BYTES = 20 * 1024
-# Output columns unrolled together.
+# Output columns unrolled together,
 WIDEST_TILE = 8
+# and dot products: more do not fit the cache of decoded instructions (with 420 of 5x5, 0.7 times
+# the speed)
+UNROLLED = 240
 TASK_CYCLES = 200
 COPY_BYTES = 32
 
@@ -293,12 +296,20 @@ def default_tiling(spec: DepthwiseConv2DSpec, target: tvm.target.Target, threads
     usable = [d for d in dots if d.tensorized and _pays(spec, d)] or [dots[-1]]
     # the instruction that computes fewest lanes in vain, the widest of equals
     dot = min(usable, key=lambda d: _round_up(spec.outputs, d.lanes))
-    wide = dot.tensorized and _round_up(spec.outputs, 2 * dot.lanes) * 8 <= 9 * spec.outputs
+    # a vector that reaches beyond the channels is stored lane by lane, 2.6 times as slow
+    double = _round_up(spec.outputs, 2 * dot.lanes)
+    wide = dot.tensorized and (
+        double == spec.outputs or (spec.outputs % dot.lanes > 0 and double * 8 <= 9 * spec.outputs)
+    )
     share_rows = dot.tensorized and spec.strides[0] == 1 and spec.out_height > 1
-    widths = range(1, min(WIDEST_TILE, spec.out_width) + 1)
+    first = Tiling(dot, 2 if wide else 1, 2 if share_rows else 1, 1, 1, 1)
+    products = _row_groups(spec, first) * spec.kernel[1] * first.row_tile * first.vectors
+    widest = max(1, min(WIDEST_TILE, spec.out_width, UNROLLED // products))
     # columns computed in vain, and those interleaved again at the start of each tile
-    column_tile = min(widths, key=lambda t: _round_up(spec.out_width, t) * (1 + 0.8 / t))
-    first = Tiling(dot, 2 if wide else 1, 2 if share_rows else 1, column_tile, 1, 1)
+    column_tile = min(
+        range(1, widest + 1), key=lambda t: _round_up(spec.out_width, t) * (1 + 0.8 / t)
+    )
+    first = replace(first, column_tile=column_tile)
     steps = -(-spec.outputs // first.lanes)
     candidates = [
         replace(first, row_block=row_block, channel_block=channel_block)

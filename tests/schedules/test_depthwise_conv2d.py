@@ -157,3 +157,23 @@ def test_compiles_for_other_targets(target):
     spec = replace(SPECS[0], epilogue=Epilogue("int32", "uint8", 0, 255))
     tiling = depthwise.default_tiling(spec, target, 4)
     kt.build(depthwise.kernel(spec, tiling), target)
+
+
+@pytest.mark.parametrize("channels", [88, 120, 96])
+def test_no_vector_reaches_beyond_the_channels_where_another_fits(channels):
+    target = kt.make_target("haswell")
+    spec = Spec(1, 14, 14, channels, padding=(1, 1, 1, 1))
+    tiling = depthwise.default_tiling(spec, target, 1)
+    assert tiling.vectors == (2 if channels == 96 else 1)
+    assert depthwise.padded_outputs(spec, tiling) == channels
+
+
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+def test_large_windows_unroll_fewer_columns(kernel):
+    pad = kernel // 2
+    spec = Spec(1, 28, 28, 96, kernel=(kernel, kernel), padding=(pad, pad, pad, pad))
+    tiling = depthwise.default_tiling(spec, kt.make_target("haswell"), 1)
+    groups = -(-(kernel + tiling.row_tile - 1) // tiling.dot.group)
+    products = groups * kernel * tiling.row_tile * tiling.vectors * tiling.column_tile
+    assert products <= depthwise.UNROLLED
+    check(spec, "haswell")
