@@ -6,7 +6,9 @@ everything once more.
 
 Strategy: iterate in the order of the output; rows run in parallel, the innermost dimension is
 vectorised. With a transposition of few channels (images) the innermost two dimensions, width and
-channel, are exchanged instead: reads are contiguous and LLVM interleaves the stores.
+channel, are exchanged instead: reads are contiguous. Where vectors divide the width, a step
+quantizes one vector of every channel and stores them interleaved (`interleave`), else LLVM stores
+element by element (2.2 times as long for an image of 224x224).
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from typing import Any
 
 import tvm
 from tvm import te, tirx
-from tvm.s_tir import Schedule
+from tvm.s_tir import Schedule, TensorIntrin
+from tvm.script import tirx as T  # noqa: N812  (TVMScript's customary name)
 
 from tvmquant.schedules.isa import vector_bits
 from tvmquant.schedules.loops import lanes_for, parallel_chunks, product, vectorize
@@ -86,11 +89,15 @@ class Tiling:
     exchange : bool
         Exchange the innermost two loops, so that the vector runs along the second-last dimension.
     threads : int
+    interleave : bool
+        Store the vectors of all channels at once; only with `exchange`, and with lanes that divide
+        the width.
     """
 
     lanes: int
     exchange: bool
     threads: int
+    interleave: bool = False
 
 
 def default_tiling(
@@ -101,13 +108,15 @@ def default_tiling(
     shape = _output_shape(spec)
     exchange = getattr(spec, "to_nhwc", False) and shape[-1] <= IMAGE_CHANNELS
     if exchange:
-        return Tiling(lanes_for(shape[-2], widest), True, threads)
+        lanes = lanes_for(shape[-2], widest)
+        interleave = lanes > 1 and shape[-2] % lanes == 0 and shape[-1] > 1
+        return Tiling(lanes, True, threads, interleave)
     extent = shape[-1] if _moves(spec) or getattr(spec, "channels", 1) > 1 else product(shape)
     return Tiling(lanes_for(extent, widest), False, threads)
 
 
-def quantize(spec: QuantizeSpec) -> tirx.PrimFunc:
-    """Return the computation of equation (1): ``(x, q)``.
+def quantize(spec: QuantizeSpec, *, planes: bool = False) -> tirx.PrimFunc:
+    """Return the computation of equation (1): ``(x, q)``; with planes, first in the input's layout.
 
     Notes
     -----
@@ -120,15 +129,62 @@ def quantize(spec: QuantizeSpec) -> tirx.PrimFunc:
     low = tirx.const(float(spec.qmin - spec.zero_point), "float32")
     high = tirx.const(float(spec.qmax - spec.zero_point), "float32")
 
-    def element(*index: Any) -> tirx.PrimExpr:
-        source = (index[0], index[3], index[1], index[2]) if spec.to_nhwc else index
+    def channel_first(index: Any) -> Any:
+        return (index[0], index[3], index[1], index[2]) if spec.to_nhwc else index
+
+    def integer(*source: Any) -> tirx.PrimExpr:
         steps = x(*source) / tirx.const(spec.scale, "float32")
         above = tirx.Select(steps > low, steps, low)
         clipped = tirx.Select(above < high, above, high)
         bits = tirx.reinterpret("int32", clipped + tirx.const(ROUNDING, "float32"))
         return (bits - (ROUNDING_BITS - spec.zero_point)).astype(spec.out_dtype)
 
+    read = te.compute(spec.shape, integer, name="planes") if planes else integer
+
+    def element(*index: Any) -> tirx.PrimExpr:
+        return read(*channel_first(index))
+
     return te.create_prim_func([x, te.compute(_output_shape(spec), element, name="q")])
+
+
+def interleave(channels: int, lanes: int, dtype: str) -> str:
+    """Register what stores ``lanes`` pixels of ``channels`` planes, and return its name.
+
+    Computes ``C[i, c] = A[c, 0, i]``: one shuffle of the planes' vectors and one store.
+    """
+    name = f"tvmquant.interleave_{dtype}_{channels}x{lanes}"
+    if TensorIntrin.get(name, allow_missing=True) is not None:
+        return name
+    width = channels * lanes
+    order = [c * lanes + i for i in range(lanes) for c in range(channels)]
+
+    @T.prim_func(s_tir=True)
+    def description(
+        A: T.Buffer((channels, 1, lanes), dtype, offset_factor=1),
+        C: T.Buffer((lanes, channels), dtype, offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(A[0:channels, 0, 0:lanes])
+            T.writes(C[0:lanes, 0:channels])
+            for i, c in T.grid(lanes, channels):
+                with T.sblock("copy"):
+                    vi, vc = T.axis.remap("SS", [i, c])
+                    C[vi, vc] = A[vc, 0, vi]
+
+    @T.prim_func(s_tir=True)
+    def implementation(
+        A: T.Buffer((channels, 1, lanes), dtype, offset_factor=1),
+        C: T.Buffer((lanes, channels), dtype, offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(A[0:channels, 0, 0:lanes])
+            T.writes(C[0:lanes, 0:channels])
+            C[0, T.ramp(T.int32(0), 1, width)] = T.Shuffle(
+                [A.vload([c, 0, 0], dtype=f"{dtype}x{lanes}") for c in range(channels)], order
+            )
+
+    TensorIntrin.register(name, description, implementation)
+    return name
 
 
 def dequantize(spec: DequantizeSpec) -> tirx.PrimFunc:
@@ -153,6 +209,16 @@ def schedule(sch: Schedule, spec: QuantizeSpec | DequantizeSpec, tiling: Tiling)
     block = sch.get_sblock("q" if isinstance(spec, QuantizeSpec) else "x")
     loops = list(sch.get_loops(block))
     work = 4 * product(spec.shape)
+    if tiling.interleave:
+        step, pixel = sch.split(loops[2], [None, tiling.lanes])
+        planes = sch.get_sblock("planes")
+        sch.compute_at(planes, step)
+        *_, channel, column = sch.get_loops(planes)
+        sch.unroll(channel)
+        sch.vectorize(column)
+        sch.tensorize(pixel, interleave(spec.shape[1], tiling.lanes, spec.out_dtype))
+        parallel_chunks(sch, sch.fuse(*loops[:2]), tiling.threads, work)
+        return
     if tiling.exchange:
         sch.reorder(loops[-1], loops[-2])
         loops[-2:] = [loops[-1], loops[-2]]
@@ -173,12 +239,13 @@ def kernel(
     spec: QuantizeSpec | DequantizeSpec, target: tvm.target.Target, threads: int
 ) -> tirx.PrimFunc:
     """Return the scheduled kernel for ``threads`` threads."""
+    tiling = default_tiling(spec, target, threads)
     if isinstance(spec, QuantizeSpec):
-        func, name = quantize(spec), f"quantize_f32_{spec.out_dtype}"
+        func, name = quantize(spec, planes=tiling.interleave), f"quantize_f32_{spec.out_dtype}"
     else:
         func, name = dequantize(spec), f"dequantize_{spec.dtype}_f32"
     sch = Schedule(func)
-    schedule(sch, spec, default_tiling(spec, target, threads))
+    schedule(sch, spec, tiling)
     return sch.mod["main"].with_attr("tvmquant.kernel", name + ("_nhwc" if _moves(spec) else ""))
 
 

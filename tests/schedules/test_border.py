@@ -8,8 +8,9 @@ from tvmquant.arithmetic import dequantize, quantize_half_even
 from tvmquant.schedules import border
 
 TARGETS = [kt.NATIVE, *kt.EXECUTED]
-# images, few and many channels, tails, a flat tensor
+# images of several widths, few and many channels, tails, a flat tensor
 SHAPES = [(1, 3, 20, 37), (2, 1, 9, 7), (2, 19, 5, 6), (1, 64, 28, 28)]
+INTERLEAVED = [(2, 3, 5, 48), (1, 4, 6, 32), (1, 2, 7, 16)]
 
 
 def every_tie(shape, scale):
@@ -22,7 +23,7 @@ def every_tie(shape, scale):
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("to_nhwc", [True, False])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SHAPES + INTERLEAVED)
 def test_quantize_equals_definition(shape, to_nhwc, target):
     target = kt.make_target(target)
     for scale, zero_point, qmin, qmax, dtype in [
@@ -37,6 +38,13 @@ def test_quantize_equals_definition(shape, to_nhwc, target):
             expected = expected.transpose(0, 2, 3, 1)
         found = kt.run(border.kernel(spec, target, 2), target, [x])
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES + INTERLEAVED)
+def test_images_are_interleaved_where_vectors_divide_the_width(shape):
+    spec = border.QuantizeSpec(shape, 0.5, 0, 0, 255, to_nhwc=True)
+    tiling = border.default_tiling(spec, kt.make_target("haswell"), 1)
+    assert tiling.interleave == (shape in INTERLEAVED)
 
 
 def test_nan_becomes_qmin():
