@@ -7,7 +7,7 @@ everything once more.
 Strategy: iterate in the order of the output; rows run in parallel, the innermost dimension is
 vectorised. With a transposition of few channels (images) the innermost two dimensions, width and
 channel, are exchanged instead: reads are contiguous. Where vectors divide the width, a step
-quantizes one vector of every channel and stores them interleaved (`interleave`), else LLVM stores
+quantizes one vector of every channel and stores them interleaved, else LLVM stores
 element by element (2.2 times as long for an image of 224x224).
 """
 
@@ -18,9 +18,9 @@ from typing import Any
 
 import tvm
 from tvm import te, tirx
-from tvm.s_tir import Schedule, TensorIntrin
-from tvm.script import tirx as T  # noqa: N812  (TVMScript's customary name)
+from tvm.s_tir import Schedule
 
+from tvmquant.schedules.border_intrinsics import interleave
 from tvmquant.schedules.isa import vector_bits
 from tvmquant.schedules.loops import lanes_for, parallel_chunks, product, vectorize
 
@@ -147,46 +147,6 @@ def quantize(spec: QuantizeSpec, *, planes: bool = False) -> tirx.PrimFunc:
     return te.create_prim_func([x, te.compute(_output_shape(spec), element, name="q")])
 
 
-def interleave(channels: int, lanes: int, dtype: str) -> str:
-    """Register what stores ``lanes`` pixels of ``channels`` planes, and return its name.
-
-    Computes ``C[i, c] = A[c, 0, i]``: one shuffle of the planes' vectors and one store.
-    """
-    name = f"tvmquant.interleave_{dtype}_{channels}x{lanes}"
-    if TensorIntrin.get(name, allow_missing=True) is not None:
-        return name
-    width = channels * lanes
-    order = [c * lanes + i for i in range(lanes) for c in range(channels)]
-
-    @T.prim_func(s_tir=True)
-    def description(
-        A: T.Buffer((channels, 1, lanes), dtype, offset_factor=1),
-        C: T.Buffer((lanes, channels), dtype, offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(A[0:channels, 0, 0:lanes])
-            T.writes(C[0:lanes, 0:channels])
-            for i, c in T.grid(lanes, channels):
-                with T.sblock("copy"):
-                    vi, vc = T.axis.remap("SS", [i, c])
-                    C[vi, vc] = A[vc, 0, vi]
-
-    @T.prim_func(s_tir=True)
-    def implementation(
-        A: T.Buffer((channels, 1, lanes), dtype, offset_factor=1),
-        C: T.Buffer((lanes, channels), dtype, offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(A[0:channels, 0, 0:lanes])
-            T.writes(C[0:lanes, 0:channels])
-            C[0, T.ramp(T.int32(0), 1, width)] = T.Shuffle(
-                [A.vload([c, 0, 0], dtype=f"{dtype}x{lanes}") for c in range(channels)], order
-            )
-
-    TensorIntrin.register(name, description, implementation)
-    return name
-
-
 def dequantize(spec: DequantizeSpec) -> tirx.PrimFunc:
     """Return the computation of equation (2): ``(q, scale, x)`` with a float32 scale vector."""
     q = te.placeholder(spec.shape, spec.dtype, name="q")
@@ -209,7 +169,7 @@ def schedule(sch: Schedule, spec: QuantizeSpec | DequantizeSpec, tiling: Tiling)
     block = sch.get_sblock("q" if isinstance(spec, QuantizeSpec) else "x")
     loops = list(sch.get_loops(block))
     work = 4 * product(spec.shape)
-    if tiling.interleave:
+    if isinstance(spec, QuantizeSpec) and tiling.interleave:
         step, pixel = sch.split(loops[2], [None, tiling.lanes])
         planes = sch.get_sblock("planes")
         sch.compute_at(planes, step)

@@ -10,7 +10,6 @@ import importlib.metadata
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from tvmquant.errors import ArtifactError
@@ -20,8 +19,8 @@ _CPU, _POOLED = 1, 2
 
 
 @functools.cache
-def interface() -> ModuleType:
-    """Return ``tvm_ffi`` with TVM's runtime library loaded.
+def interface() -> Any:
+    """Return the module ``tvm_ffi``, with TVM's runtime library loaded.
 
     Raises
     ------
