@@ -107,9 +107,7 @@ def input_shape(spec: Conv2DSpec, tiling: Tiling) -> tuple[int, ...]:
 
 def output_shape(spec: Conv2DSpec, tiling: Tiling) -> tuple[int, int, int, int]:
     """Return the shape in which the kernel gives its output and takes a residual: NHWC, or flat."""
-    if tiling.flat:
-        return (spec.batch, 1, spec.pixels, spec.outputs)
-    return (spec.batch, spec.out_height, spec.out_width, spec.outputs)
+    return (spec.batch, *spec.out_extents(flat=tiling.flat), spec.outputs)
 
 
 def padded_outputs(spec: Conv2DSpec, tiling: Tiling) -> int:

@@ -75,6 +75,10 @@ class Conv2DSpec:
         """Pixels of the output of one image."""
         return self.out_height * self.out_width
 
+    def out_extents(self, *, flat: bool) -> tuple[int, int]:
+        """Return the rows and columns of the output of one image; flat, its pixels are one row."""
+        return (1, self.pixels) if flat else (self.out_height, self.out_width)
+
     @property
     def pointwise(self) -> bool:
         """Whether every output pixel reads exactly the input pixel at its own place."""
@@ -186,7 +190,7 @@ class Extents:
         whole = tiling.chain if chained else 2 if in_registers else 1
         steps = round_up(-(-spec.run // group), whole)
         per_group = round_up(spec.channels // spec.groups, 1 if spec.merged else group)
-        height, width = (1, spec.pixels) if tiling.flat else (spec.out_height, spec.out_width)
+        height, width = spec.out_extents(flat=tiling.flat)
         rows = round_up(height, tiling.row_block)
         columns = round_up(width, tiling.column_block)
         direct = (

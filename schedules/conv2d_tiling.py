@@ -28,7 +28,7 @@ RESIDENT_BYTES = 384 * 1024
 RESIDENT_WEIGHTS = 28 * 1024
 SECOND_LEVEL_BANDWIDTH = 30.0
 # Cycles that it takes to start and end a parallel loop.
-SHARED_ROWS = 4000.0
+PARALLEL_LOOP_CYCLES = 4000.0
 # Vectors of output channels side by side, and pixels, that are tried
 CHANNEL_TILES = (1, 2, 3, 4, 6, 8)
 WIDEST_TILE = 28
@@ -218,7 +218,7 @@ def _cost(spec: Conv2DSpec, tiling: Tiling) -> float:
         step += BLOCK_UNPACKING * channels * columns / (tiling.row_block * tiling.column_block)
     steps = e.steps * e.taps * spec.kernel[0]
     finish = 8.0 if isinstance(spec.epilogue, Epilogue) else 2.0
-    if (spec.pixels if tiling.flat else spec.out_width) % columns:
+    if spec.out_extents(flat=tiling.flat)[1] % columns:
         finish += 5.0  # each pixel is stored under a condition
     epilogue = products * finish / 4.0 + channels + stores
     if tiling.flat:
@@ -235,7 +235,7 @@ def _copying(spec: Conv2DSpec, tiling: Tiling) -> float:
     width = (spec.width + spec.padding[1] + spec.padding[3]) * spec.channels
     bytes_ = rows * width * np.dtype(tiling.dot.input_dtype).itemsize
     # a parallel loop of its own, into a cache further away
-    return SHARED_ROWS + bytes_ / 8.0 if tiling.parallel == "channels" else bytes_ / 16.0
+    return PARALLEL_LOOP_CYCLES + bytes_ / 8.0 if tiling.parallel == "channels" else bytes_ / 16.0
 
 
 # -- tasks ----------------------------------------------------------------------------------------
@@ -293,16 +293,16 @@ def _balance(tasks: int, threads: int) -> float:
 
 
 def _by_channels(spec: Conv2DSpec, by_rows: Tiling) -> Tiling:
-    height, width = (1, spec.pixels) if by_rows.flat else (spec.out_height, spec.out_width)
+    height, width = spec.out_extents(flat=by_rows.flat)
     width = round_up(width, by_rows.column_tile)
     return replace(by_rows, parallel="channels", row_block=height, column_block=width)
 
 
 def _by_rows(spec: Conv2DSpec, tile: _RegisterTile, threads: int) -> Tiling:
     item = np.dtype(tile.dot.input_dtype).itemsize
-    height, width = spec.out_height, spec.out_width
+    height, width = spec.out_extents(flat=tile.flat)
     if tile.flat:
-        row_block, column_block = 1, round_up(spec.pixels, tile.columns)
+        row_block, column_block = height, round_up(width, tile.columns)
     elif height == 1:  # a flattened layer: cut the row
         tiles = -(-width // tile.columns)
         shared = spec.w_bits == 4 and tile.unpack == "block"
