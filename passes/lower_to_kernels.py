@@ -214,11 +214,11 @@ class _Lowerer(DataflowRewriter):
         w_bits, w_group, scale = 4 if attrs["w_bits"] <= 4 else 8, attrs["w_group"], None
         if w_group and not spec.merged:
             w_bits, w_group = 8, 0
+        spec = replace(spec, w_bits=w_bits, w_group=w_group)
         if w_group:
-            weight, scale = conv2d.factor_groups(weight, w_group, layer)
+            weight, scale = conv2d.factor_groups(weight, spec, layer)
         elif w_bits == 4:
             conv2d.check_narrow(weight, layer)
-        spec = replace(spec, w_bits=w_bits, w_group=w_group)
         if multiplies_in_pairs(self.target):
             chain = conv2d.provable_chain(weight, spec, attrs["input_qmin"], attrs["input_qmax"])
             spec = replace(spec, chain=chain)

@@ -29,13 +29,13 @@ def weight_shape(spec: Conv2DSpec, tiling: Tiling) -> tuple[int, ...]:
     """Return the shape of the weight, as stored or (8 bits) as multiplied."""
     e, dot = Extents.of(spec, tiling), tiling.dot
     steps = -(-e.steps // (8 // spec.w_bits))
-    return (e.outputs // dot.lanes, spec.kernel[0], e.taps, steps, dot.lanes, dot.group)
+    return (e.outputs // dot.lanes, spec.run_rows, e.taps, steps, dot.lanes, dot.group)
 
 
 def scale_shape(spec: Conv2DSpec, tiling: Tiling) -> tuple[int, ...]:
-    """Return the shape of the groups' factors: (O' / lanes, kh, groups of a run, lanes)."""
+    """Return the shape of the groups' factors: (O' / lanes, rows, groups of a run, lanes)."""
     e, dot = Extents.of(spec, tiling), tiling.dot
-    return (e.outputs // dot.lanes, spec.kernel[0], -(-e.run // spec.w_group), dot.lanes)
+    return (e.outputs // dot.lanes, spec.run_rows, -(-e.run // spec.w_group), dot.lanes)
 
 
 def pack_weight(weight: npt.NDArray[Any], spec: Conv2DSpec, tiling: Tiling) -> npt.NDArray[Any]:
@@ -48,18 +48,18 @@ def pack_weight(weight: npt.NDArray[Any], spec: Conv2DSpec, tiling: Tiling) -> n
 
     Returns
     -------
-    array of shape (O' / lanes, kh, taps, steps, lanes, group)
+    array of shape (O' / lanes, rows, taps, steps, lanes, group)
         Of the dot product's weight type, zeros where extents are padded. For ``w_bits`` 4: uint8
         with half as many steps, each byte of two.
     """
     e, dot = Extents.of(spec, tiling), tiling.dot
-    outputs, kernel_h = weight.shape[:2]
-    runs = _runs(weight, spec.merged)
+    runs = _runs(weight, spec)
+    outputs, rows = runs.shape[:2]
     length = e.run if spec.w_bits == 8 else (e.steps + e.steps % 2) * dot.group
-    packed = np.zeros((e.outputs, kernel_h, e.taps, length), dot.weight_dtype)
+    packed = np.zeros((e.outputs, rows, e.taps, length), dot.weight_dtype)
     packed[:outputs, :, :, : runs.shape[3]] = runs
     blocks = packed.reshape(
-        e.outputs // dot.lanes, dot.lanes, kernel_h, e.taps, length // dot.group, dot.group
+        e.outputs // dot.lanes, dot.lanes, rows, e.taps, length // dot.group, dot.group
     ).transpose(0, 2, 3, 4, 1, 5)
     if spec.w_bits == 4:
         nibbles = (blocks + BIAS).astype(np.uint8)
@@ -70,19 +70,16 @@ def pack_weight(weight: npt.NDArray[Any], spec: Conv2DSpec, tiling: Tiling) -> n
 def pack_scale(
     scale: npt.NDArray[np.uint8], spec: Conv2DSpec, tiling: Tiling
 ) -> npt.NDArray[np.uint8]:
-    """Pack the groups' factors, (O, kh, groups of a run), to `scale_shape`; ones where padded."""
-    blocks, kernel_h, count, lanes = scale_shape(spec, tiling)
-    packed = np.ones((blocks * lanes, kernel_h, count), np.uint8)
+    """Pack the groups' factors, (O, rows, groups of a run), to `scale_shape`; ones where padded."""
+    blocks, rows, count, lanes = scale_shape(spec, tiling)
+    packed = np.ones((blocks * lanes, rows, count), np.uint8)
     packed[: scale.shape[0], :, : scale.shape[2]] = scale
-    return np.ascontiguousarray(
-        packed.reshape(blocks, lanes, kernel_h, count).transpose(0, 2, 3, 1)
-    )
+    return np.ascontiguousarray(packed.reshape(blocks, lanes, rows, count).transpose(0, 2, 3, 1))
 
 
-def _runs(weight: npt.NDArray[Any], merged: bool) -> npt.NDArray[Any]:
-    """Return the weight as (O, kh, taps, run)."""
-    outputs, kernel_h, kernel_w, channels = weight.shape
-    return weight.reshape(outputs, kernel_h, 1, kernel_w * channels) if merged else weight
+def _runs(weight: npt.NDArray[Any], spec: Conv2DSpec) -> npt.NDArray[Any]:
+    """Return the weight as (O, rows, taps, run)."""
+    return weight.reshape(len(weight), spec.run_rows, -1, spec.run)
 
 
 def check_narrow(weight: npt.NDArray[np.int8], layer: str) -> None:
@@ -101,23 +98,23 @@ def check_narrow(weight: npt.NDArray[np.int8], layer: str) -> None:
 
 
 def factor_groups(
-    weight: npt.NDArray[np.int8], w_group: int, layer: str
+    weight: npt.NDArray[np.int8], spec: Conv2DSpec, layer: str
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.uint8]]:
     """Factor effective weights into 4-bit weights and one integer per group, exactly.
 
     Parameters
     ----------
     weight : int8 array of shape (O, kh, kw, C)
-    w_group : int
-        Neighbours along each row (O, kh, kw * C) that share a factor; the last group may be
-        shorter.
+    spec : Conv2DSpec
+        `Conv2DSpec.merged`; ``w_group`` neighbours along each run share a factor, the last group
+        may be shorter.
     layer : str
         Its name, for errors.
 
     Returns
     -------
     weight : int8 array of the same shape, in [-7, 7]
-    scale : uint8 array of shape (O, kh, ceil(kw * C / w_group)), at least 1
+    scale : uint8 array of shape (O, rows, ceil(run / w_group)), at least 1
         The greatest common divisor of each group: every other factor that would do divides it.
 
     Raises
@@ -125,11 +122,11 @@ def factor_groups(
     QuantizationError
         When a group has no such factor.
     """
-    outputs, kernel_h = weight.shape[:2]
-    runs = weight.reshape(outputs, kernel_h, -1).astype(np.int16)
-    length = runs.shape[2]
+    w_group = spec.w_group
+    runs = _runs(weight, spec)[:, :, 0].astype(np.int16)
+    outputs, rows, length = runs.shape
     padded = np.pad(runs, ((0, 0), (0, 0), (0, -length % w_group)))
-    groups = padded.reshape(outputs, kernel_h, -1, w_group)
+    groups = padded.reshape(outputs, rows, -1, w_group)
     scale = np.maximum(np.gcd.reduce(groups, axis=3), 1)
     narrow = groups // scale[..., None]
     if np.abs(narrow).max(initial=0) > LARGEST:
@@ -139,7 +136,7 @@ def factor_groups(
             f"channel {o} are no multiples, by one integer, of 4-bit weights in [-{LARGEST}, "
             f"{LARGEST}]; quantize the layer with w_group={w_group}, or with w_bits=8"
         )
-    narrow = narrow.reshape(outputs, kernel_h, -1)[:, :, :length]
+    narrow = narrow.reshape(outputs, rows, -1)[:, :, :length]
     return narrow.astype(np.int8).reshape(weight.shape), scale.astype(np.uint8)
 
 
@@ -170,7 +167,7 @@ def provable_chain(
     and at least l, of the opposite signs. Any c of them stay within c [min(l, 0), max(h, 0)].
     """
     qmin, qmax = min(qmin, spec.input_zero_point), max(qmax, spec.input_zero_point)
-    runs = _runs(weight, spec.merged).astype(np.int32)
+    runs = _runs(weight, spec).astype(np.int32)
     if runs.shape[3] % 2:
         runs = np.pad(runs, ((0, 0), (0, 0), (0, 0), (0, 1)))
     positive, negative = np.maximum(runs, 0), np.minimum(runs, 0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from tvmquant.schedules.epilogue import Epilogue, FloatEpilogue
 from tvmquant.schedules.isa import DotProduct, saturates
+from tvmquant.weight_pairs import joins_rows
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,32 @@ class Conv2DSpec:
         return self.dilation[1] == 1 and self.groups == 1
 
     @property
+    def joined(self) -> bool:
+        """Whether the rows of a window are copied together, into one run of ``kh * kw * C``."""
+        shape = (self.outputs, self.channels, *self.kernel)
+        return self.dtype == "uint8" and self.merged and self.dilation[0] == 1 and joins_rows(shape)
+
+    @property
+    def row(self) -> int:
+        """Elements of a row of the window."""
+        return self.kernel[1] * self.channels // self.groups
+
+    @property
+    def run_rows(self) -> int:
+        """Rows of the window that have runs of their own."""
+        return 1 if self.joined else self.kernel[0]
+
+    @property
     def run(self) -> int:
-        """Contiguous elements of one reduction: of a row of the window, or of one tap of it."""
-        return (self.kernel[1] if self.merged else 1) * self.channels // self.groups
+        """Contiguous elements of one reduction: of the window, of a row, or of one tap of it."""
+        if not self.merged:
+            return self.channels // self.groups
+        return self.row * (self.kernel[0] if self.joined else 1)
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of the layer."""
-        window = self.kernel[0] * self.kernel[1] * self.channels // self.groups
+        window = self.kernel[0] * self.row
         return self.batch * self.out_height * self.out_width * self.outputs * window
 
     def flattened(self) -> Conv2DSpec:

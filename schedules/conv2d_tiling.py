@@ -114,7 +114,7 @@ def _register_tiles(spec: Conv2DSpec, dots: tuple[DotProduct, ...]) -> Iterator[
 def _columns(spec: Conv2DSpec) -> Iterator[tuple[int, bool]]:
     """Yield how many pixels a tile can hold, of a row, or flat where rows would leave a rest."""
     inputs = spec.height * spec.width * spec.channels
-    flat = spec.out_height > 1 and inputs <= RESIDENT_BYTES
+    flat = spec.out_height > 1 and inputs <= RESIDENT_BYTES and not spec.joined
     for columns in range(1, min(WIDEST_TILE, max(spec.pixels, 1)) + 1):
         if columns <= max(spec.out_width, 1):
             yield columns, False
@@ -197,7 +197,7 @@ def _cost(spec: Conv2DSpec, tiling: Tiling) -> float:
         instructions = 2 + (3.2 if spilled else 2.0) / tiling.chain
         multiply = products * (1 + 1 / tiling.chain) * per_step
         issue = products * instructions / (2 if wide and dot.lanes == 16 else 4)
-        weights = e.steps * e.taps * spec.kernel[0] * channels * dot.lanes * dot.group
+        weights = e.steps * e.taps * spec.run_rows * channels * dot.lanes * dot.group
         if weights > RESIDENT_WEIGHTS:
             loads += channels * dot.lanes * dot.group / SECOND_LEVEL_BANDWIDTH
         # of the least times of 13 tiles with chains of 8 and 96
@@ -216,7 +216,7 @@ def _cost(spec: Conv2DSpec, tiling: Tiling) -> float:
         step += REGISTER_UNPACKING * channels
     elif spec.w_bits == 4:
         step += BLOCK_UNPACKING * channels * columns / (tiling.row_block * tiling.column_block)
-    steps = e.steps * e.taps * spec.kernel[0]
+    steps = e.steps * e.taps * spec.run_rows
     finish = 8.0 if isinstance(spec.epilogue, Epilogue) else 2.0
     if spec.out_extents(flat=tiling.flat)[1] % columns:
         finish += 5.0  # each pixel is stored under a condition
@@ -234,6 +234,8 @@ def _copying(spec: Conv2DSpec, tiling: Tiling) -> float:
     rows = spec.out_height / height * reach
     width = (spec.width + spec.padding[1] + spec.padding[3]) * spec.channels
     bytes_ = rows * width * np.dtype(tiling.dot.input_dtype).itemsize
+    if spec.joined:
+        bytes_ += 40.0 * spec.pixels * spec.kernel[0]  # vectors that cross lines: 2.5 cycles a row
     # a parallel loop of its own, into a cache further away
     return PARALLEL_LOOP_CYCLES + bytes_ / 8.0 if tiling.parallel == "channels" else bytes_ / 16.0
 
@@ -247,7 +249,8 @@ def _task_choices(spec: Conv2DSpec, tile: _RegisterTile, threads: int) -> Iterat
     by_rows = _by_rows(spec, tile, threads)
     yield chosen
     yield by_rows
-    yield _by_channels(spec, by_rows)
+    if not spec.joined:
+        yield _by_channels(spec, by_rows)
     if tile.flat:
         return
     if spec.out_height == 1:
@@ -268,6 +271,8 @@ def _tasks(spec: Conv2DSpec, tile: _RegisterTile, threads: int) -> Tiling:
     weights = window * spec.outputs * np.dtype(dot.weight_dtype).itemsize
     inputs = spec.batch * spec.height * spec.width * spec.channels * item
     by_rows = _by_rows(spec, tile, threads)
+    if spec.joined:
+        return by_rows
     blocks = -(-spec.outputs // (dot.lanes * tile.channels))
     by_channels = _by_channels(spec, by_rows)
     e = Extents.of(spec, by_rows)
@@ -303,6 +308,11 @@ def _by_rows(spec: Conv2DSpec, tile: _RegisterTile, threads: int) -> Tiling:
     height, width = spec.out_extents(flat=tile.flat)
     if tile.flat:
         row_block, column_block = height, round_up(width, tile.columns)
+    elif spec.joined:
+        limit = max(1, CHUNK_BYTES // (spec.run * item * tile.columns))
+        tiles = -(-width // tile.columns)
+        row_block = _best_divisor(height, max(1, limit // tiles), spec.batch, threads)
+        column_block = tile.columns * -(-tiles // -(-tiles // limit))
     elif height == 1:  # a flattened layer: cut the row
         tiles = -(-width // tile.columns)
         shared = spec.w_bits == 4 and tile.unpack == "block"

@@ -146,7 +146,7 @@ def _conv2d_figures(
         rows, columns = -(-columns // spec.out_width), spec.out_width
     reach = (rows - 1) * spec.strides[0] + spec.kernel[0]
     across = (columns - 1) * spec.strides[1] + spec.kernel[1]
-    reduced = spec.kernel[0] * extents.taps * extents.run
+    reduced = spec.run_rows * extents.taps * extents.run
     return {
         "work": float(spec.batch * extents.rows * extents.columns * extents.outputs * reduced),
         "useful": float(spec.macs),

@@ -27,6 +27,12 @@ LAYERS = {
     "stem": Conv2DSpec(
         2, 9, 11, 3, 20, (7, 7), (2, 2), (3, 3, 3, 3), input_zero_point=7, epilogue=WIDE_ADD
     ),
+    "stem, rows joined": Conv2DSpec(
+        2, 9, 11, 3, 28, (7, 7), (2, 2), (3, 3, 3, 3), input_zero_point=7, epilogue=WIDE_ADD
+    ),
+    "whole words joined": Conv2DSpec(
+        1, 9, 8, 2, 32, (4, 5), (1, 2), (0, 2, 3, 1), input_zero_point=200, epilogue=NARROW
+    ),
     "pointwise": Conv2DSpec(1, 7, 7, 24, 40, epilogue=TABLE),
     "pointwise, ragged channels": Conv2DSpec(3, 5, 5, 10, 12),
     "strided pointwise": Conv2DSpec(1, 9, 8, 16, 32, (1, 1), (2, 2), epilogue=SHORT),
@@ -104,7 +110,7 @@ def case(spec: Conv2DSpec, tiling: Tiling, seed: int = 0, qmax: int = 255) -> tu
     inputs = [viewed, conv2d.pack_weight(weight, spec, tiling)]
     effective = weight.astype(np.int64)
     if spec.w_group:
-        rows = effective.reshape(spec.outputs, spec.kernel[0], -1)
+        rows = effective.reshape(spec.outputs, spec.run_rows, -1)
         groups = -(-rows.shape[2] // spec.w_group)
         scale = rng.integers(1, 17, (*rows.shape[:2], groups)).astype(np.uint8)
         rows = rows * np.repeat(scale, spec.w_group, axis=2)[:, :, : rows.shape[2]]

@@ -72,7 +72,7 @@ def test_default_tiling_is_exact(name: str, mcpu: str, chain: int) -> None:
 
 
 @pytest.mark.parametrize("epilogue", EPILOGUES)
-@pytest.mark.parametrize("name", ["3x3", "stem", "pointwise, ragged channels"])
+@pytest.mark.parametrize("name", ["3x3", "stem, rows joined", "pointwise, ragged channels"])
 def test_every_epilogue_is_exact(name: str, epilogue: str) -> None:
     target = make_target("haswell")
     fixed, residual_dtype = EPILOGUES[epilogue]
@@ -82,6 +82,19 @@ def test_every_epilogue_is_exact(name: str, epilogue: str) -> None:
     inputs, expected = case(spec, tiling)
     assert len(np.unique(expected)) > 20  # not all are clipped
     np.testing.assert_array_equal(run(conv2d.kernel(spec, tiling), target, inputs), expected)
+
+
+@settings(max_examples=EXAMPLES)
+@given(st.data(), windows())
+def test_random_windows_of_few_channels_are_exact(data: st.DataObject, window: Window) -> None:
+    """Where the rows of many windows are joined."""
+    inputs, outputs = data.draw(st.integers(1, 4)), data.draw(st.integers(30, 50))
+    spec = Conv2DSpec(channels=inputs, outputs=outputs, epilogue=NARROW, chain=1, **window)
+    spec, target = spec.flattened(), make_target("haswell")
+    for tiling in conv2d.tilings(spec, dot_products(target), 2)[::97]:
+        arguments, expected = case(spec, tiling)
+        actual = run(conv2d.kernel(spec, tiling), target, arguments)
+        np.testing.assert_array_equal(actual, expected)
 
 
 @settings(max_examples=EXAMPLES)
@@ -107,7 +120,9 @@ def plain_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("plain_instructions")
 @pytest.mark.parametrize("dot", DOTS, ids=lambda d: d.name)
-@pytest.mark.parametrize("name", ["3x3", "stem", "pointwise", "grouped", "dense"])
+@pytest.mark.parametrize(
+    "name", ["3x3", "stem", "stem, rows joined", "pointwise", "grouped", "dense"]
+)
 def test_schedules_of_other_processors_are_exact(name: str, dot: DotProduct) -> None:
     spec = LAYERS[name].flattened()
     generic = dot_products(make_target("x86-64"))[-1]
@@ -127,7 +142,10 @@ def test_any_tiling_is_exact(columns: int, channels: int, rows: int, parallel: s
     np.testing.assert_array_equal(run(conv2d.kernel(spec, tiling), target, inputs), expected)
 
 
-SMALL_MAPS = ["3x3", "stem", "strided pointwise", "dilated", "grouped", "row kernel", "valid"]
+SMALL_MAPS = [
+    "3x3", "stem", "stem, rows joined", "strided pointwise", "dilated", "grouped", "row kernel",
+    "valid",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("parallel", ["rows", "channels"])

@@ -46,7 +46,9 @@ def check(spec: Conv2DSpec, tiling: Tiling, qmax: int, target: str) -> None:
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("layer", ["stem", "pointwise, ragged channels", "dense"])
+@pytest.mark.parametrize(
+    "layer", ["stem", "stem, rows joined", "pointwise, ragged channels", "dense"]
+)
 def test_default_tiling_is_exact(layer: str, choice: str) -> None:
     spec, qmax = narrowed(layer, choice)
     check(spec, conv2d.target_tiling(spec, make_target("haswell"), 2), qmax, "haswell")
@@ -62,7 +64,7 @@ def test_runs_of_single_taps_are_exact(layer: str, choice: str) -> None:
 @pytest.mark.parametrize("choice", ["w4a8", "w4a8g32"])
 @pytest.mark.parametrize("target", ["x86-64", NATIVE])
 def test_any_processor_is_exact(target: str, choice: str) -> None:
-    spec, qmax = narrowed("stem", choice)
+    spec, qmax = narrowed("stem, rows joined", choice)
     check(spec, conv2d.target_tiling(spec, make_target(target), 2), qmax, target)
 
 

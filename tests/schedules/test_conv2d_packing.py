@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,7 +18,15 @@ from tvmquant.schedules.conv2d import (
     provable_chain,
 )
 
-SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.integers(1, 9))
+# OHWI; of the last, kernels join the rows of the window
+SHAPES = st.tuples(
+    st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.integers(1, 9)
+) | st.just((32, 3, 3, 3))
+
+
+def spec_of(shape: tuple[int, ...], w_group: int = 0) -> Conv2DSpec:
+    outputs, *kernel, channels = shape
+    return Conv2DSpec(1, 9, 9, channels, outputs, tuple(kernel), w_group=w_group)
 
 
 @given(
@@ -26,12 +36,10 @@ SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.i
 )
 def test_chain_is_the_longest_power_of_two_that_fits(weight, first, second):
     qmin, qmax = min(first, second), max(first, second)
-    spec = Conv2DSpec(
-        1, 9, 9, weight.shape[3], weight.shape[0], weight.shape[1:3], input_zero_point=qmin
-    )
+    spec = replace(spec_of(weight.shape), input_zero_point=qmin)
     chain = provable_chain(weight, spec, qmin, qmax)
     # the sums that any inputs can reach in one step
-    runs = weight.reshape(*weight.shape[:2], -1).astype(np.int64)
+    runs = weight.reshape(len(weight), spec.run_rows, -1).astype(np.int64)
     runs = np.pad(runs, ((0, 0), (0, 0), (0, runs.shape[2] % 2)))
     products = np.stack([runs * qmin, runs * qmax])
     highest = products.max(0).reshape(-1, 2).sum(1).max()
@@ -52,19 +60,19 @@ def test_padding_counts_as_input():
 
 @given(st.data(), SHAPES, st.sampled_from([4, 8, 32]))
 def test_groups_factor_exactly(data, shape, group):
-    rows = shape[2] * shape[3]
+    spec = spec_of(shape, group)
     narrow = data.draw(arrays.arrays(np.int8, shape, elements=st.integers(-7, 7)))
-    counts = (shape[0], shape[1], -(-rows // group))
+    counts = (shape[0], spec.run_rows, -(-spec.run // group))
     scale = data.draw(arrays.arrays(np.uint8, counts, elements=st.integers(1, 16)))
-    spread = np.repeat(scale, group, axis=2)[:, :, :rows].reshape(shape)
+    spread = np.repeat(scale, group, axis=2)[:, :, : spec.run].reshape(shape)
     effective = (narrow * spread.astype(np.int16)).astype(np.int8)
-    weight, factors = factor_groups(effective, group, "layer")
+    weight, factors = factor_groups(effective, spec, "layer")
     assert weight.dtype == np.int8
     assert factors.dtype == np.uint8
     assert factors.shape == counts
     assert factors.min() >= 1
     assert np.abs(weight.astype(int)).max() <= 7
-    spread = np.repeat(factors, group, axis=2)[:, :, :rows].reshape(shape)
+    spread = np.repeat(factors, group, axis=2)[:, :, : spec.run].reshape(shape)
     np.testing.assert_array_equal(weight * spread.astype(np.int16), effective)
 
 
@@ -72,7 +80,7 @@ def test_weights_that_do_not_factor_are_refused_by_name():
     weight = np.ones((2, 3, 1, 8), np.int8)
     weight[1, 2, 0, 5:7] = 8, 9
     with pytest.raises(QuantizationError, match=r"'conv7'.*group 1 .* row 2 of output channel 1"):
-        factor_groups(weight, 4, "conv7")
+        factor_groups(weight, spec_of(weight.shape, 4), "conv7")
 
 
 def test_weights_beyond_four_bits_are_refused_by_name():
