@@ -29,6 +29,7 @@ from tvmquant.passes.lower_to_kernels import LowerToKernels, Tilings, default_ti
 from tvmquant.passes.place_concats import PlaceConcats
 from tvmquant.passes.rewriter import bindings_of
 from tvmquant.passes.schedule_float_ops import ScheduleFloatOps
+from tvmquant.passes.store_weights import StoreWeights
 from tvmquant.passes.verify_integer_only import VerifyIntegerOnly
 
 Pass: TypeAlias = Any  # tvm.transform.Pass, which TVM leaves untyped
@@ -115,6 +116,11 @@ def lower(
 def expose_integers(module: tvm.IRModule) -> tvm.IRModule:
     """Add the raw integer entry to an L3 module, where its borders allow it."""
     return _run("6-entries", [ExposeIntegers()], module)
+
+
+def store_weights(module: tvm.IRModule) -> tvm.IRModule:
+    """Take large constants of an L3 module out of the virtual machine's executable."""
+    return _run("7-weights", [StoreWeights()], module)
 
 
 def has_integer_operators(module: tvm.IRModule) -> bool:

@@ -87,14 +87,14 @@ class Conv2DSpec:
 
     @property
     def merged(self) -> bool:
-        """Whether a row of the window is one contiguous run of ``kw * C`` elements."""
-        return self.dilation[1] == 1 and self.groups == 1
+        """Whether rows of the window are neighbours, each one contiguous run of ``kw * C``."""
+        return self.dilation == (1, 1) and self.groups == 1
 
     @property
     def joined(self) -> bool:
         """Whether the rows of a window are copied together, into one run of ``kh * kw * C``."""
         shape = (self.outputs, self.channels, *self.kernel)
-        return self.dtype == "uint8" and self.merged and self.dilation[0] == 1 and joins_rows(shape)
+        return self.dtype == "uint8" and self.merged and joins_rows(shape)
 
     @property
     def row(self) -> int:

@@ -146,7 +146,8 @@ class _Reader:
         pixels = extents[1:] if op != "dense" else extents[:-1]
         if op == "conv2d":
             outputs = weight[0]
-            groupable = int(call.attrs.groups) == 1 == int(call.attrs.dilation[1])
+            dilation = [int(v) for v in call.attrs.dilation]
+            groupable = int(call.attrs.groups) == 1 and dilation == [1, 1]
             if int(call.attrs.groups) == int(call.args[0].ty.shape.values[1]) > 1:
                 op = "depthwise_conv2d"
         elif op == "conv2d_transpose":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -200,6 +201,17 @@ def system_of(triple: str) -> str:
         if name in triple:
             return system
     return ""
+
+
+def is_elf(triple: str) -> bool:
+    """Whether libraries for a triple are ELF files, as on Linux, Android and FreeBSD.
+
+    Examples
+    --------
+    >>> is_elf("aarch64-linux-gnu"), is_elf("arm64-apple-macosx14")
+    (True, False)
+    """
+    return (system_of(triple) or platform.system().lower()) in ("linux", "android", "freebsd")
 
 
 def required_features(target: tvm.target.Target) -> list[str]:

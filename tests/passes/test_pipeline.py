@@ -13,7 +13,10 @@ from tvmquant.passes import pipeline
 from tvmquant.twin import Twin
 
 SHAPE = ("n", 3, 6, 6)
-PHASES = ["1-canonical", "2-annotated", "3-calibrated", "4-integer", "5-kernels", "6-entries"]
+PHASES = [
+    "1-canonical", "2-annotated", "3-calibrated", "4-integer", "5-kernels", "6-entries",
+    "7-weights",
+]  # fmt: skip
 
 
 def network() -> tvm.IRModule:
@@ -33,6 +36,7 @@ def levels() -> dict[str, tvm.IRModule]:
     found["4-integer"] = pipeline.integerize(found["3-calibrated"], strict=True)
     found["5-kernels"] = pipeline.lower(found["4-integer"], make_target("haswell"), 2, 2)
     found["6-entries"] = pipeline.expose_integers(found["5-kernels"])
+    found["7-weights"] = pipeline.store_weights(found["6-entries"])
     return found
 
 

@@ -28,7 +28,7 @@ from tvmquant.deploy.manifest import (
 )
 from tvmquant.errors import ArtifactError, QuantizationError
 from tvmquant.report import REPORT_NAME
-from tvmquant.target import MAX_THREADS, parse_target, physical_cores
+from tvmquant.target import MAX_THREADS, is_elf, parse_target, physical_cores, triple_of
 
 if TYPE_CHECKING:
     import tvm
@@ -111,11 +111,12 @@ def build(
     module = graph.module if graph.level == "L2" else pipeline.canonicalize(graph.module)
     lowered = pipeline.lower(module, tvm_target, count, batch, tilings or default_tilings)
     entries = pipeline.expose_integers(lowered)
+    stored = pipeline.store_weights(entries) if is_elf(triple_of(tvm_target.attrs)) else entries
     has_raw = "raw" in {str(v.name_hint) for v in entries.get_global_vars()}
 
     with _work_folder(folder) as work:
         say("compile")
-        compile_in_worker(entries, tvm_target, work / LIBRARY_NAME)
+        compile_in_worker(stored, tvm_target, work / LIBRARY_NAME)
         inputs, outputs = describe_tensors(graph, module, entries, has_raw)
         library = work / LIBRARY_NAME
         manifest = Manifest(

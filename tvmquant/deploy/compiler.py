@@ -6,6 +6,7 @@ import multiprocessing
 import platform
 import shutil
 import signal
+import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,19 +118,28 @@ def _compile(
     module: tvm.IRModule, target: tvm.target.Target, library: Path, linker: str | None, send: Any
 ) -> None:
     """Compile, link and send what went wrong, or None."""
+    import tvm_ffi
     from tvm import relax
     from tvm.support import cc
 
+    from tvmquant.deploy.stored_weights import write_source
     from tvmquant.passes.pipeline import virtual_machine_pipeline
+    from tvmquant.passes.store_weights import FUNCTION, WEIGHTS
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this one
     link: dict[str, Any] = {"fcompile": cc.cross_compiler(linker)} if linker else {}
+    options = []
     if system_of(triple_of(target.attrs)) == "linux":
-        link["options"] = ["-Wl,--strip-debug"]  # of the kernels' TensorIR: 2 % of ResNet-50
+        options.append("-Wl,--strip-debug")  # of the kernels' TensorIR: 2 % of ResNet-50
     try:
-        with target:
+        with target, tempfile.TemporaryDirectory(prefix="tvmquant.") as scratch:
+            weights = [tensor.numpy() for tensor in (module.attrs or {}).get(WEIGHTS, [])]
+            module = module.without_attr(WEIGHTS)
             executable = relax.build(module, target, relax_pipeline=virtual_machine_pipeline())
-        executable.export_library(str(library), **link)
+            if weights:
+                link["addons"] = [str(write_source(weights, FUNCTION, Path(scratch)))]
+                options += [f"-I{path}" for path in tvm_ffi.libinfo.include_paths()]
+            executable.export_library(str(library), options=options, **link)
         send.send(None)
     except Exception as error:  # whatever it is, the parent reports it as one message
         reason = str(error).strip()[-MESSAGE_CHARACTERS:]

@@ -1,0 +1,69 @@
+"""Constants that leave the virtual machine's executable: which, how often, and where they go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+
+from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.store_weights import LEAST_BYTES, WEIGHTS, StoreWeights
+
+LARGE = np.arange(LEAST_BYTES, dtype=np.uint8).view(np.int8).reshape(64, -1)
+SMALL = LARGE[:, :-1].copy()
+MASK = np.ones((64, LEAST_BYTES // 64), bool)
+X = relax.TensorType((8, 8), "uint8")
+
+
+def kernel(*types: relax.TensorType) -> tirx.PrimFunc:
+    """Return a kernel that ignores all operands but the first."""
+    buffers = [tirx.decl_buffer(t.shape.values, t.dtype.dtype) for t in types]
+    return tirx.PrimFunc(buffers, tirx.Evaluate(0)).with_attr("s_tir", True)
+
+
+def module(*calls: list[Any], stored: list[Any] | None = None) -> tvm.IRModule:
+    """Return ``main(x)`` that calls a kernel per list of constants.
+
+    An integer among them is a stored weight: ``stored`` holds the types by index.
+    """
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", X)
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            y = x
+            for i, constants in enumerate(calls):
+                operands: list[Any] = [y]
+                for constant in constants:
+                    if isinstance(constant, int):
+                        index = tirx.IntImm("int64", constant)
+                        ty = qop.constant((stored or [])[constant]).ty
+                        call = relax.op.call_pure_packed("tvmquant_weight", index, ty_args=ty)
+                        operands.append(builder.emit(call))
+                    else:
+                        operands.append(qop.constant(constant))
+                function = builder.add_func(kernel(*[o.ty for o in operands], X), f"kernel{i}")
+                y = builder.emit(relax.op.call_tir(function, operands, out_ty=X))
+            result = builder.emit_output(y)
+        builder.emit_func_output(result)
+    return builder.finalize()
+
+
+def test_large_constants_are_stored_once_and_small_ones_stay() -> None:
+    before = module([LARGE, SMALL], [LARGE + 1], [LARGE.copy()])
+    after = StoreWeights()(before)
+    weights = [tensor.numpy() for tensor in after.attrs[WEIGHTS]]
+    np.testing.assert_array_equal(weights, [LARGE, LARGE + 1])
+    expected = module([0, SMALL], [1], [0], stored=weights)
+    tvm.ir.assert_structural_equal(after.without_attr(WEIGHTS), expected)
+
+
+def test_equal_bytes_of_other_types_are_other_weights() -> None:
+    after = StoreWeights()(module([LARGE], [LARGE.view(np.uint8)], [LARGE.reshape(-1)]))
+    assert [str(t.dtype) for t in after.attrs[WEIGHTS]] == ["int8", "uint8", "int8"]
+
+
+def test_without_large_constants_nothing_changes() -> None:
+    before = module([SMALL, MASK])
+    tvm.ir.assert_structural_equal(StoreWeights()(before), before)
