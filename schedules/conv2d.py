@@ -77,6 +77,7 @@ from tvmquant.schedules.dot_stages import Stage
 from tvmquant.schedules.epilogue import Epilogue, FloatEpilogue, apply_at, placeholders
 from tvmquant.schedules.isa import DotProduct, dot_products, fma, saturates
 from tvmquant.schedules.patch_intrinsics import join_rows
+from tvmquant.schedules.skip_padding import asks, skip_padding
 
 __all__ = [
     "Conv2DSpec",
@@ -350,12 +351,15 @@ def schedule(sch: Schedule, spec: Conv2DSpec, tiling: Tiling) -> None:
         products = [k_in]
     else:
         steps, *products = sch.split(reduced[0], [None, dot.group])
+    taps = []
+    if e.taps_apart and asks(spec, tiling):
+        *taps, steps = sch.split(steps, [spec.kernel[1], None])
     h_out, h_in = sch.split(h, [None, tiling.row_block])
     w_block, w_out, w_in = sch.split(
         w, [None, tiling.column_block // tiling.column_tile, tiling.column_tile]
     )
     o_out, o_mid, lane = sch.split(o, [None, tiling.channel_tile, dot.lanes])
-    inner = [h_in, w_out, ry, rt, steps, w_in, o_mid, *halves, lane, *products]
+    inner = [h_in, w_out, ry, rt, *taps, steps, w_in, o_mid, *halves, lane, *products]
 
     # 2. tasks, and in each the blocks of output channels
     if tiling.parallel == "channels":
@@ -480,6 +484,7 @@ def kernel(spec: Conv2DSpec, tiling: Tiling, operation: str = "conv2d") -> tirx.
         )
     sch = Schedule(compute(spec, tiling))
     schedule(sch, spec, tiling)
+    function = skip_padding(sch.mod["main"], spec, tiling)
     geometry = f"{spec.height}x{spec.width}x{spec.channels}o{spec.outputs}"
     if not spec.pointwise:
         geometry += f"k{spec.kernel[0]}x{spec.kernel[1]}s{spec.strides[0]}"
@@ -492,7 +497,7 @@ def kernel(spec: Conv2DSpec, tiling: Tiling, operation: str = "conv2d") -> tirx.
     if tiling.flat:
         tile += "_flat"
     name = f"{operation}_{_types(spec)}_{tile}_{geometry}_{_ending(spec.epilogue)}"
-    return sch.mod["main"].with_attr("tvmquant.kernel", name)
+    return function.with_attr("tvmquant.kernel", name)
 
 
 def _ending(epilogue: Epilogue | FloatEpilogue | None) -> str:

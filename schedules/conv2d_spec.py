@@ -97,6 +97,12 @@ class Conv2DSpec:
         return self.dtype == "uint8" and self.merged and joins_rows(shape)
 
     @property
+    def skips_padding(self) -> bool:
+        """Whether products with padding are zero, so that rows of padding need none."""
+        padded = any(self.padding) and self.kernel != (1, 1)
+        return padded and self.input_zero_point == 0 and not self.joined
+
+    @property
     def row(self) -> int:
         """Elements of a row of the window."""
         return self.kernel[1] * self.channels // self.groups
@@ -187,6 +193,12 @@ class Extents:
         Elements of one run that they read.
     direct : bool
         The input is read in place, without a padded copy.
+    taps_apart : bool
+        The steps of each tap of a run have a loop of their own, around which padding is skipped.
+    tap : str
+        Name of the loop over taps that the kernel has.
+    tap_loop : int
+        Its extent.
     """
 
     rows: int
@@ -199,6 +211,9 @@ class Extents:
     steps: int
     run: int
     direct: bool
+    taps_apart: bool
+    tap: str
+    tap_loop: int
 
     @classmethod
     def of(cls, spec: Conv2DSpec, tiling: Tiling) -> Extents:
@@ -219,17 +234,29 @@ class Extents:
             and (rows, columns) == (height, width)
             and spec.run == steps * group
         )
+        taps = 1 if spec.merged else spec.kernel[1]
+        padded = spec.padding[1] > 0 or spec.padding[3] > 0
+        taps_apart = (
+            spec.skips_padding
+            and padded
+            and taps < spec.kernel[1]
+            and spec.channels % (group * whole) == 0
+        )
+        axis = "chain_0" if chained else "step_0" if in_registers else "rk_0_0"
         return cls(
             rows=rows,
             columns=columns,
             outputs=round_up(spec.outputs, tiling.dot.lanes * tiling.channel_tile),
-            taps=1 if spec.merged else spec.kernel[1],
+            taps=taps,
             pixel=per_group * spec.groups,
             chained=chained,
             in_registers=in_registers,
             steps=steps,
             run=steps * group,
             direct=direct,
+            taps_apart=taps_apart,
+            tap=axis if taps_apart else "rt",
+            tap_loop=spec.kernel[1] if taps_apart else taps,
         )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling, round_up
 from tvmquant.schedules.epilogue import Epilogue
 from tvmquant.schedules.isa import DotProduct, saturates
+from tvmquant.schedules.skip_padding import share
 
 # Input rows of one task, kept in the second-level cache beside the weights of one channel block.
 ROWS_BYTES = 128 * 1024
@@ -216,7 +217,7 @@ def _cost(spec: Conv2DSpec, tiling: Tiling) -> float:
         step += REGISTER_UNPACKING * channels
     elif spec.w_bits == 4:
         step += BLOCK_UNPACKING * channels * columns / (tiling.row_block * tiling.column_block)
-    steps = e.steps * e.taps * spec.run_rows
+    steps = e.steps * e.taps * spec.run_rows * share(spec, tiling)
     finish = 8.0 if isinstance(spec.epilogue, Epilogue) else 2.0
     if spec.out_extents(flat=tiling.flat)[1] % columns:
         finish += 5.0  # each pixel is stored under a condition
