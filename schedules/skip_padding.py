@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 
@@ -125,38 +126,62 @@ def skip_padding(function: tirx.PrimFunc, spec: Conv2DSpec, tiling: Tiling) -> t
     spec, tiling
         Of the kernel.
     """
-    loops, places = _found(function)
+    loops, places = _found(function.body)
     ry = loops["ry"]
     row, pixel, column = places["acc_update"]
     tile = [_substituted(pixel, column, i) for i in range(tiling.column_tile)]
     body = function.body
 
     if asks(spec, tiling):
-        tap = loops[Extents.of(spec, tiling).tap]
+        name = Extents.of(spec, tiling).tap
+        tap = loops[name]
         every = [
             condition
             for at in (tile if tiling.flat else {0: tile[0], 1: tile[-1]}.values())
             for condition in _conditions(spec, tiling, row, at, ry, tap)
         ]
-        asked = {
-            loop: _conditions(spec, tiling, row, at, ry, tap) for _, at, loop in places.values()
-        }
-        body = _changed(
-            body,
-            tap,
-            lambda fast: tirx.IfThenElse(
-                tirx.all(*every), fast, functools.reduce(_where, asked.items(), fast)
-            ),
-        )
+        asking = _copied_work(function, name)
+        for _, at, pixels in _found(asking)[1].values():
+            asking = _where(asking, pixels, _conditions(spec, tiling, row, at, ry, tap))
+        body = _changed(body, tap, lambda work: tirx.IfThenElse(tirx.all(*every), work, asking))
 
     first, last = (_place(spec, tiling, row, at)[0] for at in (tile[0], tile[-1]))
     above, _ = _row_conditions(spec, tiling, last, ry)
     _, below = _row_conditions(spec, tiling, first, ry)
-    return function.with_body(_where(body, (ry, [*above, *below])))
+    return function.with_body(_where(body, ry, [*above, *below]))
+
+
+def _copied_work(function: tirx.PrimFunc, name: str) -> tirx.Stmt:
+    """Return what a loop does once more, with variables of its own for all that it defines."""
+    copy = s_tir.renew_defs(function)
+    work: list[tirx.Stmt] = []
+
+    def taken(body: tirx.Stmt) -> tirx.Stmt:
+        work.append(body)
+        return tirx.Evaluate(0)
+
+    outside = _changed(copy.body, _found(copy.body)[0][name], taken)
+    kept = {*copy.params, *_variables(outside)}
+    pairs = zip(_variables(copy.body), _variables(function.body), strict=True)
+    original = {
+        new: old
+        for new, old in [*pairs, *zip(copy.params, function.params, strict=True)]
+        if new in kept
+    }
+    return tvm_ffi.structural_map(
+        work[0], [(tvm.ir.Var, lambda var: original.get(var, var))], order="post"
+    )
+
+
+def _variables(body: tirx.Stmt) -> list[tvm.ir.Var]:
+    """Return the variables, among them buffers, in the order in which they occur."""
+    found: list[tvm.ir.Var] = []
+    tvm_ffi.structural_walk(body, [(tvm.ir.Var, found.append)], order="pre")
+    return found
 
 
 def _found(
-    function: tirx.PrimFunc,
+    body: tirx.Stmt,
 ) -> tuple[dict[str, tirx.Var], dict[str, tuple[Any, Any, tirx.Var]]]:
     """Return the loops' variables, and where blocks that add up products are.
 
@@ -175,7 +200,7 @@ def _found(
         realized[str(node.block.name_hint).removesuffix("_o")] = node.iter_values
 
     visits = [(tirx.For, loop), (s_tir.SBlockRealize, block)]
-    tvm_ffi.structural_walk(function.body, visits, order="pre")
+    tvm_ffi.structural_walk(body, visits, order="pre")
     places = {}
     for name, axis in (("acc_update", 2), ("part_update", 5)):
         if name in realized:
@@ -186,9 +211,7 @@ def _found(
 
 
 def _reads(expr: Any, var: tirx.Var) -> bool:
-    found: list[tirx.Var] = []
-    tvm_ffi.structural_walk(expr, [(tirx.Var, found.append)], order="pre")
-    return any(v.same_as(var) for v in found)
+    return any(found.same_as(var) for found in _variables(expr))
 
 
 def _substituted(expr: Any, var: tirx.Var, value: int) -> Any:
@@ -198,9 +221,8 @@ def _substituted(expr: Any, var: tirx.Var, value: int) -> Any:
     return tvm_ffi.structural_map(expr, [(tirx.Var, constant)], order="post")
 
 
-def _where(body: tirx.Stmt, condition: tuple[tirx.Var, list[Any]]) -> tirx.Stmt:
-    """Return a statement in which the loop over a variable does its work under conditions."""
-    var, conditions = condition
+def _where(body: tirx.Stmt, var: tirx.Var, conditions: list[Any]) -> tirx.Stmt:
+    """Return a statement in which the loop over a variable works under conditions."""
     if not conditions:
         return body
     return _changed(body, var, lambda work: tirx.IfThenElse(tirx.all(*conditions), work, None))
