@@ -20,6 +20,8 @@ from tvm.script import tirx as T  # noqa: N812  (TVMScript's customary name)
 from benchmarks.rows import Row, RowMaker, machine_facts
 from tvmquant.benchmark import measure_interleaved
 from tvmquant.errors import TargetError
+from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.rewriter import bindings_of
 from tvmquant.schedules import conv2d, isa
 from tvmquant.schedules.epilogue import Epilogue
 from tvmquant.schedules.isa import DotProduct
@@ -158,7 +160,8 @@ def run(
     Returns
     -------
     list of Row
-        For each layer ``gmacs_per_s`` and ``fraction_of_peak``; the same for all ``total`` (each
+        For each layer ``gmacs_per_s`` (products with padding do not count) and
+        ``fraction_of_peak``; the same for all ``total`` (each
         layer as often as it occurs) and the machine's ``peak``; ``geomean`` of the distinct
         convolutions' fractions (a dense layer uses each weight once per image: reading them bounds
         it, not multiplying).
@@ -194,12 +197,12 @@ def _rows(make: RowMaker, measured: list[tuple[Layer, str, float, float]]) -> It
     fractions = []
     macs = seconds = least = 0.0
     for layer, kernel, time, peak in measured:
-        rate = layer.spec.macs / time
+        rate = layer.spec.useful_macs / time
         if layer.spec.pixels > 1:
             fractions.append(rate / peak)
-        macs += layer.count * layer.spec.macs
+        macs += layer.count * layer.spec.useful_macs
         seconds += layer.count * time
-        least += layer.count * layer.spec.macs / peak
+        least += layer.count * layer.spec.useful_macs / peak
         yield from rows(
             layer.name, rate, rate / peak, us=time * 1e6, count=layer.count, kernel=kernel
         )
@@ -287,6 +290,23 @@ def network_peaks(target: str, threads: int) -> tuple[float, float]:
     dots = isa.dot_products(parse_target(target))
     words = next((dot for dot in dots if dot.group == 2), dots[0])
     return peak_macs(dots[0], target, threads), peak_macs(words, target, threads)
+
+
+def useful_macs(module: tvm.IRModule, batch: int) -> dict[str, int]:
+    """Return the multiply-accumulates of every convolution of an L2 module, without padding."""
+    found = {}
+    for _, call in bindings_of(module["main"]):
+        if not qop.is_call(call, qop.QCONV2D):
+            continue
+        attrs = qop.attributes(call)
+        height, width, channels = (int(v) for v in call.args[0].ty.shape.values[1:])
+        outputs, *window, _ = qop.constant_array(call.args[1]).shape
+        spec = conv2d.Conv2DSpec(
+            batch, height, width, channels, outputs, tuple(window), tuple(attrs["strides"]),
+            tuple(attrs["padding"]), tuple(attrs["dilation"]), attrs["groups"],
+        )  # fmt: skip
+        found[attrs["id"]] = spec.useful_macs
+    return found
 
 
 def _peak_runner(dot: DotProduct, target: tvm.target.Target, threads: int) -> tuple[Runner, int]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from tvmquant.benchmark import Latency, measure_interleaved
 from tvmquant.cli.output import print_warning
 from tvmquant.deploy.manifest import LayerInfo
 from tvmquant.errors import DataError, TargetError
+
+if TYPE_CHECKING:
+    from tvmquant.graph import Graph
 
 Stage = Callable[[str], AbstractContextManager[Callable[[int, int | None], None]]]
 Argument = TypeVar("Argument")
@@ -235,10 +238,10 @@ def measure(case: Case) -> tuple[dict[str, Latency], float, int]:
             os.sched_setaffinity(0, allowed)
         pool = int(tvm.get_global_func("runtime.NumThreads")())
         latencies = _latencies({**libraries, **runners}, case.repeats)
-        return latencies, _limit(case, layers[OURS]), pool
+        return latencies, _limit(case, layers[OURS], graphs[OURS]), pool
 
 
-def _limit(case: Case, layers: Sequence[LayerInfo]) -> float:
+def _limit(case: Case, layers: Sequence[LayerInfo], graph: Graph) -> float:
     """Return the seconds of a network's multiplications at the peak, or nan without a known one."""
     from benchmarks import kernels
 
@@ -247,7 +250,10 @@ def _limit(case: Case, layers: Sequence[LayerInfo]) -> float:
         byte_macs, word_macs = kernels.network_peaks(case.target, case.threads)
     except TargetError:
         return float("nan")
-    return sum(i.macs / (word_macs if "depthwise" in i.op else byte_macs) for i in layers)
+    useful = kernels.useful_macs(graph.module, case.batch)
+    return sum(
+        useful.get(i.id, i.macs) / (word_macs if "depthwise" in i.op else byte_macs) for i in layers
+    )
 
 
 def restrict_openvino(target: str) -> dict[str, str]:

@@ -94,10 +94,10 @@ def run(
     Returns
     -------
     list of Row
-        Metric ``us`` of every call, with ``layer``, ``kernel``, ``share`` (of all calls), ``macs``,
-        ``bytes``, ``limit_us``, ``bound`` (``multiplies`` or ``memory``), ``fraction_of_limit`` and
-        ``before_us``. The same for ``total``, the sum of the calls, whose limit is the sum of
-        theirs, and for ``network``, a whole run.
+        Metric ``us`` of every call, with ``layer``, ``kernel``, ``share`` (of all calls), ``macs``
+        (none with padding), ``bytes``, ``limit_us``, ``bound`` (``multiplies`` or ``memory``),
+        ``fraction_of_limit`` and ``before_us``. The same for ``total``, the sum of the calls, whose
+        limit is the sum of theirs, and for ``network``, a whole run.
 
     Raises
     ------
@@ -145,8 +145,12 @@ def measure(case: Case) -> Profile:
             start = time.perf_counter()
             runner()
             seconds.append(time.perf_counter() - start)
+    useful = kernels.useful_macs(quantized.module, case.batch)
     return Profile(
-        [(info, time_, size) for (info, time_), size in zip(calls, sizes, strict=True)],
+        [
+            (dataclasses.replace(info, macs=useful.get(info.id, info.macs)), time_, size)
+            for (info, time_), size in zip(calls, sizes, strict=True)
+        ],
         float(np.median(seconds)),
         *kernels.network_peaks(case.target, case.threads),
         bandwidth,

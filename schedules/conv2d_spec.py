@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from tvmquant.schedules.epilogue import Epilogue, FloatEpilogue
 from tvmquant.schedules.isa import DotProduct, saturates
 from tvmquant.weight_pairs import joins_rows
@@ -124,6 +126,18 @@ class Conv2DSpec:
         """Multiply-accumulates of the layer."""
         window = self.kernel[0] * self.row
         return self.batch * self.out_height * self.out_width * self.outputs * window
+
+    @property
+    def useful_macs(self) -> int:
+        """Multiply-accumulates without those with padding."""
+        inside = 1
+        for axis, (extent, outputs) in enumerate(
+            ((self.height, self.out_height), (self.width, self.out_width))
+        ):
+            first = np.arange(outputs)[:, None] * self.strides[axis] - self.padding[axis]
+            read = first + np.arange(self.kernel[axis]) * self.dilation[axis]
+            inside *= int(((read >= 0) & (read < extent)).sum())
+        return self.batch * self.outputs * self.channels // self.groups * inside
 
     def flattened(self) -> Conv2DSpec:
         """Return a pointwise layer as one row of ``batch * height * width`` pixels."""

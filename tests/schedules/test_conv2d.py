@@ -11,7 +11,13 @@ import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.schedules.conv2d_cases import LAYERS, NARROW, case, use_plain_instructions
+from tests.schedules.conv2d_cases import (
+    LAYERS,
+    NARROW,
+    accumulate,
+    case,
+    use_plain_instructions,
+)
 from tests.schedules.kernel_testing import COMPILED, NATIVE, build, make_target, run
 from tests.schedules.random_windows import EXAMPLES, Window, windows
 from tvmquant.schedules import conv2d
@@ -225,3 +231,12 @@ def test_tiles_are_balanced_over_threads() -> None:
         tiling = conv2d.target_tiling(spec, target, threads)
         assert spec.out_height % tiling.row_block == 0
         assert (spec.out_height // tiling.row_block) % threads == 0
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_useful_multiplications_are_those_with_pixels(name: str) -> None:
+    """As many as a convolution of ones adds up."""
+    spec = replace(LAYERS[name], input_zero_point=0)
+    x = np.ones((spec.batch, spec.height, spec.width, spec.channels), np.uint8)
+    weight = np.ones((spec.outputs, *spec.kernel, spec.channels // spec.groups), np.int8)
+    assert spec.useful_macs == accumulate(spec, x, weight, 0).sum() <= spec.macs
