@@ -22,7 +22,8 @@ Strategy
 3. *Padding* (and widening to 16 bits for ``vpmaddwd``) copies the input rows of one task into a
    small buffer inside the parallel loop, so that the inner loops have no branches. Extents that the
    tile does not divide are computed past the edge on such padded rows and not stored. A 1x1
-   convolution whose extents divide needs no copy and reads its input in place.
+   convolution whose extents divide needs no copy and reads its input in place. Products with zeros
+   of the padding, and for pixels past the edge, are left out where that pays (`skip_padding`).
 4. *Epilogue* on the tile while it is in registers.
 5. *Parallel* over row blocks, or, where the weights outweigh the activations (late layers), over
    blocks of output channels, so that each weight is read by one thread once.

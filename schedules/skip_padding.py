@@ -6,6 +6,10 @@ conditions into its loops. A tile skips the rows of its window that lie outside 
 its pixels. Where a tap of a row lies outside for some of them, a copy of the loop asks pixel by
 pixel. Of a 3x3 convolution on 14x14, one in 21 products is with rows of padding and one with
 columns; on 7x7, two each.
+
+Time of 3x3 layers on Zen 3, one thread, as a share of that without conditions: 56x56x64 0.99 (rows
+only), 28x28x128 0.96, 14x14x256 0.93, 8x8x448 0.85, 7x7x512 0.86; of 7x1 on 17x17x192 0.91.
+ResNet-18 as a whole 0.945, ResNet-50 0.965, InceptionV3 and DenseNet-121 0.975.
 """
 
 from __future__ import annotations
