@@ -253,10 +253,11 @@ class Extents:
         taps_apart = (
             spec.skips_padding
             and padded
+            and not chained
             and taps < spec.kernel[1]
             and spec.channels % (group * whole) == 0
         )
-        axis = "chain_0" if chained else "step_0" if in_registers else "rk_0_0"
+        axis = "step_0" if in_registers else "rk_0_0"
         return cls(
             rows=rows,
             columns=columns,

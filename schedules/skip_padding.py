@@ -87,6 +87,8 @@ def share(spec: Conv2DSpec, tiling: Tiling) -> float:
 
 def asks(spec: Conv2DSpec, tiling: Tiling) -> bool:
     """Whether the kernel has a loop that asks pixel by pixel."""
+    if Extents.of(spec, tiling).chained:  # 1.1 to 1.4 of the time with their sums in 16 bits
+        return False
     skipping, asking = _shares(spec, tiling)
     return asking < skipping * (1 - LEAST_SHARE)
 
@@ -130,9 +132,8 @@ def skip_padding(function: tirx.PrimFunc, spec: Conv2DSpec, tiling: Tiling) -> t
     spec, tiling
         Of the kernel.
     """
-    loops, places = _found(function.body)
+    loops, (row, pixel, column) = _found(function.body)
     ry = loops["ry"]
-    row, pixel, column = places["acc_update"]
     tile = [_substituted(pixel, column, i) for i in range(tiling.column_tile)]
     body = function.body
 
@@ -145,8 +146,8 @@ def skip_padding(function: tirx.PrimFunc, spec: Conv2DSpec, tiling: Tiling) -> t
             for condition in _conditions(spec, tiling, row, at, ry, tap)
         ]
         asking = _copied_work(function, name)
-        for _, at, pixels in _found(asking)[1].values():
-            asking = _where(asking, pixels, _conditions(spec, tiling, row, at, ry, tap))
+        _, (_, at, pixels) = _found(asking)
+        asking = _where(asking, pixels, _conditions(spec, tiling, row, at, ry, tap))
         body = _changed(body, tap, lambda work: tirx.IfThenElse(tirx.all(*every), work, asking))
 
     first, last = (_place(spec, tiling, row, at)[0] for at in (tile[0], tile[-1]))
@@ -184,10 +185,8 @@ def _variables(body: tirx.Stmt) -> list[tvm.ir.Var]:
     return found
 
 
-def _found(
-    body: tirx.Stmt,
-) -> tuple[dict[str, tirx.Var], dict[str, tuple[Any, Any, tirx.Var]]]:
-    """Return the loops' variables, and where blocks that add up products are.
+def _found(body: tirx.Stmt) -> tuple[dict[str, tirx.Var], tuple[Any, Any, tirx.Var]]:
+    """Return the loops' variables, and where the block that adds up products is.
 
     That is the expressions of row and pixel, and the variable of the loop over a tile's pixels.
     """
@@ -205,17 +204,10 @@ def _found(
 
     visits = [(tirx.For, loop), (s_tir.SBlockRealize, block)]
     tvm_ffi.structural_walk(body, visits, order="pre")
-    places = {}
-    for name, axis in (("acc_update", 2), ("part_update", 5)):
-        if name in realized:
-            pixel = realized[name][axis]
-            (column,) = (var for var in unrolled if _reads(pixel, var))
-            places[name] = (realized[name][1], pixel, column)
-    return loops, places
-
-
-def _reads(expr: Any, var: tirx.Var) -> bool:
-    return any(found.same_as(var) for found in _variables(expr))
+    _, row, pixel, *_ = realized["acc_update"]
+    read = _variables(pixel)
+    (column,) = (var for var in unrolled if any(var.same_as(v) for v in read))
+    return loops, (row, pixel, column)
 
 
 def _substituted(expr: Any, var: tirx.Var, value: int) -> Any:

@@ -141,6 +141,8 @@ def test_kernels_ask_where_it_pays() -> None:
     plain = replace(large, input_zero_point=1)
     found = [conditions(s, tiling_of(s, 4, flat=False, row_block=7)) for s in (small, large, plain)]
     assert found == [3, 1, 0]
+    chains = tiling_of(small, 4, flat=False, row_block=7, dot=PMADDUBSW_256, chain=4)
+    assert conditions(replace(small, chain=4), chains) == 1
 
 
 def test_small_images_are_cut_to_skip_most() -> None:
