@@ -209,10 +209,10 @@ class _Lowerer(DataflowRewriter):
         """Return the spec with what the weights allow, the weight to store, and groups' factors.
 
         Groups follow the runs of whole rows of the window; where dilation or grouped channels cut
-        the rows up, the products of 4-bit weights and factors are kept as 8-bit weights.
+        these up, the products of 4-bit weights and factors are kept as 8-bit weights.
         """
         w_bits, w_group, scale = 4 if attrs["w_bits"] <= 4 else 8, attrs["w_group"], None
-        if w_group and not spec.merged:
+        if w_group and not spec.groupable:
             w_bits, w_group = 8, 0
         spec = replace(spec, w_bits=w_bits, w_group=w_group)
         if w_group:

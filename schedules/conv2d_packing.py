@@ -106,7 +106,7 @@ def factor_groups(
     ----------
     weight : int8 array of shape (O, kh, kw, C)
     spec : Conv2DSpec
-        `Conv2DSpec.merged`; ``w_group`` neighbours along each run share a factor, the last group
+        `Conv2DSpec.groupable`; ``w_group`` neighbours along each run share a factor, the last group
         may be shorter.
     layer : str
         Its name, for errors.

@@ -8,7 +8,7 @@ import numpy as np
 
 from tvmquant.schedules.epilogue import Epilogue, FloatEpilogue
 from tvmquant.schedules.isa import DotProduct, saturates
-from tvmquant.weight_pairs import joins_rows
+from tvmquant.weight_pairs import groups_follow_runs, joins_rows
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Conv2DSpec:
         8, or 4: weights in [-7, 7], stored two in a byte.
     w_group : int
         Weights of a run that share an integer factor (`conv2d_packing.factor_groups`), a multiple
-        of 4; 0 for none. Of 4-bit weights only, and only where rows of the window are `merged`.
+        of 4; 0 for none. Of 4-bit weights only, and only where the layer is `groupable`.
     chain : int
         Sums of two products that may follow each other in a 16-bit accumulator without overflow,
         proven from the weights and the input's range (`conv2d_packing.provable_chain`). 0: not even
@@ -89,14 +89,21 @@ class Conv2DSpec:
 
     @property
     def merged(self) -> bool:
-        """Whether rows of the window are neighbours, each one contiguous run of ``kw * C``."""
-        return self.dilation == (1, 1) and self.groups == 1
+        """Whether a row of the window is one contiguous run of ``kw * C`` elements."""
+        return self.dilation[1] == 1 and self.groups == 1
 
     @property
     def joined(self) -> bool:
         """Whether the rows of a window are copied together, into one run of ``kh * kw * C``."""
         shape = (self.outputs, self.channels, *self.kernel)
-        return self.dtype == "uint8" and self.merged and joins_rows(shape)
+        near = self.merged and self.dilation[0] == 1
+        return self.dtype == "uint8" and near and joins_rows(shape)
+
+    @property
+    def groupable(self) -> bool:
+        """Whether groups of weights follow the runs; see `weight_pairs.groups_follow_runs`."""
+        shape = (self.outputs, self.channels // self.groups, *self.kernel)
+        return groups_follow_runs(shape, self.dilation, self.groups)
 
     @property
     def skips_padding(self) -> bool:

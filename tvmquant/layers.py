@@ -15,6 +15,7 @@ from tvmquant.passes import pipeline
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.annotate_quantization import WEIGHT, is_mover
 from tvmquant.passes.rewriter import bindings_of, span_name, used_vars
+from tvmquant.weight_pairs import groups_follow_runs
 
 if TYPE_CHECKING:
     from tvmquant.graph import Graph
@@ -146,8 +147,8 @@ class _Reader:
         pixels = extents[1:] if op != "dense" else extents[:-1]
         if op == "conv2d":
             outputs = weight[0]
-            dilation = [int(v) for v in call.attrs.dilation]
-            groupable = int(call.attrs.groups) == 1 and dilation == [1, 1]
+            dilation = tuple(int(v) for v in call.attrs.dilation)
+            groupable = groups_follow_runs(tuple(weight), dilation, int(call.attrs.groups))
             if int(call.attrs.groups) == int(call.args[0].ty.shape.values[1]) > 1:
                 op = "depthwise_conv2d"
         elif op == "conv2d_transpose":

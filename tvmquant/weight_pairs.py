@@ -56,6 +56,24 @@ def joins_rows(shape: tuple[int, ...]) -> bool:
     return saved * outputs >= COPY_COST * height
 
 
+def groups_follow_runs(
+    shape: tuple[int, ...], dilation: tuple[int, ...], channel_groups: int
+) -> bool:
+    """Return whether kernels read the weight of a convolution in the runs of `runs_of`.
+
+    Dilation and grouped channels cut them up: columns always, rows where they are joined.
+
+    Parameters
+    ----------
+    shape : (O, I, kh, kw)
+    dilation : (int, int)
+    channel_groups : int
+    """
+    if channel_groups > 1 or dilation[1] > 1:
+        return False
+    return dilation[0] == 1 or not joins_rows(shape)
+
+
 def runs_of(weight: Array) -> Array:
     """Return a weight with its reduced axes in the order kernels read them.
 
