@@ -142,7 +142,7 @@ def skip_padding(function: tirx.PrimFunc, spec: Conv2DSpec, tiling: Tiling) -> t
         tap = loops[name]
         every = [
             condition
-            for at in (tile if tiling.flat else {0: tile[0], 1: tile[-1]}.values())
+            for at in (tile if tiling.flat else (tile[0], tile[-1]))
             for condition in _conditions(spec, tiling, row, at, ry, tap)
         ]
         asking = _copied_work(function, name)
