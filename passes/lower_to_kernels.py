@@ -241,9 +241,13 @@ class _Lowerer(DataflowRewriter):
         padded = depthwise_conv2d.padded_outputs(layer, tiling)
         _, vectors = self._epilogue(attrs, extra, spec.outputs, padded)
         packed = qop.constant(depthwise_conv2d.pack_weight(weight[..., 0], layer, tiling))
+        biases, *vectors[:3] = (
+            qop.constant(depthwise_conv2d.pack_vector(qop.constant_array(v), layer, tiling))
+            for v in (_bias(bias, spec.outputs, padded), *vectors[:3])
+        )
         return self.call(
             depthwise_conv2d.kernel(layer, tiling),
-            [x, packed, _bias(bias, spec.outputs, padded), *vectors],
+            [x, packed, biases, *vectors],
             call.ty,
             call,
         )

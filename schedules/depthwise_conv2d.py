@@ -37,12 +37,16 @@ from tvm import te, tirx
 from tvm.s_tir import Schedule
 
 from tvmquant.schedules import depthwise_intrinsics
+from tvmquant.schedules.align_stack import align_stack
 from tvmquant.schedules.epilogue import Epilogue, apply_at, placeholders
 from tvmquant.schedules.isa import DotProduct, dot_products, saturates
 from tvmquant.schedules.loops import PARALLEL_BYTES, lanes_for
 
-# The padded rows of one task take at most this much of the first-level cache.
-ROWS_BYTES = 20 * 1024
+# The padded rows of a task are copied twice as fast within the first of these, as within the second,
+ROWS_BYTES = (16 * 1024, 256 * 1024)
+# and what one row of outputs reads stays in the first-level cache within this.
+WINDOW_BYTES = 24 * 1024
+LINE_BYTES = 64
 # Output columns unrolled together,
 WIDEST_TILE = 8
 # and dot products: 5x5 would have 420, and MobileNetV3-small take 1.02 times as long
@@ -157,6 +161,28 @@ def padded_outputs(spec: DepthwiseConv2DSpec, tiling: Tiling) -> int:
     return _round_up(spec.outputs, tiling.lanes * tiling.channel_block)
 
 
+def _widened(spec: DepthwiseConv2DSpec, tiling: Tiling) -> bool:
+    """Whether rows are interleaved as words, which leaves channels in `channel_order`."""
+    if padded_outputs(spec, tiling) != spec.outputs:
+        return False
+    residual = spec.epilogue is not None and spec.epilogue.residual
+    return depthwise_intrinsics.widens(tiling.dot, tiling.vectors) and not residual
+
+
+def pack_vector(
+    vector: npt.NDArray[Any], spec: DepthwiseConv2DSpec, tiling: Tiling
+) -> npt.NDArray[Any]:
+    """Pack a vector of `padded_outputs` entries, one per channel, in the kernel's order."""
+    if not _widened(spec, tiling):
+        return vector
+    blocks = vector.reshape(-1, tiling.lanes)
+    return np.ascontiguousarray(blocks[:, _channel_order(tiling)].reshape(-1))
+
+
+def _channel_order(tiling: Tiling) -> list[int]:
+    return [depthwise_intrinsics.channel(i, tiling.dot) for i in range(tiling.lanes)]
+
+
 def pack_weight(
     weight: npt.NDArray[np.int8], spec: DepthwiseConv2DSpec, tiling: Tiling
 ) -> npt.NDArray[Any]:
@@ -170,7 +196,7 @@ def pack_weight(
     -------
     array of shape (O' / lanes, row_tile, ceil((kh + row_tile - 1) / group), kw, lanes, group)
         Of the dot product's weight type; for row i of a tile, the window is moved down by i rows of
-        zeros. Zeros also where extents are padded.
+        zeros. Zeros also where extents are padded. Lanes are in the order of `pack_vector`.
     """
     lanes, group = tiling.lanes, tiling.dot.group
     outputs, kernel_h, kernel_w = weight.shape
@@ -180,14 +206,18 @@ def pack_weight(
     for row in range(tiling.row_tile):
         packed[:outputs, row, row : row + kernel_h] = weight
     blocks = packed.reshape(padded // lanes, lanes, tiling.row_tile, row_groups, group, kernel_w)
+    if _widened(spec, tiling):
+        blocks = blocks[:, _channel_order(tiling)]
     return np.ascontiguousarray(blocks.transpose(0, 2, 3, 5, 1, 4))
 
 
 def compute(spec: DepthwiseConv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
-    """Define the layer on padded extents: blocks ``rows``, ``acc`` and ``out``.
+    """Define the layer on padded extents: blocks ``rows``, ``acc``, ``finished`` and ``out``.
 
-    Arguments of the function: x, weight (packed), bias, the epilogue's vectors (each of
-    `padded_outputs` entries), residual, residual multiplier, table, and last the output.
+    ``finished`` are outputs in the order of `pack_vector`, where that is not the channels' own.
+
+    Arguments of the function: x, weight (packed), bias, the epilogue's vectors (each packed by
+    `pack_vector`), residual, residual multiplier, table, and last the output.
     """
     lanes, group = tiling.lanes, tiling.dot.group
     padded, row_groups = padded_outputs(spec, tiling), _row_groups(spec, tiling)
@@ -206,6 +236,7 @@ def compute(spec: DepthwiseConv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     if tiling.row_tile == 1:
         reach = (height - 1) * spec.strides[0] + (row_groups * group - 1) * spec.dilation[0] + 1
     rows = _padded_rows(x, spec, reach, columns, padded)
+    widened = _widened(spec, tiling)
 
     rg = te.reduce_axis((0, row_groups), "rg")
     rx = te.reduce_axis((0, spec.kernel[1]), "rx")
@@ -214,7 +245,11 @@ def compute(spec: DepthwiseConv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     def product(n: Any, h: Any, w: Any, o: Any) -> Any:
         first = (h // tiling.row_tile) * (tiling.row_tile * spec.strides[0])
         row = first + (rg * group + rk) * spec.dilation[0]
-        value = rows[n, row, w * spec.strides[1] + rx * spec.dilation[1], o]
+        column = w * spec.strides[1] + rx * spec.dilation[1]
+        channel = o
+        if widened:
+            channel = o // lanes * lanes + depthwise_intrinsics.channel(o % lanes, tiling.dot)
+        value = rows[n, row, column, channel]
         factor = weight[o // lanes, h % tiling.row_tile, rg, rx, o % lanes, rk]
         return te.sum(value.astype("int32") * factor.astype("int32"), axis=[rg, rx, rk])
 
@@ -224,7 +259,17 @@ def compute(spec: DepthwiseConv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
         total = acc[n, h, w, o] + bias[o]
         return apply_at(spec.epilogue, total, extra, (n, h, w, o))
 
-    return te.create_prim_func([x, weight, bias, *extra, te.compute(out_shape, finish, name="out")])
+    if not widened:
+        out = te.compute(out_shape, finish, name="out")
+        return te.create_prim_func([x, weight, bias, *extra, out])
+    finished = te.compute((spec.batch, height, columns, padded), finish, name="finished")
+
+    def ordered(n: Any, h: Any, w: Any, o: Any) -> Any:
+        lane = depthwise_intrinsics.lane(o % lanes, tiling.dot)
+        return finished[n, h, w, o // lanes * lanes + lane]
+
+    out = te.compute(out_shape, ordered, name="out")
+    return te.create_prim_func([x, weight, bias, *extra, out])
 
 
 def _padded_rows(
@@ -249,18 +294,21 @@ def _padded_rows(
 def schedule(sch: Schedule, spec: DepthwiseConv2DSpec, tiling: Tiling) -> None:
     """Schedule `compute` (steps 1-5 of the module's description)."""
     dot = tiling.dot
+    widened = _widened(spec, tiling)
     rows, acc, out = (sch.get_sblock(name) for name in ("rows", "acc", "out"))
+    epilogue = [sch.get_sblock("finished")] if widened else []
 
     # tasks
     n, h, w, o, rg, rx, rk = sch.get_loops(acc)
     h_out, h_in, h_tile = sch.split(h, [None, tiling.row_block, tiling.row_tile])
     w_out, w_in = sch.split(w, [None, tiling.column_tile])
     o_out, o_mid, lane = sch.split(o, [None, tiling.channel_block, tiling.lanes])
-    sch.reorder(n, h_out, o_out, o_mid, h_in, w_out, w_in, rg, rx, h_tile, lane, rk)
+    sch.reorder(n, h_out, o_out, h_in, o_mid, w_out, w_in, rg, rx, h_tile, lane, rk)
     task = sch.fuse(n, h_out, o_out)
 
     # the epilogue on each tile, the padded rows once per task
-    sch.reverse_compute_at(out, w_in, preserve_unit_loops=True)
+    for block in (*epilogue, out):
+        sch.reverse_compute_at(block, w_in, preserve_unit_loops=True)
     sch.compute_at(rows, task, preserve_unit_loops=True)
     if tiling.parallel:
         sch.parallel(task)
@@ -270,10 +318,11 @@ def schedule(sch: Schedule, spec: DepthwiseConv2DSpec, tiling: Tiling) -> None:
     whole = padded_outputs(spec, tiling) == spec.outputs
     if whole and spec.multiplier == 1:
         sch.vectorize(vector)
-    *_, row, channel = sch.get_loops(out)
-    sch.unroll(row)
-    if whole:  # a predicate on the channel would make LLVM store lane by lane
-        sch.vectorize(channel)
+    for block in (*epilogue, out):
+        *_, row, channel = sch.get_loops(block)
+        sch.unroll(row)
+        if whole:  # a predicate on the channel would make LLVM store lane by lane
+            sch.vectorize(channel)
 
     # registers
     if not dot.tensorized:
@@ -284,7 +333,7 @@ def schedule(sch: Schedule, spec: DepthwiseConv2DSpec, tiling: Tiling) -> None:
     sch.vectorize(lanes)
     sch.unroll(row)
     if dot.tensorized:
-        sch.tensorize(lane, depthwise_intrinsics.intrinsic(dot, tiling.vectors))
+        sch.tensorize(lane, depthwise_intrinsics.intrinsic(dot, tiling.vectors, widened))
     for loop in (w_in, rg, rx, h_tile):
         sch.unroll(loop)
 
@@ -324,8 +373,10 @@ def _pays(spec: DepthwiseConv2DSpec, dot: DotProduct) -> bool:
     """Whether interleaving rows beats multiplying one tap at a time."""
     if spec.dilation[0] > 1:
         return False  # the rows of a group would have to be neighbours
-    # three rows in two groups of two, shared with no other output row: 0.85x
-    return not (dot.group == 2 and spec.strides[0] > 1 and spec.kernel[0] <= 3)
+    if dot.group == 4 or spec.strides[0] == 1 or spec.kernel[0] > 3:
+        return True
+    # three rows in two groups of two, shared with no other output row: 0.9 to 1.35x, 0.75x unwidened
+    return _widened(spec, Tiling(dot, 2, 1, 1, 1, 1))
 
 
 def _cycles(spec: DepthwiseConv2DSpec, tiling: Tiling, threads: int) -> float:
@@ -336,13 +387,15 @@ def _cycles(spec: DepthwiseConv2DSpec, tiling: Tiling, threads: int) -> float:
     tasks = spec.batch * -(-spec.out_height // height) * (steps // tiling.channel_block)
     instructions = 2 * window * spec.kernel[1] // tiling.dot.group + 12
     multiply = height * spec.out_width * tiling.channel_block * tiling.vectors * instructions / 3
-    copied = ((tiling.row_block - 1) * tiling.row_tile * spec.strides[0] + window) * (
-        spec.width + spec.padding[1] + spec.padding[3]
-    )
+    columns = spec.width + spec.padding[1] + spec.padding[3]
+    copied = ((tiling.row_block - 1) * tiling.row_tile * spec.strides[0] + window) * columns
     width = tiling.channel_block * tiling.lanes
-    spilled = copied * width > ROWS_BYTES
-    copy = copied * (2 + width / COPY_BYTES) * (3 if spilled else 1.5)
-    multiply *= 1.2 if spilled else 1.0
+    copy = copied * (1 + width / COPY_BYTES)
+    for size in ROWS_BYTES:
+        copy *= 2 if copied * width > size else 1
+    # one step of channels touches a line of each pixel
+    if window * columns * min(width, LINE_BYTES) > WINDOW_BYTES:
+        multiply *= 1.25
     return -(-tasks // threads) * (multiply + copy + TASK_CYCLES)
 
 
@@ -351,4 +404,7 @@ def kernel(spec: DepthwiseConv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     sch = Schedule(compute(spec, tiling))
     schedule(sch, spec, tiling)
     name = f"depthwise_conv2d_nhwc_u8s8s32_{tiling.dot.name}_{tiling.column_tile}"
-    return sch.mod["main"].with_attr("tvmquant.kernel", name)
+    scheduled = sch.mod["main"].with_attr("tvmquant.kernel", name)
+    # what is tensorized, x86's instructions, reads most operands from the stack: 0.77 to 1.0 of the
+    # time
+    return align_stack(scheduled) if tiling.dot.tensorized else scheduled

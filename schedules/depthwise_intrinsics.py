@@ -1,7 +1,7 @@
 """Dot products over window rows, one per lane, for depthwise convolution.
 
-For every lane i, ``C[i] += sum_k A[k, i] * B[i, k]``: A holds ``group`` rows of the window at one
-column, ``lanes`` neighbouring channels each. The rows are interleaved in registers, so that each
+For every lane i, ``C[i] += sum_k A[k, c(i)] * B[i, k]``: A holds ``group`` rows of the window at one
+column, ``lanes`` neighbouring channels each; c is the identity or `channel`. The rows are interleaved in registers, so that each
 lane of the dot-product instruction finds its own taps. LLVM sees the interleaving of a column once
 when neighbouring output columns, unrolled, share it.
 """
@@ -30,8 +30,38 @@ _INSTRUCTIONS = {
 }
 
 
-def _description(dot: DotProduct, vectors: int) -> tirx.PrimFunc:
+# Words of a part of a register that instructions interleave within.
+_PART = 8
+
+
+def widens(dot: DotProduct, vectors: int) -> bool:
+    """Whether the taps of two vectors of channels are widened before they are interleaved.
+
+    Loads widen for nothing, and words are interleaved within parts of registers: channels come in
+    another order, that of `channel`, and the two vectors' results are narrowed back into theirs.
+    Widening interleaved bytes instead takes another instruction each, which is slow on processors
+    that move vectors of 16 bytes between the halves of registers (Zen 3: 1.1x).
+    """
+    return dot.tensorized and dot.group == 2 and vectors == 2
+
+
+def channel(lane: Any, dot: DotProduct) -> Any:
+    """Return which of two vectors' channels a lane of their accumulators holds (`widens`)."""
+    half = _PART // 2
+    return lane % dot.lanes // half * _PART + lane // dot.lanes * half + lane % half
+
+
+def lane(channel: Any, dot: DotProduct) -> Any:
+    """Return the lane that holds a channel: the inverse of `channel`."""
+    half = _PART // 2
+    return channel % _PART // half * dot.lanes + channel // _PART * half + channel % half
+
+
+def _description(dot: DotProduct, vectors: int, widened: bool) -> tirx.PrimFunc:
     lanes, group, weight_dtype = dot.lanes * vectors, dot.group, dot.weight_dtype
+
+    def at(lane: Any) -> Any:
+        return channel(lane, dot) if widened else lane
 
     @T.prim_func(s_tir=True)
     def description(a: T.handle, b: T.handle, c: T.handle) -> None:
@@ -46,13 +76,15 @@ def _description(dot: DotProduct, vectors: int) -> tirx.PrimFunc:
                 for k in T.serial(0, group):
                     with T.sblock("update"):
                         vi, vk = T.axis.remap("SR", [i, k])
-                        C[vi] = C[vi] + T.cast(A[vk, 0, vi], "int32") * T.cast(B[vi, vk], "int32")
+                        C[vi] = C[vi] + T.cast(A[vk, 0, at(vi)], "int32") * T.cast(
+                            B[vi, vk], "int32"
+                        )
 
     return description
 
 
 def _product(dot: DotProduct, taps: Any, weight: Any) -> tirx.PrimExpr:
-    """Return the dot products of one vector of interleaved taps (uint8) and weights."""
+    """Return the dot products of one vector of interleaved taps (uint8 or int16) and weights."""
     vector, instruction = f"int32x{dot.lanes}", _INSTRUCTIONS[dot]
     if dot.group == 4:
         signed = T.reinterpret(f"int8x{4 * dot.lanes}", taps)
@@ -62,23 +94,32 @@ def _product(dot: DotProduct, taps: Any, weight: Any) -> tirx.PrimExpr:
     return T.call_llvm_pure_intrin(vector, instruction, words, weight)
 
 
-def _products(dot: DotProduct, vectors: int, rows: list[Any], weight: Any) -> tirx.PrimExpr:
+def _products(
+    dot: DotProduct, vectors: int, widened: bool, rows: list[Any], weight: Any
+) -> tirx.PrimExpr:
     """Return the dot products of ``vectors`` vectors, side by side.
 
     Each vector interleaves its own channels: LLVM permutes whole vectors of 32 bytes to interleave
     them at once, which costs more than it saves.
     """
     lanes, group = dot.lanes, dot.group
+    if widened:
+        rows = [T.cast(row, f"int16x{lanes * vectors}") for row in rows]
     found = []
     for first in range(0, lanes * vectors, lanes):
-        order = [k * lanes * vectors + i for i in range(first, first + lanes) for k in range(group)]
+        channels = range(first, first + lanes)
+        order = [
+            k * lanes * vectors + (channel(i, dot) if widened else i)
+            for i in channels
+            for k in range(group)
+        ]
         part = range(first * group, (first + lanes) * group)
         taps = T.Shuffle(rows, order)
         found.append(_product(dot, taps, T.Shuffle([weight], [*part]) if vectors > 1 else weight))
     return T.Shuffle(found, [*range(lanes * vectors)]) if vectors > 1 else found[0]
 
 
-def _implementation(dot: DotProduct, vectors: int) -> tirx.PrimFunc:
+def _implementation(dot: DotProduct, vectors: int, widened: bool) -> tirx.PrimFunc:
     lanes, group, weight_dtype = dot.lanes * vectors, dot.group, dot.weight_dtype
     acc, loaded, packed = f"int32x{lanes}", f"uint8x{lanes}", f"{weight_dtype}x{lanes * group}"
 
@@ -94,6 +135,7 @@ def _implementation(dot: DotProduct, vectors: int) -> tirx.PrimFunc:
             C[T.ramp(T.int32(0), 1, lanes)] = C.vload([0], dtype=acc) + _products(
                 dot,
                 vectors,
+                widened,
                 [A.vload([k, 0, 0], dtype=loaded) for k in range(group)],
                 B.vload([0, 0], dtype=packed),
             )
@@ -101,14 +143,25 @@ def _implementation(dot: DotProduct, vectors: int) -> tirx.PrimFunc:
     return implementation
 
 
-def intrinsic(dot: DotProduct, vectors: int) -> str:
-    """Register the intrinsic for ``vectors`` vectors of lanes on first use and return its name."""
-    name = f"tvmquant.depthwise_{dot.name}_{vectors}"
+def intrinsic(dot: DotProduct, vectors: int, widened: bool) -> str:
+    """Register an intrinsic on first use and return its name.
+
+    Parameters
+    ----------
+    dot : DotProduct
+    vectors : int
+        Vectors of channels.
+    widened : bool
+        Channels come in the order of `channel`; only where `widens` holds.
+    """
+    name = f"tvmquant.depthwise_{dot.name}_{vectors}{'_widened' if widened else ''}"
     if TensorIntrin.get(name, allow_missing=True) is None:
-        TensorIntrin.register(name, _description(dot, vectors), _implementation(dot, vectors))
+        description = _description(dot, vectors, widened)
+        TensorIntrin.register(name, description, _implementation(dot, vectors, widened))
     return name
 
 
-def description_only(dot: DotProduct, vectors: int) -> TensorIntrin:
+def description_only(dot: DotProduct, vectors: int, widened: bool) -> TensorIntrin:
     """Return the intrinsic with its description for both halves, to run any schedule anywhere."""
-    return TensorIntrin(_description(dot, vectors), _description(dot, vectors))
+    description = _description(dot, vectors, widened)
+    return TensorIntrin(description, description)

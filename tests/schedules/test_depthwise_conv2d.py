@@ -66,7 +66,8 @@ def arguments(spec, tiling, extreme=False):
     padded = depthwise.padded_outputs(spec, tiling)
 
     def pad(vector):
-        return np.concatenate([vector, np.zeros(padded - len(vector), vector.dtype)])
+        padding = np.zeros(padded - len(vector), vector.dtype)
+        return depthwise.pack_vector(np.concatenate([vector, padding]), spec, tiling)
 
     expected = accumulate(x, weight, bias, spec)
     inputs = [x, depthwise.pack_weight(weight, spec, tiling), pad(bias)]
@@ -140,14 +141,16 @@ def test_any_tiling_gives_the_same(vectors, row_tile, column_tile):
 
 @pytest.mark.parametrize("dot", [PMADDWD_512, VNNI_256, VNNI_512], ids=lambda d: d.name)
 @pytest.mark.parametrize("vectors", [1, 2])
-def test_schedule_of_other_instructions_by_their_description(dot, vectors, monkeypatch):
+@pytest.mark.parametrize("channels", [19, 32])
+def test_schedule_of_other_instructions_by_their_description(dot, vectors, channels, monkeypatch):
     """What cannot run here runs with the description of its intrinsic instead."""
-    description = depthwise_intrinsics.description_only(dot, vectors)
-    name = f"test.{dot.name}_{vectors}"
+    spec = replace(SPECS[2], kernel=(3, 3), padding=(1, 1, 1, 1), channels=channels)
+    widened = depthwise_intrinsics.widens(dot, vectors) and channels % (dot.lanes * vectors) == 0
+    description = depthwise_intrinsics.description_only(dot, vectors, widened)
+    name = f"test.{dot.name}_{vectors}_{widened}"
     if TensorIntrin.get(name, allow_missing=True) is None:
         TensorIntrin.register(name, description.desc, description.impl)
     monkeypatch.setattr(depthwise_intrinsics, "intrinsic", lambda *_: name)
-    spec = replace(SPECS[2], kernel=(3, 3), padding=(1, 1, 1, 1))
     check(spec, kt.NATIVE, depthwise.Tiling(dot, vectors, 2, 4, 2, 1))
 
 
