@@ -10,23 +10,28 @@ Strategy
    group filled up with zero weights. The interleaved column serves every output column that sees
    it: they are neighbours in the register tile, unrolled.
 2. *Registers.* Columns are unrolled, each finished before the next, so that few accumulators and
-   the interleaved columns of one window are alive. With stride 1, ``row_tile`` output rows share
-   their interleaved input rows, each with its own zero-filled copy of the weights (1.2x).
+   the interleaved columns of one window are alive. ``row_tile`` output rows share their interleaved
+   input rows (1.2x); with stride 1 and groups of two, even and odd rows each have a zero-filled
+   copy of the weights. What does not fit lies on the stack, aligned (`align_stack`).
 3. *Padding* copies the input rows of one task, for the task's channels, into a small buffer inside
    the parallel loop: the inner loops have no branches, and read from the first-level cache.
 4. *Epilogue* on every pixel while it is in registers.
 5. *Parallel* over images, blocks of rows and blocks of channels alike.
 
-Measured on AVX2 (pmaddwd), with a 32-bit epilogue, one thread whose vpmaddwd peak is 71 GMAC/s: 3x3
-23-28 GMAC/s, 5x5 28-36 with stride 1. One 32-bit multiplication per tap, as on targets without dot
-products, reaches 22 for either; for 3x3 with stride 2 it is the faster one (15-17) and used.
+Measured on AVX2 (Zen 3 at 3.2 GHz, vpmaddwd), with a 32-bit epilogue, one thread, in GMAC/s: 3x3
+26-32, 5x5 28-42 with stride 1, 3x3 17-20, 5x5 28 with stride 2; one 32-bit multiplication per tap,
+as on targets without dot products, 15-22. Inner loops are bound by loads (two of 32 bytes a cycle),
+which they reach to 0.66 to 0.94 with the copies of the rows counted in; those of 3x3 with stride 2
+by vector instructions (four a cycle), to 0.47 to 0.58, a tenth to a quarter being the copies.
 
-Rejected: interleaving into a buffer (more memory traffic than arithmetic); finishing a whole tile
-of columns at once (accumulators spill, 0.9x).
+Rejected: four rows of outputs that share input (registers spill, 0.9x); interleaving into a buffer
+(more memory traffic than arithmetic); finishing a whole tile of columns at once (accumulators
+spill, 0.9x).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,7 +47,7 @@ from tvmquant.schedules.epilogue import Epilogue, apply_at, placeholders
 from tvmquant.schedules.isa import DotProduct, dot_products, saturates
 from tvmquant.schedules.loops import PARALLEL_BYTES, lanes_for
 
-# The padded rows of a task are copied twice as fast within the first of these, as within the second,
+# The padded rows of a task are copied at half the speed beyond each of these,
 ROWS_BYTES = (16 * 1024, 256 * 1024)
 # and what one row of outputs reads stays in the first-level cache within this.
 WINDOW_BYTES = 24 * 1024
@@ -152,8 +157,20 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _row_groups(spec: DepthwiseConv2DSpec, tiling: Tiling) -> int:
-    return -(-(spec.kernel[0] + tiling.row_tile - 1) // tiling.dot.group)
+def _copies(spec: DepthwiseConv2DSpec, tiling: Tiling) -> int:
+    """Return how many output rows in turn have a copy of the weights of their own.
+
+    Rows share interleaved groups of input rows, so each starts somewhere within a group: with
+    stride 1 and groups of two, those of even and of odd rows are two copies; with stride 2, one.
+    """
+    cycle = tiling.dot.group // math.gcd(spec.strides[0], tiling.dot.group)
+    return tiling.row_tile if tiling.row_tile % cycle else cycle
+
+
+def row_groups(spec: DepthwiseConv2DSpec, tiling: Tiling) -> int:
+    """Return how many groups of input rows an output row takes, its zero weights included."""
+    shift = (_copies(spec, tiling) - 1) * spec.strides[0]
+    return -(-(spec.kernel[0] + shift) // tiling.dot.group)
 
 
 def padded_outputs(spec: DepthwiseConv2DSpec, tiling: Tiling) -> int:
@@ -194,18 +211,19 @@ def pack_weight(
 
     Returns
     -------
-    array of shape (O' / lanes, row_tile, ceil((kh + row_tile - 1) / group), kw, lanes, group)
-        Of the dot product's weight type; for row i of a tile, the window is moved down by i rows of
+    array of shape (O' / lanes, copies, row_groups, kw, lanes, group)
+        Of the dot product's weight type; in copy i, the window is moved down by i * stride rows of
         zeros. Zeros also where extents are padded. Lanes are in the order of `pack_vector`.
     """
     lanes, group = tiling.lanes, tiling.dot.group
     outputs, kernel_h, kernel_w = weight.shape
-    padded, row_groups = padded_outputs(spec, tiling), _row_groups(spec, tiling)
-    shape = (padded, tiling.row_tile, row_groups * group, kernel_w)
+    padded, groups, copies = (f(spec, tiling) for f in (padded_outputs, row_groups, _copies))
+    shape = (padded, copies, groups * group, kernel_w)
     packed = np.zeros(shape, tiling.dot.weight_dtype)
-    for row in range(tiling.row_tile):
-        packed[:outputs, row, row : row + kernel_h] = weight
-    blocks = packed.reshape(padded // lanes, lanes, tiling.row_tile, row_groups, group, kernel_w)
+    for copy in range(copies):
+        first = copy * spec.strides[0]
+        packed[:outputs, copy, first : first + kernel_h] = weight
+    blocks = packed.reshape(padded // lanes, lanes, copies, groups, group, kernel_w)
     if _widened(spec, tiling):
         blocks = blocks[:, _channel_order(tiling)]
     return np.ascontiguousarray(blocks.transpose(0, 2, 3, 5, 1, 4))
@@ -220,10 +238,10 @@ def compute(spec: DepthwiseConv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     `pack_vector`), residual, residual multiplier, table, and last the output.
     """
     lanes, group = tiling.lanes, tiling.dot.group
-    padded, row_groups = padded_outputs(spec, tiling), _row_groups(spec, tiling)
+    padded, groups, copies = (f(spec, tiling) for f in (padded_outputs, row_groups, _copies))
     x = te.placeholder((spec.batch, spec.height, spec.width, spec.channels), "uint8", name="x")
     weight = te.placeholder(
-        (padded // lanes, tiling.row_tile, row_groups, spec.kernel[1], lanes, group),
+        (padded // lanes, copies, groups, spec.kernel[1], lanes, group),
         tiling.dot.weight_dtype,
         name="weight",
     )
@@ -232,25 +250,24 @@ def compute(spec: DepthwiseConv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     extra = placeholders(spec.epilogue, padded, out_shape, spec.residual_dtype)
     columns = _round_up(spec.out_width, tiling.column_tile)
     height = _round_up(spec.out_height, tiling.row_block * tiling.row_tile)
-    reach = height - tiling.row_tile + (row_groups * group - 1) * spec.dilation[0] + 1
-    if tiling.row_tile == 1:
-        reach = (height - 1) * spec.strides[0] + (row_groups * group - 1) * spec.dilation[0] + 1
+    last = (height - copies) * spec.strides[0]
+    reach = last + (groups * group - 1) * spec.dilation[0] + 1
     rows = _padded_rows(x, spec, reach, columns, padded)
     widened = _widened(spec, tiling)
 
-    rg = te.reduce_axis((0, row_groups), "rg")
+    rg = te.reduce_axis((0, groups), "rg")
     rx = te.reduce_axis((0, spec.kernel[1]), "rx")
     rk = te.reduce_axis((0, group), "rk")
 
     def product(n: Any, h: Any, w: Any, o: Any) -> Any:
-        first = (h // tiling.row_tile) * (tiling.row_tile * spec.strides[0])
+        first = (h // copies) * (copies * spec.strides[0])
         row = first + (rg * group + rk) * spec.dilation[0]
         column = w * spec.strides[1] + rx * spec.dilation[1]
         channel = o
         if widened:
             channel = o // lanes * lanes + depthwise_intrinsics.channel(o % lanes, tiling.dot)
         value = rows[n, row, column, channel]
-        factor = weight[o // lanes, h % tiling.row_tile, rg, rx, o % lanes, rk]
+        factor = weight[o // lanes, h % copies, rg, rx, o % lanes, rk]
         return te.sum(value.astype("int32") * factor.astype("int32"), axis=[rg, rx, rk])
 
     acc = te.compute((spec.batch, height, columns, padded), product, name="acc")
@@ -349,9 +366,9 @@ def default_tiling(spec: DepthwiseConv2DSpec, target: tvm.target.Target, threads
     wide = dot.tensorized and (
         double == spec.outputs or (spec.outputs % dot.lanes > 0 and double * 8 <= 9 * spec.outputs)
     )
-    share_rows = dot.tensorized and spec.strides[0] == 1 and spec.out_height > 1
+    share_rows = dot.tensorized and shares_rows(spec, dot) and spec.out_height > 1
     first = Tiling(dot, 2 if wide else 1, 2 if share_rows else 1, 1, 1, 1)
-    products = _row_groups(spec, first) * spec.kernel[1] * first.row_tile * first.vectors
+    products = row_groups(spec, first) * spec.kernel[1] * first.row_tile * first.vectors
     widest = max(1, min(WIDEST_TILE, spec.out_width, UNROLLED // products))
     # columns computed in vain, and those interleaved again at the start of each tile
     column_tile = min(
@@ -369,26 +386,31 @@ def default_tiling(spec: DepthwiseConv2DSpec, target: tvm.target.Target, threads
     return replace(best, parallel=threads > 1 and spec.macs >= PARALLEL_BYTES)
 
 
+def shares_rows(spec: DepthwiseConv2DSpec, dot: DotProduct) -> bool:
+    """Whether output rows can share interleaved input rows without more zero weights."""
+    return spec.strides[0] == 1 or spec.strides[0] % dot.group == 0
+
+
 def _pays(spec: DepthwiseConv2DSpec, dot: DotProduct) -> bool:
     """Whether interleaving rows beats multiplying one tap at a time."""
     if spec.dilation[0] > 1:
         return False  # the rows of a group would have to be neighbours
     if dot.group == 4 or spec.strides[0] == 1 or spec.kernel[0] > 3:
         return True
-    # three rows in two groups of two, shared with no other output row: 0.9 to 1.35x, 0.75x unwidened
+    # three rows in two groups of two: 1.05 to 1.35x widened, 0.75x otherwise
     return _widened(spec, Tiling(dot, 2, 1, 1, 1, 1))
 
 
 def _cycles(spec: DepthwiseConv2DSpec, tiling: Tiling, threads: int) -> float:
     """Estimate the cycles of the busiest thread."""
     height = tiling.row_block * tiling.row_tile
-    window = _row_groups(spec, tiling) * tiling.dot.group
+    window = row_groups(spec, tiling) * tiling.dot.group
     steps = padded_outputs(spec, tiling) // tiling.lanes
     tasks = spec.batch * -(-spec.out_height // height) * (steps // tiling.channel_block)
     instructions = 2 * window * spec.kernel[1] // tiling.dot.group + 12
     multiply = height * spec.out_width * tiling.channel_block * tiling.vectors * instructions / 3
     columns = spec.width + spec.padding[1] + spec.padding[3]
-    copied = ((tiling.row_block - 1) * tiling.row_tile * spec.strides[0] + window) * columns
+    copied = ((height - _copies(spec, tiling)) * spec.strides[0] + window) * columns
     width = tiling.channel_block * tiling.lanes
     copy = copied * (1 + width / COPY_BYTES)
     for size in ROWS_BYTES:

@@ -1,9 +1,9 @@
 """Dot products over window rows, one per lane, for depthwise convolution.
 
-For every lane i, ``C[i] += sum_k A[k, c(i)] * B[i, k]``: A holds ``group`` rows of the window at one
-column, ``lanes`` neighbouring channels each; c is the identity or `channel`. The rows are interleaved in registers, so that each
-lane of the dot-product instruction finds its own taps. LLVM sees the interleaving of a column once
-when neighbouring output columns, unrolled, share it.
+For every lane i, ``C[i] += sum_k A[k, c(i)] * B[i, k]``: A holds ``group`` rows of the window at
+one column, ``lanes`` neighbouring channels each; c is the identity or `channel`. The rows are
+interleaved in registers, so that each lane of the dot-product instruction finds its own taps. LLVM
+sees the interleaving of a column once when neighbouring output columns, unrolled, share it.
 """
 
 from __future__ import annotations

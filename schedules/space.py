@@ -166,13 +166,14 @@ def _depthwise_tilings(
         # the rows that a dot product interleaves have to be neighbours
         if saturates(dot) or (dot.tensorized and spec.dilation[0] > 1):
             continue
-        row_tiles = [1, 2] if dot.tensorized and spec.strides[0] == 1 else [1]
+        row_tiles = [1, 2] if dot.tensorized and depthwise_conv2d.shares_rows(spec, dot) else [1]
         for vectors, row_tile, column_tile in itertools.product(
             [1, 2] if dot.tensorized else [1],
             [tile for tile in row_tiles if tile <= max(1, spec.out_height)],
             range(1, min(depthwise_conv2d.WIDEST_TILE, spec.out_width) + 1),
         ):
-            window = _round_up(spec.kernel[0] + row_tile - 1, dot.group) * spec.kernel[1]
+            first = depthwise_conv2d.Tiling(dot, vectors, row_tile, column_tile, 1, 1)
+            window = depthwise_conv2d.row_groups(spec, first) * dot.group * spec.kernel[1]
             if column_tile * row_tile * window > UNROLLED:
                 continue
             steps = -(-spec.outputs // (dot.lanes * vectors))
@@ -189,7 +190,7 @@ def _depthwise_figures(
     spec: depthwise_conv2d.DepthwiseConv2DSpec, tiling: depthwise_conv2d.Tiling, threads: int
 ) -> dict[str, float]:
     height = tiling.row_block * tiling.row_tile
-    window = _round_up(spec.kernel[0] + tiling.row_tile - 1, tiling.dot.group)
+    window = depthwise_conv2d.row_groups(spec, tiling) * tiling.dot.group
     outputs = depthwise_conv2d.padded_outputs(spec, tiling)
     rows, columns = (
         _round_up(spec.out_height, height),
