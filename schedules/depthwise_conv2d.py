@@ -179,7 +179,7 @@ def padded_outputs(spec: DepthwiseConv2DSpec, tiling: Tiling) -> int:
 
 
 def _widened(spec: DepthwiseConv2DSpec, tiling: Tiling) -> bool:
-    """Whether rows are interleaved as words, which leaves channels in `channel_order`."""
+    """Whether rows are interleaved as words, which changes the order of channels in a step."""
     if padded_outputs(spec, tiling) != spec.outputs:
         return False
     residual = spec.epilogue is not None and spec.epilogue.residual
@@ -427,6 +427,5 @@ def kernel(spec: DepthwiseConv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     schedule(sch, spec, tiling)
     name = f"depthwise_conv2d_nhwc_u8s8s32_{tiling.dot.name}_{tiling.column_tile}"
     scheduled = sch.mod["main"].with_attr("tvmquant.kernel", name)
-    # what is tensorized, x86's instructions, reads most operands from the stack: 0.77 to 1.0 of the
-    # time
+    # x86's instructions find most operands on the stack: 0.77 to 1.0 of the time
     return align_stack(scheduled) if tiling.dot.tensorized else scheduled

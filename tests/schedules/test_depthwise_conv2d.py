@@ -27,6 +27,8 @@ SPECS = [
     Spec(2, 6, 6, 9, multiplier=2, padding=(1, 1, 1, 1), input_zero_point=3),
     Spec(1, 5, 1, 8, kernel=(1, 1)),
     Spec(1, 1, 9, 48, kernel=(1, 7), padding=(0, 3, 0, 3)),
+    Spec(2, 9, 11, 32, padding=(0, 0, 1, 1), strides=(2, 2), input_zero_point=131),
+    Spec(1, 13, 12, 48, kernel=(5, 5), padding=(2, 1, 2, 2), strides=(2, 2), input_zero_point=9),
 ]
 
 EPILOGUES = [
@@ -124,9 +126,11 @@ def test_random_shapes(data, window):
 
 
 @pytest.mark.parametrize("column_tile", [1, 3, 5])
-@pytest.mark.parametrize(("vectors", "row_tile"), [(1, 1), (2, 2), (1, 4)])
-def test_any_tiling_gives_the_same(vectors, row_tile, column_tile):
+@pytest.mark.parametrize(("vectors", "row_tile"), [(1, 1), (2, 2), (1, 4), (2, 3)])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_any_tiling_gives_the_same(vectors, row_tile, column_tile, stride):
     spec = replace(SPECS[0], epilogue=Epilogue("int32", "uint8", 0, 255), height=11, width=11)
+    spec = replace(spec, strides=(stride, stride))
     default = depthwise.default_tiling(spec, kt.make_target("haswell"), 2)
     tiling = replace(
         default,
