@@ -39,8 +39,8 @@ def widens(dot: DotProduct, vectors: int) -> bool:
 
     Loads widen at no cost, and words are interleaved within parts of registers: channels come in
     another order, that of `channel`, and the two vectors' results are narrowed back into theirs.
-    Widening interleaved bytes takes another instruction each, which crosses the halves of a register
-    and takes twice as long as others (Zen 3: 0.9x).
+    Widening interleaved bytes takes another instruction each, which crosses the halves of a
+    register and takes twice as long as others (Zen 3: 0.9x).
     """
     return dot.tensorized and dot.group == 2 and vectors == 2
 
