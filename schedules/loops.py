@@ -67,3 +67,11 @@ def flat_view(buffer: Any) -> tuple[Any, tirx.Stmt]:
     total = product([int(v) for v in buffer.shape])
     view = tirx.decl_buffer((total,), buffer.dtype, f"{buffer.name}_flat", data=buffer.data)
     return view, tirx.DeclBuffer(view, data=buffer.data)
+
+
+def with_body(loop: tirx.For, body: tirx.Stmt) -> tirx.For:
+    """Return the same loop around another body."""
+    return tirx.For(
+        loop.loop_var, loop.min, loop.extent, loop.kind, body,
+        loop.thread_binding, loop.annotations, loop.step,
+    )  # fmt: skip

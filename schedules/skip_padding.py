@@ -25,6 +25,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 
 from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling
+from tvmquant.schedules.loops import with_body
 
 # A loop that asks pays where it leaves out at least this share of the products.
 LEAST_SHARE = 0.01
@@ -228,11 +229,6 @@ def _changed(body: tirx.Stmt, var: tirx.Var, change: Callable[[tirx.Stmt], tirx.
     """Return a statement with what the loop over a variable does changed."""
 
     def loop(node: Any) -> Any:
-        if not node.loop_var.same_as(var):
-            return node
-        return tirx.For(
-            node.loop_var, node.min, node.extent, node.kind, change(node.body),
-            node.thread_binding, node.annotations, node.step,
-        )  # fmt: skip
+        return with_body(node, change(node.body)) if node.loop_var.same_as(var) else node
 
     return tvm_ffi.structural_map(body, [(tirx.For, loop)], order="post")
