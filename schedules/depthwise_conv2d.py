@@ -8,11 +8,14 @@ Strategy
 1. *Rows in groups.* The dot-product instructions sum ``group`` products per lane: two or four rows
    of the window at one column are interleaved in registers (`depthwise_intrinsics`), the last
    group filled up with zero weights. The interleaved column serves every output column that sees
-   it: they are neighbours in the register tile, unrolled.
+   it: they are neighbours in the register tile, unrolled. Where pairs of rows leave one over, it
+   is interleaved with itself instead, in pairs of columns: 5 dot products in place of 6 for 3x3,
+   13 of 15 for 5x5.
 2. *Registers.* Columns are unrolled, each finished before the next, so that few accumulators and
    the interleaved columns of one window are alive. ``row_tile`` output rows share their interleaved
-   input rows (1.2x); with stride 1 and groups of two, even and odd rows each have a zero-filled
-   copy of the weights. What does not fit lies on the stack, aligned (`align_stack`).
+   input rows: with stride 1 and groups of two, even and odd rows each have a zero-filled copy of
+   the weights, and leave no row over. That is 0.95 to 1.0 of the time of one row alone, unless the
+   last row would be computed in vain. What does not fit lies on the stack, aligned (`align_stack`).
 3. *Padding* copies the input rows of one task, for the task's channels, into a small buffer inside
    the parallel loop: the inner loops have no branches, and the rows that one row of outputs reads
    stay in the first-level cache.
@@ -131,7 +134,7 @@ class Tiling:
     vectors : int
         Vectors of channels multiplied by one unrolled step.
     row_tile : int
-        Output rows that share their input rows; more than one only for stride 1.
+        Output rows that share their input rows.
     column_tile : int
         Output pixels of one row accumulated together in registers.
     row_block : int
@@ -170,10 +173,32 @@ def _copies(spec: DepthwiseConv2DSpec, tiling: Tiling) -> int:
     return tiling.row_tile if tiling.row_tile % cycle else cycle
 
 
-def row_groups(spec: DepthwiseConv2DSpec, tiling: Tiling) -> int:
+def _pairs_along(spec: DepthwiseConv2DSpec, tiling: Tiling) -> bool:
+    """Whether the last row of a window, left over by pairs of rows, comes in pairs of columns."""
+    pairs = tiling.dot.tensorized and tiling.dot.group == 2 and _copies(spec, tiling) == 1
+    odd = spec.kernel[0] > 1 and spec.kernel[0] % 2 == 1
+    return pairs and odd and spec.dilation[1] == 1 and _finishes(spec, tiling)
+
+
+def _row_groups(spec: DepthwiseConv2DSpec, tiling: Tiling) -> int:
     """Return how many groups of input rows an output row takes, its zero weights included."""
+    if _pairs_along(spec, tiling):
+        return spec.kernel[0] // 2
     shift = (_copies(spec, tiling) - 1) * spec.strides[0]
     return -(-(spec.kernel[0] + shift) // tiling.dot.group)
+
+
+def window_products(spec: DepthwiseConv2DSpec, tiling: Tiling) -> int:
+    """Return how many dot products a vector of outputs takes."""
+    along = -(-spec.kernel[1] // 2) if _pairs_along(spec, tiling) else 0
+    return _row_groups(spec, tiling) * spec.kernel[1] + along
+
+
+def rows_read(spec: DepthwiseConv2DSpec, tiling: Tiling) -> int:
+    """Return how many input rows are read by output rows that begin in the same one."""
+    if _pairs_along(spec, tiling):
+        return spec.kernel[0]
+    return (_row_groups(spec, tiling) * tiling.dot.group - 1) * spec.dilation[0] + 1
 
 
 def padded_outputs(spec: DepthwiseConv2DSpec, tiling: Tiling) -> int:
@@ -181,12 +206,16 @@ def padded_outputs(spec: DepthwiseConv2DSpec, tiling: Tiling) -> int:
     return _round_up(spec.outputs, tiling.lanes * tiling.channel_block)
 
 
+def _finishes(spec: DepthwiseConv2DSpec, tiling: Tiling) -> bool:
+    """Whether steps of channels are finished as a whole, before they are stored."""
+    residual = spec.epilogue is not None and spec.epilogue.residual
+    return padded_outputs(spec, tiling) == spec.outputs and not residual
+
+
 def _widened(spec: DepthwiseConv2DSpec, tiling: Tiling) -> bool:
     """Whether rows are interleaved as words, which changes the order of channels in a step."""
-    if padded_outputs(spec, tiling) != spec.outputs:
-        return False
-    residual = spec.epilogue is not None and spec.epilogue.residual
-    return depthwise_intrinsics.widens(tiling.dot, tiling.vectors) and not residual
+    widens = depthwise_intrinsics.widens(tiling.dot, tiling.vectors)
+    return widens and _finishes(spec, tiling)
 
 
 def pack_vector(
@@ -214,37 +243,45 @@ def pack_weight(
 
     Returns
     -------
-    array of shape (O' / lanes, copies, row_groups, kw, lanes, group)
-        Of the dot product's weight type; in copy i, the window is moved down by i * stride rows of
-        zeros. Zeros also where extents are padded. Lanes are in the order of `pack_vector`.
+    array of shape (O' / lanes, copies, dot products, lanes, group)
+        Of the dot product's weight type: groups of rows, column by column, then pairs of columns
+        of a row left over. In copy i, the window is moved down by i * stride rows of zeros. Zeros
+        also where extents are padded. Lanes are in the order of `pack_vector`.
     """
     lanes, group = tiling.lanes, tiling.dot.group
-    outputs, kernel_h, kernel_w = weight.shape
-    padded, groups, copies = (f(spec, tiling) for f in (padded_outputs, row_groups, _copies))
-    shape = (padded, copies, groups * group, kernel_w)
-    packed = np.zeros(shape, tiling.dot.weight_dtype)
+    outputs, _, kernel_w = weight.shape
+    padded, groups, copies = (f(spec, tiling) for f in (padded_outputs, _row_groups, _copies))
+    down = np.zeros((padded, copies, groups * group, kernel_w), tiling.dot.weight_dtype)
+    along = _pairs_along(spec, tiling)
     for copy in range(copies):
         first = copy * spec.strides[0]
-        packed[:outputs, copy, first : first + kernel_h] = weight
-    blocks = packed.reshape(padded // lanes, lanes, copies, groups, group, kernel_w)
+        rows = weight[:, :-1] if along else weight
+        down[:outputs, copy, first : first + rows.shape[1]] = rows
+    down = down.reshape(padded, copies, groups, group, kernel_w).transpose(0, 1, 2, 4, 3)
+    packed = [down.reshape(padded, copies, -1, group)]
+    if along:
+        last = np.pad(weight[:, -1], ((0, padded - outputs), (0, kernel_w % 2)))
+        packed.append(last.reshape(padded, copies, -1, group).astype(down.dtype))
+    blocks = np.concatenate(packed, axis=2).reshape(padded // lanes, lanes, copies, -1, group)
     if _widened(spec, tiling):
         blocks = blocks[:, _channel_order(tiling)]
-    return np.ascontiguousarray(blocks.transpose(0, 2, 3, 5, 1, 4))
+    return np.ascontiguousarray(blocks.transpose(0, 2, 3, 1, 4))
 
 
 def compute(spec: DepthwiseConv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
-    """Define the layer on padded extents: blocks ``rows``, ``acc``, ``finished`` and ``out``.
+    """Define the layer on padded extents: ``rows``, ``acc``, ``along``, ``finished`` and ``out``.
 
-    ``finished`` are outputs in the order of `pack_vector`, where that is not the channels' own.
+    ``acc`` adds up groups of rows, ``along`` pairs of columns of the row left over; ``finished``
+    are outputs in the order of `pack_vector`.
 
     Arguments of the function: x, weight (packed), bias, the epilogue's vectors (each packed by
     `pack_vector`), residual, residual multiplier, table, and last the output.
     """
     lanes, group = tiling.lanes, tiling.dot.group
-    padded, groups, copies = (f(spec, tiling) for f in (padded_outputs, row_groups, _copies))
+    padded, groups, copies = (f(spec, tiling) for f in (padded_outputs, _row_groups, _copies))
     x = te.placeholder((spec.batch, spec.height, spec.width, spec.channels), "uint8", name="x")
     weight = te.placeholder(
-        (padded // lanes, copies, groups, spec.kernel[1], lanes, group),
+        (padded // lanes, copies, window_products(spec, tiling), lanes, group),
         tiling.dot.weight_dtype,
         name="weight",
     )
@@ -253,38 +290,58 @@ def compute(spec: DepthwiseConv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     extra = placeholders(spec.epilogue, padded, out_shape, spec.residual_dtype)
     columns = _round_up(spec.out_width, tiling.column_tile)
     height = _round_up(spec.out_height, tiling.row_block * tiling.row_tile)
-    last = (height - copies) * spec.strides[0]
-    reach = last + (groups * group - 1) * spec.dilation[0] + 1
-    rows = _padded_rows(x, spec, reach, columns, padded)
-    widened = _widened(spec, tiling)
+    widened, along = _widened(spec, tiling), _pairs_along(spec, tiling)
+    pairs = -(-spec.kernel[1] // 2)
+    reach_h = (height - copies) * spec.strides[0] + rows_read(spec, tiling)
+    taps = 2 * pairs if along else spec.kernel[1]
+    reach_w = (columns - 1) * spec.strides[1] + (taps - 1) * spec.dilation[1] + 1
+    rows = _padded_rows(x, spec, reach_h, reach_w, padded)
 
-    rg = te.reduce_axis((0, groups), "rg")
-    rx = te.reduce_axis((0, spec.kernel[1]), "rx")
     rk = te.reduce_axis((0, group), "rk")
 
-    def product(n: Any, h: Any, w: Any, o: Any) -> Any:
-        first = (h // copies) * (copies * spec.strides[0])
-        row = first + (rg * group + rk) * spec.dilation[0]
-        column = w * spec.strides[1] + rx * spec.dilation[1]
+    def product(n: Any, row: Any, column: Any, h: Any, o: Any, step: Any) -> Any:
         channel = o
         if widened:
             channel = o // lanes * lanes + depthwise_intrinsics.channel(o % lanes, tiling.dot)
         value = rows[n, row, column, channel]
-        factor = weight[o // lanes, h % copies, rg, rx, o % lanes, rk]
-        return te.sum(value.astype("int32") * factor.astype("int32"), axis=[rg, rx, rk])
+        factor = weight[o // lanes, h % copies, step, o % lanes, rk]
+        return value.astype("int32") * factor.astype("int32")
 
-    acc = te.compute((spec.batch, height, columns, padded), product, name="acc")
+    def first(h: Any) -> Any:
+        return (h // copies) * (copies * spec.strides[0])
+
+    rg = te.reduce_axis((0, groups), "rg")
+    rx = te.reduce_axis((0, spec.kernel[1]), "rx")
+
+    def down(n: Any, h: Any, w: Any, o: Any) -> Any:
+        row = first(h) + (rg * group + rk) * spec.dilation[0]
+        column = w * spec.strides[1] + rx * spec.dilation[1]
+        return te.sum(product(n, row, column, h, o, rg * spec.kernel[1] + rx), axis=[rg, rx, rk])
+
+    shape = (spec.batch, height, columns, padded)
+    sums = [te.compute(shape, down, name="acc")]
+    if along:
+        rp = te.reduce_axis((0, pairs), "rp")
+
+        def beside(n: Any, h: Any, w: Any, o: Any) -> Any:
+            column = w * spec.strides[1] + (rp * group + rk) * spec.dilation[1]
+            row, step = first(h) + spec.kernel[0] - 1, groups * spec.kernel[1] + rp
+            return te.sum(product(n, row, column, h, o, step), axis=[rp, rk])
+
+        sums.append(te.compute(shape, beside, name="along"))
 
     def finish(n: Any, h: Any, w: Any, o: Any) -> Any:
-        total = acc[n, h, w, o] + bias[o]
+        total = sum(part[n, h, w, o] for part in sums) + bias[o]
         return apply_at(spec.epilogue, total, extra, (n, h, w, o))
 
-    if not widened:
+    if not _finishes(spec, tiling):
         out = te.compute(out_shape, finish, name="out")
         return te.create_prim_func([x, weight, bias, *extra, out])
-    finished = te.compute((spec.batch, height, columns, padded), finish, name="finished")
+    finished = te.compute(shape, finish, name="finished")
 
     def ordered(n: Any, h: Any, w: Any, o: Any) -> Any:
+        if not widened:
+            return finished[n, h, w, o]
         lane = depthwise_intrinsics.lane(o % lanes, tiling.dot)
         return finished[n, h, w, o // lanes * lanes + lane]
 
@@ -293,10 +350,9 @@ def compute(spec: DepthwiseConv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
 
 
 def _padded_rows(
-    x: te.Tensor, spec: DepthwiseConv2DSpec, reach_h: int, columns: int, padded: int
+    x: te.Tensor, spec: DepthwiseConv2DSpec, reach_h: int, reach_w: int, padded: int
 ) -> te.Tensor:
     """Define the input with its padding; what only zero weights see may hold anything."""
-    reach_w = (columns - 1) * spec.strides[1] + (spec.kernel[1] - 1) * spec.dilation[1] + 1
     top, left = spec.padding[:2]
     zero = tirx.const(spec.input_zero_point, "uint8")
 
@@ -314,21 +370,24 @@ def _padded_rows(
 def schedule(sch: Schedule, spec: DepthwiseConv2DSpec, tiling: Tiling) -> None:
     """Schedule `compute` (steps 1-5 of the module's description)."""
     dot = tiling.dot
-    widened = _widened(spec, tiling)
     rows, acc, out = (sch.get_sblock(name) for name in ("rows", "acc", "out"))
-    epilogue = [sch.get_sblock("finished")] if widened else []
+    finishes = _finishes(spec, tiling)
+    sums = [acc, *([sch.get_sblock("along")] if _pairs_along(spec, tiling) else [])]
+    finished = [sch.get_sblock("finished")] if finishes else []
 
-    # tasks
-    n, h, w, o, rg, rx, rk = sch.get_loops(acc)
+    # tasks: of what reads all sums and has whole extents, or of the only sum
+    n, h, w, o, *_ = sch.get_loops(finished[0] if finishes else acc)
     h_out, h_in, h_tile = sch.split(h, [None, tiling.row_block, tiling.row_tile])
     w_out, w_in = sch.split(w, [None, tiling.column_tile])
     o_out, o_mid, lane = sch.split(o, [None, tiling.channel_block, tiling.lanes])
-    sch.reorder(n, h_out, o_out, h_in, o_mid, w_out, w_in, rg, rx, h_tile, lane, rk)
+    sch.reorder(n, h_out, o_out, h_in, o_mid, w_out, w_in, h_tile, lane)
     task = sch.fuse(n, h_out, o_out)
 
-    # the epilogue on each tile, the padded rows once per task
-    for block in (*epilogue, out):
-        sch.reverse_compute_at(block, w_in, preserve_unit_loops=True)
+    # the sums and the epilogue on each tile, the padded rows once per task
+    if finishes:
+        for block in sums:
+            sch.compute_at(block, w_in, preserve_unit_loops=True)
+    sch.reverse_compute_at(out, w_in, preserve_unit_loops=True)
     sch.compute_at(rows, task, preserve_unit_loops=True)
     if tiling.parallel:
         sch.parallel(task)
@@ -338,24 +397,33 @@ def schedule(sch: Schedule, spec: DepthwiseConv2DSpec, tiling: Tiling) -> None:
     whole = padded_outputs(spec, tiling) == spec.outputs
     if whole and spec.multiplier == 1:
         sch.vectorize(vector)
-    for block in (*epilogue, out):
+    for block in (*finished, out):
         *_, row, channel = sch.get_loops(block)
         sch.unroll(row)
         if whole:  # a predicate on the channel would make LLVM store lane by lane
             sch.vectorize(channel)
+    sch.unroll(w_in)
 
     # registers
-    if not dot.tensorized:
-        sch.reorder(rk, lane)
-        sch.vectorize(lane)
-    init = sch.decompose_reduction(acc, rg)
-    *_, row, lanes = sch.get_loops(init)
-    sch.vectorize(lanes)
-    sch.unroll(row)
-    if dot.tensorized:
-        sch.tensorize(lane, depthwise_intrinsics.intrinsic(dot, tiling.vectors, widened))
-    for loop in (w_in, rg, rx, h_tile):
-        sch.unroll(loop)
+    for block in sums:
+        loops, reduced = sch.get_loops(block), 3 if block is acc else 2
+        lane, h_tile = loops[-reduced - 1], loops[-reduced - (3 if finishes else 2)]
+        *steps, rk = loops[-reduced:]
+        if dot.tensorized:
+            sch.reorder(*steps, h_tile, lane, rk)
+        else:
+            sch.reorder(*steps, h_tile, rk, lane)
+            sch.vectorize(lane)
+        init = sch.decompose_reduction(block, steps[0])
+        *_, row, lanes = sch.get_loops(init)
+        sch.vectorize(lanes)
+        sch.unroll(row)
+        if dot.tensorized:
+            widened, along = _widened(spec, tiling), block is not acc
+            name = depthwise_intrinsics.intrinsic(dot, tiling.vectors, widened, along)
+            sch.tensorize(lane, name)
+        for loop in (*steps, h_tile):
+            sch.unroll(loop)
 
 
 def default_tiling(spec: DepthwiseConv2DSpec, target: tvm.target.Target, threads: int) -> Tiling:
@@ -369,9 +437,10 @@ def default_tiling(spec: DepthwiseConv2DSpec, target: tvm.target.Target, threads
     wide = dot.tensorized and (
         double == spec.outputs or (spec.outputs % dot.lanes > 0 and double * 8 <= 9 * spec.outputs)
     )
-    share_rows = dot.tensorized and shares_rows(spec, dot) and spec.out_height > 1
-    first = Tiling(dot, 2 if wide else 1, 2 if share_rows else 1, 1, 1, 1)
-    products = row_groups(spec, first) * spec.kernel[1] * first.row_tile * first.vectors
+    first = Tiling(dot, 2 if wide else 1, 1, 1, 1, 1)
+    if _sharing_pays(spec, first):
+        first = replace(first, row_tile=2)
+    products = window_products(spec, first) * first.row_tile * first.vectors
     widest = max(1, min(WIDEST_TILE, spec.out_width, UNROLLED // products))
     # columns computed in vain, and those interleaved again at the start of each tile
     column_tile = min(
@@ -394,23 +463,33 @@ def shares_rows(spec: DepthwiseConv2DSpec, dot: DotProduct) -> bool:
     return spec.strides[0] == 1 or spec.strides[0] % dot.group == 0
 
 
+def _sharing_pays(spec: DepthwiseConv2DSpec, alone: Tiling) -> bool:
+    """Whether two output rows that share input rows beat each one alone."""
+    if not (alone.dot.tensorized and shares_rows(spec, alone.dot) and spec.out_height > 1):
+        return False
+    if not _pairs_along(spec, alone):
+        return True
+    # with stride 2 they share loads only; with stride 1 they take 0.95 to 1.0 of the time
+    return spec.strides[0] == 1 and _round_up(spec.out_height, 2) <= 1.05 * spec.out_height
+
+
 def _pays(spec: DepthwiseConv2DSpec, dot: DotProduct) -> bool:
     """Whether interleaving rows beats multiplying one tap at a time."""
     if spec.dilation[0] > 1:
         return False  # the rows of a group would have to be neighbours
     if dot.group == 4 or spec.strides[0] == 1 or spec.kernel[0] > 3:
         return True
-    # three rows in two groups of two: 1.05 to 1.35x widened, 0.75x otherwise
+    # a pair of rows and one left over: 1.2 to 1.6x widened, 0.92 to 1.08x otherwise
     return _widened(spec, Tiling(dot, 2, 1, 1, 1, 1))
 
 
 def _cycles(spec: DepthwiseConv2DSpec, tiling: Tiling, threads: int) -> float:
     """Estimate the cycles of the busiest thread."""
     height = tiling.row_block * tiling.row_tile
-    window = row_groups(spec, tiling) * tiling.dot.group
+    window = rows_read(spec, tiling)
     steps = padded_outputs(spec, tiling) // tiling.lanes
     tasks = spec.batch * -(-spec.out_height // height) * (steps // tiling.channel_block)
-    instructions = 2 * window * spec.kernel[1] // tiling.dot.group + 12
+    instructions = 2 * window_products(spec, tiling) + 12
     multiply = height * spec.out_width * tiling.channel_block * tiling.vectors * instructions / 3
     columns = spec.width + spec.padding[1] + spec.padding[3]
     copied = ((height - _copies(spec, tiling)) * spec.strides[0] + window) * columns

@@ -1,9 +1,9 @@
-"""Dot products over window rows, one per lane, for depthwise convolution.
+"""Dot products over taps of a window, one per lane, for depthwise convolution.
 
 For every lane i, ``C[i] += sum_k A[k, c(i)] * B[i, k]``: A holds ``group`` rows of the window at
-one column, ``lanes`` neighbouring channels each; c is the identity or `channel`. The rows are
-interleaved in registers, so that each lane of the dot-product instruction finds its own taps. LLVM
-sees the interleaving of a column once when neighbouring output columns, unrolled, share it.
+one column, or columns of one row, ``lanes`` neighbouring channels each; c is the identity or
+`channel`. They are interleaved in registers, so that each lane of the dot-product instruction finds
+its own taps. LLVM sees an interleaving once when neighbouring output columns, unrolled, share it.
 """
 
 from __future__ import annotations
@@ -57,8 +57,10 @@ def lane(channel: Any, dot: DotProduct) -> Any:
     return channel % _PART // half * dot.lanes + channel // _PART * half + channel % half
 
 
-def _description(dot: DotProduct, vectors: int, widened: bool) -> tirx.PrimFunc:
+def _description(dot: DotProduct, vectors: int, widened: bool, along: bool) -> tirx.PrimFunc:
     lanes, group, weight_dtype = dot.lanes * vectors, dot.group, dot.weight_dtype
+    rows, columns = (1, group) if along else (group, 1)
+    down, right = int(not along), int(along)
 
     def at(lane: Any) -> Any:
         return channel(lane, dot) if widened else lane
@@ -66,17 +68,19 @@ def _description(dot: DotProduct, vectors: int, widened: bool) -> tirx.PrimFunc:
     @T.prim_func(s_tir=True)
     def description(a: T.handle, b: T.handle, c: T.handle) -> None:
         row, column = T.int32(), T.int32()
-        A = T.match_buffer(a, (group, 1, lanes), "uint8", offset_factor=1, strides=[row, column, 1])
+        A = T.match_buffer(
+            a, (rows, columns, lanes), "uint8", offset_factor=1, strides=[row, column, 1]
+        )
         B = T.match_buffer(b, (lanes, group), weight_dtype, offset_factor=1)
         C = T.match_buffer(c, (lanes,), "int32", offset_factor=1)
         with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:group, 0, 0:lanes], B[0:lanes, 0:group])
+            T.reads(C[0:lanes], A[0:rows, 0:columns, 0:lanes], B[0:lanes, 0:group])
             T.writes(C[0:lanes])
             for i in T.serial(0, lanes):
                 for k in T.serial(0, group):
                     with T.sblock("update"):
                         vi, vk = T.axis.remap("SR", [i, k])
-                        C[vi] = C[vi] + T.cast(A[vk, 0, at(vi)], "int32") * T.cast(
+                        C[vi] = C[vi] + T.cast(A[vk * down, vk * right, at(vi)], "int32") * T.cast(
                             B[vi, vk], "int32"
                         )
 
@@ -119,31 +123,35 @@ def _products(
     return T.Shuffle(found, [*range(lanes * vectors)]) if vectors > 1 else found[0]
 
 
-def _implementation(dot: DotProduct, vectors: int, widened: bool) -> tirx.PrimFunc:
+def _implementation(dot: DotProduct, vectors: int, widened: bool, along: bool) -> tirx.PrimFunc:
     lanes, group, weight_dtype = dot.lanes * vectors, dot.group, dot.weight_dtype
+    rows, columns = (1, group) if along else (group, 1)
+    down, right = int(not along), int(along)
     acc, loaded, packed = f"int32x{lanes}", f"uint8x{lanes}", f"{weight_dtype}x{lanes * group}"
 
     @T.prim_func(s_tir=True)
     def implementation(a: T.handle, b: T.handle, c: T.handle) -> None:
         row, column = T.int32(), T.int32()
-        A = T.match_buffer(a, (group, 1, lanes), "uint8", offset_factor=1, strides=[row, column, 1])
+        A = T.match_buffer(
+            a, (rows, columns, lanes), "uint8", offset_factor=1, strides=[row, column, 1]
+        )
         B = T.match_buffer(b, (lanes, group), weight_dtype, offset_factor=1)
         C = T.match_buffer(c, (lanes,), "int32", offset_factor=1)
         with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:group, 0, 0:lanes], B[0:lanes, 0:group])
+            T.reads(C[0:lanes], A[0:rows, 0:columns, 0:lanes], B[0:lanes, 0:group])
             T.writes(C[0:lanes])
             C[T.ramp(T.int32(0), 1, lanes)] = C.vload([0], dtype=acc) + _products(
                 dot,
                 vectors,
                 widened,
-                [A.vload([k, 0, 0], dtype=loaded) for k in range(group)],
+                [A.vload([k * down, k * right, 0], dtype=loaded) for k in range(group)],
                 B.vload([0, 0], dtype=packed),
             )
 
     return implementation
 
 
-def intrinsic(dot: DotProduct, vectors: int, widened: bool) -> str:
+def intrinsic(dot: DotProduct, vectors: int, widened: bool, along: bool) -> str:
     """Register an intrinsic on first use and return its name.
 
     Parameters
@@ -153,15 +161,18 @@ def intrinsic(dot: DotProduct, vectors: int, widened: bool) -> str:
         Vectors of channels.
     widened : bool
         Channels come in the order of `channel`; only where `widens` holds.
+    along : bool
+        Of columns of one row, rather than of rows at one column.
     """
-    name = f"tvmquant.depthwise_{dot.name}_{vectors}{'_widened' if widened else ''}"
+    name = f"tvmquant.depthwise_{dot.name}_{vectors}"
+    name += "_widened" * widened + "_along" * along
     if TensorIntrin.get(name, allow_missing=True) is None:
-        description = _description(dot, vectors, widened)
-        TensorIntrin.register(name, description, _implementation(dot, vectors, widened))
+        parameters = (dot, vectors, widened, along)
+        TensorIntrin.register(name, _description(*parameters), _implementation(*parameters))
     return name
 
 
-def description_only(dot: DotProduct, vectors: int, widened: bool) -> TensorIntrin:
+def description_only(dot: DotProduct, vectors: int, widened: bool, along: bool) -> TensorIntrin:
     """Return the intrinsic with its description for both halves, to run any schedule anywhere."""
-    description = _description(dot, vectors, widened)
+    description = _description(dot, vectors, widened, along)
     return TensorIntrin(description, description)

@@ -173,8 +173,8 @@ def _depthwise_tilings(
             range(1, min(depthwise_conv2d.WIDEST_TILE, spec.out_width) + 1),
         ):
             first = depthwise_conv2d.Tiling(dot, vectors, row_tile, column_tile, 1, 1)
-            window = depthwise_conv2d.row_groups(spec, first) * dot.group * spec.kernel[1]
-            if column_tile * row_tile * window > UNROLLED:
+            products = depthwise_conv2d.window_products(spec, first) * dot.group
+            if column_tile * row_tile * products > UNROLLED:
                 continue
             steps = -(-spec.outputs // (dot.lanes * vectors))
             rows = -(-spec.out_height // row_tile)
@@ -190,7 +190,7 @@ def _depthwise_figures(
     spec: depthwise_conv2d.DepthwiseConv2DSpec, tiling: depthwise_conv2d.Tiling, threads: int
 ) -> dict[str, float]:
     height = tiling.row_block * tiling.row_tile
-    window = depthwise_conv2d.row_groups(spec, tiling) * tiling.dot.group
+    products = depthwise_conv2d.window_products(spec, tiling) * tiling.dot.group
     outputs = depthwise_conv2d.padded_outputs(spec, tiling)
     rows, columns = (
         _round_up(spec.out_height, height),
@@ -198,10 +198,10 @@ def _depthwise_figures(
     )
     channels = tiling.channel_block * tiling.lanes
     tasks = spec.batch * (rows // height) * (outputs // channels) if tiling.parallel else 1
-    reach = (height - 1) * spec.strides[0] + window
+    reach = (height - 1) * spec.strides[0] + depthwise_conv2d.rows_read(spec, tiling)
     across = (columns - 1) * spec.strides[1] + spec.kernel[1]
     return {
-        "work": float(spec.batch * rows * columns * outputs * window * spec.kernel[1]),
+        "work": float(spec.batch * rows * columns * outputs * products),
         "useful": float(spec.macs),
         "tasks": float(tasks),
         "accumulators": float(tiling.vectors * tiling.row_tile),

@@ -146,15 +146,21 @@ def test_any_tiling_gives_the_same(vectors, row_tile, column_tile, stride):
 @pytest.mark.parametrize("dot", [PMADDWD_512, VNNI_256, VNNI_512], ids=lambda d: d.name)
 @pytest.mark.parametrize("vectors", [1, 2])
 @pytest.mark.parametrize("channels", [19, 32])
-def test_schedule_of_other_instructions_by_their_description(dot, vectors, channels, monkeypatch):
-    """What cannot run here runs with the description of its intrinsic instead."""
+@pytest.mark.parametrize("stride", [1, 2])
+def test_schedule_of_other_instructions_by_their_description(
+    dot, vectors, channels, stride, monkeypatch
+):
+    """What cannot run here runs with the descriptions of its intrinsics instead."""
     spec = replace(SPECS[2], kernel=(3, 3), padding=(1, 1, 1, 1), channels=channels)
-    widened = depthwise_intrinsics.widens(dot, vectors) and channels % (dot.lanes * vectors) == 0
-    description = depthwise_intrinsics.description_only(dot, vectors, widened)
-    name = f"test.{dot.name}_{vectors}_{widened}"
-    if TensorIntrin.get(name, allow_missing=True) is None:
-        TensorIntrin.register(name, description.desc, description.impl)
-    monkeypatch.setattr(depthwise_intrinsics, "intrinsic", lambda *_: name)
+
+    def described(*parameters):
+        description = depthwise_intrinsics.description_only(*parameters)
+        name = "test." + "_".join(str(getattr(p, "name", p)) for p in parameters)
+        TensorIntrin.register(name, description.desc, description.impl, override=True)
+        return name
+
+    monkeypatch.setattr(depthwise_intrinsics, "intrinsic", described)
+    spec = replace(spec, strides=(stride, stride))
     check(spec, kt.NATIVE, depthwise.Tiling(dot, vectors, 2, 4, 2, 1))
 
 
@@ -180,7 +186,6 @@ def test_large_windows_unroll_fewer_columns(kernel):
     pad = kernel // 2
     spec = Spec(1, 28, 28, 96, kernel=(kernel, kernel), padding=(pad, pad, pad, pad))
     tiling = depthwise.default_tiling(spec, kt.make_target("haswell"), 1)
-    groups = -(-(kernel + tiling.row_tile - 1) // tiling.dot.group)
-    products = groups * kernel * tiling.row_tile * tiling.vectors * tiling.column_tile
-    assert products <= depthwise.UNROLLED
+    products = depthwise.window_products(spec, tiling) * tiling.row_tile * tiling.vectors
+    assert products * tiling.column_tile <= depthwise.UNROLLED
     check(spec, "haswell")
