@@ -23,16 +23,20 @@ Strategy
 5. *Parallel* over images, blocks of rows and blocks of channels alike.
 
 Measured on AVX2 (Zen 3 at 3.2 GHz, vpmaddwd), with a 32-bit epilogue, one thread, in GMAC/s: 3x3
-26-32, 5x5 28-42 with stride 1, 3x3 17-20, 5x5 28 with stride 2; one 32-bit multiplication per tap,
-as on targets without dot products, 15-22. Inner loops are bound by loads (two of 32 bytes a cycle),
-which they reach to 0.66 to 0.94 with stride 1, copies of the rows counted in, and 5x5 to 0.51 to
-0.68 with stride 2; those of 3x3 with stride 2 by vector instructions (four a cycle), to 0.47 to
-0.58, a tenth to a quarter being the copies.
+26-32, 5x5 35-41 with stride 1, 3x3 19-24, 5x5 29-34 with stride 2; one 32-bit multiplication per
+tap, as on targets without dot products, 15-22. Bound by the ports of the processor: by what LLVM's
+model of Zen 3 gives (llvm-mca, reciprocal throughput of the inner loop), kernels reach 0.70 to 1.03
+with the copies of their rows counted in, and 112x112x96 with stride 2, whose input lies in the last
+cache, 0.64. Of loads alone (two of 32 bytes a cycle) it is 0.6 to 0.85, and of vector instructions
+alone (four a cycle; nearly half of them widen and interleave, two a cycle) 0.46 to 0.56 for 3x3
+with stride 2.
 
 Rejected: four rows of outputs that share input (registers spill, 0.9x); interleaving into a buffer
-(more memory traffic than arithmetic); finishing a whole tile of columns at once (accumulators
-spill, 0.9x); tiles in the interior that read the input in place, while only the border is copied
-(3x3 0.91 to 1.06, 5x5 1.04 to 1.27 of the time: two copies of the unrolled code).
+(more memory traffic than arithmetic); pairs of columns in output rows that share input as well, odd
+rows with their first row left over (1.0 to 1.1 of the time with stride 1); finishing a whole tile
+of columns at once (accumulators spill, 0.9x); tiles in the interior that read the input in place,
+while only the border is copied (3x3 0.91 to 1.06, 5x5 1.04 to 1.27 of the time: two copies of the
+unrolled code).
 """
 
 from __future__ import annotations

@@ -181,6 +181,13 @@ def test_no_vector_reaches_beyond_the_channels_where_another_fits(channels):
     assert depthwise.padded_outputs(spec, tiling) == channels
 
 
+@pytest.mark.parametrize(("kernel", "products"), [(1, 1), (2, 2), (3, 5), (5, 13), (7, 25)])
+def test_an_odd_window_multiplies_no_row_of_zeros(kernel, products):
+    spec = Spec(1, 14, 14, 32, kernel=(kernel, kernel), strides=(2, 2))
+    tiling = depthwise.Tiling(PMADDWD_512, 1, 1, 4, 1, 1)
+    assert depthwise.window_products(spec, tiling) == products
+
+
 @pytest.mark.parametrize("kernel", [3, 5, 7])
 def test_large_windows_unroll_fewer_columns(kernel):
     pad = kernel // 2
