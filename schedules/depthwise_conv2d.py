@@ -14,29 +14,30 @@ Strategy
 2. *Registers.* Columns are unrolled, each finished before the next, so that few accumulators and
    the interleaved columns of one window are alive. ``row_tile`` output rows share their interleaved
    input rows: with stride 1 and groups of two, even and odd rows each have a zero-filled copy of
-   the weights, and leave no row over. That is 0.95 to 1.0 of the time of one row alone, unless the
-   last row would be computed in vain. What does not fit lies on the stack, aligned (`align_stack`).
+   the weights, and leave no row over. 3x3 take 0.96, 5x5 1.02 to 1.04 of the time of one row alone,
+   unless the last row is computed in vain. What does not fit lies on the stack, aligned
+   (`align_stack`).
 3. *Padding* copies the input rows of one task, for the task's channels, into a small buffer inside
    the parallel loop: the inner loops have no branches, and the rows that one row of outputs reads
    stay in the first-level cache.
 4. *Epilogue* on every pixel while it is in registers.
 5. *Parallel* over images, blocks of rows and blocks of channels alike.
 
-Measured on AVX2 (Zen 3 at 3.2 GHz, vpmaddwd), with a 32-bit epilogue, one thread, in GMAC/s: 3x3
-26-32, 5x5 35-41 with stride 1, 3x3 19-24, 5x5 29-34 with stride 2; one 32-bit multiplication per
-tap, as on targets without dot products, 15-22. Bound by the ports of the processor: by what LLVM's
-model of Zen 3 gives (llvm-mca, reciprocal throughput of the inner loop), kernels reach 0.70 to 1.03
-with the copies of their rows counted in, and 112x112x96 with stride 2, whose input lies in the last
-cache, 0.64. Of loads alone (two of 32 bytes a cycle) it is 0.6 to 0.85, and of vector instructions
-alone (four a cycle; nearly half of them widen and interleave, two a cycle) 0.46 to 0.56 for 3x3
-with stride 2.
+Measured on AVX2 (Zen 3 at 3.2 GHz, vpmaddwd), with a 32-bit epilogue, channels in whole steps of
+16, one thread, in GMAC/s: 3x3 26-32, 5x5 35-41 with stride 1, 3x3 19-24, 5x5 29-34 with stride 2;
+one 32-bit multiplication per tap, as on targets without dot products, 15-22. Bound by the ports of
+the processor: by what LLVM's model of Zen 3 gives (llvm-mca, reciprocal throughput of the inner
+loop), kernels reach 0.70 to 1.03 with the copies of their rows counted in, and 112x112x96 with
+stride 2, whose input lies in the last cache, 0.64. Of loads alone (two of 32 bytes a cycle) it is
+0.6 to 0.85, and of vector instructions alone (four a cycle; nearly half of them widen and
+interleave, two a cycle) 0.46 to 0.56 for 3x3 with stride 2.
 
 Rejected: four rows of outputs that share input (registers spill, 0.9x); interleaving into a buffer
 (more memory traffic than arithmetic); pairs of columns in output rows that share input as well, odd
-rows with their first row left over (1.0 to 1.1 of the time with stride 1); finishing a whole tile
-of columns at once (accumulators spill, 0.9x); tiles in the interior that read the input in place,
-while only the border is copied (3x3 0.91 to 1.06, 5x5 1.04 to 1.27 of the time: two copies of the
-unrolled code).
+rows with their first row left over (with stride 1 3x3 1.03 to 1.12, 5x5 0.93 to 1.08 of the time);
+finishing a whole tile of columns at once (accumulators spill, 0.9x); tiles in the interior that
+read the input in place, while only the border is copied (3x3 0.91 to 1.06, 5x5 1.04 to 1.27 of the
+time: two copies of the unrolled code).
 """
 
 from __future__ import annotations
@@ -473,7 +474,7 @@ def _sharing_pays(spec: DepthwiseConv2DSpec, alone: Tiling) -> bool:
         return False
     if not _pairs_along(spec, alone):
         return True
-    # with stride 2 they share loads only; with stride 1 they take 0.95 to 1.0 of the time
+    # with stride 2 they share loads only; with stride 1, 3x3 take 0.96 of the time, 5x5 1.03
     return spec.strides[0] == 1 and _round_up(spec.out_height, 2) <= 1.05 * spec.out_height
 
 
@@ -483,7 +484,7 @@ def _pays(spec: DepthwiseConv2DSpec, dot: DotProduct) -> bool:
         return False  # the rows of a group would have to be neighbours
     if dot.group == 4 or spec.strides[0] == 1 or spec.kernel[0] > 3:
         return True
-    # a pair of rows and one left over: 1.2 to 1.6x widened, 0.92 to 1.08x otherwise
+    # a pair of rows and one left over: 1.3 to 1.5x widened, 0.92 to 1.08x otherwise
     return _widened(spec, Tiling(dot, 2, 1, 1, 1, 1))
 
 
