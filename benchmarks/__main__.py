@@ -195,6 +195,60 @@ def profile(
 
 
 @app.command()
+def real(
+    models: Annotated[str, typer.Option(help="ONNX files, by commas.")],
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="D", help="Of all models, as of `tvmquant compile`, or synthetic."),
+    ] = None,
+    preprocess: Annotated[
+        str | None, typer.Option(metavar="P", help="Recipe for the images of --data.")
+    ] = None,
+    input_shape: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=N,C,H,W", help="Of an input that models leave open."),
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Data by names of files. Default: benchmarks/real.toml."),
+    ] = None,
+    folder: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where the table's files of data lie.")
+    ] = DEFAULT_DATA / "data",
+    items: Annotated[int, typer.Option(min=1, help="Inputs; a third is evaluated.")] = 96,
+    peers: Peers = ENGINES,
+    threads: Annotated[str, typer.Option(help="Such as 1,2.")] = "1,2",
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each engine.")] = 100,
+    target: Target = "native",
+    json: Json = None,
+) -> None:
+    """Your networks: whether they compile, SQNR, agreement and latency, beside other engines."""
+    from benchmarks import real as benchmark
+    from benchmarks.real_data import DEFAULT_TABLE, Recipe, read_table
+    from benchmarks.rows import check_destination, write_rows
+    from tvmquant.cli.output import StageReporter
+
+    check_destination(json)
+    shapes = " ".join(input_shape or []) or None
+    given = None if data is None else Recipe(data, preprocess, shapes)
+    rows = benchmark.run(
+        [Path(name) for name in _names(models)],
+        stage=StageReporter(),
+        recipes=read_table(table or DEFAULT_TABLE),
+        default=given,
+        folder=folder,
+        items=items,
+        peers=_names(peers),
+        threads=_counts(threads),
+        repeats=repeats,
+        target=target,
+    )
+    if json is not None:
+        write_rows(json, rows)
+    benchmark.print_summary(rows)
+
+
+@app.command()
 def memory(
     models: Models = NETWORKS,
     peers: Peers = ENGINES,

@@ -219,7 +219,7 @@ def measure(case: Case) -> tuple[dict[str, Latency], float, int]:
     image = _image(case)
     with tempfile.TemporaryDirectory(prefix="tvmquant-") as scratch:
         rivals = _peers(case, scratch)
-        runners = {name: _peer_runner(peer, image) for name, peer in rivals.items()}
+        runners = {name: started(peer.run, image) for name, peer in rivals.items()}
         graph = tvmquant.load_onnx(case.onnx)
         found = tvmquant.calibrate(graph, case.images)
         graphs = {OURS: tvmquant.quantize(graph, found)}
@@ -237,7 +237,7 @@ def measure(case: Case) -> tuple[dict[str, Latency], float, int]:
             libraries[name] = tvmquant.load(out, threads=case.threads).bind(image)
             os.sched_setaffinity(0, allowed)
         pool = int(tvm.get_global_func("runtime.NumThreads")())
-        latencies = _latencies({**libraries, **runners}, case.repeats)
+        latencies = by_turns({**libraries, **runners}, case.repeats)
         return latencies, _limit(case, layers[OURS], graphs[OURS]), pool
 
 
@@ -271,12 +271,14 @@ def restrict_openvino(target: str) -> dict[str, str]:
     return {"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI" if vnni else "AVX2"}
 
 
-def _peer_runner(peer: engines.Peer, image: NDArray[np.float32]) -> Callable[[], object]:
-    peer.run(image)  # threads start with the first run
-    return lambda: peer.run(image)
+def started(run: Callable[[Argument], object], inputs: Argument) -> Callable[[], object]:
+    """Return a function that runs an engine on inputs, once it has started its threads."""
+    run(inputs)
+    return lambda: run(inputs)
 
 
-def _latencies(runners: dict[str, Callable[[], object]], repeats: int) -> dict[str, Latency]:
+def by_turns(runners: dict[str, Callable[[], object]], repeats: int) -> dict[str, Latency]:
+    """Time functions by turns, a few runs each, `repeats` in all."""
     turns: dict[str, Callable[[], object]] = {}
     for name, runner in runners.items():
         turns[f"{name}/settle"] = _settling(runner)

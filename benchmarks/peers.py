@@ -10,10 +10,10 @@ import collections
 import importlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 # per-channel QuantizeLinear came with 13
 _SMALLEST_QDQ_OPSET = 13
+
+# arrays by the name of the input that takes them
+Feeds: TypeAlias = "Mapping[str, NDArray[Any]]"
 
 
 class Peer(Protocol):
@@ -41,9 +44,12 @@ class Peer(Protocol):
     def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the network's first output for a batch of inputs, both float32."""
 
+    def run_all(self, feeds: Feeds) -> list[NDArray[Any]]:
+        """Return all outputs for a batch of every input."""
+
 
 class OnnxRuntimePeer:
-    """A model in ONNX Runtime's CPU engine, all graph optimizations on.
+    """A model in ONNX Runtime's CPU engine.
 
     Parameters
     ----------
@@ -53,6 +59,9 @@ class OnnxRuntimePeer:
         Threads within an operator; operators run one after another.
     name : str
         What to call it in results.
+    optimized : bool
+        With all graph optimizations. Without any, the results are the reference for float: fusions
+        change them.
 
     Raises
     ------
@@ -60,10 +69,20 @@ class OnnxRuntimePeer:
         If ONNX Runtime is not installed.
     """
 
-    def __init__(self, path: str | Path, *, threads: int, name: str = "onnxruntime-int8") -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        threads: int,
+        name: str = "onnxruntime-int8",
+        optimized: bool = True,
+    ) -> None:
         ort = _require("onnxruntime")
+        levels = ort.GraphOptimizationLevel
         options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.graph_optimization_level = (
+            levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
+        )
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
@@ -76,6 +95,10 @@ class OnnxRuntimePeer:
         """Return the first output for a batch of inputs, both float32."""
         return self._session.run([self._output], {self._input: inputs})[0]
 
+    def run_all(self, feeds: Feeds) -> list[NDArray[Any]]:
+        """Return all outputs for a batch of every input."""
+        return list(self._session.run(None, dict(feeds)))
+
 
 class OpenVINOPeer:
     """A model in OpenVINO's CPU engine, compiled for latency.
@@ -84,8 +107,8 @@ class OpenVINOPeer:
     ----------
     path : str or pathlib.Path
         The ONNX file, float or QDQ.
-    shape : sequence of int
-        The input's shape, batch first; OpenVINO compiles for it alone.
+    shape : sequence of int, or mapping of str to that
+        The input's shape, batch first, or those of all inputs; OpenVINO compiles for them alone.
     threads : int
         Inference threads.
     name : str
@@ -98,11 +121,17 @@ class OpenVINOPeer:
     """
 
     def __init__(
-        self, path: str | Path, shape: Sequence[int], *, threads: int, name: str = "openvino-int8"
+        self,
+        path: str | Path,
+        shape: Sequence[int] | Mapping[str, Sequence[int]],
+        *,
+        threads: int,
+        name: str = "openvino-int8",
     ) -> None:
         core = _require("openvino").Core()
         model = core.read_model(str(path))
-        model.reshape(list(shape))
+        shapes = isinstance(shape, Mapping)
+        model.reshape({k: list(v) for k, v in shape.items()} if shapes else list(shape))
         config = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
@@ -117,6 +146,11 @@ class OpenVINOPeer:
         """Return the first output for a batch of inputs, both float32."""
         self._request.infer([inputs], share_inputs=True)
         return self._request.get_output_tensor(0).data.copy()
+
+    def run_all(self, feeds: Feeds) -> list[NDArray[Any]]:
+        """Return all outputs for a batch of every input."""
+        self._request.infer(dict(feeds), share_inputs=True)
+        return [tensor.data.copy() for tensor in self._request.output_tensors]
 
     def executed_precisions(self) -> dict[str, dict[str, int]]:
         """Count the layers that were really compiled, by type and arithmetic.
@@ -139,7 +173,7 @@ class OpenVINOPeer:
 
 def quantize_with_onnxruntime(
     model: str | Path,
-    batches: Iterable[NDArray[np.float32]],
+    batches: Iterable[NDArray[np.float32] | Feeds],
     output: str | Path,
     *,
     reduce_range: bool = False,
@@ -153,8 +187,8 @@ def quantize_with_onnxruntime(
     ----------
     model : str or pathlib.Path
         Float ONNX file.
-    batches : iterable of numpy.ndarray
-        Calibration inputs, float32, batch first.
+    batches : iterable of numpy.ndarray, or of mappings from the name of an input to an array
+        Calibration inputs, float32 for the only input, batch first.
     output : str or pathlib.Path
         The QDQ file to write. It appears complete or not at all.
     reduce_range : bool
@@ -185,19 +219,23 @@ def quantize_with_onnxruntime(
 
     output = Path(output)
     loaded = onnx.load(str(model))
-    name = loaded.graph.input[0].name
+    constants = {tensor.name for tensor in loaded.graph.initializer}
+    name = next(value.name for value in loaded.graph.input if value.name not in constants)
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.feeds = _feeds(name, batches)
 
-        def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        def get_next(self) -> dict[str, NDArray[Any]] | None:
             return next(self.feeds, None)
 
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         raw, prepared, quantized = (str(Path(folder, stem)) for stem in ("raw", "prepared", "qdq"))
         onnx.save(_at_least_opset(loaded, _SMALLEST_QDQ_OPSET), raw)
-        quant_pre_process(raw, prepared, skip_symbolic_shape=True)
+        try:
+            quant_pre_process(raw, prepared, skip_symbolic_shape=True)
+        except Exception:  # of any kind; the tool then quantizes fewer operators
+            prepared = raw
         quantize_static(
             prepared,
             quantized,
@@ -274,12 +312,15 @@ def build_peers(
 
 
 def _feeds(
-    name: str, batches: Iterable[NDArray[np.float32]]
-) -> Iterator[dict[str, NDArray[np.float32]]]:
+    name: str, batches: Iterable[NDArray[np.float32] | Feeds]
+) -> Iterator[dict[str, NDArray[Any]]]:
     empty = True
     for batch in batches:
         empty = False
-        yield {name: np.ascontiguousarray(batch, dtype=np.float32)}
+        if isinstance(batch, Mapping):
+            yield {key: np.ascontiguousarray(array) for key, array in batch.items()}
+        else:
+            yield {name: np.ascontiguousarray(batch, dtype=np.float32)}
     if empty:
         raise DataError(
             "the calibration data holds no batch; expected at least one float32 array, batch first"
@@ -292,7 +333,10 @@ def _at_least_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     versions = {entry.domain: entry.version for entry in model.opset_import}
     if versions[""] >= opset:
         return model
-    return onnx.version_converter.convert_version(model, opset)
+    try:
+        return onnx.version_converter.convert_version(model, opset)
+    except (RuntimeError, onnx.version_converter.ConvertError):
+        return model  # ONNX Runtime's tool then does with it what it can
 
 
 def _require(package: str) -> ModuleType | Any:
