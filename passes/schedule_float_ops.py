@@ -24,13 +24,19 @@ import tvm
 from tvm.s_tir import Schedule
 
 from tvmquant.schedules.isa import vector_bits
-from tvmquant.schedules.loops import lanes_for, vectorize
+from tvmquant.schedules.loops import (
+    SPATIAL,
+    lanes_for,
+    overlap_tails,
+    overlapping_lanes,
+    vectorize,
+)
 
 # Smaller than this, waking the thread pool costs more than the loop.
 PARALLEL_ELEMENTS = 8192
 # Iterations of the parallel loop for every thread, so that an uneven division costs little.
 TASKS_PER_THREAD = 4
-SPATIAL, REDUCTION = "0", "2"
+REDUCTION = "2"
 
 
 def _schedule(
@@ -42,7 +48,7 @@ def _schedule(
             sch.compute_inline(block)
     for block in sch.get_child_blocks(sch.get_sblock("root")):
         _schedule_block(sch, block, vector_bits(target) // 32, threads)
-    return sch.mod["main"]
+    return overlap_tails(sch.mod["main"])
 
 
 def _belongs_to_its_reader(sch: Schedule, block: Any) -> bool:
@@ -79,7 +85,7 @@ def _schedule_block(sch: Schedule, block: Any, lanes: int, threads: int) -> None
     spatial, reductions = loops[:count], loops[count:]
     width = lanes_for(extents[count - 1], lanes)
     if not reductions:
-        spatial[-1] = vectorize(sch, spatial[-1], width)
+        spatial[-1] = vectorize(sch, spatial[-1], overlapping_lanes(extents[count - 1], lanes))
     elif width > 1 and extents[count - 1] % width == 0 and _stores_once(sch, block):
         spatial[-1], lane = sch.split(spatial[-1], [None, width])
         sch.reorder(*reductions, lane)

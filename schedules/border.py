@@ -4,11 +4,11 @@ Either may change the layout on the way: float tensors lie as the user has them 
 tensors as the kernels want them (NHWC), and a separate transposition would read and write
 everything once more.
 
-Strategy: iterate in the order of the output; rows run in parallel, the innermost dimension is
-vectorised. With a transposition of few channels (images) the innermost two dimensions, width and
-channel, are exchanged instead: reads are contiguous. Where vectors divide the width, a step
-quantizes one vector of every channel and stores them interleaved, else LLVM stores
-element by element (2.2 times as long for an image of 224x224).
+Strategy: without a transposition, and with one scale, tensors are seen as one-dimensional. Else
+iterate in the order of the output; rows run in parallel, the innermost dimension is vectorised.
+With a transposition of few channels (images) a step quantizes one vector of every channel and
+stores them interleaved: LLVM would store element by element (2.2 times as long for an image of
+224x224).
 """
 
 from __future__ import annotations
@@ -20,9 +20,17 @@ import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
-from tvmquant.schedules.border_intrinsics import interleave
 from tvmquant.schedules.isa import vector_bits
-from tvmquant.schedules.loops import lanes_for, parallel_chunks, product, vectorize
+from tvmquant.schedules.loops import (
+    PARALLEL_BYTES,
+    flat_loop,
+    flat_view,
+    overlap_tails,
+    overlapping_lanes,
+    parallel_chunks,
+    product,
+    vectorize,
+)
 
 IMAGE_CHANNELS = 4
 # 1.5 * 2**23: a float32 sum with it within +-2**22 has no fraction bits
@@ -86,18 +94,15 @@ class Tiling:
     ----------
     lanes : int
         Elements per vector step.
-    exchange : bool
-        Exchange the innermost two loops, so that the vector runs along the second-last dimension.
+    order : str
+        ``"flat"``: the tensors are one-dimensional. ``"interleaved"``: a vector runs along the
+        width, one of every channel in each step. ``"output"``: that of the output.
     threads : int
-    interleave : bool
-        Store the vectors of all channels at once; only with `exchange`, and with lanes that divide
-        the width.
     """
 
     lanes: int
-    exchange: bool
+    order: str
     threads: int
-    interleave: bool = False
 
 
 def default_tiling(
@@ -106,17 +111,27 @@ def default_tiling(
     """Return a tiling with two float vectors per step: two divisions in flight."""
     widest = 2 * vector_bits(target) // 32
     shape = _output_shape(spec)
-    exchange = getattr(spec, "to_nhwc", False) and shape[-1] <= IMAGE_CHANNELS
-    if exchange:
-        lanes = lanes_for(shape[-2], widest)
-        interleave = lanes > 1 and shape[-2] % lanes == 0 and shape[-1] > 1
-        return Tiling(lanes, True, threads, interleave)
-    extent = shape[-1] if _moves(spec) or getattr(spec, "channels", 1) > 1 else product(shape)
-    return Tiling(lanes_for(extent, widest), False, threads)
+    if _stays(spec) and getattr(spec, "channels", 1) == 1:
+        return Tiling(overlapping_lanes(product(shape), widest), "flat", threads)
+    image = isinstance(spec, QuantizeSpec) and shape[-1] <= IMAGE_CHANNELS
+    if image and shape[-1] > 1 and shape[-2] > 1:
+        return Tiling(overlapping_lanes(shape[-2], widest), "interleaved", threads)
+    return Tiling(overlapping_lanes(shape[-1], widest), "output", threads)
 
 
-def quantize(spec: QuantizeSpec, *, planes: bool = False) -> tirx.PrimFunc:
-    """Return the computation of equation (1): ``(x, q)``; with planes, first in the input's layout.
+def quantize(spec: QuantizeSpec) -> tirx.PrimFunc:
+    """Return the computation of equation (1): ``(x, q)``."""
+    x = te.placeholder(spec.shape, "float32", name="x")
+
+    def element(*index: Any) -> tirx.PrimExpr:
+        source = (index[0], index[3], index[1], index[2]) if spec.to_nhwc else index
+        return _quantized(spec, x(*source))
+
+    return te.create_prim_func([x, te.compute(_output_shape(spec), element, name="q")])
+
+
+def _quantized(spec: QuantizeSpec, x: tirx.PrimExpr, lanes: int = 1) -> tirx.PrimExpr:
+    """Return the integers of one value or vector.
 
     Notes
     -----
@@ -125,26 +140,21 @@ def quantize(spec: QuantizeSpec, *, planes: bool = False) -> tirx.PrimFunc:
     integer: no rounding instruction is needed, and for lack of products there is nothing that could
     contract into a fused multiply-add. NaN becomes qmin: it fails the first comparison.
     """
-    x = te.placeholder(spec.shape, "float32", name="x")
-    low = tirx.const(float(spec.qmin - spec.zero_point), "float32")
-    high = tirx.const(float(spec.qmax - spec.zero_point), "float32")
 
-    def channel_first(index: Any) -> Any:
-        return (index[0], index[3], index[1], index[2]) if spec.to_nhwc else index
+    def constant(value: float, dtype: str = "float32") -> tirx.PrimExpr:
+        scalar = tirx.const(value, dtype)
+        return scalar if lanes == 1 else tirx.Broadcast(scalar, lanes)
 
-    def integer(*source: Any) -> tirx.PrimExpr:
-        steps = x(*source) / tirx.const(spec.scale, "float32")
-        above = tirx.Select(steps > low, steps, low)
-        clipped = tirx.Select(above < high, above, high)
-        bits = tirx.reinterpret("int32", clipped + tirx.const(ROUNDING, "float32"))
-        return (bits - (ROUNDING_BITS - spec.zero_point)).astype(spec.out_dtype)
-
-    read = te.compute(spec.shape, integer, name="planes") if planes else integer
-
-    def element(*index: Any) -> tirx.PrimExpr:
-        return read(*channel_first(index))
-
-    return te.create_prim_func([x, te.compute(_output_shape(spec), element, name="q")])
+    suffix = "" if lanes == 1 else f"x{lanes}"
+    low = constant(float(spec.qmin - spec.zero_point))
+    high = constant(float(spec.qmax - spec.zero_point))
+    steps = x / constant(spec.scale)
+    above = tirx.Select(steps > low, steps, low)
+    clipped = tirx.Select(above < high, above, high)
+    bits = tirx.reinterpret(f"int32{suffix}", clipped + constant(ROUNDING))
+    return (bits - constant(ROUNDING_BITS - spec.zero_point, "int32")).astype(
+        f"{spec.out_dtype}{suffix}"
+    )
 
 
 def dequantize(spec: DequantizeSpec) -> tirx.PrimFunc:
@@ -154,45 +164,72 @@ def dequantize(spec: DequantizeSpec) -> tirx.PrimFunc:
 
     def element(*index: Any) -> tirx.PrimExpr:
         source = (index[0], index[2], index[3], index[1]) if spec.to_nchw else index
-        steps = (q(*source).astype("int32") - spec.zero_point).astype("float32")
-        return steps * scale[source[-1] if spec.channels > 1 else 0]
+        return _dequantized(spec, q(*source), scale[source[-1] if spec.channels > 1 else 0])
 
     return te.create_prim_func([q, scale, te.compute(_output_shape(spec), element, name="x")])
 
 
-def schedule(sch: Schedule, spec: QuantizeSpec | DequantizeSpec, tiling: Tiling) -> None:
-    """Schedule either computation.
+def _dequantized(spec: DequantizeSpec, q: tirx.PrimExpr, scale: tirx.PrimExpr) -> tirx.PrimExpr:
+    return (q.astype("int32") - spec.zero_point).astype("float32") * scale
 
-    1. Flatten what is contiguous in input and output alike; 2. bring the vector dimension inside;
-    3. vectorise it; 4. run what is left in parallel.
-    """
-    block = sch.get_sblock("q" if isinstance(spec, QuantizeSpec) else "x")
-    loops = list(sch.get_loops(block))
-    work = 4 * product(spec.shape)
-    if isinstance(spec, QuantizeSpec) and tiling.interleave:
-        step, pixel = sch.split(loops[2], [None, tiling.lanes])
-        planes = sch.get_sblock("planes")
-        sch.compute_at(planes, step)
-        *_, channel, column = sch.get_loops(planes)
-        sch.unroll(channel)
-        sch.vectorize(column)
-        sch.tensorize(pixel, interleave(spec.shape[1], tiling.lanes, spec.out_dtype))
-        parallel_chunks(sch, sch.fuse(*loops[:2]), tiling.threads, work)
-        return
-    if tiling.exchange:
-        sch.reorder(loops[-1], loops[-2])
-        loops[-2:] = [loops[-1], loops[-2]]
-        sch.unroll(loops[-2])
-        vectorize(sch, loops[-1], tiling.lanes)
-        parallel_chunks(sch, sch.fuse(*loops[:-2]), tiling.threads, work)
-        return
-    if not _moves(spec) and getattr(spec, "channels", 1) == 1:
-        steps = vectorize(sch, sch.fuse(*loops), tiling.lanes)
-        parallel_chunks(sch, steps, tiling.threads, work)
-        return
+
+def schedule(sch: Schedule, spec: QuantizeSpec | DequantizeSpec, tiling: Tiling) -> None:
+    """Schedule either computation in the order of its output."""
+    loops = sch.get_loops(sch.get_sblock("q" if isinstance(spec, QuantizeSpec) else "x"))
     vectorize(sch, loops[-1], tiling.lanes)
     if len(loops) > 1:
-        parallel_chunks(sch, sch.fuse(*loops[:-1]), tiling.threads, work)
+        parallel_chunks(sch, sch.fuse(*loops[:-1]), tiling.threads, 4 * product(spec.shape))
+
+
+def flattened(spec: QuantizeSpec | DequantizeSpec, tiling: Tiling) -> tirx.PrimFunc:
+    """Return the kernel that sees both tensors as one-dimensional."""
+    if isinstance(spec, QuantizeSpec):
+        inputs, out_dtype = [te.placeholder(spec.shape, "float32", name="x")], spec.out_dtype
+    else:
+        q = te.placeholder(spec.shape, spec.dtype, name="q")
+        inputs, out_dtype = [q, te.placeholder((1,), "float32", name="scale")], "float32"
+
+    def body(sources: list[Any], destinations: list[Any]) -> tirx.Stmt:
+        (source, view), (out, view_out) = map(flat_view, (sources[0], destinations[0]))
+
+        def element(index: Any) -> tirx.PrimExpr:
+            if isinstance(spec, QuantizeSpec):
+                return _quantized(spec, source[index])
+            return _dequantized(spec, source[index], sources[1][0])
+
+        parallel = _pays(spec, tiling)
+        return tirx.SeqStmt(
+            [view, view_out, flat_loop(out, tiling.lanes, element, parallel=parallel)]
+        )
+
+    out = te.extern(_output_shape(spec), inputs, body, name="out", dtype=out_dtype)
+    return te.create_prim_func([*inputs, out])
+
+
+def interleaved(spec: QuantizeSpec, tiling: Tiling) -> tirx.PrimFunc:
+    """Return the kernel that stores the vectors of all channels at once, from NCHW to NHWC."""
+    batch, channels, height, width = spec.shape
+    lanes, dtype = tiling.lanes, spec.out_dtype
+    order = [c * lanes + i for i in range(lanes) for c in range(channels)]
+    x = te.placeholder(spec.shape, "float32", name="x")
+
+    def body(sources: list[Any], destinations: list[Any]) -> tirx.Stmt:
+        out, view = flat_view(destinations[0])
+        row, step = tirx.Var("row", "int32"), tirx.Var("step", "int32")
+        # the last step overlaps the one before it
+        start = tirx.min(step * lanes, width - lanes) if width % lanes else step * lanes
+        planes = [
+            sources[0].vload([row // height, c, row % height, start], f"float32x{lanes}")
+            for c in range(channels)
+        ]
+        pixels = tirx.Shuffle([_quantized(spec, plane, lanes) for plane in planes], order)
+        store = out.vstore([(row * width + start) * channels], pixels)
+        steps = tirx.For(step, 0, -(-width // lanes), tirx.ForKind.SERIAL, store)
+        kind = tirx.ForKind.PARALLEL if _pays(spec, tiling) else tirx.ForKind.SERIAL
+        return tirx.SeqStmt([view, tirx.For(row, 0, batch * height, kind, steps)])
+
+    out = te.extern(_output_shape(spec), [x], body, name="out", dtype=dtype)
+    return te.create_prim_func([x, out])
 
 
 def kernel(
@@ -201,16 +238,35 @@ def kernel(
     """Return the scheduled kernel for ``threads`` threads."""
     tiling = default_tiling(spec, target, threads)
     if isinstance(spec, QuantizeSpec):
-        func, name = quantize(spec, planes=tiling.interleave), f"quantize_f32_{spec.out_dtype}"
+        name = f"quantize_f32_{spec.out_dtype}"
     else:
-        func, name = dequantize(spec), f"dequantize_{spec.dtype}_f32"
-    sch = Schedule(func)
-    schedule(sch, spec, tiling)
-    return sch.mod["main"].with_attr("tvmquant.kernel", name + ("_nhwc" if _moves(spec) else ""))
+        name = f"dequantize_{spec.dtype}_f32"
+    if tiling.order == "flat":
+        func = flattened(spec, tiling)
+    elif isinstance(spec, QuantizeSpec) and tiling.order == "interleaved":
+        func = interleaved(spec, tiling)
+    else:
+        sch = Schedule(quantize(spec) if isinstance(spec, QuantizeSpec) else dequantize(spec))
+        schedule(sch, spec, tiling)
+        func = overlap_tails(sch.mod["main"])
+    return func.with_attr("tvmquant.kernel", name + ("_nhwc" if _moves(spec) else ""))
+
+
+def _pays(spec: QuantizeSpec | DequantizeSpec, tiling: Tiling) -> bool:
+    """Whether the work of all iterations pays for waking the threads."""
+    return tiling.threads > 1 and 4 * product(spec.shape) >= PARALLEL_BYTES
 
 
 def _moves(spec: QuantizeSpec | DequantizeSpec) -> bool:
     return spec.to_nhwc if isinstance(spec, QuantizeSpec) else spec.to_nchw
+
+
+def _stays(spec: QuantizeSpec | DequantizeSpec) -> bool:
+    """Whether elements lie in the same order in input and output."""
+    if not _moves(spec):
+        return True
+    moved = spec.shape[1] if isinstance(spec, QuantizeSpec) else spec.shape[3]
+    return moved == 1 or spec.shape[0] * moved == product(spec.shape)
 
 
 def _output_shape(spec: QuantizeSpec | DequantizeSpec) -> tuple[int, ...]:

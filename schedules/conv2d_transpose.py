@@ -33,7 +33,12 @@ from tvm.s_tir import Schedule
 from tvmquant.schedules import x86_intrinsics
 from tvmquant.schedules.epilogue import Epilogue, apply_at, placeholders
 from tvmquant.schedules.isa import DotProduct, dot_products, saturates
-from tvmquant.schedules.loops import PARALLEL_BYTES, lanes_for, vectorize
+from tvmquant.schedules.loops import (
+    PARALLEL_BYTES,
+    overlap_tails,
+    overlapping_lanes,
+    vectorize,
+)
 
 # Accumulators in registers; beside them live one vector of weights per channel and a broadcast.
 ACCUMULATORS = {16: 12, 32: 26}
@@ -362,7 +367,7 @@ def schedule(sch: Schedule, spec: Conv2DTransposeSpec, tiling: Tiling) -> None:
         sch.compute_at(rows, task, preserve_unit_loops=True)
         finished = sch.get_loops(out)
         pixels = sch.fuse(*finished[:-1])
-        vectorize(sch, finished[-1], lanes_for(spec.outputs, 2 * dot.lanes))
+        vectorize(sch, finished[-1], overlapping_lanes(spec.outputs, 2 * dot.lanes))
         if tiling.parallel:
             sch.parallel(task)
             sch.parallel(pixels)
@@ -418,4 +423,4 @@ def kernel(spec: Conv2DTransposeSpec, tiling: Tiling) -> tirx.PrimFunc:
     sch = Schedule(compute(spec, tiling))
     schedule(sch, spec, tiling)
     name = f"conv2d_transpose_nhwc_u8s8s32_{tiling.dot.name}"
-    return sch.mod["main"].with_attr("tvmquant.kernel", name)
+    return overlap_tails(sch.mod["main"]).with_attr("tvmquant.kernel", name)

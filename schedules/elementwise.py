@@ -1,8 +1,13 @@
 """Elementwise integer kernels: requantize (one or two terms), multiply, table lookup.
 
-Strategy: 1. if nothing varies along the channels, flatten the tensor, else keep the channels (last
-dimension) apart; 2. vectorise the innermost loop; 3. run what is outside in parallel. A table of
-bytes is looked up by whole vectors where the target can (`table_lookup`).
+Strategy: 1. if nothing varies along the channels and vectors do not divide them, see all tensors as
+one-dimensional, else keep the channels (last dimension) apart; 2. vectorise the innermost loop;
+3. run what is outside in parallel. A table of bytes is looked up by whole vectors where the target
+can (`table_lookup`).
+
+Rejected: fusing the loops of a tensor of rank 4 instead of seeing it as one-dimensional. Where the
+lanes do not divide the channels, the indices do not simplify and LLVM gathers byte by byte (14
+times as long).
 """
 
 from __future__ import annotations
@@ -20,8 +25,10 @@ from tvmquant.schedules.isa import vector_bits
 from tvmquant.schedules.loops import (
     PARALLEL_BYTES,
     broadcast_at,
+    flat_loop,
     flat_view,
-    lanes_for,
+    overlap_tails,
+    overlapping_lanes,
     parallel_chunks,
     product,
     vectorize,
@@ -104,7 +111,7 @@ class Tiling:
     lanes : int
         Elements per vector step.
     flatten : bool
-        All dimensions are one loop; else all but the last are.
+        The tensors are one-dimensional; else all dimensions but the last are one loop.
     threads : int
     """
 
@@ -116,37 +123,60 @@ class Tiling:
 def default_tiling(spec: Spec, target: tvm.target.Target, threads: int) -> Tiling:
     """Return a tiling with two vectors of the compute type per step, enough to hide latencies."""
     epilogue = getattr(spec, "epilogue", None)
-    bits = 64 if epilogue is not None and epilogue.compute_dtype == "int64" else 32
+    vector = vector_bits(target) // (
+        64 if epilogue is not None and epilogue.compute_dtype == "int64" else 32
+    )
     shape = output_shape(spec)
-    flatten = all(product(s) == 1 or s == shape for s in _input_shapes(spec))
-    extent = product(shape) if flatten else shape[-1]
-    return Tiling(lanes_for(extent, 2 * vector_bits(target) // bits), flatten, threads)
+    total = product(shape)
+    flat = all(product(t.shape) in (1, total) for t in _operands(spec)[0])
+    flatten = flat and bool(shape[-1] % vector or product(shape[:-1]) == 1)
+    extent = total if flatten else shape[-1]
+    return Tiling(overlapping_lanes(extent, 2 * vector), flatten, threads)
 
 
 def compute(spec: Spec) -> tirx.PrimFunc:
     """Return the computation: data, then the epilogue's inputs (or the table), then the output."""
-    if isinstance(spec, TableSpec):
-        return _compute_table(spec)
-    if isinstance(spec, MultiplySpec):
-        return _compute_multiply(spec)
-    return _compute_requantize(spec)
+    operands, table = _operands(spec)
+
+    def element(*index: Any) -> tirx.PrimExpr:
+        return _value(spec, [broadcast_at(t, index) for t in operands], table)
+
+    out = te.compute(output_shape(spec), element, name="out")
+    return te.create_prim_func([*operands, *([] if table is None else [table]), out])
 
 
 def schedule(sch: Schedule, spec: Spec, tiling: Tiling) -> None:
-    """Schedule any of the computations; the steps are those of the module's docstring."""
-    shape = output_shape(spec)
+    """Schedule any of the computations whose channels are kept apart."""
     loops = sch.get_loops(sch.get_sblock("out"))
-    work = 4 * product(shape)
-    if tiling.flatten or len(loops) == 1:
-        steps = vectorize(sch, sch.fuse(*loops), tiling.lanes)
-        parallel_chunks(sch, steps, tiling.threads, work)
-        return
     vectorize(sch, loops[-1], tiling.lanes)
-    parallel_chunks(sch, sch.fuse(*loops[:-1]), tiling.threads, work)
+    if len(loops) > 1:
+        work = 4 * product(output_shape(spec))
+        parallel_chunks(sch, sch.fuse(*loops[:-1]), tiling.threads, work)
+
+
+def flattened(spec: Spec, tiling: Tiling) -> tirx.PrimFunc:
+    """Return the kernel that sees all tensors as one-dimensional, or as one value."""
+    operands, table = _operands(spec)
+    inputs = [*operands, *([] if table is None else [table])]
+    parallel = tiling.threads > 1 and 4 * product(output_shape(spec)) >= PARALLEL_BYTES
+
+    def body(sources: list[Any], destinations: list[Any]) -> tirx.Stmt:
+        whole = [*sources[: len(operands)], *destinations]
+        (*flat, out), views = zip(*map(flat_view, whole), strict=True)
+        values = sources[-1] if table is not None else None
+
+        def element(index: Any) -> tirx.PrimExpr:
+            read = [view[0 if int(view.shape[0]) == 1 else index] for view in flat]
+            return _value(spec, read, values)
+
+        return tirx.SeqStmt([*views, flat_loop(out, tiling.lanes, element, parallel=parallel)])
+
+    out = te.extern(output_shape(spec), inputs, body, name="out", dtype=_out_dtype(spec))
+    return te.create_prim_func([*inputs, out])
 
 
 def byte_table(spec: TableSpec, lanes: int, threads: int) -> tirx.PrimFunc:
-    """Return the kernel that looks up ``lanes`` bytes at once (`table_lookup`), tail one by one."""
+    """Return the kernel that looks up ``lanes`` bytes at once (`table_lookup`)."""
     q = te.placeholder(spec.shape, "uint8", name="q")
     values = te.placeholder((256,), "uint8", name="values")
     total = product(spec.shape)
@@ -154,17 +184,17 @@ def byte_table(spec: TableSpec, lanes: int, threads: int) -> tirx.PrimFunc:
     def body(sources: list[Any], destinations: list[Any]) -> tirx.Stmt:
         (flat_q, view_q), (flat_out, view_out) = map(flat_view, (sources[0], destinations[0]))
         step, last = tirx.Var("step", "int32"), tirx.Var("last", "int32")
-        index = flat_q.vload([step * lanes], f"uint8x{lanes}")
-        whole = flat_out.vstore([step * lanes], table_lookup.lookup(sources[1], index, lanes))
-        one = sources[1].vload([flat_q.vload([last]).astype("int32")])
+        if total < lanes:
+            one = sources[1].vload([flat_q.vload([last]).astype("int32")])
+            loop = tirx.For(last, 0, total, tirx.ForKind.SERIAL, flat_out.vstore([last], one))
+            return tirx.SeqStmt([view_q, view_out, loop])
+        # the last step overlaps the one before it
+        start = tirx.min(step * lanes, total - lanes) if total % lanes else step * lanes
+        index = flat_q.vload([start], f"uint8x{lanes}")
+        whole = flat_out.vstore([start], table_lookup.lookup(sources[1], index, lanes))
         pays = threads > 1 and total >= 4 * PARALLEL_BYTES
         kind = tirx.ForKind.PARALLEL if pays else tirx.ForKind.SERIAL
-        loops = [view_q, view_out, tirx.For(step, 0, total // lanes, kind, whole)]
-        if total % lanes:
-            first = total // lanes * lanes
-            rest = flat_out.vstore([last], one)
-            loops.append(tirx.For(last, first, total - first, tirx.ForKind.SERIAL, rest))
-        return tirx.SeqStmt(loops)
+        return tirx.SeqStmt([view_q, view_out, tirx.For(step, 0, -(-total // lanes), kind, whole)])
 
     out = te.extern(spec.shape, [q, values], body, name="out", dtype="uint8")
     return te.create_prim_func([q, values, out])
@@ -176,9 +206,14 @@ def kernel(spec: Spec, target: tvm.target.Target, threads: int) -> tirx.PrimFunc
     if isinstance(spec, TableSpec) and spec.out_dtype == "uint8" and lanes:
         func = byte_table(spec, lanes, threads)
         return func.with_attr("tvmquant.kernel", f"table_u8_uint8_pshufb{8 * lanes}")
-    sch = Schedule(compute(spec))
-    schedule(sch, spec, default_tiling(spec, target, threads))
-    return sch.mod["main"].with_attr("tvmquant.kernel", _name(spec))
+    tiling = default_tiling(spec, target, threads)
+    if tiling.flatten:
+        func = flattened(spec, tiling)
+    else:
+        sch = Schedule(compute(spec))
+        schedule(sch, spec, tiling)
+        func = overlap_tails(sch.mod["main"])
+    return func.with_attr("tvmquant.kernel", _name(spec))
 
 
 def output_shape(spec: Spec) -> tuple[int, ...]:
@@ -191,62 +226,51 @@ def output_shape(spec: Spec) -> tuple[int, ...]:
     return tuple(max(x, y) for x, y in zip(a, b, strict=True))
 
 
-def _compute_requantize(spec: RequantizeSpec) -> tirx.PrimFunc:
-    acc = te.placeholder(spec.shape, spec.dtype, name="acc")
-    channels = spec.parameter_shape[-1]
-    inputs = placeholders(
-        spec.epilogue, channels, spec.residual_shape, spec.residual_dtype, spec.parameter_shape
-    )
-
-    def element(*index: Any) -> tirx.PrimExpr:
-        value = acc(*index).astype("int32")
-        return _finish(spec.epilogue, value, inputs, index)
-
-    return te.create_prim_func([acc, *inputs, te.compute(spec.shape, element, name="out")])
-
-
-def _compute_multiply(spec: MultiplySpec) -> tirx.PrimFunc:
-    a = te.placeholder(spec.a_shape, "uint8", name="a")
-    b = te.placeholder(spec.b_shape, "uint8", name="b")
-    inputs = placeholders(spec.epilogue, spec.parameter_shape[-1], positional=spec.parameter_shape)
-
-    def element(*index: Any) -> tirx.PrimExpr:
-        left = broadcast_at(a, index).astype("int32") - spec.a_zero_point
-        right = broadcast_at(b, index).astype("int32") - spec.b_zero_point
-        if spec.epilogue is None:
-            return left * right
-        return _finish(spec.epilogue, left * right, inputs, index)
-
-    return te.create_prim_func([a, b, *inputs, te.compute(output_shape(spec), element, name="out")])
-
-
-def _compute_table(spec: TableSpec) -> tirx.PrimFunc:
-    q = te.placeholder(spec.shape, "uint8", name="q")
-    values = te.placeholder((256,), spec.out_dtype, name="values")
-    out = te.compute(spec.shape, lambda *i: values[q(*i).astype("int32")], name="out")
-    return te.create_prim_func([q, values, out])
-
-
-def _finish(
-    epilogue: Epilogue, acc: tirx.PrimExpr, inputs: list[te.Tensor], index: tuple[Any, ...]
-) -> tirx.PrimExpr:
-    multiplier, offset, shift = (broadcast_at(tensor, index) for tensor in inputs[:3])
-    rest = inputs[3:]
-    residual = None
-    if epilogue.residual:
-        residual = (broadcast_at(rest[0], index), broadcast_at(rest[1], index))
-        rest = rest[2:]
-    table = rest[0] if epilogue.table else None
-    return epilogue.apply(acc, multiplier, offset, shift, residual, table)
-
-
-def _input_shapes(spec: Spec) -> list[tuple[int, ...]]:
+def _operands(spec: Spec) -> tuple[list[te.Tensor], te.Tensor | None]:
+    """Return what broadcasts to the output, in argument order, and the table, the last argument."""
     if isinstance(spec, TableSpec):
-        return []
+        q = te.placeholder(spec.shape, "uint8", name="q")
+        return [q], te.placeholder((256,), spec.out_dtype, name="values")
+    epilogue = spec.epilogue
     if isinstance(spec, MultiplySpec):
-        return [spec.a_shape, spec.b_shape, spec.parameter_shape]
-    residual = [] if spec.residual_shape is None else [spec.residual_shape]
-    return [spec.parameter_shape, *residual]
+        data = [
+            te.placeholder(spec.a_shape, "uint8", name="a"),
+            te.placeholder(spec.b_shape, "uint8", name="b"),
+        ]
+        extra = placeholders(epilogue, spec.parameter_shape[-1], positional=spec.parameter_shape)
+    else:
+        data = [te.placeholder(spec.shape, spec.dtype, name="acc")]
+        extra = placeholders(
+            epilogue, spec.parameter_shape[-1], spec.residual_shape, spec.residual_dtype,
+            spec.parameter_shape,
+        )  # fmt: skip
+    if epilogue is not None and epilogue.table:
+        return [*data, *extra[:-1]], extra[-1]
+    return [*data, *extra], None
+
+
+def _value(spec: Spec, operands: list[Any], table: Any) -> tirx.PrimExpr:
+    """Return an element of the result from those that `_operands` gives it."""
+    if isinstance(spec, TableSpec):
+        return table[operands[0].astype("int32")]
+    if isinstance(spec, MultiplySpec):
+        a, b, *parameters = operands
+        left = a.astype("int32") - spec.a_zero_point
+        total, epilogue = left * (b.astype("int32") - spec.b_zero_point), spec.epilogue
+    else:
+        acc, *parameters = operands
+        total, epilogue = acc.astype("int32"), spec.epilogue
+    if epilogue is None:
+        return total
+    multiplier, offset, shift, *residual = parameters
+    second = (residual[0], residual[1]) if residual else None
+    return epilogue.apply(total, multiplier, offset, shift, second, table)
+
+
+def _out_dtype(spec: Spec) -> str:
+    if isinstance(spec, TableSpec):
+        return spec.out_dtype
+    return "int32" if spec.epilogue is None else spec.epilogue.out_dtype
 
 
 def _name(spec: Spec) -> str:

@@ -15,7 +15,15 @@ from tvm import te, tirx
 from tvm.s_tir import Schedule
 
 from tvmquant.schedules.isa import vector_bits
-from tvmquant.schedules.loops import PARALLEL_BYTES, flat_view, lanes_for, product, vectorize
+from tvmquant.schedules.loops import (
+    PARALLEL_BYTES,
+    flat_view,
+    lanes_for,
+    overlap_tails,
+    overlapping_lanes,
+    product,
+    vectorize,
+)
 
 # a square tile of bytes of this side lies in 16 lines of either tensor
 TRANSPOSE_TILE = 16
@@ -138,7 +146,9 @@ def default_tiling(spec: Spec, target: tvm.target.Target, threads: int) -> Tilin
     size = 2 if spec.dtype == "int16" else 1
     widest = vector_bits(target) // (8 * size)
     pays = size * product(shape) >= 2 * PARALLEL_BYTES
-    return Tiling(lanes_for(shape[-1], widest), threads if pays else 1)
+    if isinstance(spec, ConcatSpec):
+        return Tiling(lanes_for(shape[-1], widest), threads if pays else 1)
+    return Tiling(overlapping_lanes(shape[-1], widest), threads if pays else 1)
 
 
 def output_shape(spec: Spec) -> tuple[int, ...]:
@@ -243,13 +253,13 @@ def kernel(spec: Spec, target: tvm.target.Target, threads: int) -> tirx.PrimFunc
     else:
         sch = Schedule(compute(spec))
         schedule(sch, spec, tiling)
-        func = sch.mod["main"]
+        func = overlap_tails(sch.mod["main"])
     name = type(spec).__name__.removesuffix("Spec").lower()
     return func.with_attr("tvmquant.kernel", f"{name}_{spec.dtype}")
 
 
 def _tile(extent: int) -> int:
-    return lanes_for(extent, TRANSPOSE_TILE)
+    return overlapping_lanes(extent, TRANSPOSE_TILE)
 
 
 def _copy(

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import pytest
 import tvm
+from tvm import relax
 from tvm.script import ir as I  # noqa: N812
 from tvm.script import tirx as T  # noqa: N812
 
+from tests.passes.graphs import graph
 from tests.schedules.kernel_testing import make_target
 from tvmquant.passes.schedule_float_ops import ScheduleFloatOps
 
@@ -82,3 +88,29 @@ def test_what_two_blocks_read_is_computed_once() -> None:
                     z[vi, vj] = t[vi, vj] + T.float32(2)
 
     assert scheduled(Shared).script().count("T.exp") == 1
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("target", ["x86-64", "haswell", "znver4"])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 9001), (1, 3, 61, 61), (7, 1, 1027), (8193, 1)])
+def test_any_extent_compiles(shape: tuple[int, ...], target: str, threads: int) -> None:
+    """With tails, with extents of 1 outside, and with sources that are computed (in 64 bits)."""
+
+    def body(emit: Any, x: relax.Var) -> relax.Var:
+        doubled = relax.op.flip(emit(relax.op.exp(x)), 0)
+        return emit(relax.op.reshape(emit(doubled), (math.prod(shape),)))
+
+    legal = relax.transform.LegalizeOps()(graph(body, shape))
+    compiled = ScheduleFloatOps(make_target(target), threads)(legal)
+    tvm.compile(compiled, target=make_target(target))
+
+
+@pytest.mark.parametrize("target", ["haswell", "znver4"])
+@pytest.mark.parametrize("width", [9, 22, 65])
+def test_linear_resize_to_any_width(width: int, target: str) -> None:
+    def body(emit: Any, x: relax.Var) -> relax.Var:
+        size = relax.ShapeExpr([9, width])
+        return emit(relax.op.image.resize2d(x, size, layout="NCHW", method="linear"))
+
+    legal = relax.transform.LegalizeOps()(graph(body, (1, 2, 5, 7)))
+    tvm.compile(ScheduleFloatOps(make_target(target), 1)(legal), target=make_target(target))

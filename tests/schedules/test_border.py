@@ -8,9 +8,10 @@ from tvmquant.arithmetic import dequantize, quantize_half_even
 from tvmquant.schedules import border
 
 TARGETS = [kt.NATIVE, *kt.EXECUTED]
-# images of several widths, few and many channels, tails, a flat tensor
-SHAPES = [(1, 3, 20, 37), (2, 1, 9, 7), (2, 19, 5, 6), (1, 64, 28, 28)]
-INTERLEAVED = [(2, 3, 5, 48), (1, 4, 6, 32), (1, 2, 7, 16)]
+# few and many channels, pixels in a row and alone
+SHAPES = [(2, 1, 9, 7), (2, 19, 5, 6), (1, 64, 28, 28), (2, 7, 1, 1)]
+# images, most with a last vector that overlaps the one before it, one narrower than a vector
+INTERLEAVED = [(1, 3, 20, 37), (2, 3, 5, 48), (1, 4, 6, 33), (1, 2, 7, 5)]
 
 
 def every_tie(shape, scale):
@@ -41,10 +42,21 @@ def test_quantize_equals_definition(shape, to_nhwc, target):
 
 
 @pytest.mark.parametrize("shape", SHAPES + INTERLEAVED)
-def test_images_are_interleaved_where_vectors_divide_the_width(shape):
+def test_images_of_any_width_are_interleaved(shape):
     spec = border.QuantizeSpec(shape, 0.5, 0, 0, 255, to_nhwc=True)
     tiling = border.default_tiling(spec, kt.make_target("haswell"), 1)
-    assert tiling.interleave == (shape in INTERLEAVED)
+    assert (tiling.order == "interleaved") == (shape in INTERLEAVED)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 9, 7), (2, 7, 1, 1)])
+def test_extents_of_one_change_places_for_nothing(shape):
+    target, (n, c, h, w) = kt.make_target("haswell"), shape
+    quantize = border.QuantizeSpec(shape, 0.5, 0, 0, 255, to_nhwc=True)
+    dequantize = border.DequantizeSpec((n, h, w, c), "uint8", 0, 1, to_nchw=True)
+    assert [border.default_tiling(s, target, 1).order for s in (quantize, dequantize)] == [
+        "flat",
+        "flat",
+    ]
 
 
 def test_nan_becomes_qmin():
