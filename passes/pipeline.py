@@ -24,6 +24,7 @@ from tvmquant.passes.expose_integers import ExposeIntegers
 from tvmquant.passes.fold_batch_norm import FoldBatchNorm
 from tvmquant.passes.fuse_epilogue import FuseEpilogue
 from tvmquant.passes.insert_requantize import InsertRequantize
+from tvmquant.passes.keep_signals_as_images import KeepSignalsAsImages
 from tvmquant.passes.lower_float import LowerFloat
 from tvmquant.passes.lower_to_kernels import LowerToKernels, Tilings, default_tilings
 from tvmquant.passes.place_concats import PlaceConcats
@@ -53,7 +54,8 @@ def _run(phase: str, passes: Sequence[Pass], module: tvm.IRModule) -> tvm.IRModu
 
 def canonicalize(module: tvm.IRModule) -> tvm.IRModule:
     """L0 as imported -> L0 in canonical form, batch normalization folded."""
-    return _run("1-canonical", [CanonicalizeOps(), FoldBatchNorm(), CanonicalizeOps()], module)
+    passes = [CanonicalizeOps(), KeepSignalsAsImages(), FoldBatchNorm(), CanonicalizeOps()]
+    return _run("1-canonical", passes, module)
 
 
 def annotate(module: tvm.IRModule, activation_scheme: str = "asymmetric") -> tvm.IRModule:

@@ -137,11 +137,14 @@ class Context:
         Raises
         ------
         UnsupportedNodeError
-            If the tensor is not 4-D.
+            If the tensor is not 4-D, as are images and what `as_image` returns.
         """
         shape = self.shape(tensor)
         if len(shape) != 4:
-            raise UnsupportedNodeError(f"its input is {len(shape)}-D, {show(shape)}, not 4-D NCHW")
+            raise UnsupportedNodeError(
+                f"its input is {len(shape)}-D, {show(shape)}; expected a signal (N, C, W) or an "
+                "image (N, C, H, W)"
+            )
         height, width = shape[2:]
         if isinstance(height, Batch) or isinstance(width, Batch):
             raise UnsupportedNodeError("its height or width depends on the batch size")
@@ -180,6 +183,26 @@ class Context:
         if isinstance(expr, relax.Call):
             expr = with_span(expr, self.node.name)
         return self.builder.emit(expr)
+
+    def as_image(self, tensor: relax.Expr) -> relax.Expr:
+        """Return a signal (N, C, W) as an image (N, C, 1, W) of height 1, other tensors unchanged.
+
+        What works on images is thereby written once; `KeepSignalsAsImages` removes the reshapes
+        between two such operators.
+        """
+        shape = self.shape(tensor)
+        if len(shape) != 3:
+            return tensor
+        if isinstance(tensor, tvm.ir.GenericConst):
+            return self.embed(tensor.value.numpy()[:, :, None])
+        return self.reshape(tensor, (*shape[:2], 1, shape[2]))
+
+    def as_given(self, result: relax.Var, data: relax.Expr) -> relax.Var:
+        """Return the result of `as_image` on ``data`` in the rank that ``data`` has."""
+        if len(self.shape(data)) != 3:
+            return result
+        batch, channels, _, width = self.shape(result)
+        return self.reshape(result, (batch, channels, width))
 
     def reshape(self, tensor: relax.Expr, shape: Shape) -> relax.Var:
         """Append a reshape, unless the tensor has that shape already."""

@@ -20,11 +20,17 @@ from tvmquant.frontend.dimensions import (
 )
 from tvmquant.frontend.node import Node
 from tvmquant.frontend.registry import converter
-from tvmquant.frontend.windows import Window, read_window
+from tvmquant.frontend.windows import Window, read_pads, read_window, widen
 
 
-def _kernel_shape(ctx: Context, weight: relax.Expr) -> tuple[int, ...]:
-    return tuple(int(dim) for dim in ctx.shape(weight) if not isinstance(dim, Batch))
+def _kernel_shape(ctx: Context) -> tuple[int, ...]:
+    """Return the shape of the weight, which has as many spatial axes as the input."""
+    weight, rank = ctx.shape(ctx.tensor(1)), len(ctx.shape(ctx.tensor(0)))
+    if len(weight) != rank:
+        raise UnsupportedNodeError(
+            f"its weight has shape {show(weight)}, expected {rank} dimensions as its input has"
+        )
+    return tuple(int(dim) for dim in weight if not isinstance(dim, Batch))
 
 
 def _add_channel_bias(ctx: Context, result: relax.Var, index: int) -> relax.Var:
@@ -40,9 +46,9 @@ def _add_channel_bias(ctx: Context, result: relax.Var, index: int) -> relax.Var:
 
 @converter("Conv")
 def _convert_conv(ctx: Context, node: Node) -> relax.Var:
-    data, weight = ctx.tensor(0), ctx.tensor(1)
+    data, weight = ctx.as_image(ctx.tensor(0)), ctx.as_image(ctx.tensor(1))
     size = ctx.spatial(data)
-    outputs, inputs, *kernel = _kernel_shape(ctx, weight)
+    outputs, inputs, *kernel = _kernel_shape(ctx)
     group = node.integer("group", 1)
     channels = ctx.shape(data)[1]
     if inputs * group != channels or outputs % group:
@@ -52,14 +58,14 @@ def _convert_conv(ctx: Context, node: Node) -> relax.Var:
         )
     window = read_window(node, tuple(kernel), size)
     call = relax.op.nn.conv2d(data, weight, groups=group, **window.attributes())
-    return _add_channel_bias(ctx, ctx.emit(call), 2)
+    return ctx.as_given(_add_channel_bias(ctx, ctx.emit(call), 2), ctx.tensor(0))
 
 
 @converter("ConvTranspose")
 def _convert_conv_transpose(ctx: Context, node: Node) -> relax.Var:
-    data, weight = ctx.tensor(0), ctx.tensor(1)
+    data, weight = ctx.as_image(ctx.tensor(0)), ctx.as_image(ctx.tensor(1))
     size = ctx.spatial(data)
-    inputs, _, *kernel = _kernel_shape(ctx, weight)
+    inputs, _, *kernel = _kernel_shape(ctx)
     group = node.integer("group", 1)
     if inputs != ctx.shape(data)[1] or inputs % group:
         raise UnsupportedNodeError(
@@ -70,7 +76,7 @@ def _convert_conv_transpose(ctx: Context, node: Node) -> relax.Var:
     call = relax.op.nn.conv2d_transpose(
         data, weight, groups=group, output_padding=output_padding, **window.attributes()
     )
-    return _add_channel_bias(ctx, ctx.emit(call), 2)
+    return ctx.as_given(_add_channel_bias(ctx, ctx.emit(call), 2), ctx.tensor(0))
 
 
 def _transposed_window(
@@ -84,12 +90,14 @@ def _transposed_window(
     auto = node.text("auto_pad", "NOTSET")
     # the window of SAME refers to the output here, so it is resolved below
     window = replace(read_window(node, kernel, size), pads=(0, 0, 0, 0))
-    extra = node.integers("output_padding", [0, 0])
-    wanted = node.integers("output_shape")[-2:]
+    rank = len(kernel)
+    extra = widen(node.integers("output_padding", [0] * rank), 0)
+    wanted = node.integers("output_shape")[-rank:]
+    wanted = widen(wanted, 1) if wanted else []
     if not wanted and auto in ("SAME_UPPER", "SAME_LOWER"):
         wanted = [size[axis] * window.strides[axis] for axis in range(2)]
     if not wanted:
-        pads = [0, 0, 0, 0] if auto == "VALID" else node.integers("pads", [0, 0, 0, 0])
+        pads = [0, 0, 0, 0] if auto == "VALID" else read_pads(node, rank)
         padded = replace(window, pads=(pads[0], pads[1], pads[2], pads[3]))
         return padded, (extra[0], extra[1])
     pads = [0, 0, 0, 0]
@@ -195,9 +203,13 @@ def _convert_batch_norm(ctx: Context, node: Node) -> relax.Var:
     if len(ctx.shape(data)) < 2:
         raise UnsupportedNodeError(f"its input has shape {show(ctx.shape(data))}, no channels")
     call = relax.op.nn.batch_norm(
-        data, *statistics, axis=1, epsilon=node.number("epsilon", 1e-5), training=False
+        ctx.as_image(data),
+        *statistics,
+        axis=1,
+        epsilon=node.number("epsilon", 1e-5),
+        training=False,
     )
-    return ctx.emit(relax.TupleGetItem(ctx.emit(call), 0))
+    return ctx.as_given(ctx.emit(relax.TupleGetItem(ctx.emit(call), 0)), data)
 
 
 @converter("LayerNormalization")

@@ -14,8 +14,12 @@ from tvmquant.frontend.registry import converter
 from tvmquant.frontend.windows import Window, pad_for_ceil, read_window
 
 
-def _read_pool_window(node: Node, size: tuple[int, int]) -> Window:
-    window = read_window(node, tuple(node.integers("kernel_shape")), size)
+def _read_pool_window(ctx: Context, node: Node, size: tuple[int, int]) -> Window:
+    kernel = node.integers("kernel_shape")
+    rank = len(ctx.shape(ctx.tensor(0))) - 2
+    if len(kernel) != rank:
+        raise UnsupportedNodeError(f"its window is {len(kernel)}-D, its input has {rank} such axes")
+    window = read_window(node, tuple(kernel), size)
     if any(pad >= window.reach(side % 2) for side, pad in enumerate(window.pads)):
         raise UnsupportedNodeError(
             f"its pads {list(window.pads)} are not smaller than its window {list(window.kernel)}"
@@ -31,20 +35,22 @@ def _check_max_pool(node: Node) -> str | None:
 
 @converter("MaxPool", check=_check_max_pool)
 def _convert_max_pool(ctx: Context, node: Node) -> relax.Var:
-    data = ctx.tensor(0)
+    given = ctx.tensor(0)
+    data = ctx.as_image(given)
     size = ctx.spatial(data)
-    window = _read_pool_window(node, size)
+    window = _read_pool_window(ctx, node, size)
     if node.integer("ceil_mode", 0):
         window = pad_for_ceil(window, size)
     call = relax.op.nn.max_pool2d(data, pool_size=window.kernel, **window.attributes())
-    return ctx.emit(call)
+    return ctx.as_given(ctx.emit(call), given)
 
 
 @converter("AveragePool")
 def _convert_average_pool(ctx: Context, node: Node) -> relax.Var:
-    data = ctx.tensor(0)
+    given = ctx.tensor(0)
+    data = ctx.as_image(given)
     size = ctx.spatial(data)
-    window = _read_pool_window(node, size)
+    window = _read_pool_window(ctx, node, size)
     with_pads = node.integer("count_include_pad", 0) == 1 and max(window.pads) > 0
     if node.integer("ceil_mode", 0):
         extended = pad_for_ceil(window, size)
@@ -57,25 +63,25 @@ def _convert_average_pool(ctx: Context, node: Node) -> relax.Var:
     if max(window.dilations) > 1:
         raise UnsupportedNodeError(f"its dilations are {window.dilations}, expected 1")
     if window.kernel == size and max(window.pads) == 0:
-        return ctx.emit(relax.op.mean(data, [2, 3], True))
+        return ctx.as_given(ctx.emit(relax.op.mean(data, [2, 3], True)), given)
     call = relax.op.nn.avg_pool2d(
         data, pool_size=window.kernel, count_include_pad=with_pads, **window.attributes()
     )
-    return ctx.emit(call)
+    return ctx.as_given(ctx.emit(call), given)
 
 
 @converter("GlobalAveragePool")
 def _convert_global_average_pool(ctx: Context, node: Node) -> relax.Var:
-    data = ctx.tensor(0)
+    data = ctx.as_image(ctx.tensor(0))
     ctx.spatial(data)
-    return ctx.emit(relax.op.mean(data, [2, 3], True))
+    return ctx.as_given(ctx.emit(relax.op.mean(data, [2, 3], True)), ctx.tensor(0))
 
 
 @converter("GlobalMaxPool")
 def _convert_global_max_pool(ctx: Context, node: Node) -> relax.Var:
-    data = ctx.tensor(0)
+    data = ctx.as_image(ctx.tensor(0))
     ctx.spatial(data)
-    return ctx.emit(relax.op.max(data, [2, 3], True))
+    return ctx.as_given(ctx.emit(relax.op.max(data, [2, 3], True)), ctx.tensor(0))
 
 
 _REDUCTIONS: dict[str, Callable[..., Any]] = {

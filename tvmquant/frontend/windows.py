@@ -1,11 +1,13 @@
 """Padding of sliding windows: auto_pad and ceil_mode become explicit numbers at import.
 
-``pads`` is (top, left, bottom, right), as in ONNX and in Relax.
+``pads`` is (top, left, bottom, right), as in ONNX and in Relax. The window of a signal, which has a
+width only, is one of height 1.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tvmquant.frontend.dimensions import UnsupportedNodeError, same_windows
@@ -44,33 +46,57 @@ def read_window(node: Node, kernel: tuple[int, ...], size: tuple[int, int]) -> W
     Raises
     ------
     UnsupportedNodeError
-        If the window is not 2-D, or its padding is negative.
+        If the window is neither 1-D nor 2-D, or its padding is negative.
     """
-    if len(kernel) != 2:
-        raise UnsupportedNodeError(f"its window is {len(kernel)}-D, only 2-D is supported")
-    strides = _pair(node.integers("strides", [1, 1]), "strides")
-    dilations = _pair(node.integers("dilations", [1, 1]), "dilations")
-    window = Window((kernel[0], kernel[1]), strides, dilations, (0, 0, 0, 0))
+    if len(kernel) not in (1, 2):
+        raise UnsupportedNodeError(
+            f"its window is {len(kernel)}-D, only windows over one or two axes are supported"
+        )
+    strides = _pair(node, "strides", len(kernel))
+    dilations = _pair(node, "dilations", len(kernel))
+    sides = widen(kernel, 1)
+    window = Window((sides[0], sides[1]), strides, dilations, (0, 0, 0, 0))
     auto = node.text("auto_pad", "NOTSET")
     if auto in ("SAME_UPPER", "SAME_LOWER"):
         pads = [0, 0, 0, 0]
         for axis in range(2):
-            total = same_windows(size[axis], kernel[axis], strides[axis], dilations[axis])
+            total = same_windows(size[axis], sides[axis], strides[axis], dilations[axis])
             less, more = total // 2, total - total // 2
             pads[axis], pads[axis + 2] = (less, more) if auto == "SAME_UPPER" else (more, less)
     elif auto == "VALID":
         pads = [0, 0, 0, 0]
     else:
-        pads = node.integers("pads", [0, 0, 0, 0])
-    if len(pads) != 4 or min(pads) < 0:
-        raise UnsupportedNodeError(f"its pads are {pads}, expected 4 numbers >= 0")
+        pads = read_pads(node, len(kernel))
+    if min(pads) < 0:
+        raise UnsupportedNodeError(f"its pads are {pads}, expected numbers >= 0")
     return replace(window, pads=(pads[0], pads[1], pads[2], pads[3]))
 
 
-def _pair(values: list[int], name: str) -> tuple[int, int]:
-    if len(values) != 2 or min(values) < 1:
-        raise UnsupportedNodeError(f"its {name} are {values}, expected 2 numbers >= 1")
-    return values[0], values[1]
+def widen(values: Sequence[int], neutral: int) -> list[int]:
+    """Return one number for the height and one for the width; a signal's height is ``neutral``."""
+    return [*values] if len(values) == 2 else [neutral, *values]
+
+
+def read_pads(node: Node, rank: int) -> list[int]:
+    """Return the attribute ``pads`` of a window over ``rank`` axes as (top, left, bottom, right).
+
+    Raises
+    ------
+    UnsupportedNodeError
+        If it has not two numbers per axis.
+    """
+    pads = node.integers("pads", [0] * (2 * rank))
+    if len(pads) != 2 * rank:
+        raise UnsupportedNodeError(f"its pads are {pads}, expected {2 * rank} numbers")
+    return pads if rank == 2 else [0, pads[0], 0, pads[1]]
+
+
+def _pair(node: Node, name: str, rank: int) -> tuple[int, int]:
+    values = node.integers(name, [1] * rank)
+    if len(values) != rank or min(values) < 1:
+        raise UnsupportedNodeError(f"its {name} are {values}, expected {rank} numbers >= 1")
+    height, width = widen(values, 1)
+    return height, width
 
 
 def output_extent(window: Window, size: tuple[int, int], axis: int, *, ceil: bool) -> int:

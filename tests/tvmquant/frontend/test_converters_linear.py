@@ -32,6 +32,32 @@ def test_conv(make_model, compare, operators, case, bias):
     assert operators(graph) == (["nn.conv2d", "add"] if bias else ["nn.conv2d"])
 
 
+SIGNALS = {
+    "conv": ("Conv", (6, 2, 3), {"group": 2, "strides": [2], "pads": [1, 0], "dilations": [2]}),
+    "conv_same": ("Conv", (5, 4, 4), {"auto_pad": "SAME_LOWER", "strides": [3]}),
+    "transposed": (
+        "ConvTranspose",
+        (4, 5, 3),
+        {"strides": [3], "pads": [0, 1], "output_padding": [1]},
+    ),
+    "transposed_same": ("ConvTranspose", (4, 5, 3), {"strides": [2], "auto_pad": "SAME_UPPER"}),
+    "transposed_output": ("ConvTranspose", (4, 5, 4), {"strides": [2], "output_shape": [21]}),
+}
+
+
+@pytest.mark.parametrize("case", SIGNALS)
+def test_convolutions_of_signals_are_those_of_images_of_height_1(
+    make_model, compare, operators, case
+):
+    kind, shape, attributes = SIGNALS[case]
+    node = helper.make_node(kind, ["x", "w", "b"], ["y"], **attributes)
+    outputs = shape[0] if kind == "Conv" else shape[1]
+    constants = {"w": values(*shape), "b": values(outputs)}
+    graph = compare(make_model([node], {"x": ("N", 4, 11)}, constants=constants))
+    name = "nn.conv2d" if kind == "Conv" else "nn.conv2d_transpose"
+    assert operators(graph) == ["reshape", name, "add", "reshape"]
+
+
 TRANSPOSED = {
     "plain": ((4, 3, 3, 3), {}),
     "output_padding": (

@@ -42,6 +42,23 @@ def test_dilated_max_pool(make_model, compare):
     compare(make_model([node], {"x": ("N", 3, 9, 8)}))
 
 
+@pytest.mark.parametrize(
+    "node",
+    [
+        helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[3], strides=[2], pads=[1, 0]),
+        helper.make_node("AveragePool", ["x"], ["y"], kernel_shape=[3], ceil_mode=1, strides=[2]),
+        helper.make_node("AveragePool", ["x"], ["y"], kernel_shape=[9]),
+        helper.make_node("GlobalAveragePool", ["x"], ["y"]),
+        helper.make_node("GlobalMaxPool", ["x"], ["y"]),
+    ],
+    ids=lambda node: node.op_type,
+)
+def test_pools_of_signals(make_model, compare, operators, node):
+    graph = compare(make_model([node], {"x": ("N", 3, 9)}))
+    found = operators(graph)
+    assert (found[0], found[-1]) == ("reshape", "reshape")
+
+
 @pytest.mark.parametrize("case", ["plain", "padded", "same_upper"])
 def test_average_pool_that_counts_padding(make_model, compare, case):
     node = helper.make_node("AveragePool", ["x"], ["y"], count_include_pad=1, **WINDOWS[case])
