@@ -107,8 +107,6 @@ def is_mover(call: relax.Call) -> bool:
         return False
     if qop.is_call(call, "relax.image.resize2d"):
         return str(call.attrs.method) == "nearest_neighbor"
-    if qop.is_call(call, "relax.nn.pad"):
-        return str(call.attrs.pad_mode) == "constant"
     return True
 
 

@@ -13,6 +13,7 @@ Before / After, ``c`` being constants and ``C`` constants per channel::
     mean(x, [-1, -2]) of rank 4            ->  reshape(mean(x, [2, 3], keepdims=True), shape)
     avg_pool2d(x), one unpadded window     ->  mean(x, [2, 3], keepdims=True)
     conv2d(pad(x, p), w, padding=q)        ->  conv2d(x, w, padding=p + q)        zeros only
+    max_pool2d(pad(x, p), padding=q)       ->  max_pool2d(x, padding=p + q)       if no maximum
     x + 0, x * 1, dropout(x)[0], reshape(x, shape of x), clip(x, -inf, inf), concat([x]),
     astype(x, its own type), permute_dims(x, [0, 1, ...]), pad(x, 0)              ->  x
 
@@ -40,6 +41,8 @@ ARITHMETIC = ("relax.add", "relax.subtract", "relax.multiply", "relax.divide")
 RESHAPES = ("relax.reshape", "relax.flatten", "relax.nn.batch_flatten", "relax.squeeze",
             "relax.expand_dims")  # fmt: skip
 CLIPS = ("relax.clip", "relax.nn.relu")
+# exporters that mean "no value" write minus infinity, the least float32, or some such number
+LEAST = -1e30
 
 
 class _Canonicalizer(DataflowRewriter):
@@ -56,6 +59,7 @@ class _Canonicalizer(DataflowRewriter):
             "relax.mean": self._mean,
             "relax.nn.avg_pool2d": self._avg_pool2d,
             "relax.nn.conv2d": self._conv2d,
+            "relax.nn.max_pool2d": self._max_pool2d,
             "relax.nn.pad": self._pad,
             "relax.concat": self._concat,
             "relax.astype": self._astype,
@@ -209,6 +213,32 @@ class _Canonicalizer(DataflowRewriter):
             self.lookup(pad.args[0]), self.lookup(call.args[1]), a.strides, padding, a.dilation,
             a.groups, a.data_layout, a.kernel_layout, a.out_layout, a.out_dtype or None,
         )  # fmt: skip
+
+    def _max_pool2d(self, _var: relax.Var, call: relax.Call) -> relax.Expr | None:
+        """Leave out padding that is no greater than anything it is compared with."""
+        pad, a = self.source(call.args[0], "relax.nn.pad"), call.attrs
+        if pad is None or str(a.layout) != "NCHW" or str(pad.attrs.pad_mode) != "constant":
+            return None
+        widths = [int(v) for v in pad.attrs.pad_width]
+        if any(widths[:4]) or min(widths) < 0:
+            return None
+        if float(pad.attrs.pad_value) > self._lower_bound(pad.args[0]):
+            return None
+        top, bottom, left, right = widths[4:]
+        padding = [int(p) + w for p, w in zip(a.padding, (top, left, bottom, right), strict=True)]
+        reach = [(int(k) - 1) * int(d) + 1 for k, d in zip(a.pool_size, a.dilation, strict=True)]
+        if any(width >= reach[side % 2] for side, width in enumerate(padding)):
+            return None  # a window would see no element at all
+        return relax.op.nn.max_pool2d(
+            self.lookup(pad.args[0]), a.pool_size, a.strides, padding, a.dilation,
+            bool(a.ceil_mode), layout="NCHW",
+        )  # fmt: skip
+
+    def _lower_bound(self, operand: relax.Expr) -> float:
+        """Return what no value of a tensor falls below."""
+        made = self.producer.get(operand) if isinstance(operand, relax.Var) else None
+        bounds = self._bounds(made) if qop.is_call(made, *CLIPS) else None
+        return LEAST if bounds is None else max(bounds[1], LEAST)
 
     # -- what does nothing ----------------------------------------------------------------------
 

@@ -135,9 +135,8 @@ class LayoutConverter(DataflowRewriter):
     def _pad(self, call: relax.Call) -> relax.Expr:
         pairs = np.asarray([int(v) for v in call.attrs.pad_width]).reshape(4, 2)
         widths = [int(v) for v in pairs[list(TO_NHWC)].reshape(-1)]
-        return relax.op.nn.pad(
-            self.nhwc(call.args[0]), widths, "constant", float(call.attrs.pad_value)
-        )
+        mode, value = str(call.attrs.pad_mode), float(call.attrs.pad_value)
+        return relax.op.nn.pad(self.nhwc(call.args[0]), widths, mode, value)
 
     def _slice(self, call: relax.Call) -> relax.Expr:
         x, axes, *rest = call.args

@@ -281,8 +281,8 @@ class _Integerizer(DataflowRewriter):
         steps = round(value / x.scale) + x.zero_point
         if not x.qmin <= steps <= x.qmax:
             steps = min(max(steps, x.qmin), x.qmax)
-        widths = [int(v) for v in call.attrs.pad_width]
-        return relax.op.nn.pad(x.expr, widths, pad_mode="constant", pad_value=float(steps))
+        widths, mode = [int(v) for v in call.attrs.pad_width], str(call.attrs.pad_mode)
+        return relax.op.nn.pad(x.expr, widths, pad_mode=mode, pad_value=float(steps))
 
     def _tuple_item(self, var: relax.Var, item: relax.TupleGetItem) -> relax.Expr:
         source = self.value(item.tuple_value)

@@ -429,13 +429,14 @@ class _Lowerer(DataflowRewriter):
 
     def _pad(self, call: relax.Call) -> relax.Expr | None:
         widths = [int(v) for v in call.attrs.pad_width]
-        if str(call.attrs.pad_mode) != "constant" or min(widths) < 0:
+        if min(widths) < 0:
             return None
         x = self.lookup(call.args[0])
         value = int(float(call.attrs.pad_value))
         spec = structural.PadSpec(
-            static_shape(x), tuple(widths[::2]), tuple(widths[1::2]), value, dtype_of(x)
-        )
+            static_shape(x), tuple(widths[::2]), tuple(widths[1::2]), value, dtype_of(x),
+            str(call.attrs.pad_mode),
+        )  # fmt: skip
         return self._moved(spec, [x], call)
 
     def _resize(self, call: relax.Call) -> relax.Expr | None:

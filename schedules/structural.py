@@ -67,15 +67,17 @@ class ResizeSpec:
 
 @dataclass(frozen=True)
 class PadSpec:
-    """Constant padding.
+    """Padding with a constant or with the tensor's own values.
 
     Parameters
     ----------
     shape : tuple of int
     before, after : tuple of int
-        Per dimension, >= 0.
+        Per dimension, >= 0; for ``reflect`` below the extent, for ``circular`` up to it.
     value : int
+        What ``constant`` pads with.
     dtype : str
+    mode : {"constant", "reflect", "replicate", "circular"}
     """
 
     shape: tuple[int, ...]
@@ -83,6 +85,7 @@ class PadSpec:
     after: tuple[int, ...]
     value: int
     dtype: str = "uint8"
+    mode: str = "constant"
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,9 @@ def compute(spec: ElementSpec) -> tirx.PrimFunc:
         if isinstance(spec, PermuteSpec):
             return x(*[index[spec.axes.index(axis)] for axis in range(len(index))])
         source = [i - b for i, b in zip(index, spec.before, strict=True)]
+        if spec.mode != "constant":
+            pads = zip(source, spec.shape, spec.before, spec.after, strict=True)
+            return x(*[_inside(spec.mode, i, n) if b or a else i for i, n, b, a in pads])
         inside = [
             condition
             for i, (extent, before, after) in enumerate(
@@ -195,6 +201,16 @@ def compute(spec: ElementSpec) -> tirx.PrimFunc:
         return tirx.if_then_else(tirx.all(*inside), x(*source), value) if inside else x(*source)
 
     return te.create_prim_func([*inputs, te.compute(shape, element, name="out")])
+
+
+def _inside(mode: str, at: Any, extent: int) -> Any:
+    """Return whose value stands at a position beyond the extent, which may be negative."""
+    last = extent - 1
+    if mode == "reflect":
+        return last - tirx.abs(last - tirx.abs(at))
+    if mode == "replicate":
+        return tirx.max(tirx.min(at, last), 0)
+    return tirx.truncmod(at + extent, extent)
 
 
 def schedule(sch: Schedule, spec: Spec, tiling: Tiling) -> None:

@@ -34,6 +34,10 @@ def pad(*widths, value=0.0):
     return lambda x: op.nn.pad(x, [0, 0, 0, 0, *widths], "constant", value)
 
 
+def max_pool(padding):
+    return lambda x: op.nn.max_pool2d(x, (3, 3), (2, 2), padding)
+
+
 def conv(padding):
     return lambda x: op.nn.conv2d(x, const(WEIGHT), padding=padding)
 
@@ -106,6 +110,14 @@ REWRITES = {
     "divide by 1": (chain(op.tanh, lambda x: op.divide(x, const(1.0))), chain(op.tanh)),
     "same type": (chain(op.tanh, lambda x: op.astype(x, "float32")), chain(op.tanh)),
     "same order": (chain(op.tanh, lambda x: op.permute_dims(x, [0, 1, 2, 3])), chain(op.tanh)),
+    "minus infinity before a maximum": (
+        chain(pad(0, 1, 2, 1, value=-math.inf), max_pool((1, 0, 0, 0))),
+        chain(max_pool((1, 2, 1, 1))),
+    ),
+    "zeros of a rectified tensor before a maximum": (
+        chain(op.nn.relu, pad(0, 1, 0, 1), max_pool(0)),
+        chain(op.nn.relu, max_pool((0, 0, 1, 1))),
+    ),
     "empty pad": (chain(op.tanh, pad(0, 0, 0, 0)), chain(op.tanh)),
     "concat of one": (chain(op.tanh, lambda x: op.concat([x], 1)), chain(op.tanh)),
     "dropout": (
@@ -128,6 +140,8 @@ UNCHANGED = {
     "average of a part": chain(lambda x: op.nn.avg_pool2d(x, (6, 5), (6, 6))),
     "padded average": chain(lambda x: op.nn.avg_pool2d(x, (6, 6), (6, 6), (1, 1, 1, 1))),
     "pad with 1": chain(pad(1, 1, 1, 1, value=1.0), conv(0)),
+    "zeros before a maximum": chain(pad(0, 1, 0, 1), max_pool(0)),
+    "more padding than window": chain(pad(3, 0, 0, 0, value=-math.inf), max_pool(0)),
     "pad with two readers": lambda emit, x: (
         lambda y: (emit(conv(0)(y)), emit(op.tanh(y)))
     )(emit(pad(1, 1, 1, 1)(x))),

@@ -280,6 +280,10 @@ CASES = {
         ),
         f"{LAYER} nn.pad {LAYER}",
     ),
+    "pad by reflection": Case(
+        one_function(lambda e, y: e(op.nn.pad(y, [0, 0, 0, 0, 1, 2, 1, 0], "reflect"))),
+        f"{LAYER} nn.pad {LAYER}",
+    ),
     "slice and split": Case(
         slice_and_split, f"{LAYER} strided_slice split {LAYER} requantize {LAYER}"
     ),

@@ -60,6 +60,17 @@ def test_pad(channels, dtype, target):
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("reflect", "reflect"), ("replicate", "edge"), ("circular", "wrap")]
+)
+def test_pad_with_own_values(mode, expected, target):
+    x = numbers("uint8", (2, 5, 6, 20))
+    before, after = (0, 4, 1, 3), (0, 2, 5, 0)
+    spec = structural.PadSpec(x.shape, before, after, 0, "uint8", mode)
+    check(spec, [x], np.pad(x, list(zip(before, after, strict=True)), expected), target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", ["uint8", "int16"])
 def test_slice(dtype, target):
     x = numbers(dtype, (2, 11, 12, 48))

@@ -154,11 +154,13 @@ def _slice_axis(ctx: Context, data: relax.Var, axis: int, start: int, stop: int,
         return data
     if isinstance(extent, Batch):
         raise UnsupportedNodeError("it slices along the batch axis")
-    if step < 0:
-        raise UnsupportedNodeError(f"it slices with step {step}, expected a step > 0")
+    if step == 0:
+        raise UnsupportedNodeError("it slices with step 0")
     begin, end, _ = slice(start, stop, step).indices(extent)
-    if end <= begin:
+    if (end - begin) * step <= 0:
         raise UnsupportedNodeError(f"its slice {start}:{stop} of {extent} elements is empty")
+    if end < 0:  # backwards down to the first element; -1 would be the last one
+        end = -extent - 1
     if (begin, end, step) == (0, extent, 1):
         return data
     return ctx.emit(relax.op.strided_slice(data, [axis], [begin], [end], [step]))
@@ -221,13 +223,24 @@ def _convert_tile(ctx: Context, node: Node) -> relax.Var:
     return ctx.emit(relax.op.tile(data, repeats))
 
 
+# Relax's names of ONNX's modes
+_PAD_MODES = {
+    "constant": "constant",
+    "reflect": "reflect",
+    "edge": "replicate",
+    "wrap": "circular",
+}
+
+
 @converter("Pad")
 def _convert_pad(ctx: Context, node: Node) -> relax.Expr:
     data = ctx.tensor(0)
     shape = ctx.shape(data)
     mode = node.text("mode", "constant")
-    if mode != "constant":
-        raise UnsupportedNodeError(f"it pads with mode={mode!r}, expected 'constant'")
+    if mode not in _PAD_MODES:
+        raise UnsupportedNodeError(
+            f"it pads with mode={mode!r}, expected one of {', '.join(_PAD_MODES)}"
+        )
     pads = ctx.integers(1, "pads")
     if pads is None:
         raise UnsupportedNodeError("its pads are missing")
@@ -245,7 +258,22 @@ def _convert_pad(ctx: Context, node: Node) -> relax.Expr:
         if not isinstance(extent, Batch):
             data = _slice_axis(ctx, data, axis, -before, extent + after, 1)
     grown = [max(width, 0) for width in widths]
-    return ctx.emit(relax.op.nn.pad(data, grown, "constant", value)) if any(grown) else data
+    if not any(grown):
+        return data
+    signal = data
+    if len(shape) == 3:
+        data, grown = ctx.as_image(data), [*grown[:4], 0, 0, *grown[4:]]
+    for axis, extent in enumerate(ctx.shape(data)):
+        most = max(grown[2 * axis : 2 * axis + 2])
+        if mode not in ("reflect", "wrap") or isinstance(extent, Batch):
+            continue
+        available = extent - 1 if mode == "reflect" else extent
+        if most > available:
+            raise UnsupportedNodeError(
+                f"it pads {extent} elements by {most} with mode={mode!r}, expected at most "
+                f"{available}"
+            )
+    return ctx.as_given(ctx.emit(relax.op.nn.pad(data, grown, _PAD_MODES[mode], value)), signal)
 
 
 @converter("DepthToSpace")

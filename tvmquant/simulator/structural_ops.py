@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from tvmquant.arithmetic import Array
-from tvmquant.errors import QuantizationError
 from tvmquant.simulator.calls import OpCall, Operator, from_nchw, to_nchw
 from tvmquant.simulator.windows import pad_spatial, reduce_windows
 
@@ -81,14 +80,14 @@ def take(call: OpCall) -> Array:
 
 
 def pad(call: OpCall) -> Array:
-    """Pad with a constant; ``pad_width`` alternates before and after."""
-    if call.attrs["pad_mode"] != "constant":
-        raise QuantizationError(
-            f"layer {call.layer}: the simulator pads with constants only, "
-            f"found pad_mode {call.attrs['pad_mode']!r}"
-        )
+    """Pad with a constant or its own values; ``pad_width`` alternates before and after."""
     x, widths = call.args[0], np.reshape(call.attrs["pad_width"], (-1, 2))
+    if call.attrs["pad_mode"] != "constant":
+        return np.pad(x, widths, _PAD_MODES[call.attrs["pad_mode"]])
     return np.pad(x, widths, constant_values=x.dtype.type(call.attrs["pad_value"]))
+
+
+_PAD_MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
 def max_pool2d(call: OpCall) -> Array:

@@ -20,13 +20,8 @@ from tvm import relax
 from tvmquant.errors import UnsupportedModelError
 from tvmquant.twin.attributes import integers, require
 
-_PAD_MODES = {
-    "constant": "constant",
-    "reflect": "reflect",
-    "edge": "replicate",
-    "replicate": "replicate",
-    "circular": "circular",
-}
+# numpy's names of the modes that pad with a tensor's own values
+_PAD_MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
 def _pad(x: Tensor, padding: list[int], value: float = 0.0) -> Tensor:
@@ -129,16 +124,21 @@ def _adaptive_avg_pool2d(call: relax.Call) -> Callable[[Tensor], Tensor]:
 
 
 def _nn_pad(call: relax.Call) -> Callable[[Tensor], Tensor]:
-    require("the padding mode", call.attrs.pad_mode, *_PAD_MODES)
-    mode, value = _PAD_MODES[str(call.attrs.pad_mode)], float(call.attrs.pad_value)
+    mode, value = str(call.attrs.pad_mode), float(call.attrs.pad_value)
+    require("the padding mode", mode, "constant", *_PAD_MODES)
     width = integers(call.attrs.pad_width)
     pairs = [width[i : i + 2] for i in range(0, len(width), 2)]
-    while pairs and not any(pairs[0]):  # torch pads the last axes only, except with constants
-        pairs.pop(0)
-    flat = [pad for pair in reversed(pairs) for pad in pair]
-    if not flat:
-        return lambda x: x
-    return lambda x: F.pad(x, flat, mode, value if mode == "constant" else None)
+    if mode == "constant":
+        flat = [pad for pair in reversed(pairs) for pad in pair]
+        return lambda x: F.pad(x, flat, value=value)
+
+    def pad_with_own_values(x: Tensor) -> Tensor:
+        for axis, pair in enumerate(pairs):
+            if any(pair):
+                x = _gather(x, axis, np.pad(np.arange(x.shape[axis]), pair, _PAD_MODES[mode]))
+        return x
+
+    return pad_with_own_values
 
 
 def _source_positions(extent: int, size: int, mode: str) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -39,6 +39,16 @@ ONE_INPUT = {
         },
         17,
     ),
+    "slice_backwards": (
+        node("Slice", ["x", "a", "b", "c", "d"]),
+        {
+            "a": integers(-1, 4, 9),
+            "b": integers(-(2**31), 0, -(2**63)),
+            "c": integers(1, 2, 3),
+            "d": integers(-1, -2, -3),
+        },
+        17,
+    ),
     "gather_one": (node("Gather", ["x", "c"], axis=1), {"c": np.int64(-1)}, 17),
     "gather_range": (node("Gather", ["x", "c"], axis=2), {"c": integers(1, 2, 3)}, 17),
     "gather": (node("Gather", ["x", "c"], axis=2), {"c": np.array([[1, -2], [5, 3]])}, 17),
@@ -50,6 +60,21 @@ ONE_INPUT = {
         17,
     ),
     "pad_10": (node("Pad", ["x"], pads=[0, 1, 2, 0, 0, 0, 1, 3], value=0.25), {}, 10),
+    "pad_signal_of_channels": (
+        node("Pad", ["x", "c", "", "a"], mode="reflect"),
+        {"c": integers(2, 1, 1, 2), "a": integers(1, 3)},
+        18,
+    ),
+    "pad_edge": (
+        node("Pad", ["x", "c"], mode="edge"),
+        {"c": integers(0, 1, -2, 0, 0, 0, 1, 9)},
+        17,
+    ),
+    "pad_wrap": (
+        node("Pad", ["x", "c"], mode="wrap"),
+        {"c": integers(0, 0, 6, 0, 0, 3, 0, 2)},
+        19,
+    ),
     "pad_negative": (node("Pad", ["x", "c"]), {"c": integers(0, 0, -2, 1, 0, 0, 1, -3)}, 17),
     "pad_axes": (
         node("Pad", ["x", "c", "", "a"]),
@@ -141,13 +166,13 @@ def test_zeros_of_the_shape_of_a_tensor(make_model, compare, operators):
 
 REJECTED = {
     "batch axis": (node("Slice", ["x", "a", "b"], name="op"), {"a": integers(1), "b": integers(2)}),
-    "mode='reflect'": (
+    "at most 3": (
         node("Pad", ["x", "c"], name="op", mode="reflect"),
-        {"c": integers(0, 0, 1, 1, 0, 0, 1, 1)},
+        {"c": integers(0, 0, 1, 1, 0, 0, 1, 4)},
     ),
-    "step -1": (
-        node("Slice", ["x", "a", "b", "c", "d"], name="op"),
-        {"a": integers(-1), "b": integers(-99), "c": integers(2), "d": integers(-1)},
+    "mode='mirror'": (
+        node("Pad", ["x", "c"], name="op", mode="mirror"),
+        {"c": integers(0, 0, 1, 1, 0, 0, 1, 1)},
     ),
     "reshapes": (node("Reshape", ["x", "c"], name="op"), {"c": integers(0, 5)}),
     "joins": (node("Concat", ["x", "c"], name="op", axis=1), {"c": np.ones((1, 3, 1, 1), "f")}),

@@ -2,8 +2,6 @@ import numpy as np
 import pytest
 from tvm import relax
 
-from tvmquant.errors import QuantizationError
-
 X = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 5)).astype(np.uint8)
 
 
@@ -95,6 +93,9 @@ def test_max_pool2d_pads_floats_with_the_least_value(run_graph):
     np.testing.assert_array_equal(result, -np.ones((1, 1, 3, 3), np.float32))
 
 
-def test_other_paddings_are_refused(run_graph):
-    with pytest.raises(QuantizationError, match="pads with constants only"):
-        run_graph(lambda _, x: relax.op.nn.pad(x, [0, 0, 0, 0, 1, 1, 1, 1], "reflect"), X)
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("reflect", "reflect"), ("replicate", "edge"), ("circular", "wrap")]
+)
+def test_padding_with_own_values(run_graph, mode, expected):
+    (found,) = run_graph(lambda _, x: relax.op.nn.pad(x, [0, 0, 0, 0, 1, 2, 0, 1], mode), X)
+    np.testing.assert_array_equal(found, np.pad(X, ((0, 0), (0, 0), (1, 2), (0, 1)), expected))
