@@ -8,7 +8,7 @@ numbers and proves in which integer width equation (3) of `tvmquant.arithmetic` 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from tvmquant.arithmetic import (
     required_compute_dtype,
 )
 from tvmquant.errors import QuantizationError
+from tvmquant.passes.scale_factors import compressed, is_uniform
 from tvmquant.weight_pairs import bound_pairs
 
 # A multiplier that is not exact may move the result by this much of one output step.
@@ -36,7 +37,18 @@ MAX_BIAS_STEPS = float(2**23)
 
 @dataclass(frozen=True)
 class Quantized:
-    """A tensor of integers: real value = scale * (q - zero_point), q in [qmin, qmax]."""
+    """A tensor of integers: real value = scale * factors * (q - zero_point), q in [qmin, qmax].
+
+    Parameters
+    ----------
+    expr : relax.Expr
+    scale : float
+    zero_point, qmin, qmax : int
+    dtype : str
+    factors : float64 array, optional
+        Of the tensor's rank, broadcast against it, the largest 1 (`scale_factors`); None where
+        the tensor has one scale.
+    """
 
     expr: relax.Expr
     scale: float
@@ -44,19 +56,48 @@ class Quantized:
     qmin: int
     qmax: int
     dtype: str
+    factors: FloatArray | None = None
+
+    @classmethod
+    def of(
+        cls,
+        expr: relax.Expr,
+        scales: FloatArray,
+        zero_point: int,
+        qmin: int,
+        qmax: int,
+        dtype: str,
+    ) -> Quantized:
+        """Return a tensor whose scales are an array that broadcasts against it."""
+        scale = float(scales.max())
+        factors = None if is_uniform(scales) else compressed(scales / scale)
+        return cls(expr, scale, zero_point, qmin, qmax, dtype, factors)
 
     @property
     def bound(self) -> int:
         """The largest |q - zero_point|."""
         return max(self.qmax - self.zero_point, self.zero_point - self.qmin)
 
+    @property
+    def rank(self) -> int:
+        """Number of dimensions."""
+        return len(self.expr.ty.shape.values)
+
+    @property
+    def scales(self) -> FloatArray:
+        """The scale as an array of the tensor's rank that broadcasts against it."""
+        return self.scale * (np.ones((1,) * self.rank) if self.factors is None else self.factors)
+
     def same_parameters(self, other: Quantized) -> bool:
         """Whether both map integers to real values alike."""
-        return (self.scale, self.zero_point, self.dtype) == (
+        alike = (self.scale, self.zero_point, self.dtype) == (
             other.scale,
             other.zero_point,
             other.dtype,
         )
+        if self.factors is None or other.factors is None:
+            return alike and self.factors is other.factors
+        return alike and np.array_equal(self.factors, other.factors)
 
 
 @dataclass(frozen=True)
@@ -72,8 +113,9 @@ class QuantizedWeight:
         The scale was given (imported or trained) and must not move.
     bounded : bool
         Neighbours must fit 16 bits (`tvmquant.weight_pairs`).
-    multiplier : int8 array like values, optional
-        Of the groups (`tvmquant.quantizer.grouped_weight_scales`).
+    multiplier : array like values, optional
+        Of the step of each value: of its group (`tvmquant.quantizer.grouped_weight_scales`), over
+        the factor of its input's scale (`absorbing`).
     group : int
         Values of a row that share a multiplier; 0 without groups.
     """
@@ -100,6 +142,39 @@ class QuantizedWeight:
             return np.asarray(integers * self.multiplier)
         return bound_pairs(integers) if self.bounded else integers
 
+    def absorbing(self, factors: FloatArray) -> QuantizedWeight:
+        """Return the weight that multiplies integers whose scales differ by ``factors``.
+
+        ``sum_c w_c (f_c x_c) = sum_c (w_c f_c) x_c``; the steps ``scale * multiplier`` of a weight
+        that was quantized for such an input are divided by ``factors`` and so become one step per
+        channel (times the multipliers of its groups).
+
+        Parameters
+        ----------
+        factors : float64 array that broadcasts against ``values``
+        """
+        multiplier = None
+        if self.group and self.multiplier is not None:
+            multiplier = np.rint(self.multiplier * factors).astype(np.int8)
+        return replace(self, values=self.values * factors, multiplier=multiplier)
+
+
+def factors_per_input(
+    factors: FloatArray, groups: int, weight_shape: tuple[int, ...]
+) -> FloatArray:
+    """Shape one factor per input channel so that it broadcasts against a weight.
+
+    Parameters
+    ----------
+    factors : float64 array (I,)
+    groups : int
+    weight_shape : tuple of int
+        (O, I / groups, ...), the output channels of a group side by side.
+    """
+    outputs, inputs = weight_shape[:2]
+    by_group = np.repeat(factors.reshape(groups, inputs), outputs // groups, axis=0)
+    return by_group.reshape(outputs, inputs, *(1,) * (len(weight_shape) - 2))
+
 
 @dataclass(frozen=True)
 class Contraction:
@@ -112,7 +187,7 @@ class Contraction:
 
 @dataclass(frozen=True)
 class Term:
-    """One term ``scale * (acc - zero_point)``; arrays broadcast per channel."""
+    """One term ``scale * (acc - zero_point)``; arrays have the region's rank and broadcast."""
 
     scale: FloatArray
     bound: Array
@@ -123,10 +198,13 @@ class Term:
 
 @dataclass(frozen=True)
 class Accumulator:
-    """A region: sum of terms plus a real bias per channel, clipped to [low, high]."""
+    """A region: sum of terms plus a real bias, clipped to [low, high].
+
+    Scales and bias are arrays of the region's rank, with extent 1 along the batch.
+    """
 
     terms: tuple[Term, ...]
-    bias: FloatArray = field(default_factory=lambda: np.zeros(1))
+    bias: FloatArray
     low: float = -math.inf
     high: float = math.inf
 
@@ -135,7 +213,7 @@ class Accumulator:
         return replace(self, low=min(max(self.low, low), high), high=max(min(self.high, high), low))
 
     def scaled(self, factor: FloatArray) -> Accumulator:
-        """Multiply by constants per channel (positive where a clip has happened)."""
+        """Multiply by constants (positive where a clip has happened)."""
         bounds = {}
         if math.isfinite(self.low) or math.isfinite(self.high):
             single = float(factor.reshape(-1)[0])
@@ -144,8 +222,17 @@ class Accumulator:
         return replace(self, terms=terms, bias=self.bias * factor, **bounds)
 
     def shifted(self, constant: FloatArray) -> Accumulator:
-        """Add constants per channel."""
+        """Add constants."""
         return replace(self, bias=self.bias + constant)
+
+    def of_rank(self, rank: int) -> Accumulator:
+        """Return the region with leading axes added to its arrays, as broadcasting does."""
+
+        def grown(array: Array) -> Array:
+            return array.reshape((1,) * (rank - array.ndim) + array.shape)
+
+        terms = tuple(replace(t, scale=grown(t.scale), bound=grown(t.bound)) for t in self.terms)
+        return replace(self, terms=terms, bias=grown(self.bias))
 
     def plus(self, other: Accumulator) -> Accumulator:
         """Add another region's terms."""
@@ -273,8 +360,3 @@ def _wide(
     except QuantizationError as error:
         raise QuantizationError(f"layer {name!r}: {error}") from None
     return Multipliers(tuple(values), shift, "int64")
-
-
-def as_arrays(*values: Any) -> list[FloatArray]:
-    """Return float64 arrays of at least one dimension."""
-    return [np.atleast_1d(np.asarray(v, np.float64)) for v in values]

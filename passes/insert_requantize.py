@@ -40,6 +40,7 @@ from tvm import relax
 from tvmquant.arithmetic import INT32_MAX, dot_bounds
 from tvmquant.errors import QuantizationError
 from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes import scale_factors
 from tvmquant.passes.accumulator import (
     MAX_BIAS_STEPS,
     Accumulator,
@@ -48,8 +49,8 @@ from tvmquant.passes.accumulator import (
     Quantized,
     QuantizedWeight,
     Term,
-    as_arrays,
     choose_multipliers,
+    factors_per_input,
 )
 from tvmquant.passes.annotate_quantization import (
     is_linear,
@@ -59,6 +60,7 @@ from tvmquant.passes.annotate_quantization import (
 )
 from tvmquant.passes.elementwise import ELEMENTWISE, evaluate, scalar_bound
 from tvmquant.passes.rewriter import DataflowRewriter, span_name, used_vars
+from tvmquant.passes.scale_factors import compressed, varying_axes
 from tvmquant.weight_pairs import bounded_scale
 
 CONTRACTIONS = {
@@ -72,7 +74,7 @@ TRANSPOSED = ("relax.nn.conv2d_transpose",)
 
 
 class Chain:
-    """A function of one 8-bit tensor, as the real values it takes at the 256 inputs."""
+    """A function of one 8-bit tensor of one scale, as the real values it takes at its 256 inputs."""
 
     def __init__(self, source: Quantized, values: Any) -> None:
         self.source = source
@@ -99,6 +101,8 @@ class _Integerizer(DataflowRewriter):
         self.bound_pairs = bound_pairs
         self.input_means = input_means
         self.values: dict[relax.Var, Value] = {}
+        # of tensors with factors: the same, requantized to one scale
+        self.one_scale: dict[relax.Expr, Quantized] = {}
 
     # -- values ---------------------------------------------------------------------------------
 
@@ -164,8 +168,9 @@ class _Integerizer(DataflowRewriter):
             )
         attrs = {"zero_point": value.zero_point, "axis": -1, "out_dtype": "float32",
                  "id": f"{var.name}.dequantize"}  # fmt: skip
-        scale = qop.constant(np.asarray([value.scale], np.float32))
-        return self.emit(qop.emit(qop.DEQUANTIZE, [value.expr, scale], attrs))
+        scales = np.asarray([value.scale]) if value.factors is None else value.scales
+        args = [value.expr, qop.constant(scales.astype(np.float32))]
+        return self.emit(qop.emit(qop.DEQUANTIZE, args, attrs))
 
     def _fake_quant(self, call: relax.Call) -> Value:
         attrs = qop.attributes(call)
@@ -175,21 +180,39 @@ class _Integerizer(DataflowRewriter):
         scale = qop.constant_array(call.args[1]).astype(np.float64)
         zero = int(qop.constant_array(call.args[2]).reshape(-1)[0])
         if attrs["role"] == "weight":
-            return self._weight(_oriented_weight(call, scale, attrs))
+            return _oriented_weight(call, scale, attrs)
         dtype = "uint8" if attrs["bits"] <= 8 else "int16"
-        target = Quantized(call.args[0], float(scale[0]), zero, attrs["qmin"], attrs["qmax"], dtype)
+        rank = len(call.ty.shape.values)
+        scales = _along(scale, attrs["axis"], rank)
+        target = Quantized.of(call.args[0], scales, zero, attrs["qmin"], attrs["qmax"], dtype)
         source = self.value(call.args[0])
         if isinstance(source, Quantized):
-            if source.same_parameters(target):
-                return source
-            source = _as_accumulator(source)
+            return self._rescaled(source, target, name, call)
         if isinstance(source, Accumulator):
             return self._requantize(source, target, name, call)
+        one_scale = replace(target, factors=None)
         if isinstance(source, Chain):
-            return self._table(source, target, name, call)
-        return self._quantize(source, target, name, call)
+            converted = self._table(source, one_scale, name, call)
+        else:
+            converted = self._quantize(source, one_scale, name, call)
+        return self._rescaled(converted, target, name, call)
 
-    def _weight(self, weight: QuantizedWeight) -> QuantizedWeight:
+    def _rescaled(self, x: Quantized, to: Quantized, name: str, call: relax.Call) -> Quantized:
+        """Return a tensor with the scale and zero point of ``to``."""
+        if x.same_parameters(to):
+            return x
+        return self._requantize(_as_accumulator(x), to, name, call)
+
+    def _with_one_scale(self, x: Quantized, call: relax.Call) -> Quantized:
+        """Return a tensor for a reader that cannot absorb factors."""
+        if x.factors is None:
+            return x
+        if x.expr not in self.one_scale:
+            to = replace(x, factors=None)
+            self.one_scale[x.expr] = self._rescaled(x, to, span_name(call), call)
+        return self.one_scale[x.expr]
+
+    def _bounded(self, weight: QuantizedWeight) -> QuantizedWeight:
         depthwise = weight.values.ndim == 4 and weight.values.shape[1] == 1
         if not self.bound_pairs or weight.fixed or weight.bits != 8 or depthwise:
             return weight
@@ -220,25 +243,38 @@ class _Integerizer(DataflowRewriter):
         x, weight = (self.value(a) for a in call.args[:2])
         if not isinstance(x, Quantized) or not isinstance(weight, QuantizedWeight):
             return None
-        scale = x.scale * weight.scale
-        return Accumulator((Term(scale, np.zeros(1), contraction=Contraction(call, x, weight)),))
+        axis, rank = _input_axis(call), len(call.ty.shape.values)
+        if x.factors is not None and varying_axes(x.factors) != [axis]:
+            x = self._with_one_scale(x, call)
+        if x.factors is not None:
+            groups = int(getattr(call.attrs, "groups", 1))
+            factors = factors_per_input(x.factors.reshape(-1), groups, weight.values.shape)
+            weight = self._bounded(weight.absorbing(factors))
+        else:
+            weight = self._bounded(weight)
+        scale = _along(x.scale * weight.scale, _output_axis(call), rank)
+        term = Term(scale, np.zeros_like(scale), contraction=Contraction(call, x, weight))
+        return Accumulator((term,), np.zeros((1,) * rank))
 
     def _pool(self, _var: relax.Var, call: relax.Call) -> Value | None:
         x = self.value(call.args[0])
         if not isinstance(x, Quantized) or not is_window_mean(call):
             return None
+        if x.factors is not None and varying_axes(x.factors) != [1]:
+            x = self._with_one_scale(x, call)
         height, width = (_static(v, call) for v in call.args[0].ty.shape.values[2:])
         if qop.is_call(call, "relax.mean"):
             window = {"pool_size": [height, width], "strides": [1, 1], "padding": [0, 0, 0, 0],
                       "dilation": [1, 1]}  # fmt: skip
-            counts = np.asarray([height * width], np.float64)
+            counts = np.full((1, 1, 1, 1), height * width, np.float64)
         else:
             window, counts = _pool_window(call, height, width)
         attrs = window | {"layout": "NCHW", "input_zero_point": x.zero_point,
                           "out_dtype": "int32", "id": span_name(call)}  # fmt: skip
         expr = self.emit(qop.emit(qop.POOL_SUM, [x.expr], attrs, call.span))
         bound = int(np.prod(window["pool_size"])) * x.bound
-        return Accumulator((Term(x.scale / counts, np.asarray([bound]), expr=expr),))
+        term = Term(x.scales / counts, np.full((1, 1, 1, 1), bound), expr=expr)
+        return Accumulator((term,), np.zeros((1, 1, 1, 1)))
 
     def _move(self, _var: relax.Var, call: relax.Call) -> Value | None:
         operands = [self.value(v) for v in used_vars(call)]
@@ -249,6 +285,11 @@ class _Integerizer(DataflowRewriter):
             return None
         if isinstance(moved, relax.Tuple):
             inputs = self._unify(inputs, call)
+        scales = scale_factors.moved(call, [v.scales for v in inputs])
+        if scales is None:
+            inputs = [self._with_one_scale(v, call) for v in inputs]
+            scales = scale_factors.moved(call, [v.scales for v in inputs])
+        if isinstance(moved, relax.Tuple):
             new = relax.op.concat([v.expr for v in inputs], int(call.attrs.axis))
         elif qop.is_call(call, "relax.nn.pad"):
             new = self._pad(inputs[0], call)
@@ -256,25 +297,24 @@ class _Integerizer(DataflowRewriter):
             new = relax.Call(
                 call.op, [inputs[0].expr, *call.args[1:]], call.attrs, call.ty_args, call.span
             )
-        first = inputs[0]
-        return Quantized(
+        return Quantized.of(
             self.emit(new),
-            first.scale,
-            first.zero_point,
+            scales,
+            inputs[0].zero_point,
             min(v.qmin for v in inputs),
             max(v.qmax for v in inputs),
-            first.dtype,
+            inputs[0].dtype,
         )
 
     def _unify(self, inputs: list[Quantized], call: relax.Call) -> list[Quantized]:
-        """Bring the inputs of a concat to the parameters of the one with the widest range."""
-        widest = max(inputs, key=lambda v: v.scale)
-        return [
-            v
-            if v.same_parameters(widest)
-            else self._requantize(_as_accumulator(v), widest, span_name(call), call)
-            for v in inputs
-        ]
+        """Bring the inputs of a concat to one zero point and type, where these differ.
+
+        They then have the scale of the one with the widest range.
+        """
+        if len({(v.zero_point, v.dtype) for v in inputs}) == 1:
+            return inputs
+        widest = replace(max(inputs, key=lambda v: v.scale), factors=None)
+        return [self._rescaled(v, widest, span_name(call), call) for v in inputs]
 
     def _pad(self, x: Quantized, call: relax.Call) -> relax.Expr:
         value = float(getattr(call.attrs, "pad_value", 0.0))
@@ -288,9 +328,7 @@ class _Integerizer(DataflowRewriter):
         source = self.value(item.tuple_value)
         if isinstance(source, Quantized):
             expr = self.emit(relax.TupleGetItem(source.expr, item.index))
-            self.values[var] = Quantized(
-                expr, source.scale, source.zero_point, source.qmin, source.qmax, source.dtype
-            )
+            self.values[var] = replace(source, expr=expr)
             return expr
         self.values[var] = self.emit(relax.TupleGetItem(self.lookup(source), item.index))
         return self.values[var]
@@ -298,6 +336,9 @@ class _Integerizer(DataflowRewriter):
     def _arithmetic(self, _var: relax.Var, call: relax.Call) -> Value | None:
         operands = [a for a in call.args if isinstance(a, relax.Var | tvm.ir.GenericConst)]
         values = [self.value(a) for a in operands]
+        if any(isinstance(v, Chain) for v in values):
+            values = [self._with_one_scale(v, call) if isinstance(v, Quantized) else v
+                      for v in values]  # fmt: skip
         tensors = [v for v in values if not isinstance(v, relax.Expr)]
         if len(tensors) == 2 and not _same_source(*tensors):
             return self._two_tensors(call, tensors[0], tensors[1])
@@ -307,18 +348,23 @@ class _Integerizer(DataflowRewriter):
         if isinstance(tensors[0], Accumulator):
             return _extend(call, tensors[0], constants)
         if all(c is None or c.size == 1 for c in constants):
+            values = [self._with_one_scale(v, call) if isinstance(v, Quantized) else v
+                      for v in values]  # fmt: skip
             chains = [
                 _as_chain(v).values if c is None else c.astype(np.float64).reshape(())
                 for v, c in zip(values, constants, strict=True)
             ]
-            return Chain(_as_chain(tensors[0]).source, evaluate(call, chains))
+            source = next(_as_chain(v).source for v in values if not isinstance(v, relax.Expr))
+            return Chain(source, evaluate(call, chains))
         return _extend(call, _as_accumulator(tensors[0]), constants)
 
     def _two_tensors(self, call: relax.Call, left: Value, right: Value) -> Value | None:
         if qop.is_call(call, "relax.add", "relax.subtract"):
-            first, second = _as_accumulator(left), _as_accumulator(right)
+            rank = len(call.ty.shape.values)
+            first, second = (self._addend(v, other, call) for v, other in
+                             ((left, right), (right, left)))  # fmt: skip
             if qop.is_call(call, "relax.subtract"):
-                second = second.scaled(-np.ones(1))
+                second = second.scaled(-np.ones((1,) * rank))
             if second.terms[0].contraction is not None:
                 first, second = second, first
             return first.plus(second)
@@ -329,8 +375,22 @@ class _Integerizer(DataflowRewriter):
         attrs = {"a_zero_point": left.zero_point, "b_zero_point": right.zero_point,
                  "out_dtype": "int32", "id": span_name(call)}  # fmt: skip
         expr = self.emit(qop.emit(qop.QMULTIPLY, [left.expr, right.expr], attrs, call.span))
-        bound = np.asarray([left.bound * right.bound])
-        return Accumulator((Term(as_arrays(left.scale * right.scale)[0], bound, expr=expr),))
+        rank = len(call.ty.shape.values)
+        scale = _of_rank(left.scales, rank) * _of_rank(right.scales, rank)
+        bound = np.full((1,) * rank, left.bound * right.bound)
+        return Accumulator((Term(scale, bound, expr=expr),), np.zeros((1,) * rank))
+
+    def _addend(self, value: Value, other: Value, call: relax.Call) -> Accumulator:
+        """Return an operand of a sum, with the rank of the sum.
+
+        Beside a contraction a tensor may have factors along its output channels only.
+        """
+        layer = other.terms[0].contraction if isinstance(other, Accumulator) else None
+        if isinstance(value, Quantized) and value.factors is not None and layer is not None:
+            axis = _output_axis(layer.call) - (len(call.ty.shape.values) - value.rank)
+            if varying_axes(value.factors) != [axis]:
+                value = self._with_one_scale(value, call)
+        return _as_accumulator(value).of_rank(len(call.ty.shape.values))
 
     # -- requantization -------------------------------------------------------------------------
 
@@ -338,27 +398,21 @@ class _Integerizer(DataflowRewriter):
         self, region: Accumulator, to: Quantized, name: str, call: relax.Call
     ) -> Quantized:
         first, others = region.terms[0], region.terms[1:]
-        ratios = [t.scale / to.scale for t in region.terms]
         if first.contraction is not None:
+            axis = _output_axis(first.contraction.call)
             name = span_name(first.contraction.call) or name
-            expr, chosen, offset = self._emit_contraction(
-                first.contraction, region, ratios, to, name
-            )
+            expr, chosen, offset = self._emit_contraction(first.contraction, region, to, name)
         else:
-            extra = np.abs(region.bias) / to.scale
-            chosen = choose_multipliers(
-                ratios, [t.bound for t in region.terms], to.zero_point, extra,
-                snap_first=False, name=name,
-            )  # fmt: skip
             expr = first.expr
-            offset = np.rint(np.ldexp(region.bias / to.scale, chosen.shift)).astype(np.int64)
+            chosen, offset = _multipliers(region, to, name)
+            axis, (chosen, offset) = _by_channel(chosen, offset)
         attrs: dict[str, Any] = {
             "acc_zero_point": first.zero_point,
             "residual_zero_point": others[0].zero_point if others else 0,
             "output_zero_point": to.zero_point,
-            "qmin": _clip_bound(region.low, to),
-            "qmax": _clip_bound(region.high, to),
-            "axis": _channel_axis(call, first.contraction),
+            "qmin": int(_clip_bound(region.low, to).min()),
+            "qmax": int(_clip_bound(region.high, to).max()),
+            "axis": axis,
             "compute_dtype": chosen.compute_dtype,
             "out_dtype": to.dtype,
             "id": name,
@@ -368,38 +422,41 @@ class _Integerizer(DataflowRewriter):
         if others:
             args += [others[0].expr, _integers(chosen.values[1], chosen.compute_dtype)]
         out = self.emit(qop.emit(qop.REQUANTIZE, args, attrs, call.span), "y_q")
-        return Quantized(out, to.scale, to.zero_point, attrs["qmin"], attrs["qmax"], to.dtype)
+        return replace(to, expr=out, qmin=attrs["qmin"], qmax=attrs["qmax"])
 
     def _emit_contraction(
         self,
         layer: Contraction,
         region: Accumulator,
-        ratios: list[Any],
         to: Quantized,
         name: str,
     ) -> tuple[relax.Expr, Multipliers, Any]:
-        """Choose the weight's final scale, round weight and bias, and emit the contraction."""
-        first = region.terms[0]
+        """Choose the weight's final scale, round weight and bias, and emit the contraction.
+
+        All arrays have shape (1,) or (O,) here: nothing beside a contraction varies otherwise.
+        """
         x, weight = layer.x, layer.weight
-        gain = first.scale / (x.scale * weight.scale)  # constants multiplied in per channel
+        step, *others = (t.scale.reshape(-1) for t in region.terms)
+        to_scale = to.scales.reshape(-1)
+        gain = step / (x.scale * weight.scale)  # constants multiplied in per channel
         gain = np.where(gain == 0.0, 1e-30, gain)
-        bias, scale, gain = np.broadcast_arrays(region.bias, weight.scale, gain)
+        bias, scale, gain = np.broadcast_arrays(region.bias.reshape(-1), weight.scale, gain)
         unit = x.scale * np.abs(gain)
         # what correcting the bias may move it by: the scale, and with it the error, is not final
         reserve = 2.0 * np.abs(gain * self._mean_error(layer, weight.round(scale), scale))
         if not weight.fixed:
             scale = np.maximum(scale, (np.abs(bias) + reserve) / (unit * MAX_BIAS_STEPS))
-        ratios = [x.scale * scale * gain / to.scale, *ratios[1:]]
+        ratios = [x.scale * scale * gain / to_scale, *(s / to_scale for s in others)]
         bound = _accumulator_bound(
             weight.round(scale), x, bias / (unit * scale), reserve / (unit * scale)
         )
         chosen = choose_multipliers(
-            ratios, [bound, *(t.bound for t in region.terms[1:])], to.zero_point, 0.0,
+            ratios, [bound, *(t.bound.reshape(-1) for t in region.terms[1:])], to.zero_point, 0.0,
             snap_first=not weight.fixed, name=name,
         )  # fmt: skip
         if chosen.compute_dtype == "int32" and not weight.fixed:
             exact = np.ldexp(np.abs(chosen.values[0]).astype(np.float64), -chosen.shift)
-            scale = np.where(chosen.values[0] == 0, scale, exact * to.scale / unit)
+            scale = np.where(chosen.values[0] == 0, scale, exact * to_scale / unit)
         integers = weight.round(scale)
         correction = gain * self._mean_error(layer, integers, scale)
         bias = bias - np.clip(correction, -reserve, reserve)
@@ -429,6 +486,8 @@ class _Integerizer(DataflowRewriter):
         taps = error.reshape(*error.shape[:2], -1).sum(axis=2)
         groups = len(means) // taps.shape[1]
         by_group = np.asarray(means).reshape(groups, taps.shape[1])
+        if layer.x.factors is not None:  # of the integers, which the weight multiplies
+            by_group = by_group / layer.x.factors.reshape(groups, taps.shape[1])
         outputs = taps.reshape(groups, -1, taps.shape[1])
         return np.einsum("goi,gi->go", outputs, by_group).reshape(-1)
 
@@ -437,16 +496,57 @@ def _integers(array: Any, dtype: str) -> relax.Expr:
     return qop.constant(np.atleast_1d(array).astype(dtype))
 
 
-def _clip_bound(real: float, to: Quantized) -> int:
-    if math.isinf(real):
-        return to.qmin if real < 0 else to.qmax
-    return min(max(round(real / to.scale) + to.zero_point, to.qmin), to.qmax)
+def _clip_bound(real: float, to: Quantized) -> Any:
+    """Return the integers that stand for a bound, as an array that broadcasts."""
+    with np.errstate(over="ignore"):
+        steps = np.rint(np.clip(real / to.scales, -(2.0**31), 2.0**31)) + to.zero_point
+    return np.clip(steps, to.qmin, to.qmax)
 
 
-def _channel_axis(call: relax.Call, layer: Contraction | None) -> int:
+def _output_axis(call: relax.Call) -> int:
+    """Return the axis of a contraction's output channels."""
+    return len(call.ty.shape.values) - 1 if qop.is_call(call, "relax.matmul") else 1
+
+
+def _input_axis(call: relax.Call) -> int:
+    """Return the axis that a contraction sums over (of its groups)."""
     rank = len(call.args[0].ty.shape.values)
-    dense = layer is not None and qop.is_call(layer.call, "relax.matmul")
-    return 1 if rank == 4 and not dense else rank - 1
+    return rank - 1 if qop.is_call(call, "relax.matmul") else 1
+
+
+def _along(values: Any, axis: int, rank: int) -> Any:
+    """Shape (1,) or (C,) numbers so that they broadcast along an axis."""
+    shape = [1] * rank
+    if values.size > 1:
+        shape[axis] = values.size
+    return values.reshape(shape)
+
+
+def _of_rank(array: Any, rank: int) -> Any:
+    return array.reshape((1,) * (rank - array.ndim) + array.shape)
+
+
+def _multipliers(region: Accumulator, to: Quantized, name: str) -> tuple[Multipliers, Any]:
+    """Return the multipliers and the offset of a region without a contraction."""
+    scales = to.scales
+    chosen = choose_multipliers(
+        [t.scale / scales for t in region.terms], [t.bound for t in region.terms], to.zero_point,
+        np.abs(region.bias) / scales, snap_first=False, name=name,
+    )  # fmt: skip
+    offset = np.rint(np.ldexp(region.bias / scales, chosen.shift)).astype(np.int64)
+    return chosen, offset
+
+
+def _by_channel(chosen: Multipliers, offset: Any) -> tuple[int, tuple[Multipliers, Any]]:
+    """Return the arrays of a requantization as vectors along one axis, where they are such."""
+    arrays = [compressed(a) for a in (*chosen.values, chosen.shift, offset)]
+    axes = {axis for a in arrays for axis in varying_axes(a)}
+    rank = arrays[0].ndim
+    standard = 1 if rank == 4 else rank - 1
+    if axes <= {standard}:
+        arrays = [a.reshape(-1) for a in arrays]
+    *values, shift, offset = arrays
+    return standard, (replace(chosen, values=tuple(values), shift=shift), offset)
 
 
 def _accumulator_bound(integers: Any, x: Quantized, bias_steps: Any, reserve_steps: Any) -> Any:
@@ -501,9 +601,10 @@ def _oriented_weight(call: relax.Call, scale: Any, attrs: dict[str, Any]) -> Qua
 def _as_accumulator(value: Any) -> Accumulator:
     if isinstance(value, Quantized):
         # kernels fold z * M into the offset, so that q * M itself must stay in range
-        reach = np.asarray([max(abs(value.qmin), abs(value.qmax)) + abs(value.zero_point)])
-        term = Term(as_arrays(value.scale)[0], reach, value.zero_point, value.expr)
-        return Accumulator((term,))
+        reach = max(abs(value.qmin), abs(value.qmax)) + abs(value.zero_point)
+        ones = (1,) * value.rank
+        term = Term(value.scales, np.full(ones, reach), value.zero_point, value.expr)
+        return Accumulator((term,), np.zeros(ones))
     if isinstance(value, Accumulator):
         return value
     raise QuantizationError("a lookup table was not annotated; run AnnotateQuantization first")
@@ -530,9 +631,7 @@ def _extend(call: relax.Call, region: Accumulator, constants: list[Any]) -> Accu
     index = 0 if constants[0] is not None else 1
     if len(constants) < 2 or not is_linear(call, constants[index], index == 0):
         return None
-    constant = constants[index].astype(np.float64).reshape(-1)
-    if any(t.scale.ndim > 1 for t in region.terms) and constant.size > 1:
-        constant = constant.reshape(1, -1, 1, 1)  # beside scales that vary by position
+    constant = _of_rank(constants[index].astype(np.float64), region.bias.ndim)
     if qop.is_call(call, "relax.add"):
         return region.shifted(constant)
     if qop.is_call(call, "relax.subtract"):
@@ -568,9 +667,7 @@ def _pool_window(call: relax.Call, height: int, width: int) -> tuple[dict[str, A
     window = {"pool_size": pool, "strides": strides, "dilation": dilation,
               "padding": [top, left, ends[0], ends[1]]}  # fmt: skip
     area = np.maximum(np.outer(counts[0], counts[1]), 1).astype(np.float64)
-    if (area == area[0, 0]).all():
-        return window, area.reshape(-1)[:1]
-    return window, area[None, None]
+    return window, compressed(area[None, None])
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="InsertRequantize")

@@ -378,11 +378,12 @@ class _Lowerer(DataflowRewriter):
         if qop.is_call(producer, "relax.permute_dims") and _axes(producer) == TO_NCHW:
             source, to_nchw = producer.args[0], True
         q = self.lookup(source)
+        scales = _full_rank(qop.constant_array(scale), attrs["axis"], len(static_shape(call)))
         spec = border.DequantizeSpec(
-            static_shape(q), dtype_of(q), attrs["zero_point"],
-            qop.constant_array(scale).size, to_nchw,
-        )  # fmt: skip
-        return self.call(border.kernel(spec, self.target, self.threads), [q, scale], call.ty, call)
+            static_shape(q), dtype_of(q), attrs["zero_point"], scales.shape, to_nchw
+        )
+        kernel = border.kernel(spec, self.target, self.threads)
+        return self.call(kernel, [q, qop.constant(scales)], call.ty, call)
 
     # -- movement -------------------------------------------------------------------------------
 
@@ -472,6 +473,15 @@ def _per_channel(vector: Any, channels: int, padded: int) -> Any:
 
 def _bias(bias: relax.Expr, channels: int, padded: int) -> relax.Expr:
     return qop.constant(_per_channel(qop.constant_array(bias), channels, padded).astype(np.int32))
+
+
+def _full_rank(values: Any, axis: int, rank: int) -> Any:
+    """Shape one number per channel so that it broadcasts; a single number becomes a vector."""
+    if values.size == 1:
+        return values.reshape(1)
+    if values.ndim != 1:
+        return values
+    return values.reshape([-1 if i == axis % rank else 1 for i in range(rank)])
 
 
 def _parameter_shape(vectors: list[relax.Expr]) -> tuple[int, ...]:

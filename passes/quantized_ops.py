@@ -18,7 +18,8 @@ Level L2 (integers; equations in `tvmquant.arithmetic`):
 
 ================ ====================================================================
 quantize         ``(x)``: float32 -> uint8, equation (1)
-dequantize       ``(q, scale)``: integers -> float32, equation (2)
+dequantize       ``(q, scale)``: integers -> float32, equation (2); the scale has shape (1,), (C,)
+                 along ``axis``, or full rank
 qconv2d          ``(x, w, bias, *epilogue)``: bias + sum(x * w), padding with the input zero
                  point; int32 unless an epilogue is fused
 qconv2d_transpose the same, transposed; every position between and around the input's elements

@@ -23,6 +23,7 @@ from tvm.s_tir import Schedule
 from tvmquant.schedules.isa import vector_bits
 from tvmquant.schedules.loops import (
     PARALLEL_BYTES,
+    broadcast_at,
     flat_loop,
     flat_view,
     overlap_tails,
@@ -73,8 +74,8 @@ class DequantizeSpec:
     dtype : str
         ``"uint8"``, ``"int16"`` or ``"int32"``.
     zero_point : int
-    channels : int
-        Length of the scale: 1, or the extent of the input's last dimension.
+    scale_shape : tuple of int
+        Shape of the scale: (1,), or of the output's rank, broadcast.
     to_nchw : bool
         The input is NHWC, the output NCHW; else both have the same layout.
     """
@@ -82,7 +83,7 @@ class DequantizeSpec:
     shape: tuple[int, ...]
     dtype: str
     zero_point: int
-    channels: int = 1
+    scale_shape: tuple[int, ...] = (1,)
     to_nchw: bool = False
 
 
@@ -111,7 +112,7 @@ def default_tiling(
     """Return a tiling with two float vectors per step: two divisions in flight."""
     widest = 2 * vector_bits(target) // 32
     shape = _output_shape(spec)
-    if _stays(spec) and getattr(spec, "channels", 1) == 1:
+    if _stays(spec) and product(getattr(spec, "scale_shape", (1,))) == 1:
         return Tiling(overlapping_lanes(product(shape), widest), "flat", threads)
     image = isinstance(spec, QuantizeSpec) and shape[-1] <= IMAGE_CHANNELS
     if image and shape[-1] > 1 and shape[-2] > 1:
@@ -158,13 +159,13 @@ def _quantized(spec: QuantizeSpec, x: tirx.PrimExpr, lanes: int = 1) -> tirx.Pri
 
 
 def dequantize(spec: DequantizeSpec) -> tirx.PrimFunc:
-    """Return the computation of equation (2): ``(q, scale, x)`` with a float32 scale vector."""
+    """Return the computation of equation (2): ``(q, scale, x)`` with float32 scales."""
     q = te.placeholder(spec.shape, spec.dtype, name="q")
-    scale = te.placeholder((spec.channels,), "float32", name="scale")
+    scale = te.placeholder(spec.scale_shape, "float32", name="scale")
 
     def element(*index: Any) -> tirx.PrimExpr:
         source = (index[0], index[2], index[3], index[1]) if spec.to_nchw else index
-        return _dequantized(spec, q(*source), scale[source[-1] if spec.channels > 1 else 0])
+        return _dequantized(spec, q(*source), broadcast_at(scale, index))
 
     return te.create_prim_func([q, scale, te.compute(_output_shape(spec), element, name="x")])
 

@@ -129,7 +129,7 @@ def placeholders(
     residual_shape : tuple, optional
         Shape of the residual tensor.
     positional : tuple, optional
-        Shape of multiplier, offset and shift where they vary by position instead of by channel.
+        Shape of multipliers, offset and shift where they vary by position instead of by channel.
     """
     if epilogue is None:
         return []
@@ -141,7 +141,7 @@ def placeholders(
     tensors = [te.placeholder(shape, dtype, name=n) for n in ("multiplier", "offset", "shift")]
     if epilogue.residual:
         tensors.append(te.placeholder(residual_shape, residual_dtype, name="residual"))
-        tensors.append(te.placeholder((channels,), dtype, name="residual_multiplier"))
+        tensors.append(te.placeholder(shape, dtype, name="residual_multiplier"))
     if epilogue.table:
         tensors.append(te.placeholder((256,), epilogue.out_dtype, name="table"))
     return tensors

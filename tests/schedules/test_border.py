@@ -75,19 +75,17 @@ def test_dequantize_equals_definition(dtype, to_nchw, per_channel, target):
     rng = np.random.default_rng(5)
     limits = np.iinfo(dtype)
     for shape in [(2, 5, 7, 3), (1, 28, 28, 64)]:
-        channels = shape[-1] if per_channel else 1
         q = rng.integers(limits.min // 2, limits.max, shape).astype(dtype)
-        scale = rng.random(channels).astype(np.float32)
-        spec = border.DequantizeSpec(shape, dtype, 3, channels, to_nchw)
-        expected = dequantize(q, scale, 3)
-        if to_nchw:
-            expected = expected.transpose(0, 3, 1, 2)
-        found = kt.run(border.kernel(spec, target, 2), target, [q, scale])
-        np.testing.assert_array_equal(found, expected)
+        moved = q.transpose(0, 3, 1, 2) if to_nchw else q
+        for scale_shape in [(1, moved.shape[1], 1, 1), (1, 1, 1, moved.shape[3])]:
+            scale = rng.random(scale_shape if per_channel else 1).astype(np.float32)
+            spec = border.DequantizeSpec(shape, dtype, 3, scale.shape, to_nchw)
+            found = kt.run(border.kernel(spec, target, 2), target, [q, scale])
+            np.testing.assert_array_equal(found, dequantize(moved, scale, 3))
 
 
 @pytest.mark.parametrize("target", kt.COMPILED, ids=str)
 def test_compiles_for_other_targets(target):
     target = kt.make_target(target)
     kt.build(border.kernel(border.QuantizeSpec((1, 3, 8, 8), 0.1, 0, 0, 255), target, 4), target)
-    kt.build(border.kernel(border.DequantizeSpec((1, 10), "uint8", 0, 10), target, 4), target)
+    kt.build(border.kernel(border.DequantizeSpec((1, 10), "uint8", 0, (1, 10)), target, 4), target)

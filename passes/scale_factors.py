@@ -1,0 +1,139 @@
+"""Scales that differ along a tensor, and how they follow the tensor through what only moves it.
+
+A tensor may have a scale for each channel, or for each part that was concatenated: the real value
+is ``scale * factors * (q - zero_point)``, with one number ``scale`` and an array ``factors`` that
+broadcasts against the tensor. Whatever multiplies by constants of its own absorbs the factors:
+a contraction into its weight, a requantization into its multipliers, a dequantization into its
+scale. They cost nothing at run time.
+
+`factors` have the tensor's rank and extent 1 along the batch, and along every axis they do not
+vary on. Where an operator would mix values of different factors they cannot follow, which is told
+by returning None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvmquant.arithmetic import FloatArray
+from tvmquant.passes import quantized_ops as qop
+
+RESHAPES = ("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
+
+
+def is_uniform(factors: FloatArray) -> bool:
+    """Whether all factors are equal."""
+    return bool(np.all(factors == factors.reshape(-1)[0]))
+
+
+def compressed(factors: FloatArray) -> FloatArray:
+    """Return factors with extent 1 along every axis on which they do not vary."""
+    for axis, extent in enumerate(factors.shape):
+        first = factors.take([0], axis=axis)
+        if extent > 1 and np.all(factors == first):
+            factors = first
+    return factors
+
+
+def varying_axes(factors: FloatArray) -> list[int]:
+    """Return the axes along which factors vary, given that they are compressed."""
+    return [axis for axis, extent in enumerate(factors.shape) if extent > 1]
+
+
+def moved(call: relax.Call, inputs: Sequence[FloatArray]) -> FloatArray | None:
+    """Return the factors of what a mover makes of tensors with given factors.
+
+    Parameters
+    ----------
+    call : relax.Call
+        A call for which `annotate_quantization.is_mover` holds.
+    inputs : sequence of float64 arrays
+        Of the tensors that it reads, in order.
+
+    Returns
+    -------
+    float64 array, or None where values of different factors would meet in one place
+    """
+    name, factors = str(call.op.name), inputs[0]
+    if name == "relax.concat":
+        return _joined(call, inputs)
+    if not varying_axes(factors):
+        rank = len(call.ty.shape.values) if isinstance(call.ty, relax.TensorType) else factors.ndim
+        return factors.reshape((1,) * rank)
+    if name in RESHAPES:
+        return _reshaped(factors, call)
+    if name == "relax.permute_dims":
+        axes = call.attrs.axes
+        return factors.transpose(None if axes is None else [int(a) for a in axes])
+    if name == "relax.strided_slice":
+        return _sliced(factors, call)
+    if name == "relax.nn.pad":
+        return _padded(factors, call)
+    if name == "relax.max":
+        return _reduced(factors, call)
+    if name in ("relax.nn.max_pool2d", "relax.image.resize2d"):
+        layout = str(call.attrs.layout)
+        spatial = [axis for axis, letter in enumerate(layout) if letter in "HW"]
+        return None if set(spatial) & set(varying_axes(factors)) else factors
+    return None
+
+
+def _joined(call: relax.Call, inputs: Sequence[FloatArray]) -> FloatArray:
+    axis = int(call.attrs.axis) % inputs[0].ndim
+    extents = [int(field.ty.shape.values[axis]) for field in call.args[0].fields]
+    shape = [max(f.shape[i] for f in inputs) for i in range(inputs[0].ndim)]
+    parts = [
+        np.broadcast_to(f, [extent if i == axis else n for i, n in enumerate(shape)])
+        for f, extent in zip(inputs, extents, strict=True)
+    ]
+    return compressed(np.concatenate(parts, axis=axis))
+
+
+def _reshaped(factors: FloatArray, call: relax.Call) -> FloatArray | None:
+    before, after = (list(expr.ty.shape.values) for expr in (call.args[0], call))
+    if not before or not after or not _same_extent(before[0], after[0]):
+        return None  # the batch is mixed with what the factors may vary along
+    if not all(isinstance(extent, tvm.tirx.IntImm) for extent in (*before[1:], *after[1:])):
+        return None
+    whole = np.broadcast_to(factors, (1, *(int(extent) for extent in before[1:])))
+    return compressed(whole.reshape((1, *(int(extent) for extent in after[1:]))))
+
+
+def _same_extent(left: Any, right: Any) -> bool:
+    return bool(tvm.ir.structural_equal(left, right))
+
+
+def _sliced(factors: FloatArray, call: relax.Call) -> FloatArray | None:
+    if not all(isinstance(arg, relax.Tuple) for arg in call.args[1:]):
+        return None
+    axes, begins, ends, *strides = (
+        [int(getattr(v, "value", v)) for v in arg.fields] for arg in call.args[1:]
+    )
+    for position, axis in enumerate(axes):
+        if factors.shape[axis] > 1:
+            stride = strides[0][position] if strides else 1
+            index: list[Any] = [slice(None)] * factors.ndim
+            index[axis] = slice(begins[position], ends[position], stride)
+            factors = factors[tuple(index)]
+    return compressed(factors)
+
+
+def _padded(factors: FloatArray, call: relax.Call) -> FloatArray | None:
+    """Give new elements, which hold the zero point, the factors of their neighbours."""
+    widths = np.asarray([int(v) for v in call.attrs.pad_width]).reshape(-1, 2)
+    varies = np.asarray(factors.shape) > 1
+    if float(getattr(call.attrs, "pad_value", 0.0)) != 0.0:
+        return None
+    return np.pad(factors, np.where(varies[:, None], widths, 0).tolist(), mode="edge")
+
+
+def _reduced(factors: FloatArray, call: relax.Call) -> FloatArray | None:
+    axes = [int(a) % factors.ndim for a in call.attrs.axis or range(factors.ndim)]
+    if any(factors.shape[axis] > 1 for axis in axes):
+        return None
+    return factors if bool(call.attrs.keepdims) else np.squeeze(factors, tuple(axes))
