@@ -17,12 +17,18 @@ there is exactly one of the *regions* that `InsertRequantize` can compute with a
   constants, plus at most one more quantized tensor (the residual), then a clip;
 * a **table**: any chain of elementwise functions of one quantized tensor;
 * a **mover**: reshape, transpose, slice, pad, concat, max-pooling, nearest resize. These keep the
-  scale of their input, so a fake_quant stands before them only; inputs of one concat form a group
-  with one common scale, so that concat copies bytes.
+  scale of their input, so a fake_quant stands before them only. Inputs of one concat form a group
+  with a common zero point, so that concat copies bytes; each keeps a scale of its own, which the
+  readers absorb (`scale_factors`). Where a reader cannot (a table), they share the scale too, if
+  their ranges are alike.
 
-A tensor used more than once is always materialized. Graph outputs are kept in 16 bits. What fits no
-region stays float, between a dequantize and a quantize, and is listed by `VerifyIntegerOnly`.
-All widths are 8 bits until `AssignBitWidths` narrows some.
+A tensor used more than once is always materialized. Graph outputs, and what float operators read,
+are kept in 16 bits; where something reads them in 8 bits as well, it reads them rounded once more::
+
+    lv_q16 = fake_quant(lv) {role: "output", bits: 16}; lv_q = fake_quant(lv_q16) {bits: 8}
+
+What fits no region stays float, between a dequantize and a quantize, and is listed by
+`VerifyIntegerOnly`. All widths are 8 bits until `AssignBitWidths` narrows some.
 """
 
 from __future__ import annotations
@@ -118,8 +124,14 @@ class _RegionFinder:
         self.forms: dict[relax.Var, Form] = {p: _form_of_input(p) for p in function.params}
         self.marked: dict[relax.Var, set[str]] = {}
         self.groups: dict[relax.Var, relax.Var] = {}
+        # results of operators that stay float
+        self.float_results: set[relax.Var] = set()
+        # read by tables, which take one scale
+        self.chain_sources: list[relax.Var] = []
+        # constants that pads put beside a tensor
+        self.pad_values: list[tuple[relax.Var, float]] = []
         for var, value in bindings_of(function):
-            self.forms[var] = self._form(value)
+            self.forms[var] = self._form(var, value)
         body = function.body.body
         for output in used_vars(body):
             if not self.is_float(output):
@@ -161,10 +173,22 @@ class _RegionFinder:
             if not self.group_of(other).same_as(self.group_of(first)):
                 self.groups[self.group_of(other)] = self.group_of(first)
 
+    def shares_scale(self, var: relax.Var) -> bool:
+        """Whether a reader of the group of ``var`` takes one scale only."""
+        groups = {
+            self.group_of(root) for source in self.chain_sources for root in self.roots(source)
+        }
+        return self.group_of(var) in groups
+
+    def extremes(self, var: relax.Var) -> tuple[float, float]:
+        """Return the least and greatest constant that pads put beside ``var``; 0 is one of them."""
+        values = [v for source, v in self.pad_values if var in self.roots(source)]
+        return min([0.0, *values]), max([0.0, *values])
+
     def _absorbs(self, var: relax.Var) -> bool:
         return self.uses[var] == 1
 
-    def _form(self, value: relax.Expr) -> Form:
+    def _form(self, var: relax.Var, value: relax.Expr) -> Form:
         if isinstance(value, relax.Var | relax.TupleGetItem):
             source = value if isinstance(value, relax.Var) else value.tuple_value
             is_float = self.form(source).kind == "float"
@@ -175,6 +199,7 @@ class _RegionFinder:
         form = handler(value) if handler else None
         if form is not None:
             return form
+        self.float_results.add(var)
         for operand in used_vars(value):
             if not self.is_float(operand):
                 self.request(operand, OUTPUT)
@@ -229,6 +254,8 @@ class _RegionFinder:
                     self.request(operand, role)
         if len(operands) > 1:
             self._unify([r for v in operands for r in self.roots(v)])
+        if qop.is_call(call, "relax.nn.pad"):
+            self.pad_values.append((operands[0], float(getattr(call.attrs, "pad_value", 0.0))))
         return Form("mover", tuple(operands))
 
     def _chain(self, operand: relax.Var) -> Form:
@@ -237,6 +264,7 @@ class _RegionFinder:
         if form.kind == "elementwise" and self._absorbs(operand):
             return form
         self.request(operand, ACTIVATION)
+        self.chain_sources.append(operand)
         return Form("elementwise", (operand,))
 
     def _elementwise(self, call: relax.Call) -> Form | None:
@@ -353,20 +381,59 @@ class _Annotator(DataflowRewriter):
         self.finder = _RegionFinder(self.function)
         self.scheme = activation_scheme
         self.names: set[str] = set()
+        self.producer = dict(bindings_of(self.function))
+        # of tensors that are read in 8 bits and otherwise: what the other readers get
+        self.precise: dict[relax.Var, relax.Expr] = {}
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         self._quantize_parameters(value)
         new = self._with_quantized_weight(value) if isinstance(value, relax.Call) else None
-        if var not in self.finder.marked:
+        if var in self.finder.float_results and isinstance(value, relax.Call):
+            new = self._with_precise_operands(value)
+        roles = self.finder.marked.get(var)
+        if roles is None:
             return new
         bound = self.emit(new if new is not None else self.copy(value), str(var.name))
-        return self.emit(self._fake_quant(var, bound, value), f"{var.name}_q")
+        if roles >= {ACTIVATION, OUTPUT}:
+            bound = self.emit(self._fake_quant(var, bound, value, OUTPUT), f"{var.name}_q16")
+            self.precise[var] = bound
+        role = ACTIVATION if ACTIVATION in roles or OUTPUT not in roles else OUTPUT
+        return self.emit(self._fake_quant(var, bound, value, role), f"{var.name}_q")
+
+    def visit_output(self, expr: relax.Expr) -> relax.Expr:
+        return self._precise(expr)
+
+    def _with_precise_operands(self, call: relax.Call) -> relax.Call:
+        args = [self._precise(arg) for arg in call.args]
+        return relax.Call(call.op, args, call.attrs, call.ty_args, call.span)
+
+    def _precise(self, expr: relax.Expr) -> relax.Expr:
+        """Return an operand for a reader that takes more than 8 bits."""
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([self._precise(field) for field in expr.fields])
+        if not isinstance(expr, relax.Var) or expr in self.precise:
+            return self.precise.get(expr, expr)
+        value = self.producer.get(expr)
+        moves = value is not None and self.finder.form(expr).kind == "mover"
+        if not moves or not any(root in self.precise for root in self.finder.roots(expr)):
+            return self.lookup(expr)
+        if isinstance(value, relax.Call):
+            self.precise[expr] = self.emit(self._with_precise_operands(value), str(expr.name))
+        elif isinstance(value, relax.TupleGetItem):
+            whole = self._precise(value.tuple_value)
+            self.precise[expr] = self.emit(relax.TupleGetItem(whole, value.index))
+        else:
+            self.precise[expr] = self._precise(value)
+        return self.precise[expr]
 
     def _quantize_parameters(self, value: relax.Expr) -> None:
         for operand in used_vars(value):
             is_parameter = any(operand.same_as(p) for p in self.function.params)
             if is_parameter and operand in self.finder.marked and self.lookup(operand) is operand:
-                self.replace(operand, self.emit(self._fake_quant(operand, operand, operand)))
+                only_output = self.finder.marked[operand] == {OUTPUT}
+                role = OUTPUT if only_output else ACTIVATION
+                self.precise[operand] = operand
+                self.replace(operand, self.emit(self._fake_quant(operand, operand, operand, role)))
 
     def _unique(self, name: str) -> str:
         unique, count = name, 1
@@ -376,21 +443,29 @@ class _Annotator(DataflowRewriter):
         self.names.add(unique)
         return unique
 
-    def _fake_quant(self, var: relax.Var, bound: relax.Expr, value: relax.Expr) -> relax.Call:
-        roles = self.finder.marked[var]
-        role = OUTPUT if OUTPUT in roles and ACTIVATION not in roles else ACTIVATION
+    def _fake_quant(
+        self, var: relax.Var, bound: relax.Expr, value: relax.Expr, role: str
+    ) -> relax.Call:
         root = self.finder.group_of(var)
-        grouped = root is not var or any(g.same_as(var) for g in self.finder.groups.values())
+        grouped = role == ACTIVATION and (
+            root is not var or any(g.same_as(var) for g in self.finder.groups.values())
+        )
+        shares = grouped and self.finder.shares_scale(var)
         name = span_name(value) or str(var.name)
-        bits = 16 if role == OUTPUT else 8
+        if role == OUTPUT and ACTIVATION in self.finder.marked[var]:
+            name = f"{name}.output"
+        least, greatest = self.finder.extremes(var)
         return _uncalibrated(
             bound,
             {
                 "id": self._unique(name),
                 "role": role,
-                "bits": bits,
+                "bits": 16 if role == OUTPUT else 8,
                 "scheme": "symmetric" if role == OUTPUT else self.scheme,
                 "group": f"concat:{root.name}" if grouped else "",
+                "shares": "scale" if shares else "zero_point",
+                "least": least,
+                "greatest": greatest,
                 "axis": -1,
             },
             value,

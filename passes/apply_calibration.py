@@ -12,21 +12,52 @@ Activations take theirs from calibrated ranges, weights from their own values (s
 channel). Requires an annotated graph; fake_quants that are already calibrated are left alone.
 Signed symmetric activations of up to 8 bits are stored with zero point 2**(bits - 1), so that all
 activations share the container ``uint8``.
+
+Tensors of one group (they meet in a concat) get one zero point, the one for which their steps grow
+least beyond what each would have by itself. Where a reader takes one scale they get one range, the
+union of theirs, unless that is `UNLIKE` times as wide as one of them: then it is cheaper to
+requantize for that reader.
+
+A weight that multiplies a tensor whose scales differ is quantized as what multiplies the integers,
+``w * factors`` (`scale_factors`): its steps are ``scale * multiplier``, multiplier = 1 / factors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import tvm
 from tvm import relax
 
+from tvmquant.arithmetic import FloatArray
 from tvmquant.errors import QuantizationError
 from tvmquant.passes import quantized_ops as qop
-from tvmquant.passes.rewriter import DataflowRewriter
+from tvmquant.passes import scale_factors
+from tvmquant.passes.accumulator import factors_per_input
+from tvmquant.passes.annotate_quantization import is_mover
+from tvmquant.passes.channel_affine import CONV2D, CONV2D_TRANSPOSE, MATMUL
+from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, used_vars
 from tvmquant.quantizer import affine_parameters, grouped_weight_scales, weight_scales
+
+# scale, zero point, qmin, qmax
+_Quantizer: TypeAlias = tuple[float, int, int, int]
+
+
+# Ranges of one group that are no more than so many times as wide as others get one scale where a
+# reader takes one scale: two bits of the narrowest are lost at most.
+UNLIKE = 4.0
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """The integers that a tensor holds: scales, broadcast against it, and zero point."""
+
+    values: FloatArray
+    zero_point: int
+    wide: bool
 
 
 class _Filler(DataflowRewriter):
@@ -36,16 +67,34 @@ class _Filler(DataflowRewriter):
         super().__init__(module)
         self.ranges = ranges
         self.weight_method = weight_method
+        self.quantizers = self._group_quantizers()
+        self.layers = {
+            value.args[1]: value
+            for _, value in bindings_of(self.function)
+            if qop.is_call(value, CONV2D, CONV2D_TRANSPOSE, MATMUL)
+        }
+        # of what the graph holds in integers, by the variable of the old function
+        self.scales: dict[relax.Var, _Scales] = {}
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         if not qop.is_call(value, qop.FAKE_QUANT):
+            self._follow(var, value)
             return None
         attrs = qop.attributes(value)
-        if attrs["calibrated"]:
-            return None
         x = self.lookup(value.args[0])
-        fill = self._weight if attrs["role"] == "weight" else self._activation
-        constants, filled = fill(x, attrs)
+        if attrs["calibrated"]:
+            constants, filled = [qop.constant_array(a) for a in value.args[1:]], {}
+        elif attrs["role"] == "weight":
+            constants, filled = self._weight(x, attrs, self._factors(var))
+        else:
+            constants, filled = self._activation(attrs)
+        if attrs["role"] != "weight":
+            scale = constants[0].astype(np.float64)
+            shape = [1] * len(value.ty.shape.values)
+            if scale.size > 1:
+                shape[attrs["axis"]] = scale.size
+            zero = int(constants[1].reshape(-1)[0])
+            self.scales[var] = _Scales(scale.reshape(shape), zero, attrs["bits"] > 8)
         return qop.emit(
             qop.FAKE_QUANT,
             [x, *(qop.constant(array) for array in constants)],
@@ -53,32 +102,131 @@ class _Filler(DataflowRewriter):
             value.span,
         )
 
-    def _activation(self, _x: relax.Expr, attrs: dict[str, Any]) -> tuple[list[Any], Any]:
+    # -- activations ----------------------------------------------------------------------------
+
+    def _range(self, attrs: dict[str, Any]) -> tuple[float, float]:
         if attrs["id"] not in self.ranges:
             raise QuantizationError(
                 f"no calibrated range for the tensor {attrs['id']!r}; calibrate this model again"
             )
         low, high = self.ranges[attrs["id"]]
-        bits = attrs["bits"]
-        scale, zero, qmin, qmax = affine_parameters(low, high, bits=bits, scheme=attrs["scheme"])
-        if qmin < 0 and bits <= 8:
-            half = 1 << (bits - 1)
-            zero, qmin, qmax = zero + half, qmin + half, qmax + half
+        return min(low, attrs["least"]), max(high, attrs["greatest"])
+
+    def _group_quantizers(self) -> dict[str, _Quantizer]:
+        """Return the quantizers of the tensors that belong to groups, by their ids."""
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for _, value in bindings_of(self.function):
+            if qop.is_call(value, qop.FAKE_QUANT):
+                attrs = qop.attributes(value)
+                if attrs["group"] and not attrs["calibrated"]:
+                    groups.setdefault(attrs["group"], []).append(attrs)
+        quantizers: dict[str, _Quantizer] = {}
+        for members in groups.values():
+            ranges = [self._range(attrs) for attrs in members]
+            widths = [high - low for low, high in ranges if high > low]
+            alike = not widths or max(widths) <= UNLIKE * min(widths)
+            if members[0]["shares"] == "scale" and alike:
+                union = min(low for low, _ in ranges), max(high for _, high in ranges)
+                ranges = [union] * len(ranges)
+            chosen = [_quantizer(*r, attrs) for r, attrs in zip(ranges, members, strict=True)]
+            aligned = _with_one_zero_point(chosen, ranges)
+            quantizers |= {a["id"]: q for a, q in zip(members, aligned, strict=True)}
+        return quantizers
+
+    def _activation(self, attrs: dict[str, Any]) -> tuple[list[Any], dict[str, int]]:
+        quantizer = self.quantizers.get(attrs["id"]) or _quantizer(*self._range(attrs), attrs)
+        scale, zero, qmin, qmax = quantizer
         constants = [np.asarray([scale], np.float32), np.asarray([zero], np.int32)]
         return constants, {"qmin": qmin, "qmax": qmax}
 
-    def _weight(self, x: relax.Expr, attrs: dict[str, Any]) -> tuple[list[Any], Any]:
+    def _follow(self, var: relax.Var, value: relax.Expr) -> None:
+        """Note what integers a mover gives, as `InsertRequantize` makes them."""
+        if isinstance(value, relax.Var) and value in self.scales:
+            self.scales[var] = self.scales[value]
+            return
+        sources = [self.scales.get(v) for v in used_vars(value)]
+        known = [s for s in sources if s is not None]
+        if not known or len(known) < len(sources):
+            return
+        first, scales = known[0], None
+        if isinstance(value, relax.Call) and is_mover(value):
+            if len({(s.zero_point, s.wide) for s in known}) == 1:
+                scales = scale_factors.moved(value, [s.values for s in known])
+        elif not isinstance(value, relax.TupleGetItem):
+            return
+        if scales is None:  # requantized to one scale on the way
+            shape = getattr(var.ty, "shape", None)
+            rank = first.values.ndim if shape is None else len(shape.values)
+            scales = np.full((1,) * rank, max(float(s.values.max()) for s in known))
+        self.scales[var] = replace(first, values=scales)
+
+    # -- weights --------------------------------------------------------------------------------
+
+    def _factors(self, weight: relax.Var) -> FloatArray | None:
+        """Return the factors of the scales that a weight's layer reads, to broadcast against it."""
+        layer = self.layers.get(weight)
+        read = self.scales.get(layer.args[0]) if layer is not None else None
+        if layer is None or read is None or scale_factors.is_uniform(read.values):
+            return None
+        axis = read.values.ndim - 1 if qop.is_call(layer, MATMUL) else 1
+        if scale_factors.varying_axes(read.values) != [axis]:
+            return None
+        factors = read.values.reshape(-1) / read.values.max()
+        shape = tuple(int(extent) for extent in weight.ty.shape.values)
+        if not qop.is_call(layer, CONV2D):
+            return factors.reshape(-1, *(1,) * (len(shape) - 1))
+        return factors_per_input(factors, int(layer.attrs.groups), shape)
+
+    def _weight(
+        self, x: relax.Expr, attrs: dict[str, Any], factors: FloatArray | None
+    ) -> tuple[list[Any], dict[str, int]]:
         bits, axis, group = attrs["bits"], attrs["axis"], attrs.get("w_group", 0)
         weight = qop.constant_array(x)
-        multipliers = []
+        if factors is not None:
+            weight = (weight * factors).astype(np.float32)
+        multiplier = None
         if group:
             scales, multiplier = grouped_weight_scales(weight, group, axis, bits)
-            multipliers = [multiplier]
         else:
             scales = weight_scales(weight, axis, bits, method=self.weight_method)
+        if factors is not None:
+            steps = np.ones_like(weight) if multiplier is None else multiplier
+            multiplier = (steps / factors).astype(np.float32)
         limit = (1 << (bits - 1)) - 1
+        multipliers = [] if multiplier is None else [multiplier]
         constants = [scales.astype(np.float32), np.zeros(1, np.int32), *multipliers]
         return constants, {"qmin": -limit, "qmax": limit}
+
+
+def _quantizer(low: float, high: float, attrs: dict[str, Any]) -> _Quantizer:
+    bits = attrs["bits"]
+    scale, zero, qmin, qmax = affine_parameters(low, high, bits=bits, scheme=attrs["scheme"])
+    if qmin < 0 and bits <= 8:
+        half = 1 << (bits - 1)
+        zero, qmin, qmax = zero + half, qmin + half, qmax + half
+    return scale, zero, qmin, qmax
+
+
+def _with_one_zero_point(
+    quantizers: list[_Quantizer], ranges: list[tuple[float, float]]
+) -> list[_Quantizer]:
+    """Return quantizers that hold the same ranges with the zero point that suits all best."""
+    if len({zero for _, zero, _, _ in quantizers}) == 1:
+        return quantizers
+    low, high = (np.asarray(ends, np.float64)[:, None] for ends in zip(*ranges, strict=True))
+    low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    own = np.asarray([scale for scale, *_ in quantizers])[:, None]
+    _, _, qmin, qmax = quantizers[0]
+    zeros = np.arange(qmin, qmax + 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        below = np.where(low < 0.0, -low / (zeros - qmin), 0.0)
+        above = np.where(high > 0.0, high / (qmax - zeros), 0.0)
+    scales = np.maximum(below, above)
+    empty = (scales == 0.0).all(axis=1, keepdims=True)
+    scales = np.where(empty, own, scales)
+    best = int(np.argmin(np.square(scales / own).sum(axis=0)))
+    zero = int(zeros[best])
+    return [(float(scale), zero, qmin, qmax) for scale in scales[:, best]]
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="ApplyCalibration")

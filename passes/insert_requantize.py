@@ -74,7 +74,7 @@ TRANSPOSED = ("relax.nn.conv2d_transpose",)
 
 
 class Chain:
-    """A function of one 8-bit tensor of one scale, as the real values it takes at its 256 inputs."""
+    """A function of one 8-bit tensor with one scale: its real values at the 256 inputs."""
 
     def __init__(self, source: Quantized, values: Any) -> None:
         self.source = source

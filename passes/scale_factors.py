@@ -21,7 +21,6 @@ import tvm
 from tvm import relax
 
 from tvmquant.arithmetic import FloatArray
-from tvmquant.passes import quantized_ops as qop
 
 RESHAPES = ("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
 

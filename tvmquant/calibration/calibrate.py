@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ def calibrate(
     Returns
     -------
     Calibration
-        With the ranges of edges of one group (the inputs of a concat) merged to their union.
+        With the range of each edge by itself, also of those that meet in a concat.
 
     Raises
     ------
@@ -85,10 +85,9 @@ def calibrate(
     twin.observe_input = means
     dataset = _dataset(module, data, limit, batch_size)
     count = _run(twin, dataset, progress)
-    ranges = _merge_groups(edges, {name: o.range() for name, o in observers.items()})
+    ranges = {name: o.range() for name, o in observers.items()}
     narrow = {
-        bits: _merge_groups(edges, {name: o.range_for(bits) for name, o in observers.items()})
-        for bits in NARROW_BITS
+        bits: {name: o.range_for(bits) for name, o in observers.items()} for bits in NARROW_BITS
     }
     return Calibration(
         model=model_fingerprint(module),
@@ -182,17 +181,3 @@ def _run(twin: Twin, dataset: Dataset, progress: Progress | None) -> int:
     if done == 0:
         raise DataError(f"{dataset.name}: no item to calibrate with; expected at least one")
     return done
-
-
-def _merge_groups(
-    edges: Iterable[Edge], ranges: Mapping[str, tuple[float, float]]
-) -> dict[str, tuple[float, float]]:
-    """Return the range of each edge, the union over its group where it has one."""
-    groups: dict[str, list[tuple[float, float]]] = {}
-    for edge in edges:
-        groups.setdefault(edge.group, []).append(ranges[edge.id])
-    merged = {}
-    for edge in edges:
-        members = groups[edge.group] if edge.group else [ranges[edge.id]]
-        merged[edge.id] = min(lo for lo, _ in members), max(hi for _, hi in members)
-    return merged
