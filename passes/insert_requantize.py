@@ -292,7 +292,7 @@ class _Integerizer(DataflowRewriter):
         if isinstance(moved, relax.Tuple):
             new = relax.op.concat([v.expr for v in inputs], int(call.attrs.axis))
         elif qop.is_call(call, "relax.nn.pad"):
-            new = self._pad(inputs[0], call)
+            new, inputs = self._pad(inputs[0], call)
         else:
             new = relax.Call(
                 call.op, [inputs[0].expr, *call.args[1:]], call.attrs, call.ty_args, call.span
@@ -316,13 +316,14 @@ class _Integerizer(DataflowRewriter):
         widest = replace(max(inputs, key=lambda v: v.scale), factors=None)
         return [self._rescaled(v, widest, span_name(call), call) for v in inputs]
 
-    def _pad(self, x: Quantized, call: relax.Call) -> relax.Expr:
+    def _pad(self, x: Quantized, call: relax.Call) -> tuple[relax.Expr, list[Quantized]]:
+        """Return the call, and tensors that hold the integers of its result between them."""
+        limits = np.iinfo(x.dtype)
         value = float(getattr(call.attrs, "pad_value", 0.0))
-        steps = round(value / x.scale) + x.zero_point
-        if not x.qmin <= steps <= x.qmax:
-            steps = min(max(steps, x.qmin), x.qmax)
+        steps = int(np.clip(np.rint(value / x.scale) + x.zero_point, limits.min, limits.max))
         widths, mode = [int(v) for v in call.attrs.pad_width], str(call.attrs.pad_mode)
-        return relax.op.nn.pad(x.expr, widths, pad_mode=mode, pad_value=float(steps))
+        padded = relax.op.nn.pad(x.expr, widths, pad_mode=mode, pad_value=float(steps))
+        return padded, [x, replace(x, qmin=steps, qmax=steps)] if mode == "constant" else [x]
 
     def _tuple_item(self, var: relax.Var, item: relax.TupleGetItem) -> relax.Expr:
         source = self.value(item.tuple_value)
