@@ -146,7 +146,7 @@ class _Filler(DataflowRewriter):
             return
         sources = [self.scales.get(v) for v in used_vars(value)]
         known = [s for s in sources if s is not None]
-        if not known or len(known) < len(sources):
+        if not known or len(known) < len(sources) or _joins_constants(value):
             return
         first, scales = known[0], None
         if isinstance(value, relax.Call) and is_mover(value):
@@ -196,6 +196,12 @@ class _Filler(DataflowRewriter):
         multipliers = [] if multiplier is None else [multiplier]
         constants = [scales.astype(np.float32), np.zeros(1, np.int32), *multipliers]
         return constants, {"qmin": -limit, "qmax": limit}
+
+
+def _joins_constants(value: relax.Expr) -> bool:
+    """Whether a call concatenates tensors with constants."""
+    fields = getattr(value.args[0], "fields", ()) if isinstance(value, relax.Call) else ()
+    return any(isinstance(field, tvm.ir.GenericConst) for field in fields)
 
 
 def _quantizer(low: float, high: float, attrs: dict[str, Any]) -> _Quantizer:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm import relax
 
 from tvmquant.arithmetic import FloatArray
@@ -104,7 +105,7 @@ def _reshaped(factors: FloatArray, call: relax.Call) -> FloatArray | None:
 
 
 def _same_extent(left: Any, right: Any) -> bool:
-    return bool(tvm.ir.structural_equal(left, right))
+    return bool(tvm_ffi.structural_equal(left, right))
 
 
 def _sliced(factors: FloatArray, call: relax.Call) -> FloatArray | None:

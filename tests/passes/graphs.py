@@ -101,10 +101,6 @@ def quantize(
     twin = Twin(annotated, observe=observe)
     with torch.no_grad():
         twin(*(torch.from_numpy(x) for x in inputs))
-    for edge in twin.edges:
-        if edge.group:
-            members = [ranges[e.id] for e in twin.edges if e.group == edge.group]
-            ranges[edge.id] = (min(m[0] for m in members), max(m[1] for m in members))
     calibrated = ApplyCalibration(ranges)(annotated)
     return Levels(float_, annotated, calibrated, InsertRequantize()(calibrated))
 

@@ -12,6 +12,7 @@ from tvmquant.passes.annotate_quantization import (
     is_mover,
     is_window_mean,
 )
+from tvmquant.passes.rewriter import bindings_of
 
 op = relax.op
 SHAPE = (2, 4, 6, 6)
@@ -35,6 +36,8 @@ def fake_quant(x, name, **changes):
         "calibrated": 0,
         "fixed": 0,
     }
+    if "groups" not in changes:  # an activation
+        attrs |= {"shares": "zero_point", "least": 0.0, "greatest": 0.0}
     unset = [qop.constant(np.zeros(1, np.float32)), qop.constant(np.zeros(1, np.int32))]
     return qop.emit(qop.FAKE_QUANT, [x, *unset], attrs | changes)
 
@@ -195,13 +198,32 @@ def test_what_is_held_as_integers(case):
     assert [name.removeprefix("nn.") for name in quantized_after(after)] == expected
 
 
-def test_a_tensor_that_is_read_and_returned_is_one_activation():
+def test_a_tensor_that_is_read_and_returned_is_returned_in_16_bits():
     def body(emit, x):
-        y = emit(op.nn.relu(conv(emit, x)))
-        return y, conv(emit, y, name="b")
+        y = emit(op.nn.relu(conv(emit, x)), "relu")
+        return emit(op.reshape(y, [2, -1])), conv(emit, y, name="b")
 
-    found = [(e["role"], e["bits"]) for e in edges(AnnotateQuantization()(graph(body, SHAPE)))]
-    assert found == [("activation", 8), ("activation", 8), ("output", 16)]
+    module = AnnotateQuantization()(graph(body, SHAPE))
+    found = [(e["id"], e["role"], e["bits"]) for e in edges(module)]
+    assert found == [
+        ("x0", "activation", 8),
+        ("relu.output", "output", 16),
+        ("relu", "activation", 8),
+        ("b", "output", 16),
+    ]
+    by_id = {qop.attributes(c)["id"]: c for c in calls(module, qop.FAKE_QUANT)}
+    values = dict(bindings_of(module["main"]))
+    assert qop.attributes(values[by_id["relu"].args[0]])["id"] == "relu.output"
+    returned = values[values[module["main"].body.body.fields[0]]]
+    assert qop.attributes(values[returned.args[0]])["id"] == "relu.output"
+
+
+def test_an_input_that_is_read_and_returned_is_returned_as_it_is():
+    body = lambda emit, x: (x, conv(emit, x))  # noqa: E731
+    module = AnnotateQuantization()(graph(body, SHAPE))
+    assert [e["bits"] for e in edges(module)] == [8, 16]
+    values = dict(bindings_of(module["main"]))
+    assert values[module["main"].body.body.fields[0]].same_as(module["main"].params[0])
 
 
 def test_a_reshaped_output_keeps_16_bits():
@@ -223,9 +245,34 @@ def test_a_reshaped_output_keeps_16_bits():
     assert found["pool"] == ("activation", 8)
 
 
-def test_an_output_that_is_pooled_has_8_bits():
+def test_an_output_that_is_pooled_has_16_bits():
     body = lambda emit, x: emit(op.nn.max_pool2d(conv(emit, x), (2, 2)))  # noqa: E731
-    assert [e["bits"] for e in edges(AnnotateQuantization()(graph(body, SHAPE)))] == [8, 8]
+    assert [e["bits"] for e in edges(AnnotateQuantization()(graph(body, SHAPE)))] == [8, 16]
+
+
+def test_a_pad_says_what_its_tensor_has_to_hold():
+    def body(emit, x):
+        y = emit(op.nn.relu(conv(emit, x)), "relu")
+        padded = emit(op.nn.pad(y, [0, 0, 0, 0, 1, 1, 1, 1], pad_value=-114.0))
+        return emit(op.add(conv(emit, padded, name="b"), const(np.float32(1))))
+
+    found = {e["id"]: (e["least"], e["greatest"]) for e in
+             edges(AnnotateQuantization()(graph(body, SHAPE)))}  # fmt: skip
+    assert found["relu"] == (-114.0, 0.0)
+    assert found["x0"] == (0.0, 0.0)
+
+
+def test_inputs_of_a_concat_share_a_scale_where_a_table_reads_them():
+    def body(emit, x, reader):
+        a, b = (emit(op.nn.relu(conv(emit, x, name=n)), n) for n in "ab")
+        return emit(reader(emit(op.concat([a, b], 1))), "reader")
+
+    def shared(reader):
+        module = AnnotateQuantization()(graph(lambda emit, x: body(emit, x, reader), SHAPE))
+        return {e["id"]: e["shares"] for e in edges(module)}
+
+    assert shared(op.sigmoid)["a"] == shared(op.sigmoid)["b"] == "scale"
+    assert shared(lambda x: op.nn.avg_pool2d(x, (2, 2)))["a"] == "zero_point"
 
 
 def test_an_input_with_two_readers_is_quantized_once():

@@ -32,7 +32,7 @@ def filled(module):
     for call in calls(module, qop.FAKE_QUANT):
         attrs = qop.attributes(call)
         assert attrs["calibrated"] == 1
-        scale, zero_point = (qop.constant_array(a) for a in call.args[1:])
+        scale, zero_point, *_ = (qop.constant_array(a) for a in call.args[1:])
         assert (scale.dtype, zero_point.dtype) == (np.float32, np.int32)
         found[attrs["id"]] = (scale, int(zero_point[0]), attrs["qmin"], attrs["qmax"])
     return found
@@ -86,7 +86,8 @@ def test_exactly():
         constants = [np.float32([scale]), np.int32([zero_point])]
         return qop.emit(qop.FAKE_QUANT, [x, *map(qop.constant, constants)], {"id": name} | attrs)
 
-    unset = {"role": "activation", "bits": 8, "scheme": "auto"}
+    unset = {"role": "activation", "bits": 8, "scheme": "auto", "group": "", "axis": -1,
+             "least": 0.0, "greatest": 0.0}  # fmt: skip
     before = lambda emit, x: emit(quantized("x", x, 0, 0, **unset, calibrated=0))  # noqa: E731
     expected = lambda emit, x: emit(  # noqa: E731
         quantized("x", x, 0.5, 0, **unset, calibrated=1, qmin=0, qmax=255)
@@ -100,6 +101,64 @@ def test_what_is_calibrated_is_left_alone():
     once = ApplyCalibration(RANGES)(annotated())
     again = ApplyCalibration({})(once)
     tvm.ir.assert_structural_equal(again, once)
+
+
+def joined(scales, reader):
+    """Return the quantizers of a network whose concat joins ranges of two sizes."""
+
+    def body(emit, x):
+        a, b = (emit(op.nn.conv2d(x, const(normal(4, 4, 1, 1))), name) for name in "ab")
+        return emit(reader(emit, emit(op.concat([a, b], 1))), "reader")
+
+    ranges = {"x0": (-1.0, 1.0), "reader": (-1.0, 1.0), **scales}
+    return ApplyCalibration(ranges)(AnnotateQuantization()(graph(body, (2, 4, 6, 6))))
+
+
+def convolved(_emit, x):
+    return op.nn.conv2d(x, const(JOINED_WEIGHT))
+
+
+JOINED_WEIGHT = normal(5, 8, 1, 1)
+
+
+def test_inputs_of_a_concat_share_a_zero_point_and_keep_their_scales():
+    found = filled(joined({"a": (0.0, 10.0), "b": (-0.1, 0.1)}, convolved))
+    assert found["a"][1] == found["b"][1]
+    assert found["b"][0] < 0.02 * found["a"][0]
+    for name, low, high in (("a", 0.0, 10.0), ("b", -0.1, 0.1)):
+        scale, zero = found[name][0][0], found[name][1]
+        assert -zero * scale <= low + 1e-6
+        assert (255 - zero) * scale >= high - 1e-6
+
+
+def test_a_weight_behind_two_scales_is_rounded_as_what_multiplies_the_integers():
+    module = joined({"a": (0.0, 8.0), "b": (0.0, 0.5)}, convolved)
+    (call,) = [
+        c for c in calls(module, qop.FAKE_QUANT) if qop.attributes(c)["id"] == "reader.weight"
+    ]
+    factors = np.repeat(np.float32([1.0, 1 / 16]), 4).reshape(1, 8, 1, 1)
+    expected = weight_scales(JOINED_WEIGHT * factors, 0, 8, "mse")
+    np.testing.assert_allclose(qop.constant_array(call.args[1]), expected, rtol=1e-6)
+    multiplier = qop.constant_array(call.args[3])
+    np.testing.assert_allclose(multiplier, np.broadcast_to(1 / factors, multiplier.shape), 1e-6)
+
+
+@pytest.mark.parametrize(("high", "shared"), [(5.0, True), (0.5, False)])
+def test_a_table_reads_one_scale_unless_ranges_are_unlike(high, shared):
+    table = lambda _emit, x: op.sigmoid(x)  # noqa: E731
+    found = filled(joined({"a": (0.0, 10.0), "b": (0.0, high)}, table))
+    assert (found["a"] == found["b"]) == shared
+
+
+def test_the_value_of_a_pad_extends_the_range():
+    def body(emit, x):
+        y = emit(op.nn.conv2d(x, const(normal(4, 4, 1, 1))), "a")
+        padded = emit(op.nn.pad(y, [0, 0, 0, 0, 1, 1, 1, 1], pad_value=114.0))
+        return emit(op.nn.conv2d(padded, const(normal(2, 4, 1, 1))), "b")
+
+    ranges = {"x0": (-1.0, 1.0), "a": (-2.0, 2.0), "b": (-1.0, 1.0)}
+    found = filled(ApplyCalibration(ranges)(AnnotateQuantization()(graph(body, (2, 4, 6, 6)))))
+    assert found["a"][0] == pytest.approx(116 / 255)
 
 
 def test_a_missing_range_is_named():

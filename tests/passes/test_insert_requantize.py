@@ -337,7 +337,7 @@ CASES = {
     ),
     "an output that is read": Case(
         lambda e, x: (lambda y: (y, e.conv(y, 4, name="b")))(e.relu(e.conv(x, name="a"))),
-        f"{LAYER} {LAYER}",
+        f"{LAYER} requantize {LAYER}",
     ),
     "two outputs": Case(
         lambda e, x: (lambda y: (e.conv(y, 3, name="b"), e(op.sigmoid(e.conv(y, 4, name="c")))))(
