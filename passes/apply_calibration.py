@@ -82,12 +82,14 @@ class _Filler(DataflowRewriter):
             return None
         attrs = qop.attributes(value)
         x = self.lookup(value.args[0])
-        if attrs["calibrated"]:
-            constants, filled = [qop.constant_array(a) for a in value.args[1:]], {}
-        elif attrs["role"] == "weight":
-            constants, filled = self._weight(x, attrs, self._factors(var))
-        else:
-            constants, filled = self._activation(attrs)
+        constants = [qop.constant_array(a) for a in value.args[1:]]
+        filled: dict[str, int] = {}
+        if not attrs["calibrated"]:
+            constants, filled = (
+                self._weight(x, attrs, self._factors(var))
+                if attrs["role"] == "weight"
+                else self._activation(attrs)
+            )
         if attrs["role"] != "weight":
             scale = constants[0].astype(np.float64)
             shape = [1] * len(value.ty.shape.values)
@@ -155,9 +157,12 @@ class _Filler(DataflowRewriter):
         elif not isinstance(value, relax.TupleGetItem):
             return
         if scales is None:  # requantized to one scale on the way
-            shape = getattr(var.ty, "shape", None)
-            rank = first.values.ndim if shape is None else len(shape.values)
-            scales = np.full((1,) * rank, max(float(s.values.max()) for s in known))
+            widest = np.asarray(max(float(s.values.max()) for s in known))
+            is_call = isinstance(value, relax.Call)
+            rank = first.values.ndim
+            scales = (
+                scale_factors.one_factor(value, widest) if is_call else widest.reshape((1,) * rank)
+            )
         self.scales[var] = replace(first, values=scales)
 
     # -- weights --------------------------------------------------------------------------------
@@ -171,10 +176,11 @@ class _Filler(DataflowRewriter):
         axis = read.values.ndim - 1 if qop.is_call(layer, MATMUL) else 1
         if scale_factors.varying_axes(read.values) != [axis]:
             return None
-        factors = read.values.reshape(-1) / read.values.max()
+        factors: FloatArray = read.values.reshape(-1) / read.values.max()
         shape = tuple(int(extent) for extent in weight.ty.shape.values)
         if not qop.is_call(layer, CONV2D):
-            return factors.reshape(-1, *(1,) * (len(shape) - 1))
+            per_input: FloatArray = factors.reshape(-1, *(1,) * (len(shape) - 1))
+            return per_input
         return factors_per_input(factors, int(layer.attrs.groups), shape)
 
     def _weight(

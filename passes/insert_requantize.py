@@ -288,7 +288,7 @@ class _Integerizer(DataflowRewriter):
         scales = scale_factors.moved(call, [v.scales for v in inputs])
         if scales is None:
             inputs = [self._with_one_scale(v, call) for v in inputs]
-            scales = scale_factors.moved(call, [v.scales for v in inputs])
+            scales = scale_factors.one_factor(call, inputs[0].scales)
         if isinstance(moved, relax.Tuple):
             new = relax.op.concat([v.expr for v in inputs], int(call.attrs.axis))
         elif qop.is_call(call, "relax.nn.pad"):
@@ -540,13 +540,13 @@ def _multipliers(region: Accumulator, to: Quantized, name: str) -> tuple[Multipl
 
 def _by_channel(chosen: Multipliers, offset: Any) -> tuple[int, tuple[Multipliers, Any]]:
     """Return the arrays of a requantization as vectors along one axis, where they are such."""
-    arrays = [compressed(a) for a in (*chosen.values, chosen.shift, offset)]
-    axes = {axis for a in arrays for axis in varying_axes(a)}
-    rank = arrays[0].ndim
+    values = [compressed(v) for v in chosen.values]
+    shift, offset = compressed(chosen.shift), compressed(offset)
+    rank = shift.ndim
     standard = 1 if rank == 4 else rank - 1
-    if axes <= {standard}:
-        arrays = [a.reshape(-1) for a in arrays]
-    *values, shift, offset = arrays
+    if all(axis == standard for a in (*values, shift, offset) for axis in varying_axes(a)):
+        values = [v.reshape(-1) for v in values]
+        shift, offset = shift.reshape(-1), offset.reshape(-1)
     return standard, (replace(chosen, values=tuple(values), shift=shift), offset)
 
 

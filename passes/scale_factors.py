@@ -14,24 +14,27 @@ by returning None.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import tvm
 import tvm_ffi
 from tvm import relax
 
-from tvmquant.arithmetic import FloatArray
+from tvmquant.arithmetic import Array, FloatArray
+
+Number = TypeVar("Number", bound=np.generic)
 
 RESHAPES = ("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
 
 
-def is_uniform(factors: FloatArray) -> bool:
+def is_uniform(factors: Array) -> bool:
     """Whether all factors are equal."""
     return bool(np.all(factors == factors.reshape(-1)[0]))
 
 
-def compressed(factors: FloatArray) -> FloatArray:
+def compressed(factors: npt.NDArray[Number]) -> npt.NDArray[Number]:
     """Return factors with extent 1 along every axis on which they do not vary."""
     for axis, extent in enumerate(factors.shape):
         first = factors.take([0], axis=axis)
@@ -40,7 +43,7 @@ def compressed(factors: FloatArray) -> FloatArray:
     return factors
 
 
-def varying_axes(factors: FloatArray) -> list[int]:
+def varying_axes(factors: Array) -> list[int]:
     """Return the axes along which factors vary, given that they are compressed."""
     return [axis for axis, extent in enumerate(factors.shape) if extent > 1]
 
@@ -63,8 +66,7 @@ def moved(call: relax.Call, inputs: Sequence[FloatArray]) -> FloatArray | None:
     if name == "relax.concat":
         return _joined(call, inputs)
     if not varying_axes(factors):
-        rank = len(call.ty.shape.values) if isinstance(call.ty, relax.TensorType) else factors.ndim
-        return factors.reshape((1,) * rank)
+        return one_factor(call, factors)
     if name in RESHAPES:
         return _reshaped(factors, call)
     if name == "relax.permute_dims":
@@ -81,6 +83,12 @@ def moved(call: relax.Call, inputs: Sequence[FloatArray]) -> FloatArray | None:
         spatial = [axis for axis, letter in enumerate(layout) if letter in "HW"]
         return None if set(spatial) & set(varying_axes(factors)) else factors
     return None
+
+
+def one_factor(call: relax.Call, factors: FloatArray) -> FloatArray:
+    """Return the greatest of the factors, in the rank of what a call returns."""
+    types = call.ty.fields if isinstance(call.ty, relax.TupleType) else [call.ty]
+    return np.full((1,) * len(types[0].shape.values), factors.max())
 
 
 def _joined(call: relax.Call, inputs: Sequence[FloatArray]) -> FloatArray:

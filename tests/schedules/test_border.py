@@ -52,7 +52,7 @@ def test_images_of_any_width_are_interleaved(shape):
 def test_extents_of_one_change_places_for_nothing(shape):
     target, (n, c, h, w) = kt.make_target("haswell"), shape
     quantize = border.QuantizeSpec(shape, 0.5, 0, 0, 255, to_nhwc=True)
-    dequantize = border.DequantizeSpec((n, h, w, c), "uint8", 0, 1, to_nchw=True)
+    dequantize = border.DequantizeSpec((n, h, w, c), "uint8", 0, to_nchw=True)
     assert [border.default_tiling(s, target, 1).order for s in (quantize, dequantize)] == [
         "flat",
         "flat",
