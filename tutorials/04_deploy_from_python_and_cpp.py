@@ -43,7 +43,7 @@ raw = tvmquant.load(library, raw=True)
 print(f"input = {input_info.scale:.5f} * (q - {input_info.zero_point}), {input_info.raw_layout}")
 steps = np.rint(digits / input_info.scale) + input_info.zero_point
 q = np.clip(steps, 0, 255).astype(input_info.raw_dtype).reshape(input_info.raw_shape)
-real = (raw(q).astype(np.float32) - output_info.zero_point) * np.float32(output_info.scale)
+real = (raw(q).astype(np.float32) - output_info.zero_point) * output_info.scales
 assert np.array_equal(real, logits)
 
 # %% C++

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tvm
 from tvm import relax
 
+from tvmquant.arithmetic import Array
 from tvmquant.deploy.manifest import LayerInfo, TensorInfo
 from tvmquant.graph import Graph, layer_name
 from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.convert_layout import TO_NHWC
 from tvmquant.passes.rewriter import bindings_of, used_vars
 from tvmquant.target import required_features, triple_of
 
@@ -73,35 +76,41 @@ def _tensor(name: str, ty: relax.TensorType) -> TensorInfo:
 
 
 def _with_raw(
-    info: TensorInfo, ty: relax.TensorType, kernel: str, scale: float, zero: int
+    info: TensorInfo, ty: relax.TensorType, kernel: str, scales: Array, zero: int
 ) -> TensorInfo:
     """Add the raw form, which is channels last where the kernel at the border moves them."""
     shape = [int(v) for v in ty.shape.values]
     layout = "NHWC" if "_nhwc" in kernel else info.layout
+    scale = float(scales.max())
+    factors, factors_shape = [], []
+    if scales.size > 1:
+        moved = scales.transpose(TO_NHWC) if layout != info.layout else scales
+        factors_shape = list(moved.shape)
+        factors = [float(f) for f in (moved / scale).reshape(-1)]
     return TensorInfo(
         info.name, info.shape, info.dtype, info.layout, scale, zero, shape,
-        str(ty.dtype.dtype), layout,
+        str(ty.dtype.dtype), layout, factors, factors_shape,
     )  # fmt: skip
 
 
 def _border_scales(
     module: tvm.IRModule,
-) -> tuple[dict[int, tuple[float, int]], dict[int, tuple[float, int]]]:
-    """Return scale and zero point of each input and output of an L2 module, by position."""
+) -> tuple[dict[int, tuple[Array, int]], dict[int, tuple[Array, int]]]:
+    """Return scales and zero point of each input and output of an L2 module, by position."""
     main = module["main"]
     values = dict(bindings_of(main))
     position = {param: i for i, param in enumerate(main.params)}
-    inputs: dict[int, tuple[float, int]] = {}
+    inputs: dict[int, tuple[Array, int]] = {}
     for value in values.values():
         if qop.is_call(value, qop.QUANTIZE) and value.args[0] in position:
             attrs = qop.attributes(value)
-            inputs[position[value.args[0]]] = attrs["scale"], attrs["zero_point"]
-    outputs: dict[int, tuple[float, int]] = {}
+            inputs[position[value.args[0]]] = np.asarray([attrs["scale"]]), attrs["zero_point"]
+    outputs: dict[int, tuple[Array, int]] = {}
     for i, output in enumerate(used_vars(main.body.body)):
         call = _resolve(output, values)
         if qop.is_call(call, qop.DEQUANTIZE):
-            scale = float(qop.constant_array(call.args[1]).reshape(-1)[0])
-            outputs[i] = scale, qop.attributes(call)["zero_point"]
+            scales = qop.constant_array(call.args[1]).astype(np.float64)
+            outputs[i] = scales, qop.attributes(call)["zero_point"]
     return inputs, outputs
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
@@ -35,13 +36,18 @@ class TensorInfo:
     layout : str
         ``"NCHW"`` for four dimensions, else ``""``.
     scale : float or None
-        Of the raw integers: real = scale * (q - zero_point). None where the tensor has no raw form.
+        Of the raw integers: real = scale * (q - zero_point), the largest where parts of the tensor
+        have scales of their own (`scales`). None where the tensor has no raw form.
     zero_point : int
     raw_shape : list of int
         Shape of the raw integers.
     raw_dtype : str
     raw_layout : str
         ``"NHWC"`` where the kernel at the border moves the channels, else as ``layout``.
+    factors : list of float
+        Of the scale, in (0, 1], by position of ``factors_shape``; empty where there is one scale.
+    factors_shape : list of int
+        Shape of the factors, which broadcasts against the raw integers.
     """
 
     name: str
@@ -53,6 +59,22 @@ class TensorInfo:
     raw_shape: list[int] = field(default_factory=list)
     raw_dtype: str = ""
     raw_layout: str = ""
+    factors: list[float] = field(default_factory=list)
+    factors_shape: list[int] = field(default_factory=list)
+
+    @property
+    def scales(self) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The scale as an array that broadcasts against the raw integers: (1,) where it is one.
+
+        Raises
+        ------
+        ArtifactError
+            Where the tensor has no raw form.
+        """
+        if self.scale is None:
+            raise ArtifactError(f"tensor {self.name!r} has no raw form, and so no scale")
+        factors = np.asarray(self.factors or [1.0]).reshape(self.factors_shape or [1])
+        return (self.scale * factors).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -184,6 +206,8 @@ class Manifest:
                 raise _DamageError(f"tensor {tensor.name!r} has no valid dtype")
             if self.has_raw and tensor.scale is None:
                 raise _DamageError(f"tensor {tensor.name!r} lacks the scale of its raw form")
+            if math.prod(tensor.factors_shape) != max(len(tensor.factors), 1):
+                raise _DamageError(f"tensor {tensor.name!r} has factors of another shape")
 
 
 def _is_dtype(name: str) -> bool:

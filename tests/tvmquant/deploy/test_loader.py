@@ -172,6 +172,38 @@ def test_the_raw_entry_equals_the_float_one_through_the_scales(built, images):
         np.testing.assert_array_equal(real, model(image))
 
 
+def test_raw_outputs_whose_parts_have_scales_of_their_own(tmp_path):
+    inputs, outputs = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", c, 5, 6])
+        for name, c in (("x", 3), ("joined", 4))
+    )
+    rng = np.random.default_rng(0)
+    weights = [rng.standard_normal((2, 3, 1, 1)).astype(np.float32) * s for s in (1.0, 0.01)]
+    nodes = [
+        helper.make_node("Conv", ["x", "v"], ["large"]),
+        helper.make_node("Conv", ["x", "w"], ["small"]),
+        helper.make_node("Concat", ["large", "small"], ["joined"], axis=1),
+    ]
+    tensors = [onnx.numpy_helper.from_array(w, n) for w, n in zip(weights, "vw", strict=True)]
+    graph = helper.make_graph(nodes, "g", [inputs], [outputs], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    x = rng.standard_normal((4, 3, 5, 6)).astype(np.float32)
+    float_graph = load_onnx(model)
+    quantized = quantize(float_graph, calibrate(float_graph, x))
+    build(quantized, out=tmp_path / "joined")
+    raw, (result,) = load(tmp_path / "joined", raw=True), load(tmp_path / "joined").outputs
+    assert result.factors_shape == [1, 1, 1, 4]
+    (info,) = raw.inputs
+    q = quantize_half_even(x[:1], info.scale, info.zero_point, 0, 255, info.raw_dtype)
+    answer = raw(np.ascontiguousarray(q.transpose(0, 2, 3, 1)))
+    real = dequantize(answer, result.scales, result.zero_point).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(real, load(tmp_path / "joined")(x[:1]), rtol=1e-6)
+    exact = simulate(quantized, x[:1])[0]
+    np.testing.assert_array_equal(load(tmp_path / "joined")(x[:1]), exact)
+    reference = np.einsum("oi,nihw->nohw", weights[1][:, :, 0, 0], x[:1])
+    assert np.abs(exact[:, 2:] - reference).max() < 0.02 * np.abs(reference).max()
+
+
 def test_the_raw_entry_takes_raw_inputs_only(built, x):
     with pytest.raises(
         DataError, match=r"is float32 \(1, 3, 8, 8\); expected uint8 \(1, 8, 8, 3\)"
