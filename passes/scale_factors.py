@@ -14,7 +14,7 @@ by returning None.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,14 @@ from tvm import relax
 from tvmquant.arithmetic import Array, FloatArray
 
 Number = TypeVar("Number", bound=np.generic)
+
+# what numpy calls the modes of padding; a zero may have any factor
+PAD_MODES: dict[str, Literal["edge", "reflect", "wrap"]] = {
+    "constant": "edge",
+    "replicate": "edge",
+    "reflect": "reflect",
+    "circular": "wrap",
+}
 
 RESHAPES = ("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
 
@@ -132,12 +140,14 @@ def _sliced(factors: FloatArray, call: relax.Call) -> FloatArray | None:
 
 
 def _padded(factors: FloatArray, call: relax.Call) -> FloatArray | None:
-    """Give new elements, which hold the zero point, the factors of their neighbours."""
+    """Give new elements the factors of what they repeat, zeros those of their neighbours."""
     widths = np.asarray([int(v) for v in call.attrs.pad_width]).reshape(-1, 2)
     varies = np.asarray(factors.shape) > 1
-    if float(getattr(call.attrs, "pad_value", 0.0)) != 0.0:
+    mode = str(call.attrs.pad_mode)
+    if mode == "constant" and float(getattr(call.attrs, "pad_value", 0.0)) != 0.0:
         return None
-    return np.pad(factors, np.where(varies[:, None], widths, 0).tolist(), mode="edge")
+    widths = np.where(varies[:, None], widths, 0)
+    return np.pad(factors, widths.tolist(), mode=PAD_MODES[mode])
 
 
 def _reduced(factors: FloatArray, call: relax.Call) -> FloatArray | None:

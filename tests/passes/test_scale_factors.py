@@ -39,6 +39,10 @@ MOVED = {
         lambda x: op.nn.pad(x, [0, 0, 1, 2, 0, 0, 0, 0]),
         FACTORS[:, [0, 0, 1, 2, 3, 3, 3]],
     ),
+    "reflect channels": (
+        lambda x: op.nn.pad(x, [0, 0, 1, 2, 0, 0, 0, 0], pad_mode="reflect"),
+        FACTORS[:, [1, 0, 1, 2, 3, 2, 1]],
+    ),
     "pad with a value": (lambda x: op.nn.pad(x, [0, 0, 0, 0, 1, 2, 0, 0], pad_value=3.0), None),
     "max pooling": (lambda x: op.nn.max_pool2d(x, (2, 2)), FACTORS),
     "greatest of a plane": (lambda x: op.max(x, [2, 3], keepdims=True), FACTORS),
