@@ -2,7 +2,8 @@
 # once and again whenever pyproject.toml or constraints.txt changes.
 #
 #   make demo     train, compile, evaluate and benchmark a small network
-#   make test     what .ci/run runs: ruff, mypy, pytest
+#   make test     what .ci/run runs: ruff, mypy, pytest without the tests marked slow
+#   make test-all the same with them
 #   make lint     ruff and mypy alone (make typecheck: mypy alone)
 #   make bench    the benchmarks kernels, accuracy and latency as JSON (BENCH_DATA=../shared)
 #   make wheel    dist/tvmquant-*.whl
@@ -25,7 +26,7 @@ BIN := $(VENV)/bin
 ONE_THREAD := TVM_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint typecheck bench wheel clean distclean
+.PHONY: help demo test test-all lint typecheck bench wheel clean distclean
 # Two targets of one `make -j` would otherwise install into the same environment at once.
 .NOTPARALLEL:
 
@@ -35,8 +36,12 @@ help:
 demo: $(VENV)/.installed-demo
 	$(BIN)/tvmquant demo
 
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 20
 test: lint
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_FLAGS)
+	$(PYTEST) -m "not slow" $(PYTEST_FLAGS)
+
+test-all: lint
+	$(PYTEST) $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

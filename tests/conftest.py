@@ -1,6 +1,11 @@
 """Fixtures that tests of several packages share."""
 
+import contextlib
+import fcntl
+import hashlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -8,6 +13,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
+from tests.brief_tuning import brief_tuning
 
 CLASSES = 10
 
@@ -21,6 +28,47 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("tvmquant")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _equal_modules_are_compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let builds of equal modules, in whatever test and process, share what LLVM makes of them.
+
+    All else of a build is done each time. The key is the whole module, weights included.
+    """
+    import tvm
+
+    from tvmquant.deploy import build
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder = folder / "compiled"
+    folder.mkdir(exist_ok=True)
+    compile_in_worker = build.compile_in_worker
+
+    def compile_once(module: tvm.IRModule, target: tvm.target.Target, library: Path) -> None:
+        text = f"{tvm.ir.save_json(module)} {target}"
+        kept = folder / hashlib.sha256(text.encode()).hexdigest()
+        with _locked(kept.with_suffix(".lock")):
+            if not kept.exists():
+                compile_in_worker(module, target, library)
+                shutil.copyfile(library, kept)
+                return
+        # a copy: tests damage libraries
+        shutil.copyfile(kept, library)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "compile_in_worker", compile_once)
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock on a file, waiting for it."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """Return the folder of real models and data; skip, saying so, where it is absent."""
@@ -29,6 +77,24 @@ def shared_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real models and data at {path}; set TVMQUANT_SHARED to their folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def brief_timing() -> Iterator[None]:
+    """Measure latencies for a moment only: tests do not ask how long anything takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tvmquant.network_latency.ROUNDS", 1)
+        patch.setattr("tvmquant.network_latency.ROUND_SECONDS", 0.0)
+        patch.setattr("tvmquant.network_latency.SECONDS", 0.0)
+        patch.setattr("tvmquant.network_latency.RUNS", 2)
+        yield
+
+
+@pytest.fixture(name="brief_tuning")
+def _brief_tuning() -> Iterator[None]:
+    """Tune for a moment only, as above."""
+    with brief_tuning():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ graph = tvmquant.load_onnx(onnx_file)
 # compiled and timed in a process of its own. Every trial is kept in the folder as soon as it is
 # measured: stop it at any time, and go on later. Here it gets a few trials only.
 choices = [BitChoice.parse(text) for text in ("w8a8", "w4a8", "w4a4")]
-tuned = tune(graph, folder / "table", choices=choices, trials=40)
+tuned = tune(graph, folder / "table", choices=choices, trials=24)
 print(f"{tuned.tuning.trials} trials of {tuned.workloads} kernels; {tuned.table_path}")
 
 # %% The latency table

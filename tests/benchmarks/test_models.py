@@ -23,6 +23,8 @@ PUBLISHED = {
 }
 SMALL = {"inceptionv3": 75, "densenet121": 64, "unet": 64, "unet-resize": 64}
 CLASSES = 20
+# opset, and whether normalization is folded: all but what is exported by default
+OTHER_EXPORTS = [(11, True), (11, False), (17, False), (21, True), (21, False)]
 
 
 @pytest.fixture(autouse=True)
@@ -134,10 +136,25 @@ def _check_export(path, network, opset, *, batch):
     return collections.Counter(node.op_type for node in model.graph.node)
 
 
-@pytest.mark.parametrize("fold_bn", [True, False])
-@pytest.mark.parametrize("opset", [11, 17, 21])
-def test_torchscript_export_computes_the_same(small, opset, fold_bn, tmp_path):
-    name, size, network = small
+def test_torchscript_export_computes_the_same(small, tmp_path):
+    _check_torchscript_export(*small, 17, True, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("opset", "fold_bn"), OTHER_EXPORTS)
+def test_every_torchscript_export_computes_the_same(small, opset, fold_bn, tmp_path):
+    _check_torchscript_export(*small, opset, fold_bn, tmp_path)
+
+
+@pytest.mark.parametrize(("opset", "fold_bn"), OTHER_EXPORTS)
+@pytest.mark.parametrize("name", ["mobilenetv3-small", "unet"])
+def test_torchscript_export_of_other_opsets(name, opset, fold_bn, tmp_path):
+    size = SMALL.get(name, 32)
+    network = models.build(name, image_size=size, num_classes=CLASSES)
+    _check_torchscript_export(name, size, network, opset, fold_bn, tmp_path)
+
+
+def _check_torchscript_export(name, size, network, opset, fold_bn, tmp_path):
     path = tmp_path / "model.onnx"
     export_onnx(network, path, (3, size, size), opset=opset, fold_bn=fold_bn)
     nodes = _check_export(path, network, opset, batch=3)
@@ -150,8 +167,15 @@ def test_torchscript_export_computes_the_same(small, opset, fold_bn, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(("opset", "fold_bn"), [(18, False), (21, True)])
-@pytest.mark.parametrize("name", ["mobilenetv3-small", "unet-resize"])
+@pytest.mark.parametrize(
+    ("name", "opset", "fold_bn"),
+    [
+        ("mobilenetv3-small", 18, False),
+        ("unet-resize", 21, True),
+        pytest.param("mobilenetv3-small", 21, True, marks=pytest.mark.slow),
+        pytest.param("unet-resize", 18, False, marks=pytest.mark.slow),
+    ],
+)
 def test_dynamo_export_computes_the_same(name, opset, fold_bn, tmp_path):
     size = SMALL.get(name, 32)
     network = models.build(name, image_size=size, num_classes=CLASSES)

@@ -1,5 +1,4 @@
-import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -14,19 +13,14 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("tutorials")
 
 
-@pytest.mark.xdist_group("tutorials")
+@pytest.mark.usefixtures("brief_timing", "brief_tuning")
 @pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.stem)
-def test_tutorial_runs(tutorial, folder):
-    done = subprocess.run(
-        [sys.executable, tutorial],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=os.environ | {"PYTHONWARNINGS": "error::DeprecationWarning:tvmquant"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout
+def test_tutorial_runs(tutorial, folder, monkeypatch, capsys):
+    """In this process: importing everything anew would take as long as the tutorials."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [str(tutorial)])
+    runpy.run_path(str(tutorial), run_name="__main__")
+    assert capsys.readouterr().out
 
 
 def test_they_are_numbered_without_gaps():

@@ -1,6 +1,5 @@
 """Data for the small network, and the library it is compiled into."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,17 +43,6 @@ def branches_data(branches_onnx: Path) -> Path:
     path = branches_onnx.parent / "images.npy"
     np.save(path, np.random.default_rng(1).normal(size=(24, *SHAPE)).astype("float32"))
     return path
-
-
-@pytest.fixture(scope="session")
-def brief_timing() -> Iterator[None]:
-    """Measure latencies for a moment only: tests do not ask how long anything takes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tvmquant.network_latency.ROUNDS", 1)
-        patch.setattr("tvmquant.network_latency.ROUND_SECONDS", 0.0)
-        patch.setattr("tvmquant.network_latency.SECONDS", 0.0)
-        patch.setattr("tvmquant.network_latency.RUNS", 2)
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from tvmquant.calibration import Calibration
 from tvmquant.cli.app import app
 from tvmquant.deploy.build import build
+from tvmquant.deploy.compiler import compile_in_worker
 from tvmquant.deploy.loader import load
 from tvmquant.errors import (
     ArtifactError,
@@ -463,6 +464,13 @@ def fail(*_args, **_options):
     raise RuntimeError("no such instruction")
 
 
+@pytest.fixture
+def compiled_anew(monkeypatch):
+    """Compile what other tests have compiled already."""
+    monkeypatch.setattr("tvmquant.deploy.build.compile_in_worker", compile_in_worker)
+
+
+@pytest.mark.usefixtures("compiled_anew")
 @pytest.mark.parametrize(
     ("ending", "message"), [(abort, "SIGABRT"), (be_killed, "memory"), (fail, "no such instr")]
 )
@@ -507,6 +515,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, small_onnx, small_data):
     assert calibration.startswith("calibration")
 
 
+@pytest.mark.usefixtures("compiled_anew")
 def test_without_a_compiler(tmp_path, monkeypatch, network):
     for name in ("CC", "CXX"):
         monkeypatch.delenv(name, raising=False)

@@ -350,6 +350,7 @@ def test_what_is_measured_outlasts_an_interruption(
     assert done.record.chosen.measured_ms > 0
 
 
+@pytest.mark.usefixtures("brief_tuning")
 def test_layers_are_tuned_before_they_are_built(small_onnx, small_data, tmp_path):
     spy = Spy()
     out = tmp_path / "out"

@@ -12,6 +12,7 @@ from tvmquant.data import open_data
 from tvmquant.deploy.build import build
 from tvmquant.deploy.loader import load
 from tvmquant.errors import QuantizationError
+from tvmquant.passes.verify_integer_only import float_audit
 from tvmquant.simulator import simulate
 
 # Height and width as small as the network allows, and the least signal-to-quantization-noise ratio
@@ -27,6 +28,9 @@ MODELS = {
     "unet": (16, 22),
     "unet-resize": (16, 22),
 }
+
+# those that are built in every run: of plain, depthwise and transposed convolutions
+BUILT = ("resnet18", "mobilenetv3-small", "unet-resize")
 
 REAL_MODELS = {
     "squeezenet1.1-imagenet": ("imagenet-1000.tar", "squeezenet-caffe", 20),
@@ -66,11 +70,27 @@ def test_every_model_is_here():
     assert set(MODELS) == set(models.names())
 
 
-@pytest.mark.parametrize("name", MODELS)
+def compile_architecture(name, folder):
+    """Export a network and turn it into integers."""
+    size = MODELS[name][0]
+    path = models.export(name, folder / f"{name}.onnx", image_size=size, num_classes=10)
+    return compile_network(path, networks.images_of((3, size, size)))
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2", "efficientnet-lite0", "unet"])
+def test_known_architectures_become_integers(tmp_path, name):
+    network = compile_architecture(name, tmp_path)
+    assert float_audit(network.quantized.module) == []
+    check_accuracy(network, MODELS[name][1])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in BUILT else pytest.mark.slow) for name in MODELS],
+)
 def test_known_architectures(tmp_path, name):
-    size, floor = MODELS[name]
-    path = models.export(name, tmp_path / f"{name}.onnx", image_size=size, num_classes=10)
-    network = compile_network(path, networks.images_of((3, size, size)))
+    floor = MODELS[name][1]
+    network = compile_architecture(name, tmp_path)
     manifest = check_library(network, tmp_path / "library", threads=2)
     assert manifest.float_audit == []
     assert manifest.has_raw

@@ -6,6 +6,8 @@ from tvmquant.errors import TuningError
 from tvmquant.tuning import Tuner
 from tvmquant.tuning.tuner import Progress
 
+pytestmark = pytest.mark.usefixtures("brief_tuning")
+
 
 def test_tune_writes_a_table_and_summarizes_it(tvmquant, small_onnx, tmp_path):
     out = tmp_path / "table"

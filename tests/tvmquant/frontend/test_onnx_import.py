@@ -249,10 +249,15 @@ def export(network, path, style, opset, batch):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("batch", [None, 1])
 @pytest.mark.parametrize(
-    ("style", "opset"),
-    [("torchscript", opset) for opset in (11, 13, 17, 21)] + [("dynamo", 18), ("dynamo", 21)],
+    ("style", "opset", "batch"),
+    [
+        *(("torchscript", opset, batch) for opset in (11, 13, 17, 21) for batch in (None, 1)),
+        ("dynamo", 18, None),
+        ("dynamo", 21, 1),
+        pytest.param("dynamo", 18, 1, marks=pytest.mark.slow),
+        pytest.param("dynamo", 21, None, marks=pytest.mark.slow),
+    ],
 )
 def test_both_torch_exporters(tmp_path, network, compare, style, opset, batch):
     path = tmp_path / "net.onnx"
@@ -288,13 +293,21 @@ def test_normalization_folded_by_the_exporter_or_by_us(
 # Real networks
 
 
+# the new exporter takes seconds: one network of many operators stands for the others
+DYNAMO = [
+    pytest.param(name, "dynamo", marks=() if name == "mobilenetv3-small" else pytest.mark.slow)
+    for name in ("resnet50", "mobilenetv2", "mobilenetv3-small", "unet")
+]
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", models.names())
-def test_known_architectures(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "style"), [*((name, "torchscript") for name in models.names()), *DYNAMO]
+)
+def test_known_architectures(tmp_path, name, style):
     """The torch twin of the graph computes what ONNX Runtime does, in exports of both styles."""
     size = 75 if name == "inceptionv3" else 32
-    odd = models.names().index(name) % 2 == 1
-    style, opset, fold_bn = ("dynamo", 18, False) if odd else ("torchscript", 11, True)
+    opset, fold_bn = (18, False) if style == "dynamo" else (11, True)
     path = tmp_path / "net.onnx"
     models.export(
         name, path, style=style, opset=opset, image_size=size, fold_bn=fold_bn, num_classes=10

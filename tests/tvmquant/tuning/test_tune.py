@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from tests.brief_tuning import brief_tuning
 from tvmquant.bit_choice import W4A8, W8A8
 from tvmquant.deploy.build import build
 from tvmquant.deploy.loader import load
@@ -28,10 +29,11 @@ def folder(graph, tmp_path_factory):
     """Tuned twice: a folder is added to."""
     folder = tmp_path_factory.mktemp("table")
     stages = []
-    tuned = tune(graph, folder, threads=1, choices=[W8A8], trials=4, stage=stages.append)
+    with brief_tuning():
+        tuned = tune(graph, folder, threads=1, choices=[W8A8], trials=4, stage=stages.append)
+        tune(graph, folder, threads=1, choices=[W4A8], trials=4)
     assert (tuned.layers, tuned.workloads) == (2, 2)
     assert stages == ["quantize", "tune"]
-    tune(graph, folder, threads=1, choices=[W4A8], trials=4)
     return folder
 
 
@@ -68,6 +70,7 @@ def test_a_library_of_tuned_kernels_computes_what_the_simulator_does(graph, fold
     np.testing.assert_array_equal(load(tmp_path / "tuned")(images[:1]), expected)
 
 
+@pytest.mark.usefixtures("brief_tuning")
 def test_a_quantized_graph_is_tuned_as_it_is(graph, folder):
     images = np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype("float32")
     quantized = quantize(graph, calibrate(graph, images))

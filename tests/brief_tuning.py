@@ -1,0 +1,60 @@
+"""Tune without waiting: processes that are started once, and timing for a moment only."""
+
+import atexit
+import contextlib
+import functools
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+
+class _Lent:
+    """A builder or runner that outlives the tuner which would close it."""
+
+    def __init__(self, lender: Any) -> None:
+        self._lender = lender
+        atexit.register(lender.close)
+
+    def __getattr__(self, name: str) -> Any:
+        return (lambda: None) if name == "close" else getattr(self._lender, name)
+
+
+@functools.cache
+def _builder(target: str) -> _Lent:
+    from tvmquant.target import parse_target
+    from tvmquant.tuning.measure import KernelBuilder
+
+    return _Lent(KernelBuilder(parse_target(target)))
+
+
+@functools.cache
+def _runner(threads: int) -> _Lent:
+    from tvmquant.tuning.measure import HostRunner
+
+    return _Lent(HostRunner(threads))
+
+
+@contextlib.contextmanager
+def brief_tuning() -> Iterator[None]:
+    """Measure each candidate of a tuner for a moment, and the best ones once more.
+
+    Tests do not ask how long anything takes, and starting its three processes takes a tuner longer
+    than the few kernels of a test.
+    """
+    from tvm.s_tir.meta_schedule.runner import EvaluatorConfig
+
+    from tvmquant.tuning import measure
+
+    # the package's name for the second is the function
+    tuner, tune = (importlib.import_module(f"tvmquant.tuning.{name}") for name in ("tuner", "tune"))
+    moment = EvaluatorConfig(number=1, repeat=1, min_repeat_ms=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "_EVALUATION", moment)
+        for name in ("CONFIRMATIONS", "MOST_CONFIRMATIONS"):
+            patch.setattr(tuner, name, 2)
+        patch.setattr(tuner, "KernelBuilder", lambda target: _builder(str(target)))
+        for module in (tuner, tune):
+            patch.setattr(module, "HostRunner", _runner)
+        yield
