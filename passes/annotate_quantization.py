@@ -15,7 +15,8 @@ there is exactly one of the *regions* that `InsertRequantize` can compute with a
 
 * an **accumulator**: convolution, dense, product, window sum or a quantized tensor, times and plus
   constants, plus at most one more quantized tensor (the residual), then a clip;
-* a **table**: any chain of elementwise functions of one quantized tensor;
+* a **table**: any chain of elementwise functions of one quantized tensor, comparisons and choices
+  between them included;
 * a **mover**: reshape, transpose, slice, pad, concat, max-pooling, nearest resize. These keep the
   scale of their input, so a fake_quant stands before them only. Inputs of one concat form a group
   with a common zero point, so that concat copies bytes; each keeps a scale of its own, which the
@@ -42,7 +43,7 @@ import tvm
 from tvm import relax
 
 from tvmquant.passes import quantized_ops as qop
-from tvmquant.passes.elementwise import BINARY, ELEMENTWISE, UNARY
+from tvmquant.passes.elementwise import BINARY, CAST, ELEMENTWISE, LOGICAL, SELECT
 from tvmquant.passes.rewriter import (
     DataflowRewriter,
     bindings_of,
@@ -145,7 +146,12 @@ class _RegionFinder:
         return self.forms[var]
 
     def request(self, var: relax.Var, role: str) -> None:
-        """Ask that ``var`` be held as integers; movers hand the request to their sources."""
+        """Ask that ``var`` be held as integers; movers hand the request to their sources.
+
+        Booleans are never held: a comparison is a part of the tables that read it, or a table.
+        """
+        if is_boolean(var):
+            return
         form = self.form(var)
         if form.kind == "mover":
             for source in form.sources:
@@ -216,6 +222,8 @@ class _RegionFinder:
             "relax.nn.avg_pool2d": self._pool,
             "relax.nn.relu": self._clip,
             "relax.clip": self._clip,
+            CAST: self._cast,
+            SELECT: self._select,
         }
         if call.op.name in table:
             return table[call.op.name]
@@ -268,10 +276,13 @@ class _RegionFinder:
         return Form("elementwise", (operand,))
 
     def _elementwise(self, call: relax.Call) -> Form | None:
-        if call.op.name in UNARY or call.op.name not in BINARY:
+        if len(call.args) == 1 or call.op.name not in {*BINARY, *LOGICAL}:
             return self._chain(call.args[0])
         arrays = [qop.constant_array(a) for a in call.args]
         tensors = [a for a in call.args if isinstance(a, relax.Var)]
+        chain = self._common_chain(tensors)
+        if chain is not None:
+            return chain
         if len(tensors) == 1:
             constant = arrays[0] if arrays[0] is not None else arrays[1]
             return self._with_constant(call, tensors[0], constant, arrays[0] is not None)
@@ -300,9 +311,6 @@ class _RegionFinder:
         return None
 
     def _two_tensors(self, call: relax.Call, left: relax.Var, right: relax.Var) -> Form | None:
-        sources = {self._chain_source(v) for v in (left, right)}
-        if len(sources) == 1 and None not in sources and self._is_chain(left, right):
-            return Form("elementwise", (sources.pop(),))  # x * sigmoid(x)
         if qop.is_call(call, "relax.multiply"):
             self.request(left, ACTIVATION)
             self.request(right, ACTIVATION)
@@ -321,10 +329,33 @@ class _RegionFinder:
                 self.request(operand, ACTIVATION)
         return Form("accumulator", residual=True)
 
+    def _cast(self, call: relax.Call) -> Form | None:
+        """Go on with a chain whose booleans become the numbers 0 and 1."""
+        form = self.form(call.args[0])
+        known = form.kind == "elementwise" and is_boolean(call.args[0])
+        return form if known and str(call.attrs.dtype) == "float32" else None
+
+    def _select(self, call: relax.Call) -> Form | None:
+        """Choose between functions of one tensor by a comparison of it: a function of it."""
+        constants = [a for a in call.args if not isinstance(a, relax.Var)]
+        sources = {self._chain_source(v) for v in used_vars(call)}
+        if len(sources) != 1 or not all(is_scalar(qop.constant_array(c)) for c in constants):
+            return None
+        source = sources.pop()
+        return None if source is None else Form("elementwise", (source,))
+
+    def _common_chain(self, variables: list[relax.Var]) -> Form | None:
+        """Return what is a function of one tensor because its operands are: x * sigmoid(x)."""
+        sources = {self._chain_source(v) for v in variables}
+        if len(variables) < 2 or len(sources) > 1 or not self._is_chain(*variables):
+            return None
+        source = sources.pop()
+        return None if source is None else Form("elementwise", (source,))
+
     def _chain_source(self, var: relax.Var) -> relax.Var | None:
         form = self.form(var)
         if form.kind == "elementwise":
-            return form.sources[0] if self._absorbs(var) else None
+            return form.sources[0] if self._absorbs(var) or is_boolean(var) else None
         return var if form.kind in ("quantized", "mover") else None
 
     def _is_chain(self, *variables: relax.Var) -> bool:
@@ -344,7 +375,12 @@ def is_channelwise(constant: Any, rank: int) -> bool:
 
 def keeps_shape(call: relax.Call, tensor: relax.Var) -> bool:
     """Whether an operation with a constant leaves the tensor's shape as it is."""
-    return bool(call.ty == tensor.ty)
+    return [str(d) for d in call.ty.shape.values] == [str(d) for d in tensor.ty.shape.values]
+
+
+def is_boolean(tensor: relax.Expr) -> bool:
+    """Whether a value is a tensor of truth values."""
+    return isinstance(tensor.ty, relax.TensorType) and str(tensor.ty.dtype.dtype) == "bool"
 
 
 def is_linear(call: relax.Call, constant: Any, constant_first: bool) -> bool:

@@ -46,6 +46,17 @@ UNARY: dict[str, Callable[[FloatArray], FloatArray]] = {
     "relax.sin": np.sin,
     "relax.cos": np.cos,
     "relax.sign": np.sign,
+    "relax.round": np.rint,
+    "relax.trunc": np.trunc,
+    "relax.tan": np.tan,
+    "relax.sinh": np.sinh,
+    "relax.cosh": np.cosh,
+    "relax.asin": np.arcsin,
+    "relax.acos": np.arccos,
+    "relax.atan": np.arctan,
+    "relax.asinh": np.arcsinh,
+    "relax.acosh": np.arccosh,
+    "relax.atanh": np.arctanh,
 }
 
 BINARY: dict[str, Callable[[Any, Any], Any]] = {
@@ -58,7 +69,22 @@ BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "relax.power": np.power,
 }
 
-ELEMENTWISE = frozenset(UNARY) | frozenset(BINARY) | {"relax.clip", "relax.nn.leakyrelu"}
+# of truth values
+LOGICAL: dict[str, Callable[..., Any]] = {
+    "relax.equal": np.equal,
+    "relax.greater": np.greater,
+    "relax.greater_equal": np.greater_equal,
+    "relax.less": np.less,
+    "relax.less_equal": np.less_equal,
+    "relax.logical_not": np.logical_not,
+    "relax.logical_and": np.logical_and,
+    "relax.logical_or": np.logical_or,
+    "relax.logical_xor": np.logical_xor,
+}
+
+# of booleans a conversion is elementwise as well; of numbers it marks where a model changes types
+CAST, SELECT = "relax.astype", "relax.where"
+ELEMENTWISE = frozenset({*UNARY, *BINARY, *LOGICAL, "relax.clip", "relax.nn.leakyrelu", SELECT})
 
 
 def scalar_bound(expr: Any) -> float:
@@ -83,6 +109,12 @@ def evaluate(call: relax.Call, operands: list[Any]) -> Any:
             return UNARY[name](operands[0])
         if name in BINARY:
             return BINARY[name](*operands)
+        if name in LOGICAL:
+            return LOGICAL[name](*operands)
+        if name == SELECT:
+            return np.where(np.asarray(operands[0], bool), *operands[1:])
+        if name == CAST:
+            return np.asarray(operands[0], np.float64)
         if name == "relax.clip":
             return np.clip(operands[0], scalar_bound(call.args[1]), scalar_bound(call.args[2]))
         return np.where(operands[0] > 0, operands[0], operands[0] * float(call.attrs.alpha))

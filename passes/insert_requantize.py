@@ -53,12 +53,13 @@ from tvmquant.passes.accumulator import (
     factors_per_input,
 )
 from tvmquant.passes.annotate_quantization import (
+    is_boolean,
     is_linear,
     is_mover,
     is_window_mean,
     keeps_shape,
 )
-from tvmquant.passes.elementwise import ELEMENTWISE, evaluate, scalar_bound
+from tvmquant.passes.elementwise import CAST, ELEMENTWISE, SELECT, evaluate, scalar_bound
 from tvmquant.passes.rewriter import DataflowRewriter, span_name, used_vars
 from tvmquant.passes.scale_factors import compressed, varying_axes
 from tvmquant.weight_pairs import bounded_scale
@@ -146,6 +147,8 @@ class _Integerizer(DataflowRewriter):
             return self._pool
         if is_mover(call):
             return self._move
+        if name == CAST:
+            return self._cast
         return self._arithmetic if name in ELEMENTWISE else None
 
     # -- borders --------------------------------------------------------------------------------
@@ -161,6 +164,8 @@ class _Integerizer(DataflowRewriter):
         value = self.value(var)
         if isinstance(value, relax.Expr):
             return self.lookup(value)
+        if isinstance(value, Chain) and is_boolean(var):
+            return self._truth(value, var)
         if not isinstance(value, Quantized):
             raise QuantizationError(
                 f"tensor {var.name!r} is needed in float but was not annotated; "
@@ -171,6 +176,12 @@ class _Integerizer(DataflowRewriter):
         scales = np.asarray([value.scale]) if value.factors is None else value.scales
         args = [value.expr, qop.constant(scales.astype(np.float32))]
         return self.emit(qop.emit(qop.DEQUANTIZE, args, attrs))
+
+    def _truth(self, chain: Chain, var: relax.Var) -> relax.Expr:
+        """Look a comparison up, for an operator that reads booleans."""
+        args = [chain.source.expr, qop.constant(np.asarray(chain.values, np.uint8))]
+        attrs = {"id": f"{var.name}.table", "out_dtype": "uint8"}
+        return self.emit(relax.op.astype(self.emit(qop.emit(qop.TABLE, args, attrs)), "bool"))
 
     def _fake_quant(self, call: relax.Call) -> Value:
         attrs = qop.attributes(call)
@@ -341,9 +352,12 @@ class _Integerizer(DataflowRewriter):
             values = [self._with_one_scale(v, call) if isinstance(v, Quantized) else v
                       for v in values]  # fmt: skip
         tensors = [v for v in values if not isinstance(v, relax.Expr)]
-        if len(tensors) == 2 and not _same_source(*tensors):
-            return self._two_tensors(call, tensors[0], tensors[1])
+        select = qop.is_call(call, SELECT)
+        if len(tensors) > 1 and not _same_source(*tensors):
+            return None if select else self._two_tensors(call, tensors[0], tensors[1])
         constants = [qop.constant_array(a) for a in operands]
+        if select and any(c is not None and c.size > 1 for c in constants):
+            return None
         if any(c is not None for c in constants) and not keeps_shape(call, used_vars(call)[0]):
             return None
         if isinstance(tensors[0], Accumulator):
@@ -358,6 +372,12 @@ class _Integerizer(DataflowRewriter):
             source = next(_as_chain(v).source for v in values if not isinstance(v, relax.Expr))
             return Chain(source, evaluate(call, chains))
         return _extend(call, _as_accumulator(tensors[0]), constants)
+
+    def _cast(self, _var: relax.Var, call: relax.Call) -> Value | None:
+        chain = self.value(call.args[0])
+        if not isinstance(chain, Chain) or str(call.attrs.dtype) != "float32":
+            return None
+        return Chain(chain.source, evaluate(call, [chain.values]))
 
     def _two_tensors(self, call: relax.Call, left: Value, right: Value) -> Value | None:
         if qop.is_call(call, "relax.add", "relax.subtract"):
@@ -615,12 +635,13 @@ def _as_chain(value: Any) -> Chain:
     return value if isinstance(value, Chain) else Chain.identity(value)
 
 
-def _same_source(left: Any, right: Any) -> bool:
-    if not (isinstance(left, Chain) or isinstance(right, Chain)):
+def _same_source(*values: Any) -> bool:
+    """Whether values are functions of one tensor, of which some are more than the tensor itself."""
+    if any(isinstance(v, Accumulator) for v in values):
         return False
-    if isinstance(left, Accumulator) or isinstance(right, Accumulator):
-        return False
-    return bool(_as_chain(left).source.expr.same_as(_as_chain(right).source.expr))
+    first, *others = [_as_chain(v).source.expr for v in values]
+    is_chain = any(isinstance(v, Chain) for v in values)
+    return is_chain and all(bool(other.same_as(first)) for other in others)
 
 
 def _extend(call: relax.Call, region: Accumulator, constants: list[Any]) -> Accumulator | None:

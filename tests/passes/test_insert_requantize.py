@@ -147,6 +147,11 @@ def shuffle(e, x):
     return e.conv(y, 4, name="b")
 
 
+def chosen(e, x):
+    a, b = e.conv(x, name="a"), e.conv(x, name="b")
+    return e.conv(e(op.where(e(op.greater(a, const(0.1))), a, b)), 4, name="c")
+
+
 def one_function(function):
     def body(e, x):
         y = e.conv(x, name="a")
@@ -279,6 +284,27 @@ CASES = {
             lambda e, y: e(op.nn.pad(y, [0, 0, 0, 0, 1, 2, 1, 0], "constant", 0.7))
         ),
         f"{LAYER} nn.pad {LAYER}",
+    ),
+    "a choice by a comparison": Case(
+        one_function(
+            lambda e, y: e(op.where(e(op.greater(y, const(0.1))), y, e(op.multiply(y, const(0.2)))))
+        ),
+        f"{LAYER} table {LAYER}",
+    ),
+    "truth values as numbers": Case(
+        one_function(
+            lambda e, y: e(
+                op.multiply(y, e(op.astype(e(op.less(y, const(0.4))), "float32")))
+            )
+        ),
+        f"{LAYER} table {LAYER}",
+    ),
+    "the greater of two functions": Case(
+        one_function(lambda e, y: e(op.maximum(y, e(op.multiply(y, const(0.2)))))),
+        f"{LAYER} table {LAYER}",
+    ),
+    "a choice between two tensors": Case(
+        chosen, f"{LAYER} {LAYER} table astype dequantize dequantize where quantize {LAYER}"
     ),
     "pad by reflection": Case(
         one_function(lambda e, y: e(op.nn.pad(y, [0, 0, 0, 0, 1, 2, 1, 0], "reflect"))),

@@ -24,8 +24,15 @@ def _scalar(value: float) -> relax.Expr:
 
 _UNARY: dict[str, Callable[..., Any]] = {
     "Abs": relax.op.abs,
+    "Acos": relax.op.acos,
+    "Acosh": relax.op.acosh,
+    "Asin": relax.op.asin,
+    "Asinh": relax.op.asinh,
+    "Atan": relax.op.atan,
+    "Atanh": relax.op.atanh,
     "Ceil": relax.op.ceil,
     "Cos": relax.op.cos,
+    "Cosh": relax.op.cosh,
     "Erf": relax.op.erf,
     "Exp": relax.op.exp,
     "Floor": relax.op.floor,
@@ -36,7 +43,9 @@ _UNARY: dict[str, Callable[..., Any]] = {
     "Sigmoid": relax.op.sigmoid,
     "Sign": relax.op.sign,
     "Sin": relax.op.sin,
+    "Sinh": relax.op.sinh,
     "Sqrt": relax.op.sqrt,
+    "Tan": relax.op.tan,
     "Tanh": relax.op.tanh,
 }
 
@@ -55,6 +64,7 @@ _BINARY: dict[str, Callable[..., Any]] = {
     "Add": relax.op.add,
     "Div": relax.op.divide,
     "Max": relax.op.maximum,
+    "Mean": relax.op.add,
     "Min": relax.op.minimum,
     "Mul": relax.op.multiply,
     "Pow": relax.op.power,
@@ -79,6 +89,8 @@ def _convert_binary(ctx: Context, node: Node) -> relax.Var:
     result = operands[0]
     for operand in operands[1:]:
         result = ctx.emit(_BINARY[node.op_type](result, operand))
+    if node.op_type == "Mean" and len(operands) > 1:
+        return ctx.emit(relax.op.multiply(result, _scalar(1.0 / len(operands))))
     return result
 
 
@@ -136,18 +148,6 @@ def _limit(ctx: Context, index: int, default: float) -> float:
 @converter("LeakyRelu")
 def _convert_leaky_relu(ctx: Context, node: Node) -> relax.Var:
     return ctx.emit(relax.op.nn.leakyrelu(ctx.tensor(0), node.number("alpha", 0.01)))
-
-
-@converter("PRelu")
-def _convert_prelu(ctx: Context, node: Node) -> relax.Var:
-    data, slope = ctx.tensor(0), ctx.weight(1)
-    shape = ctx.shape(data)
-    if slope.size == 1:
-        return ctx.emit(relax.op.nn.leakyrelu(data, float(slope.item())))
-    full = (1,) * (len(shape) - slope.ndim) + slope.shape
-    if len(shape) < 2 or full[1] != shape[1] or count(full) != full[1]:
-        raise UnsupportedNodeError(f"its slope has shape {slope.shape}, expected one per channel")
-    return ctx.emit(relax.op.nn.prelu(data, ctx.embed(slope.reshape(-1)), 1))
 
 
 def _hard_sigmoid(ctx: Context, data: relax.Expr, alpha: float, beta: float) -> relax.Var:

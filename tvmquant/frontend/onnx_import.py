@@ -12,8 +12,10 @@ from tvm import relax, tirx
 
 from tvmquant.errors import ModelError, UnsupportedModelError
 from tvmquant.frontend import (  # noqa: F401 (they register converters)
+    converters_activation,
     converters_layout,
     converters_linear,
+    converters_logic,
     converters_math,
     converters_pool,
     converters_quantize,

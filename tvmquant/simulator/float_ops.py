@@ -138,7 +138,33 @@ def astype(call: OpCall) -> Array:
     return result
 
 
+def _comparison(function: Callable[..., Any]) -> Operator:
+    return lambda call: np.asarray(function(*call.args), bool)
+
+
 FLOAT_OPS: dict[str, Operator] = {
+    "relax.equal": _comparison(np.equal),
+    "relax.greater": _comparison(np.greater),
+    "relax.greater_equal": _comparison(np.greater_equal),
+    "relax.less": _comparison(np.less),
+    "relax.less_equal": _comparison(np.less_equal),
+    "relax.logical_and": _comparison(np.logical_and),
+    "relax.logical_or": _comparison(np.logical_or),
+    "relax.logical_xor": _comparison(np.logical_xor),
+    "relax.logical_not": _comparison(np.logical_not),
+    "relax.where": lambda call: np.where(*call.args),
+    "relax.acos": _elementwise(np.arccos),
+    "relax.acosh": _elementwise(np.arccosh),
+    "relax.asin": _elementwise(np.arcsin),
+    "relax.asinh": _elementwise(np.arcsinh),
+    "relax.atan": _elementwise(np.arctan),
+    "relax.atanh": _elementwise(np.arctanh),
+    "relax.cosh": _elementwise(np.cosh),
+    "relax.sinh": _elementwise(np.sinh),
+    "relax.tan": _elementwise(np.tan),
+    "relax.trunc": _elementwise(np.trunc),
+    "relax.square": _elementwise(np.square),
+    "relax.prod": _reduction(np.prod),
     "relax.add": _elementwise(np.add),
     "relax.subtract": _elementwise(np.subtract),
     "relax.multiply": _elementwise(np.multiply),

@@ -95,6 +95,14 @@ def _reduction(function: Callable[..., Tensor]) -> Maker:
     return make
 
 
+def _prod(call: relax.Call) -> Callable[[Tensor], Tensor]:
+    keep = bool(call.attrs.keepdims)
+    rank = len(call.args[0].ty.shape.values)
+    given = range(rank) if call.attrs.axis is None else integers(call.attrs.axis)
+    axes = sorted((axis % rank for axis in given), reverse=True)
+    return lambda x: functools.reduce(lambda y, axis: torch.prod(y, axis, keep), axes, x)
+
+
 def _batch_norm(call: relax.Call) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     if bool(call.attrs.training):
         raise UnsupportedModelError(
@@ -294,6 +302,25 @@ OPERATORS: dict[str, Maker] = {
     "relax.round": _plain(torch.round),
     "relax.tanh": _plain(torch.tanh),
     "relax.sigmoid": _plain(torch.sigmoid),
+    "relax.trunc": _plain(torch.trunc),
+    "relax.acos": _plain(torch.acos),
+    "relax.acosh": _plain(torch.acosh),
+    "relax.asin": _plain(torch.asin),
+    "relax.asinh": _plain(torch.asinh),
+    "relax.atan": _plain(torch.atan),
+    "relax.atanh": _plain(torch.atanh),
+    "relax.cosh": _plain(torch.cosh),
+    "relax.sinh": _plain(torch.sinh),
+    "relax.tan": _plain(torch.tan),
+    "relax.equal": _plain(torch.eq),
+    "relax.greater": _plain(torch.gt),
+    "relax.greater_equal": _plain(torch.ge),
+    "relax.less": _plain(torch.lt),
+    "relax.less_equal": _plain(torch.le),
+    "relax.logical_and": _plain(torch.logical_and),
+    "relax.logical_or": _plain(torch.logical_or),
+    "relax.logical_xor": _plain(torch.logical_xor),
+    "relax.logical_not": _plain(torch.logical_not),
     "relax.where": _plain(torch.where),
     "relax.clip": _clip,
     "relax.nn.relu": _plain(F.relu),
@@ -308,6 +335,7 @@ OPERATORS: dict[str, Maker] = {
     "relax.nn.layer_norm": _layer_norm,
     "relax.mean": _reduction(torch.mean),
     "relax.sum": _reduction(torch.sum),
+    "relax.prod": _prod,
     "relax.max": _reduction(torch.amax),
     "relax.min": _reduction(torch.amin),
     "relax.argmax": _arg_extreme(torch.argmax),

@@ -30,12 +30,26 @@ PLAIN = {
     "Sign": "sign",
     "Sin": "sin",
     "Tanh": "tanh",
+    "Asinh": "asinh",
+    "Atan": "atan",
+    "Cosh": "cosh",
+    "Sinh": "sinh",
+    "Tan": "tan",
 }
 
 
 @pytest.mark.parametrize("kind", PLAIN)
 def test_one_operator_for_one(make_model, compare, operators, kind):
     assert operators(compare(unary(make_model, kind))) == [PLAIN[kind]]
+
+
+@pytest.mark.parametrize("kind", ["Acos", "Acosh", "Asin", "Atanh"])
+def test_functions_of_an_interval(make_model, compare, kind):
+    nodes = [helper.make_node("Softmax", ["x"], ["s"], axis=1)]
+    if kind == "Acosh":
+        nodes.append(helper.make_node("Exp", ["s"], ["e"]))
+    nodes.append(helper.make_node(kind, ["e" if kind == "Acosh" else "s"], ["y"]))
+    compare(make_model(nodes, IMAGE))
 
 
 DECOMPOSED = {

@@ -1,0 +1,63 @@
+"""Comparisons, logic, and selection by them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from tvmquant.frontend.context import Context
+from tvmquant.frontend.dimensions import UnsupportedNodeError, broadcast_shapes
+from tvmquant.frontend.node import Node
+from tvmquant.frontend.registry import converter
+
+_COMPARISONS: dict[str, Callable[..., Any]] = {
+    "Equal": relax.op.equal,
+    "Greater": relax.op.greater,
+    "GreaterOrEqual": relax.op.greater_equal,
+    "Less": relax.op.less,
+    "LessOrEqual": relax.op.less_equal,
+}
+_LOGIC: dict[str, Callable[..., Any]] = {
+    "And": relax.op.logical_and,
+    "Or": relax.op.logical_or,
+    "Xor": relax.op.logical_xor,
+}
+
+
+@converter(*_COMPARISONS, *_LOGIC)
+def _convert_comparison(ctx: Context, node: Node) -> relax.Var:
+    operands = _operands(ctx, node)
+    types = {str(operand.ty.dtype) for operand in operands}
+    if len(types) > 1 or (node.op_type in _LOGIC and types != {"bool"}):
+        raise UnsupportedNodeError(f"its operands have types {', '.join(sorted(types))}")
+    function = {**_COMPARISONS, **_LOGIC}[node.op_type]
+    return ctx.emit(function(*operands))
+
+
+@converter("Not")
+def _convert_not(ctx: Context, node: Node) -> relax.Var:
+    return ctx.emit(relax.op.logical_not(ctx.tensor(0)))
+
+
+@converter("Where")
+def _convert_where(ctx: Context, node: Node) -> relax.Var:
+    condition, *branches = _operands(ctx, node)
+    types = {str(branch.ty.dtype) for branch in branches}
+    if len(types) > 1:
+        raise UnsupportedNodeError(f"its branches have types {', '.join(sorted(types))}")
+    return ctx.emit(relax.op.where(condition, *branches))
+
+
+def _operands(ctx: Context, node: Node) -> list[relax.Expr]:
+    """Return the inputs of a node; a mask may hold infinities, and numbers may be infinite."""
+    operands = []
+    for index in range(len(node.inputs)):
+        array = ctx.value(index)
+        known = isinstance(array, np.ndarray) and array.dtype != object and array.size > 0
+        constant = ctx.optional_constant(index) if known else None
+        operands.append(ctx.tensor(index) if constant is None else ctx.embed(constant))
+    broadcast_shapes(*(ctx.shape(operand) for operand in operands))
+    return operands
