@@ -384,7 +384,8 @@ def schedule(sch: Schedule, spec: Conv2DSpec, tiling: Tiling) -> None:
         sch.tensorize(sch.get_loops(patches)[-1], copy)
     if spec.w_bits == 4 and not e.in_registers:
         _schedule_unpacking(sch, block, spec, tiling)
-    sch.parallel(task)
+    if tiling.parallel != "none":
+        sch.parallel(task)
     _vectorize_epilogue(sch, out, dot, e.outputs == spec.outputs)
 
     # 4. registers: after the loops that must see one whole reduction

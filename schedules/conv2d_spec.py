@@ -168,7 +168,7 @@ class Tiling:
     row_block, column_block : int
         Output rows and columns of one task; column_block is a multiple of column_tile.
     parallel : str
-        ``"rows"`` or ``"channels"``.
+        ``"rows"`` or ``"channels"``, or ``"none"``: the tasks, cut as for rows, follow each other.
     chain : int
         Steps whose products are added in 16 bits before they are widened to 32, at most the spec's
         chain; 1: each is widened by itself. Above 1 with dot products that `saturates` only.

@@ -14,8 +14,8 @@ import numpy as np
 
 from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling, round_up
 from tvmquant.schedules.epilogue import Epilogue
-from tvmquant.schedules.isa import DotProduct, saturates
-from tvmquant.schedules.skip_padding import share
+from tvmquant.schedules.isa import VNNI_512, DotProduct, saturates
+from tvmquant.schedules.skip_padding import asks, share
 
 # Input rows of one task, kept in the second-level cache beside the weights of one channel block.
 ROWS_BYTES = 128 * 1024
@@ -28,13 +28,28 @@ RESIDENT_BYTES = 384 * 1024
 # Weights of a tile that stay in the first-level cache from pixel to pixel; beyond, bytes per cycle
 RESIDENT_WEIGHTS = 28 * 1024
 SECOND_LEVEL_BANDWIDTH = 30.0
+# and where a network's other layers have displaced them, from the third.
+THIRD_LEVEL_BANDWIDTH = 20.0
 # Cycles that it takes to start and end a parallel loop.
 PARALLEL_LOOP_CYCLES = 4000.0
+# Layers of fewer cycles are computed by one thread.
+LEAST_PARALLEL_CYCLES = 4 * PARALLEL_LOOP_CYCLES
+# Share of the threads' time in use that is good enough not to look for other tasks.
+BALANCED = 0.95
+# Less is accepted only where no division reaches it.
+LEAST_BALANCE = 0.9
 # Vectors of output channels side by side, and pixels, that are tried
 CHANNEL_TILES = (1, 2, 3, 4, 6, 8)
 WIDEST_TILE = 28
 # Where a chain is at least this long, widening every product by itself cannot be faster.
 LONG_CHAIN = 8
+# Accumulators of AVX512-VNNI that TVM keeps on the stack, 1 KiB: larger buffers are on the heap,
+# and LLVM cannot leave out every store into them, least in the loops that ask for padding. Extra
+# time of those that are, as a share (14x14 256->256 3x3 with 6x4: 504 us, with a residual 690; with
+# 7x2 481 and 489; on the stack 6x4 takes 493 and 510).
+LOCAL_VECTORS = 16
+ON_HEAP = 0.06
+ASKING_ON_HEAP = 0.2
 # Cycles that unpacking takes for one vector of operands: with a store and a load, or in registers
 # (measured on a dense layer, 2048 to 1000, of one row: 43 against 28 microseconds)
 BLOCK_UNPACKING = 1.5
@@ -72,7 +87,7 @@ def tilings(spec: Conv2DSpec, dots: tuple[DotProduct, ...], threads: int) -> lis
         Every register tile with the tasks that `default_tiling` would cut for it, with half and
         twice as many pixels a task, and with tasks over output channels. Never empty.
     """
-    found: dict[Tiling, None] = {}
+    found: dict[Tiling, None] = {default_tiling(spec, dots, threads): None}
     for tile in _register_tiles(spec, dots):
         for tiling in _task_choices(spec, tile, threads):
             found[tiling] = None
@@ -91,8 +106,36 @@ def default_tiling(spec: Conv2DSpec, dots: tuple[DotProduct, ...], threads: int)
     threads : int
         Threads that share the work.
     """
-    choices = (_tasks(spec, tile, threads) for tile in _register_tiles(spec, dots))
-    return min(choices, key=lambda tiling: _cost(spec, tiling))
+    tiles = [_tasks(spec, tile, threads) for tile in _register_tiles(spec, dots)]
+    ordered = sorted(((_cost(spec, tiling), i) for i, tiling in enumerate(tiles)))
+    if threads > 1 and ordered[0][0] + _streaming(spec, tiles[0]) < LEAST_PARALLEL_CYCLES:
+        return replace(default_tiling(spec, dots, 1), parallel="none")
+    best, least = tiles[ordered[0][1]], (True, math.inf)
+    for alone, i in ordered:
+        if (False, alone) >= least:  # however well its tasks divide
+            break
+        for tiling in _divisions(spec, tiles[i], threads):
+            used = balance(tasks(spec, tiling), threads)
+            time = (used < LEAST_BALANCE, _cost(spec, tiling) / used)
+            if time < least:
+                best, least = tiling, time
+    return best
+
+
+def tasks(spec: Conv2DSpec, tiling: Tiling) -> int:
+    """Return the iterations of the parallel loop, all of the same length; 1 where there is none."""
+    if tiling.parallel == "none":
+        return 1
+    e = Extents.of(spec, tiling)
+    count = spec.batch * (e.rows // tiling.row_block) * (e.columns // tiling.column_block)
+    if tiling.parallel == "channels":
+        count *= e.outputs // (tiling.dot.lanes * tiling.channel_tile)
+    return count
+
+
+def balance(count: int, threads: int) -> float:
+    """Return the share of the threads' time in use when so many equal tasks are dealt out."""
+    return count / (-(-count // threads) * threads)
 
 
 # -- register tiles -------------------------------------------------------------------------------
@@ -213,6 +256,9 @@ def _cost(spec: Conv2DSpec, tiling: Tiling) -> float:
         # measured 98 GMAC/s with 5x2, 97 with 4x2 and 3x3, 94 with 2x4 and 7x1
         step = max(multiply, loads, issue) + 0.19 * columns + 0.25 * channels
         stores = 0.0
+        if dot == VNNI_512 and products > LOCAL_VECTORS:
+            step *= 1 + (ASKING_ON_HEAP if asks(spec, tiling) else ON_HEAP)
+            stores = 2.0 * products
     if e.in_registers:
         step += REGISTER_UNPACKING * channels
     elif spec.w_bits == 4:
@@ -226,6 +272,17 @@ def _cost(spec: Conv2DSpec, tiling: Tiling) -> float:
         epilogue += 4.0 * columns  # to find the row and column of each
     computed = tiles * e.outputs / (channels * dot.lanes) * (step * steps + epilogue + 8.0)
     return computed + (0.0 if e.direct else _copying(spec, tiling))
+
+
+def _streaming(spec: Conv2DSpec, tiling: Tiling) -> float:
+    """Estimate the cycles in which weights come from beyond the second-level cache."""
+    return (
+        spec.macs
+        / spec.batch
+        / spec.pixels
+        * np.dtype(tiling.dot.weight_dtype).itemsize
+        / THIRD_LEVEL_BANDWIDTH
+    )
 
 
 def _copying(spec: Conv2DSpec, tiling: Tiling) -> float:
@@ -276,10 +333,8 @@ def _tasks(spec: Conv2DSpec, tile: _RegisterTile, threads: int) -> Tiling:
         return by_rows
     blocks = -(-spec.outputs // (dot.lanes * tile.channels))
     by_channels = _by_channels(spec, by_rows)
-    e = Extents.of(spec, by_rows)
-    tasks = spec.batch * (e.rows // by_rows.row_block) * (e.columns // by_rows.column_block)
-    rows_balance = _balance(tasks, threads) * _useful(spec, by_rows)
-    channels_balance = _balance(blocks, threads) * _useful(spec, by_channels)
+    rows_balance = balance(tasks(spec, by_rows), threads) * _useful(spec, by_rows)
+    channels_balance = balance(blocks, threads) * _useful(spec, by_channels)
     if inputs <= RESIDENT_BYTES and weights > inputs:
         least = 0.85
     else:
@@ -287,15 +342,27 @@ def _tasks(spec: Conv2DSpec, tile: _RegisterTile, threads: int) -> Tiling:
     return by_channels if channels_balance >= least * rows_balance else by_rows
 
 
+def _divisions(spec: Conv2DSpec, tiling: Tiling, threads: int) -> Iterator[Tiling]:
+    """Yield a division of the layer into tasks, and where it keeps threads waiting all others."""
+    yield tiling
+    if balance(tasks(spec, tiling), threads) >= BALANCED:
+        return
+    height, width = spec.out_extents(flat=tiling.flat)
+    across = -(-width // tiling.column_tile)
+    # the pixels of a flat tile are not cut
+    cuts = range(1, 2 if tiling.flat else 1 + min(across, 4 * threads if height == 1 else 4))
+    columns = dict.fromkeys(tiling.column_tile * -(-across // count) for count in cuts)
+    rows = [d for d in range(height, 0, -1) if height % d == 0]
+    for axis in ("rows",) if spec.joined else ("rows", "channels"):
+        for row_block in rows:
+            for column_block in columns:
+                yield replace(tiling, parallel=axis, row_block=row_block, column_block=column_block)
+
+
 def _useful(spec: Conv2DSpec, tiling: Tiling) -> float:
     """Return the share of the computed pixels that the output has."""
     e = Extents.of(spec, tiling)
     return spec.pixels / (e.rows * e.columns)
-
-
-def _balance(tasks: int, threads: int) -> float:
-    """Return the share of thread time in use when ``tasks`` equal tasks are dealt out."""
-    return tasks / (-(-tasks // threads) * threads)
 
 
 def _by_channels(spec: Conv2DSpec, by_rows: Tiling) -> Tiling:
@@ -336,8 +403,8 @@ def _chunk(tiles: int, limit: int, threads: int) -> int:
     sizes = range(max(1, limit // 2), limit + 1) if tiles > limit else range(1, tiles + 1)
 
     def rounds(size: int) -> int:
-        tasks = -(-tiles // size)
-        return -(-tasks // threads) * size
+        count = -(-tiles // size)
+        return -(-count // threads) * size
 
     least = min(rounds(size) for size in sizes)
     return max(size for size in sizes if rounds(size) <= least * 1.01)
@@ -346,5 +413,5 @@ def _chunk(tiles: int, limit: int, threads: int) -> int:
 def _best_divisor(extent: int, limit: int, outer: int, threads: int) -> int:
     """Return the largest divisor of ``extent`` up to ``limit`` that leaves the threads balanced."""
     divisors = [d for d in range(1, min(limit, extent) + 1) if extent % d == 0]
-    best = max(_balance(outer * extent // d, threads) for d in divisors)
-    return max(d for d in divisors if _balance(outer * extent // d, threads) >= best - 0.06)
+    best = max(balance(outer * extent // d, threads) for d in divisors)
+    return max(d for d in divisors if balance(outer * extent // d, threads) >= best - 0.06)

@@ -414,8 +414,9 @@ def default_tiling(spec: Conv2DTransposeSpec, target: tvm.target.Target, threads
     exact = max(t for t in widths if steps % t == 0)
     column_tile = exact if 2 * exact >= widths[-1] else widths[-1]
     fused = divides and steps % column_tile == 0
-    work = spec.batch * math.prod(spec.out_size) * spec.outputs * per_group
-    return Tiling(dot, column_tile, channel_tile, fused, threads > 1 and work >= PARALLEL_BYTES)
+    pixels = spec.batch * spec.height * spec.width
+    macs = pixels * math.prod(spec.kernel) * per_group * spec.channels
+    return Tiling(dot, column_tile, channel_tile, fused, threads > 1 and macs >= 4 * PARALLEL_BYTES)
 
 
 def kernel(spec: Conv2DTransposeSpec, tiling: Tiling) -> tirx.PrimFunc:

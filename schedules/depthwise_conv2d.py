@@ -460,7 +460,7 @@ def default_tiling(spec: DepthwiseConv2DSpec, target: tvm.target.Target, threads
         for row_block in range(1, -(-spec.out_height // first.row_tile) + 1)
     ]
     best = min(candidates, key=lambda tiling: _cycles(spec, tiling, threads))
-    return replace(best, parallel=threads > 1 and spec.macs >= PARALLEL_BYTES)
+    return replace(best, parallel=threads > 1 and spec.macs >= 2 * PARALLEL_BYTES)
 
 
 def shares_rows(spec: DepthwiseConv2DSpec, dot: DotProduct) -> bool:

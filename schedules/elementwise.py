@@ -192,7 +192,7 @@ def byte_table(spec: TableSpec, lanes: int, threads: int) -> tirx.PrimFunc:
         start = tirx.min(step * lanes, total - lanes) if total % lanes else step * lanes
         index = flat_q.vload([start], f"uint8x{lanes}")
         whole = flat_out.vstore([start], table_lookup.lookup(sources[1], index, lanes))
-        pays = threads > 1 and total >= 4 * PARALLEL_BYTES
+        pays = threads > 1 and 2 * total >= PARALLEL_BYTES
         kind = tirx.ForKind.PARALLEL if pays else tirx.ForKind.SERIAL
         return tirx.SeqStmt([view_q, view_out, tirx.For(step, 0, -(-total // lanes), kind, whole)])
 

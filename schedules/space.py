@@ -18,7 +18,7 @@ import tvm
 from tvm import tirx
 
 from tvmquant.errors import TargetError
-from tvmquant.schedules import conv2d, conv2d_transpose, depthwise_conv2d
+from tvmquant.schedules import conv2d, conv2d_tiling, conv2d_transpose, depthwise_conv2d
 from tvmquant.schedules.conv2d_spec import Extents
 from tvmquant.schedules.epilogue import Epilogue
 from tvmquant.schedules.isa import PMADDUBSW_256, DotProduct, dot_products, saturates
@@ -137,10 +137,6 @@ def _conv2d_figures(
     spec: conv2d.Conv2DSpec, tiling: conv2d.Tiling, threads: int
 ) -> dict[str, float]:
     extents = Extents.of(spec, tiling)
-    tasks = spec.batch * (extents.rows // tiling.row_block)
-    tasks *= extents.columns // tiling.column_block
-    if tiling.parallel == "channels":
-        tasks *= extents.outputs // (tiling.dot.lanes * tiling.channel_tile)
     rows, columns = tiling.row_block, tiling.column_block
     if tiling.flat:
         rows, columns = -(-columns // spec.out_width), spec.out_width
@@ -150,7 +146,7 @@ def _conv2d_figures(
     return {
         "work": float(spec.batch * extents.rows * extents.columns * extents.outputs * reduced),
         "useful": float(spec.macs),
-        "tasks": float(tasks),
+        "tasks": float(conv2d_tiling.tasks(spec, tiling)),
         "accumulators": float(tiling.column_tile * tiling.channel_tile),
         "task_bytes": float(reach * across * spec.channels),
     }

@@ -24,7 +24,7 @@ from benchmarks.models.mobilenetv2 import MobileNetV2
 from benchmarks.models.mobilenetv3 import MobileNetV3Small
 from benchmarks.models.resnet import resnet18, resnet50
 
-__all__ = ["build", "export", "input_shape", "names", "synthetic_images"]
+__all__ = ["architecture", "build", "export", "input_shape", "names", "synthetic_images"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +88,17 @@ def input_shape(name: str, image_size: int | None = None) -> tuple[int, int, int
         of = f", a multiple of {model.multiple}" if model.multiple > 1 else ""
         raise ValueError(f"{name}: image_size = {size}; expected at least {model.smallest}{of}")
     return (3, size, size)
+
+
+def architecture(name: str, num_classes: int = 1000) -> nn.Module:
+    """Define a network with the weights that torch gives it.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model.
+    """
+    return _find(name).define(num_classes)
 
 
 def build(

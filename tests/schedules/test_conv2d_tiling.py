@@ -1,0 +1,68 @@
+"""Default tilings of real layers, for every instruction set and number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from tests.schedules.kernel_testing import make_target
+from tests.schedules.network_layers import network_layers
+from tvmquant.schedules.conv2d_spec import Conv2DSpec
+from tvmquant.schedules.conv2d_tiling import LOCAL_VECTORS, balance, default_tiling, tasks
+from tvmquant.schedules.isa import dot_products
+
+TARGETS = {
+    "generic": "x86-64",
+    "AVX2": "haswell",
+    "AVX-VNNI": "alderlake",
+    "AVX512": "skylake-avx512",
+    "AVX512-VNNI": "znver4",
+}
+# of each thread: a few microseconds, below which some may have nothing to do
+LEAST_MACS = 100_000
+
+
+def check(target: str, threads: int, specs: Sequence[Conv2DSpec]) -> None:
+    dots = dot_products(make_target(TARGETS[target]))
+    for spec in specs:
+        tiling = default_tiling(spec, dots, threads)
+        if tiling.parallel == "none":
+            assert spec.macs < 4e6, spec
+            continue
+        if spec.macs < LEAST_MACS * threads:
+            continue
+        count = tasks(spec, tiling)
+        assert count >= threads, (spec, tiling)
+        assert balance(count, threads) >= 0.9, (spec, tiling)
+
+
+@pytest.mark.parametrize("threads", [2, 7])
+@pytest.mark.parametrize("target", ["AVX2", "AVX512-VNNI"])
+def test_every_thread_has_as_much_to_do(target: str, threads: int) -> None:
+    check(target, threads, network_layers()[::3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", range(2, 9))
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_thread_of_any_machine_has_as_much_to_do(target: str, threads: int) -> None:
+    check(target, threads, network_layers())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("size", [7, 14, 28, 56])
+def test_accumulators_stay_on_the_stack(size: int, threads: int) -> None:
+    """Of AVX512-VNNI: in 3x3 layers those on the heap are stored in every step."""
+    channels = 64 * 56 // size
+    spec = Conv2DSpec(1, size, size, channels, channels, (3, 3), padding=(1, 1, 1, 1))
+    tiling = default_tiling(spec, dot_products(make_target("znver4")), threads)
+    assert tiling.column_tile * tiling.channel_tile <= LOCAL_VECTORS
+    assert not tiling.flat
+
+
+def test_a_fork_must_pay() -> None:
+    dots = dot_products(make_target("znver4"))
+    small, large = Conv2DSpec(1, 7, 7, 24, 24), Conv2DSpec(1, 1, 1, 2048, 1000)
+    assert default_tiling(small.flattened(), dots, 2).parallel == "none"
+    assert default_tiling(large.flattened(), dots, 2).parallel == "channels"  # to read the weights
