@@ -34,6 +34,7 @@ What fits no region stays float, between a dequantize and a quantize, and is lis
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -131,6 +132,7 @@ class _RegionFinder:
         self.chain_sources: list[relax.Var] = []
         # constants that pads put beside a tensor
         self.pad_values: list[tuple[relax.Var, float]] = []
+        self.ends = _only_for_the_user(function, self.uses)
         for var, value in bindings_of(function):
             self.forms[var] = self._form(var, value)
         body = function.body.body
@@ -201,6 +203,8 @@ class _RegionFinder:
             return Form("float") if is_float else Form("mover", (source,))
         if not isinstance(value, relax.Call):
             return Form("float")
+        if var in self.ends and self._continues_floats(value):
+            return Form("float")
         handler = self._handler(value)
         form = handler(value) if handler else None
         if form is not None:
@@ -210,6 +214,10 @@ class _RegionFinder:
             if not self.is_float(operand):
                 self.request(operand, OUTPUT)
         return Form("float")
+
+    def _continues_floats(self, call: relax.Call) -> bool:
+        floats = all(self.form(v).kind == "float" for v in used_vars(call))
+        return floats and qop.is_call(call, *ELEMENTWISE)
 
     def _handler(self, call: relax.Call) -> Callable[[relax.Call], Form | None] | None:
         if is_mover(call):
@@ -360,6 +368,23 @@ class _RegionFinder:
 
     def _is_chain(self, *variables: relax.Var) -> bool:
         return any(self.form(v).kind == "elementwise" for v in variables)
+
+
+def _only_for_the_user(function: relax.Function, uses: Counter[relax.Var]) -> set[relax.Var]:
+    """Return what is an output of the graph, or read by elementwise operators up to one, only.
+
+    Behind a float operator they stay float: rounding in between would only lose accuracy.
+    """
+    reads = Counter(used_vars(function.body.body))
+    found: set[relax.Var] = set()
+    for var, value in reversed(list(bindings_of(function))):
+        if isinstance(value, relax.Var):  # another name
+            reads[value] += reads[var]
+        elif reads[var] == uses[var]:
+            found.add(var)
+            if qop.is_call(value, *ELEMENTWISE, *RESHAPES):
+                reads.update(used_vars(value))
+    return found
 
 
 def is_channelwise(constant: Any, rank: int) -> bool:

@@ -31,7 +31,7 @@ from tvmquant.passes.convert_layout import AXIS_IN_NHWC, LayoutConverter
 from tvmquant.passes.elementwise import BINARY, UNARY
 from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, count_uses, used_vars
 from tvmquant.passes.tensor_types import dtype_of, integers, nhwc_shape, static_shape
-from tvmquant.schedules import conv2d, float_window, structural
+from tvmquant.schedules import conv2d, float_window, group_norm_f32, structural
 from tvmquant.schedules.epilogue import FloatEpilogue
 
 # FuseOps leaves such a kernel alone.
@@ -213,6 +213,7 @@ class _Lowerer(DataflowRewriter):
             "relax.mean": self._mean,
             "relax.permute_dims": self._permute,
             "relax.concat": self._concat,
+            "relax.nn.group_norm": self._group_norm,
         }
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
@@ -316,6 +317,18 @@ class _Lowerer(DataflowRewriter):
         kernel = float_window.kernel(spec, self.target, self.threads)
         pooled = self.call(kernel, [x], (shape[0], 1, 1, shape[3]), call)
         return self.reshaped(pooled, static_shape(call))
+
+    def _group_norm(self, call: relax.Call) -> relax.Expr:
+        spec = group_norm_f32.GroupNormSpec(
+            static_shape(call), int(call.attrs.num_groups), float(call.attrs.epsilon)
+        )
+        x, gamma, beta = (self.lookup(a) for a in call.args)
+        rows = self.reshaped(x, (spec.rows, spec.channels * spec.positions))
+        shape = (spec.rows, spec.channels, spec.positions)
+        kernel = group_norm_f32.kernel(spec, self.target, self.threads)
+        return self.reshaped(
+            self.call(kernel, [rows, gamma, beta], shape, call), static_shape(call)
+        )
 
     def _permute(self, call: relax.Call) -> relax.Expr:
         x = self.lookup(call.args[0])

@@ -36,6 +36,7 @@ from tvmquant.schedules import (
     conv2d_transpose,
     depthwise_conv2d,
     elementwise,
+    group_norm_f32,
     pool,
     structural,
 )
@@ -79,10 +80,15 @@ class _Lowerer(DataflowRewriter):
             "relax.nn.pad": self._pad,
             "relax.image.resize2d": self._resize,
         }
+        self.float_handlers: dict[str, Callable[[relax.Call], relax.Expr | None]] = {
+            "relax.nn.group_norm": self._group_norm,
+        }
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         if not isinstance(value, relax.Call):
             return None
+        if value.op.name in self.float_handlers:
+            return self.float_handlers[value.op.name](value)
         handler = self.handlers.get(value.op.name)
         if handler is None:
             return None
@@ -384,6 +390,18 @@ class _Lowerer(DataflowRewriter):
         )
         kernel = border.kernel(spec, self.target, self.threads)
         return self.call(kernel, [q, qop.constant(scales)], call.ty, call)
+
+    # -- float ----------------------------------------------------------------------------------
+
+    def _group_norm(self, call: relax.Call) -> relax.Expr:
+        spec = group_norm_f32.GroupNormSpec(
+            static_shape(call), int(call.attrs.num_groups), float(call.attrs.epsilon)
+        )
+        x, gamma, beta = (self.lookup(a) for a in call.args)
+        out = relax.TensorType((spec.rows, spec.channels, spec.positions), "float32")
+        rows = self.reshaped(x, (spec.rows, spec.channels * spec.positions))
+        kernel = group_norm_f32.kernel(spec, self.target, self.threads)
+        return self.reshaped(self.call(kernel, [rows, gamma, beta], out, call), static_shape(call))
 
     # -- movement -------------------------------------------------------------------------------
 

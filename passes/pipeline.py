@@ -23,6 +23,7 @@ from tvmquant.passes.convert_layout import ConvertLayout
 from tvmquant.passes.expose_integers import ExposeIntegers
 from tvmquant.passes.fold_batch_norm import FoldBatchNorm
 from tvmquant.passes.fuse_epilogue import FuseEpilogue
+from tvmquant.passes.fuse_group_norm import FuseGroupNorm
 from tvmquant.passes.insert_requantize import InsertRequantize
 from tvmquant.passes.keep_signals_as_images import KeepSignalsAsImages
 from tvmquant.passes.lower_float import LowerFloat
@@ -54,7 +55,13 @@ def _run(phase: str, passes: Sequence[Pass], module: tvm.IRModule) -> tvm.IRModu
 
 def canonicalize(module: tvm.IRModule) -> tvm.IRModule:
     """L0 as imported -> L0 in canonical form, batch normalization folded."""
-    passes = [CanonicalizeOps(), KeepSignalsAsImages(), FoldBatchNorm(), CanonicalizeOps()]
+    passes = [
+        CanonicalizeOps(),
+        KeepSignalsAsImages(),
+        FuseGroupNorm(),
+        FoldBatchNorm(),
+        CanonicalizeOps(),
+    ]
     return _run("1-canonical", passes, module)
 
 

@@ -21,6 +21,7 @@ REASONS = {
     "relax.nn.softmax": "softmax has no integer form yet",
     "relax.nn.log_softmax": "softmax has no integer form yet",
     "relax.nn.layer_norm": "normalization over activations has no integer form yet",
+    "relax.nn.group_norm": "normalization over activations has no integer form yet",
     "relax.matmul": "a product of two activations has no integer form yet",
     "relax.image.resize2d": "only nearest-neighbour resizing has an integer form",
     "relax.divide": "division by an activation has no integer form",

@@ -373,6 +373,16 @@ def calls_of(module):
     return [b.value for b in module["main"].body.blocks[0].bindings[:-1]]
 
 
+def test_floats_on_their_way_to_the_user_are_not_rounded():
+    def body(emit, x):
+        total = emit(op.sum(conv(emit, x), [1], True))
+        return emit(op.reshape(emit(op.sqrt(emit(op.add(total, const(9.0))))), (2, 36)))
+
+    annotated = AnnotateQuantization()(graph(body, SHAPE))
+    ids = [qop.attributes(call)["id"] for call in calls(annotated, qop.FAKE_QUANT)]
+    assert ids == ["x0", "conv.weight", "conv"]
+
+
 def test_predicates_on_calls():
     one = np.float32(1.0)
     assert is_linear(the_call(lambda x: op.add(x, const(one))), one, False)

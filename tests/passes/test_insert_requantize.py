@@ -304,7 +304,8 @@ CASES = {
         f"{LAYER} table {LAYER}",
     ),
     "a choice between two tensors": Case(
-        chosen, f"{LAYER} {LAYER} table astype dequantize dequantize where quantize {LAYER}"
+        chosen,
+        f"{LAYER} requantize {LAYER} table astype dequantize dequantize where quantize {LAYER}",
     ),
     "pad by reflection": Case(
         one_function(lambda e, y: e(op.nn.pad(y, [0, 0, 0, 0, 1, 2, 1, 0], "reflect"))),

@@ -258,6 +258,12 @@ def _convert_cast(ctx: Context, node: Node) -> relax.Expr:
     return data if str(data.ty.dtype) == dtype else ctx.emit(relax.op.astype(data, dtype))
 
 
+@converter("CastLike")
+def _convert_cast_like(ctx: Context, node: Node) -> relax.Expr:
+    data, dtype = ctx.tensor(0), str(ctx.tensor(1).ty.dtype)
+    return data if str(data.ty.dtype) == dtype else ctx.emit(relax.op.astype(data, dtype))
+
+
 @converter("Identity", "Dropout")
 def _convert_identity(ctx: Context, node: Node) -> Any:
     if sum(1 for name in node.outputs if name) > 1:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from tvm import relax
 
 from tvmquant.frontend.context import Context
-from tvmquant.frontend.dimensions import UnsupportedNodeError
+from tvmquant.frontend.dimensions import Array, UnsupportedNodeError
 from tvmquant.frontend.node import Node
 from tvmquant.frontend.registry import converter
-from tvmquant.frontend.windows import Window, pad_for_ceil, read_window
+from tvmquant.frontend.windows import Window, output_extent, pad_for_ceil, read_window
 
 
 def _read_pool_window(ctx: Context, node: Node, size: tuple[int, int]) -> Window:
@@ -52,22 +54,96 @@ def _convert_average_pool(ctx: Context, node: Node) -> relax.Var:
     size = ctx.spatial(data)
     window = _read_pool_window(ctx, node, size)
     with_pads = node.integer("count_include_pad", 0) == 1 and max(window.pads) > 0
+    correction = None
     if node.integer("ceil_mode", 0):
         extended = pad_for_ceil(window, size)
         if with_pads and extended != window:
-            raise UnsupportedNodeError(
-                "count_include_pad=1 with a last window that hangs over the end (ceil_mode=1) "
-                "divides by a count that TVM does not know"
-            )
+            correction = _uncounted(window, extended, size)
         window = extended
-    if max(window.dilations) > 1:
-        raise UnsupportedNodeError(f"its dilations are {window.dilations}, expected 1")
     if window.kernel == size and max(window.pads) == 0:
         return ctx.as_given(ctx.emit(relax.op.mean(data, [2, 3], True)), given)
     call = relax.op.nn.avg_pool2d(
         data, pool_size=window.kernel, count_include_pad=with_pads, **window.attributes()
     )
-    return ctx.as_given(ctx.emit(call), given)
+    result = ctx.emit(call)
+    if correction is not None:
+        result = ctx.emit(relax.op.multiply(result, ctx.embed(correction)))
+    return ctx.as_given(result, given)
+
+
+def _uncounted(window: Window, extended: Window, size: tuple[int, int]) -> Array:
+    """Return the factor of each mean for what hangs over the padding, which ONNX does not count.
+
+    Returns
+    -------
+    float32 array (1, 1, OH, OW)
+        Elements of a window over those inside the padded input.
+    """
+    factors = []
+    for axis in range(2):
+        extent = output_extent(extended, size, axis, ceil=False)
+        taps = np.arange(extent)[:, None] * window.strides[axis]
+        taps = taps + np.arange(window.kernel[axis]) * window.dilations[axis]
+        end = size[axis] + window.pads[axis] + window.pads[axis + 2]
+        factors.append(window.kernel[axis] / (taps < end).sum(axis=1))
+    return np.outer(*factors)[None, None].astype(np.float32)
+
+
+@converter("LpPool", "GlobalLpPool")
+def _convert_lp_pool(ctx: Context, node: Node) -> relax.Var:
+    """Emit the root of the sum of powers over windows; padding adds nothing."""
+    given = ctx.tensor(0)
+    data = ctx.as_image(given)
+    size = ctx.spatial(data)
+    order = node.integer("p", 2)
+    if order < 1:
+        raise UnsupportedNodeError(f"p={order}, expected a number > 0")
+    window = Window(size, (1, 1), (1, 1), (0, 0, 0, 0))
+    if node.op_type == "LpPool":
+        window = _read_pool_window(ctx, node, size)
+        if node.integer("ceil_mode", 0):
+            window = pad_for_ceil(window, size)
+    if window.kernel == size and not any(window.pads):
+        powers, axes = _power(ctx, data, order), [2, 3]
+    else:
+        powers, axes = _power(ctx, _taps(ctx, data, window), order), [1]
+    total = ctx.emit(relax.op.sum(powers, axes, len(axes) > 1))
+    return ctx.as_given(_root(ctx, total, order), given)
+
+
+def _taps(ctx: Context, data: relax.Expr, window: Window) -> relax.Var:
+    """Emit what each tap of a window reads, (N, taps, C, OH, OW); zeros beyond the border."""
+    top, left, bottom, right = window.pads
+    if any(window.pads):
+        widths = [0, 0, 0, 0, top, bottom, left, right]
+        data = ctx.emit(relax.op.nn.pad(data, widths, "constant", 0.0))
+    size = ctx.spatial(data)
+    unpadded = replace(window, pads=(0, 0, 0, 0))
+    counts = [output_extent(unpadded, size, axis, ceil=False) for axis in range(2)]
+    pieces = []
+    for tap in np.ndindex(*window.kernel):
+        begin = [t * d for t, d in zip(tap, window.dilations, strict=True)]
+        end = [b + (n - 1) * s + 1 for b, n, s in zip(begin, counts, window.strides, strict=True)]
+        piece = relax.op.strided_slice(data, [2, 3], begin, end, [*window.strides])
+        batch, channels = ctx.shape(data)[:2]
+        pieces.append(ctx.reshape(ctx.emit(piece), (batch, 1, channels, *counts)))
+    return pieces[0] if len(pieces) == 1 else ctx.emit(relax.op.concat(pieces, 1))
+
+
+def _power(ctx: Context, data: relax.Expr, order: int) -> relax.Var:
+    """Emit the power of the magnitude."""
+    if order == 2:
+        return ctx.emit(relax.op.multiply(data, data))
+    magnitude = ctx.emit(relax.op.abs(data))
+    exponent = relax.const(np.float32(order), "float32")
+    return magnitude if order == 1 else ctx.emit(relax.op.power(magnitude, exponent))
+
+
+def _root(ctx: Context, data: relax.Var, order: int) -> relax.Var:
+    if order == 2:
+        return ctx.emit(relax.op.sqrt(data))
+    exponent = relax.const(np.float32(1 / order), "float32")
+    return data if order == 1 else ctx.emit(relax.op.power(data, exponent))
 
 
 @converter("GlobalAveragePool")
@@ -89,6 +165,12 @@ _REDUCTIONS: dict[str, Callable[..., Any]] = {
     "ReduceSum": relax.op.sum,
     "ReduceMax": relax.op.max,
     "ReduceMin": relax.op.min,
+    "ReduceProd": relax.op.prod,
+    "ReduceL1": relax.op.sum,
+    "ReduceL2": relax.op.sum,
+    "ReduceLogSum": relax.op.sum,
+    "ReduceLogSumExp": relax.op.sum,
+    "ReduceSumSquare": relax.op.sum,
 }
 
 
@@ -101,11 +183,29 @@ def _convert_reduction(ctx: Context, node: Node) -> relax.Var:
         return data
     axes = sorted(ctx.axis(len(shape), axis) for axis in given or range(len(shape)))
     ctx.keep_batch(shape, axes)
-    result = ctx.emit(_REDUCTIONS[node.op_type](data, axes, True))
+    result = _reduce(ctx, node.op_type, data, axes)
     if node.integer("keepdims", 1):
         return result
     kept = tuple(dim for axis, dim in enumerate(shape) if axis not in axes)
     return ctx.reshape(result, kept)
+
+
+def _reduce(ctx: Context, kind: str, data: relax.Expr, axes: list[int]) -> relax.Var:
+    """Emit a reduction that keeps its axes, with what stands before and behind its sum."""
+    terms, largest = data, None
+    if kind in ("ReduceL2", "ReduceSumSquare"):
+        terms = ctx.emit(relax.op.multiply(data, data))
+    elif kind == "ReduceL1":
+        terms = ctx.emit(relax.op.abs(data))
+    elif kind == "ReduceLogSumExp":  # shifted by the greatest, so that nothing overflows
+        largest = ctx.emit(relax.op.max(data, axes, True))
+        terms = ctx.emit(relax.op.exp(ctx.emit(relax.op.subtract(data, largest))))
+    result = ctx.emit(_REDUCTIONS[kind](terms, axes, True))
+    if kind == "ReduceL2":
+        return ctx.emit(relax.op.sqrt(result))
+    if kind in ("ReduceLogSum", "ReduceLogSumExp"):
+        result = ctx.emit(relax.op.log(result))
+    return result if largest is None else ctx.emit(relax.op.add(result, largest))
 
 
 @converter("ArgMax", "ArgMin")

@@ -17,6 +17,7 @@ from tvmquant.frontend import (  # noqa: F401 (they register converters)
     converters_linear,
     converters_logic,
     converters_math,
+    converters_norm,
     converters_pool,
     converters_quantize,
     converters_resize,

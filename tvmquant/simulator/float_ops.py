@@ -87,6 +87,18 @@ def layer_norm(call: OpCall) -> Array:
     return result
 
 
+def group_norm(call: OpCall) -> Array:
+    """Normalize groups of channels (axis 1) and all positions, then scale and shift channels."""
+    x, gamma, beta = call.args
+    rows = x.reshape(len(x), call.attrs["num_groups"], -1)
+    centered = rows - rows.mean(axis=2, keepdims=True)
+    variance = np.square(centered).mean(axis=2, keepdims=True)
+    normal = centered / np.sqrt(variance + x.dtype.type(call.attrs["epsilon"]))
+    shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]
+    result: Array = normal.reshape(x.shape) * gamma.reshape(shape) + beta.reshape(shape)
+    return result
+
+
 def leaky_relu(call: OpCall) -> Array:
     """Scale negative values by ``alpha``."""
     x: Array = call.args[0]
@@ -197,6 +209,7 @@ FLOAT_OPS: dict[str, Operator] = {
     "relax.nn.softmax": softmax,
     "relax.nn.log_softmax": log_softmax,
     "relax.nn.layer_norm": layer_norm,
+    "relax.nn.group_norm": group_norm,
     "relax.quantize": quantize,
     "relax.dequantize": dequantize,
     "relax.matmul": matmul,

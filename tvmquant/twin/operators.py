@@ -133,6 +133,22 @@ def _layer_norm(call: relax.Call) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return layer_norm
 
 
+def _group_norm(call: relax.Call) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    groups, epsilon = int(call.attrs.num_groups), float(call.attrs.epsilon)
+    rank = len(call.args[0].ty.shape.values)
+    if int(call.attrs.channel_axis) != 1 or integers(call.attrs.axes) != list(range(2, rank)):
+        raise UnsupportedModelError("normalizes over some axes only; expected all but the batch")
+
+    def group_norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        """Normalize groups of any size; torch's own operator refuses those of one element."""
+        rows = x.reshape(x.shape[0], groups, -1)
+        variance, mean = torch.var_mean(rows, 2, correction=0, keepdim=True)
+        normal = ((rows - mean) * torch.rsqrt(variance + epsilon)).reshape(x.shape)
+        return normal * along_axis(gamma, x, 1) + along_axis(beta, x, 1)
+
+    return group_norm
+
+
 def _concat(call: relax.Call) -> Callable[..., Tensor]:
     axis = int(call.attrs.axis or 0)
     return lambda *tensors: torch.cat(tensors, axis)
@@ -333,6 +349,7 @@ OPERATORS: dict[str, Maker] = {
     "relax.nn.log_softmax": _log_softmax,
     "relax.nn.batch_norm": _batch_norm,
     "relax.nn.layer_norm": _layer_norm,
+    "relax.nn.group_norm": _group_norm,
     "relax.mean": _reduction(torch.mean),
     "relax.sum": _reduction(torch.sum),
     "relax.prod": _prod,

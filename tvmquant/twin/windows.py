@@ -17,7 +17,6 @@ import torch.nn.functional as F  # noqa: N812  torch's own name for it
 from torch import Tensor
 from tvm import relax
 
-from tvmquant.errors import UnsupportedModelError
 from tvmquant.twin.attributes import integers, require
 
 # numpy's names of the modes that pad with a tensor's own values
@@ -93,16 +92,23 @@ def _avg_pool2d(call: relax.Call) -> Callable[[Tensor], Tensor]:
     kernel, strides = integers(attrs.pool_size), integers(attrs.strides)
     padding = integers(attrs.padding)
     ceil_mode, include_pad = bool(attrs.ceil_mode), bool(attrs.count_include_pad)
-    if integers(attrs.dilation) != [1, 1]:
-        raise UnsupportedModelError(f"average pooling with dilation {attrs.dilation}; expected 1")
+    dilation = integers(attrs.dilation)
+    reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+
+    def mean(x: Tensor) -> Tensor:
+        if dilation == [1, 1]:
+            return F.avg_pool2d(x, kernel, strides)
+        taps = torch.full((1, 1, *kernel), 1 / math.prod(kernel), dtype=x.dtype, device=x.device)
+        pooled = F.conv2d(x.flatten(0, 1)[:, None], taps, None, strides, 0, dilation)
+        return pooled.reshape(*x.shape[:2], *pooled.shape[2:])
 
     def avg_pool2d(x: Tensor) -> Tensor:
         """Divide by the window's elements inside the image, and inside the padding if asked.
 
         What ``ceil_mode`` reads beyond the padding is never counted.
         """
-        pads = _overflow(x, kernel, strides, padding) if ceil_mode else padding
-        total = F.avg_pool2d(_pad(x, pads), kernel, strides)
+        pads = _overflow(x, reach, strides, padding) if ceil_mode else padding
+        total = mean(_pad(x, pads))
         if not any(pads) or (include_pad and pads == padding):
             return total
         counted = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype, device=x.device)
@@ -110,7 +116,7 @@ def _avg_pool2d(call: relax.Call) -> Callable[[Tensor], Tensor]:
         if include_pad:
             counted = _pad(counted, padding, 1.0)
             beyond = [outer - inner for outer, inner in zip(pads, padding, strict=True)]
-        return total / F.avg_pool2d(_pad(counted, beyond), kernel, strides)
+        return total / mean(_pad(counted, beyond))
 
     return avg_pool2d
 

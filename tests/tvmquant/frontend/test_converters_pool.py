@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from onnx import TensorProto, helper
 
 from tvmquant.errors import UnsupportedModelError
 from tvmquant.frontend import load_onnx
+from tvmquant.twin import Twin
 
 WINDOWS = {
     "plain": {"kernel_shape": [2, 2], "strides": [2, 2]},
@@ -65,18 +67,48 @@ def test_average_pool_that_counts_padding(make_model, compare, case):
     compare(make_model([node], {"x": ("N", 3, 9, 8)}))
 
 
+def test_what_hangs_over_the_padding_is_not_counted(make_model, compare):
+    attributes = {"kernel_shape": [3, 2], "strides": [2, 3], "pads": [1, 1, 0, 0]}
+    node = helper.make_node(
+        "AveragePool", ["x"], ["y"], ceil_mode=1, count_include_pad=1, **attributes
+    )
+    compare(make_model([node], {"x": ("N", 3, 8, 8)}, opset=19))
+
+
+@pytest.mark.parametrize("count_include_pad", [0, 1])
+def test_dilated_average_pool(make_model, compare, count_include_pad):
+    attributes = {"kernel_shape": [3, 2], "dilations": [2, 3], "pads": [0, 1, 0, 1]}
+    node = helper.make_node(
+        "AveragePool", ["x"], ["y"], count_include_pad=count_include_pad, **attributes
+    )
+    model = make_model([node], {"x": ("N", 3, 9, 8)}, opset=19)
+    x = np.random.default_rng(0).standard_normal((2, 3, 9, 8)).astype(np.float32)
+    taps = torch.ones((3, 1, 3, 2))
+    arguments = {"padding": (0, 1), "dilation": (2, 3), "groups": 3}
+    total = torch.nn.functional.conv2d(torch.from_numpy(x), taps, **arguments)
+    inside = torch.nn.functional.conv2d(torch.ones((1, 3, 9, 8)), taps, **arguments)
+    found = Twin(load_onnx(model).module)(torch.from_numpy(x))
+    torch.testing.assert_close(found, total / (6 if count_include_pad else inside))
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"kernel_shape": [2, 2]},
+        {"kernel_shape": [2, 3], "p": 3, "strides": [2, 1], "pads": [1, 1, 0, 0]},
+        {"kernel_shape": [2, 3], "p": 1, "auto_pad": "SAME_UPPER"},
+    ],
+)
+def test_pools_of_powers(make_model, compare, attributes):
+    node = helper.make_node("LpPool", ["x"], ["y"], **attributes)
+    compare(make_model([node], {"x": ("N", 3, 7, 8)}))
+
+
+def test_global_pool_of_powers(make_model, compare):
+    compare(make_model([helper.make_node("GlobalLpPool", ["x"], ["y"])], {"x": ("N", 3, 7, 8)}))
+
+
 REJECTED = {
-    "count_include_pad": (
-        "AveragePool",
-        {
-            "kernel_shape": [2, 2],
-            "strides": [2, 2],
-            "pads": [1, 1, 0, 0],
-            "ceil_mode": 1,
-            "count_include_pad": 1,
-        },
-    ),
-    "dilations": ("AveragePool", {"kernel_shape": [2, 2], "dilations": [2, 2]}),
     "not smaller": ("MaxPool", {"kernel_shape": [2, 2], "pads": [0, 0, 2, 0]}),
     "1-D": ("MaxPool", {"kernel_shape": [2]}),
 }

@@ -14,7 +14,7 @@ def test_every_unsupported_node_is_listed_at_once(make_model):
     nodes = [
         helper.make_node("Foo", ["x"], ["a"], name="foo", domain="my.ops"),
         helper.make_node("NoSuchOperator", ["a"], ["b"], name="new"),
-        helper.make_node("Hardmax", ["b"], ["c"], name="hard"),
+        helper.make_node("Det", ["b"], ["c"], name="hard"),
         helper.make_node("MaxPool", ["c"], ["d", "i"], name="pool", kernel_shape=[2, 2]),
         helper.make_node("Relu", ["d"], ["y"], name="relu"),
     ]
@@ -24,7 +24,7 @@ def test_every_unsupported_node_is_listed_at_once(make_model):
     assert "4 nodes" in lines[0]
     assert lines[1].startswith("  foo (my.ops.Foo): operators of domain 'my.ops'")
     assert lines[2].startswith("  new (NoSuchOperator): there is no such operator")
-    assert lines[3].startswith("  hard (Hardmax): the operator is not supported")
+    assert lines[3].startswith("  hard (Det): the operator is not supported")
     assert lines[4].startswith("  pool (MaxPool): its output of indices is used")
 
 
@@ -45,7 +45,7 @@ def test_nodes_unsupported_because_of_shapes_are_listed_at_once(make_model):
 def test_both_kinds_are_listed_in_one_error_in_the_order_of_the_model(make_model):
     nodes = [
         helper.make_node("Slice", ["x", "zero", "one"], ["a"], name="slice"),
-        helper.make_node("Hardmax", ["x"], ["b"], name="hard"),
+        helper.make_node("Det", ["x"], ["b"], name="hard"),
         helper.make_node("Relu", ["b"], ["c"], name="after"),
         helper.make_node("Reshape", ["x", "shape"], ["d"], name="reshape"),
         helper.make_node("Sum", ["a", "c", "d"], ["y"], name="sum"),
@@ -58,8 +58,8 @@ def test_both_kinds_are_listed_in_one_error_in_the_order_of_the_model(make_model
 
 
 def test_an_operator_counts_for_more_than_an_open_shape(make_model):
-    node = helper.make_node("Hardmax", ["x"], ["y"], name="hard")
-    with pytest.raises(UnsupportedModelError, match=r"hard \(Hardmax\)"):
+    node = helper.make_node("Det", ["x"], ["y"], name="hard")
+    with pytest.raises(UnsupportedModelError, match=r"hard \(Det\)"):
         load_onnx(make_model([node], {"x": ("N", 3, "height", "width")}))
 
 
@@ -79,7 +79,7 @@ def test_control_flow_is_rejected_by_name(make_model, kind):
 
 def test_unused_nodes_do_not_matter(make_model):
     nodes = [
-        helper.make_node("Hardmax", ["x"], ["unused"]),
+        helper.make_node("Det", ["x"], ["unused"]),
         helper.make_node("Relu", ["x"], ["y"]),
     ]
     load_onnx(make_model(nodes, IMAGE))

@@ -42,6 +42,9 @@ CASES: dict[str, Callable[[relax.Var], Any]] = {
     "max_pool2d": lambda x: op.nn.max_pool2d(x, [3, 3], [2, 2], [1, 1, 1, 1]),
     "max_pool2d ceil": lambda x: op.nn.max_pool2d(x, [2, 2], [2, 2], ceil_mode=True),
     "max_pool2d asymmetric": lambda x: op.nn.max_pool2d(x, [3, 3], [2, 2], [0, 0, 1, 1]),
+    "avg_pool2d dilated": lambda x: op.nn.avg_pool2d(
+        x, [2, 2], padding=[1, 0, 1, 2], dilation=[2, 3], count_include_pad=False
+    ),
     "max_pool2d dilated": lambda x: op.nn.max_pool2d(x, [2, 2], [1, 1], dilation=[2, 3]),
     "avg_pool2d": lambda x: op.nn.avg_pool2d(x, [3, 3], [2, 2], [1, 1, 1, 1]),
     "avg_pool2d include": lambda x: op.nn.avg_pool2d(
@@ -186,7 +189,6 @@ def test_unknown_operator_names_node_when_built() -> None:
             lambda x: op.image.resize2d(x, (3, 3), layout="NCHW", method="cubic"),
             "interpolation is cubic",
         ),
-        (lambda x: op.nn.avg_pool2d(x, [2, 2], dilation=[2, 2]), "dilation"),
         (lambda x: op.nn.batch_norm(x, *PER_CHANNEL, axis=1, training=True), "inference mode"),
     ],
 )
