@@ -155,7 +155,7 @@ def _observer(edge: Edge, method: str, options: Mapping[str, Any]) -> Observer:
         return make_observer(OUTPUT_METHOD)
     if "bits" in inspect.signature(type(observer)).parameters and "bits" not in options:
         # Beyond 8 bits the best threshold is the extreme anyway.
-        return make_observer(method, bits=min(edge.bits, 8), **options)
+        return make_observer(method, bits=min(edge.bits, 8), **{"scheme": edge.scheme} | options)
     return observer
 
 

@@ -10,31 +10,39 @@ from numpy.typing import NDArray
 
 from tvmquant.calibration.histogram import HistogramObserver
 from tvmquant.errors import QuantizationError
+from tvmquant.quantizer import check_scheme
+
+FloatArray = NDArray[np.float64]
+
+# 6 dB: what clipping for the sake of the distribution may cost
+MOST_ERROR = 4.0
 
 
 class _ThresholdObserver(HistogramObserver):
     """Base of the observers that search one clipping threshold of |x| for a bit width.
 
-    The quantizer is the one that "auto" of `tvmquant.quantizer.affine_parameters` makes: unsigned
-    where no value is negative, else symmetric.
-
     Parameters
     ----------
     bits : int
         Bit width that the range is chosen for, 2..8.
+    scheme : str
+        Of the quantizer, see `tvmquant.quantizer.affine_parameters`: it decides how far apart the
+        levels are between two thresholds.
     bins : int
         See `HistogramObserver`.
     """
 
-    def __init__(self, *, bits: int = 8, bins: int = 2048) -> None:
+    def __init__(self, *, bits: int = 8, scheme: str = "auto", bins: int = 2048) -> None:
         super().__init__(bins=bins)
         if not 2 <= bits <= 8:
             raise QuantizationError(f"bits = {bits}; expected 2 <= bits <= 8")
+        check_scheme(scheme)
         self.bits = bits
+        self.scheme = scheme
 
     @classmethod
     def _options(cls) -> tuple[str, ...]:
-        return ("bits",)
+        return ("bits", "scheme")
 
     def range_for(self, bits: int) -> tuple[float, float]:
         """Return the range that suits a bit width, 2..8."""
@@ -44,8 +52,52 @@ class _ThresholdObserver(HistogramObserver):
 
     @property
     def levels(self) -> int:
-        """Number of steps between 0 and the threshold."""
+        """Number of steps between 0 and the threshold, of levels that lie symmetrically."""
         return (1 << self.bits) - 1 if self.low >= 0.0 else (1 << (self.bits - 1)) - 1
+
+    def expected_error(self, thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the mean squared error of quantizing with each of the clipping `thresholds`.
+
+        Parameters
+        ----------
+        thresholds : array of float64, shape (T,), positive
+            Values beyond them, on either side, are clipped.
+
+        Returns
+        -------
+        array of float64, shape (T,), in squared real units
+
+        Notes
+        -----
+        In units u = |x| / scale the squared error integrated from 0 is
+        ``G(u) = n / 12 + (u - n)^3 / 3`` with ``n = clip(floor(u + 1/2), 0, levels)``: each full
+        step adds 1/12, and beyond the last level the cubic term is the clipping error.
+        """
+        scale, below, above = self._steps(np.asarray(thresholds, np.float64))
+        length = len(self._magnitudes())
+        total = np.zeros(len(scale))
+        sides = ((self.counts[self.bins :], above), (self.counts[: self.bins][::-1], below))
+        for counts, levels in sides:
+            edges = np.arange(length + 1) * self.width / scale[:, None]
+            nearest = np.minimum(np.floor(edges + 0.5), levels[:, None])
+            integral = nearest / 12.0 + (edges - nearest) ** 3 / 3.0
+            # The bin is width / scale units wide; the error is scale^2 times that in real units.
+            mean_in_bin = np.diff(integral, axis=1) * scale[:, None] ** 3 / self.width
+            total += mean_in_bin @ counts[:length]
+        return total / self.count
+
+    def _steps(self, thresholds: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return the scale, and the number of steps below and above 0, for each threshold."""
+        if self.scheme != "asymmetric" or self.low >= 0.0:
+            levels = self.levels
+            if self.scheme == "symmetric":
+                levels = (1 << (self.bits - 1)) - 1
+            steps = np.full(len(thresholds), float(levels))
+            return thresholds / levels, steps, steps
+        low = np.minimum(thresholds, max(-self.low, 0.0))
+        high = np.minimum(thresholds, max(self.high, 0.0))
+        scale = (low + high) / ((1 << self.bits) - 1)
+        return scale, np.rint(low / scale), np.rint(high / scale)
 
 
 class EntropyObserver(_ThresholdObserver):
@@ -56,6 +108,10 @@ class EntropyObserver(_ThresholdObserver):
     threshold minimises KL(P || Q), over every bin edge that leaves at least one bin per step. Where
     clipped mass meets an empty last step, that step counts as one value: the divergence would be
     infinite, and a far outlier could never be clipped.
+
+    Of few values the divergence tells little: with B bins it is (B - 1) / 2N in the mean even where
+    Q is the distribution they come from, so that a thin histogram would lose most of its range.
+    Thresholds whose squared error is `MOST_ERROR` times that of clipping nothing do not count.
 
     References
     ----------
@@ -68,7 +124,10 @@ class EntropyObserver(_ThresholdObserver):
         counts = self._magnitudes()
         if len(counts) <= self.levels:
             return self.low, self.high
-        best = int(np.argmin(_divergences(counts, self.levels))) + self.levels
+        divergences = _divergences(counts, self.levels)
+        errors = self.expected_error(np.arange(self.levels, len(counts) + 1) * self.width)
+        divergences[errors > MOST_ERROR * errors[-1]] = np.inf
+        best = int(np.argmin(divergences)) + self.levels
         return self._clip(best * self.width) if best < len(counts) else (self.low, self.high)
 
 
@@ -77,38 +136,12 @@ class MSEObserver(_ThresholdObserver):
 
     The error is integrated exactly over each bin, its values taken as evenly spread. A geometric
     grid of 100 thresholds between 1 % and 100 % of the largest |x| is refined once around its best;
-    the largest |x| itself is a candidate, so the error never exceeds that of minmax.
+    the largest |x| itself is a candidate, so the error never exceeds that of minmax. Of data of
+    both signs either end is clipped at the threshold, and the levels of an asymmetric quantizer
+    divide what lies between the ends.
     """
 
     method = "mse"
-
-    def expected_error(self, thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the mean squared error of quantizing with each of the clipping `thresholds`.
-
-        Parameters
-        ----------
-        thresholds : array of float64, shape (T,), positive
-            The scale is ``threshold / levels``; values beyond it are clipped.
-
-        Returns
-        -------
-        array of float64, shape (T,), in squared real units
-
-        Notes
-        -----
-        In units u = x / scale the squared error integrated from 0 is
-        ``G(u) = n / 12 + (u - n)^3 / 3`` with ``n = clip(floor(u + 1/2), 0, levels)``: each full
-        step adds 1/12, and beyond the last level the cubic term is the clipping error.
-        """
-        counts = self._magnitudes()
-        scale = (np.asarray(thresholds, np.float64) / self.levels)[:, None]
-        edges = np.arange(len(counts) + 1) * self.width / scale
-        nearest = np.minimum(np.floor(edges + 0.5), self.levels)
-        integral = nearest / 12.0 + (edges - nearest) ** 3 / 3.0
-        # The bin is width / scale units wide; the error is scale^2 times that in real units.
-        mean_in_bin = np.diff(integral, axis=1) * scale**3 / self.width
-        total: NDArray[np.float64] = mean_in_bin @ counts / self.count
-        return total
 
     def _choose(self) -> tuple[float, float]:
         largest = max(self.high, -self.low)
