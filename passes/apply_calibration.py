@@ -24,7 +24,7 @@ A weight that multiplies a tensor whose scales differ is quantized as what multi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -62,9 +62,14 @@ class _Scales:
 
 class _Filler(DataflowRewriter):
     def __init__(
-        self, module: tvm.IRModule, ranges: Mapping[str, tuple[float, float]], weight_method: str
+        self,
+        module: tvm.IRModule,
+        ranges: Mapping[str, tuple[float, float]],
+        weight_method: str,
+        channel_factors: Mapping[str, Sequence[float]],
     ) -> None:
         super().__init__(module)
+        self.channel_factors = channel_factors
         self.ranges = ranges
         self.weight_method = weight_method
         self.quantizers = self._group_quantizers()
@@ -88,13 +93,13 @@ class _Filler(DataflowRewriter):
             constants, filled = (
                 self._weight(x, attrs, self._factors(var))
                 if attrs["role"] == "weight"
-                else self._activation(attrs)
+                else self._activation(attrs, len(value.ty.shape.values))
             )
         if attrs["role"] != "weight":
             scale = constants[0].astype(np.float64)
             shape = [1] * len(value.ty.shape.values)
             if scale.size > 1:
-                shape[attrs["axis"]] = scale.size
+                shape[filled.get("axis", attrs["axis"])] = scale.size
             zero = int(constants[1].reshape(-1)[0])
             self.scales[var] = _Scales(scale.reshape(shape), zero, attrs["bits"] > 8)
         return qop.emit(
@@ -135,11 +140,15 @@ class _Filler(DataflowRewriter):
             quantizers |= {a["id"]: q for a, q in zip(members, aligned, strict=True)}
         return quantizers
 
-    def _activation(self, attrs: dict[str, Any]) -> tuple[list[Any], dict[str, int]]:
+    def _activation(self, attrs: dict[str, Any], rank: int) -> tuple[list[Any], dict[str, int]]:
         quantizer = self.quantizers.get(attrs["id"]) or _quantizer(*self._range(attrs), attrs)
         scale, zero, qmin, qmax = quantizer
-        constants = [np.asarray([scale], np.float32), np.asarray([zero], np.int32)]
-        return constants, {"qmin": qmin, "qmax": qmax}
+        filled = {"qmin": qmin, "qmax": qmax}
+        scales = np.asarray([scale])
+        if attrs["id"] in self.channel_factors:
+            scales = scale * np.asarray(self.channel_factors[attrs["id"]])
+            filled["axis"] = 1 if rank == 4 else rank - 1
+        return [scales.astype(np.float32), np.asarray([zero], np.int32)], filled
 
     def _follow(self, var: relax.Var, value: relax.Expr) -> None:
         """Note what integers a mover gives, as `InsertRequantize` makes them."""
@@ -251,6 +260,8 @@ class ApplyCalibration:
         Range in real units of every activation edge, by fake_quant id.
     weight_method : str
         ``"minmax"`` or ``"mse"``: how the per-channel weight scale is chosen.
+    factors : mapping of str to sequence of float, optional
+        Of the scale of each channel, by fake_quant id, of activations that get several.
 
     Raises
     ------
@@ -259,13 +270,17 @@ class ApplyCalibration:
     """
 
     def __init__(
-        self, ranges: Mapping[str, tuple[float, float]], weight_method: str = "mse"
+        self,
+        ranges: Mapping[str, tuple[float, float]],
+        weight_method: str = "mse",
+        factors: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         self.ranges = ranges
         self.weight_method = weight_method
+        self.factors = factors or {}
 
     def transform_module(
         self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
     ) -> tvm.IRModule:
         """Return the calibrated module."""
-        return _Filler(module, self.ranges, self.weight_method).rewrite()
+        return _Filler(module, self.ranges, self.weight_method, self.factors).rewrite()

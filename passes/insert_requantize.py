@@ -466,7 +466,10 @@ class _Integerizer(DataflowRewriter):
         # what correcting the bias may move it by: the scale, and with it the error, is not final
         reserve = 2.0 * np.abs(gain * self._mean_error(layer, weight.round(scale), scale))
         if not weight.fixed:
-            scale = np.maximum(scale, (np.abs(bias) + reserve) / (unit * MAX_BIAS_STEPS))
+            least = (np.abs(bias) + reserve) / (unit * MAX_BIAS_STEPS)
+            # of a channel without weights the step is the bias's alone
+            empty = ~weight.values.reshape(len(weight.values), -1).any(axis=1) & (least > 0.0)
+            scale = np.where(empty, least, np.maximum(scale, least))
         ratios = [x.scale * scale * gain / to_scale, *(s / to_scale for s in others)]
         bound = _accumulator_bound(
             weight.round(scale), x, bias / (unit * scale), reserve / (unit * scale)

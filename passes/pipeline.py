@@ -77,10 +77,12 @@ def apply_calibration(
     weights: Mapping[str, tuple[int, int]] | None = None,
     activations: Mapping[str, int] | None = None,
     weight_method: str = "mse",
+    factors: Mapping[str, Sequence[float]] | None = None,
 ) -> tvm.IRModule:
     """L1, uncalibrated -> L1 with its bit widths, scales and zero points."""
     widths = [AssignBitWidths(weights or {}, activations or {})]
-    return _run("3-calibrated", [*widths, ApplyCalibration(ranges, weight_method)], module)
+    filled = ApplyCalibration(ranges, weight_method, factors)
+    return _run("3-calibrated", [*widths, filled], module)
 
 
 def integerize(

@@ -144,6 +144,7 @@ def apply_calibration(
         weights={name: (choice.w_bits, choice.w_group) for name, choice in wanted.items()},
         activations=activations,
         weight_method=weight_method,
+        factors=calibration.factors(),
     )
     return annotated.with_module(module)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tvmquant.calibration.base import Observer
 from tvmquant.calibration.calibration import Calibration, EdgeRange, model_fingerprint
+from tvmquant.calibration.equalization import Equalizer
 from tvmquant.calibration.observers import make_observer
 from tvmquant.data import Dataset, open_data
 from tvmquant.errors import DataError, ModelError
@@ -80,12 +81,19 @@ def calibrate(
     twin = Twin(module)
     edges = [e for e in twin.edges if e.role != "weight" and not e.calibrated]
     observers = {edge.id: _observer(edge, method, options) for edge in edges}
-    twin.observe = _Watch(observers)
+    equalizer = Equalizer(module)
+    twin.observe = _Watch(observers, equalizer)
     means = _InputMeans()
-    twin.observe_input = means
+
+    def observe_input(layer: str, tensor: Tensor) -> None:
+        means(layer, tensor)
+        equalizer.observe_input(layer, tensor)
+
+    twin.observe_input = observe_input
     dataset = _dataset(module, data, limit, batch_size)
     count = _run(twin, dataset, progress)
     ranges = {name: o.range() for name, o in observers.items()}
+    factors = equalizer.factors(ranges)
     narrow = {
         bits: {name: o.range_for(bits) for name, o in observers.items()} for bits in NARROW_BITS
     }
@@ -104,6 +112,7 @@ def calibrate(
                     for bits, chosen in narrow.items()
                     if chosen[edge.id] != ranges[edge.id]
                 },
+                factors=factors.get(edge.id, []),
             )
             for edge in edges
         },
@@ -114,8 +123,9 @@ def calibrate(
 class _Watch:
     """Hand the tensors of the observed edges to their observers."""
 
-    def __init__(self, observers: Mapping[str, Observer]) -> None:
+    def __init__(self, observers: Mapping[str, Observer], equalizer: Equalizer) -> None:
         self.observers = observers
+        self.equalizer = equalizer
 
     def __call__(self, edge_id: str, tensor: Tensor) -> None:
         observer = self.observers.get(edge_id)
@@ -125,6 +135,7 @@ class _Watch:
             observer.update(tensor.numpy(force=True))
         except DataError as error:
             raise DataError(f"tensor {edge_id!r}: {error}") from error
+        self.equalizer.observe(edge_id, tensor)
 
 
 class _InputMeans:
@@ -155,7 +166,7 @@ def _observer(edge: Edge, method: str, options: Mapping[str, Any]) -> Observer:
         return make_observer(OUTPUT_METHOD)
     if "bits" in inspect.signature(type(observer)).parameters and "bits" not in options:
         # Beyond 8 bits the best threshold is the extreme anyway.
-        return make_observer(method, bits=min(edge.bits, 8), **{"scheme": edge.scheme} | options)
+        return make_observer(method, bits=min(edge.bits, 8), **{"scheme": edge.scheme, **options})
     return observer
 
 

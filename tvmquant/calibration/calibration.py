@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import tvm
@@ -18,7 +18,9 @@ from tvmquant.passes.rewriter import bindings_of
 from tvmquant.quantizer import Scheme, affine_parameters
 from tvmquant.records import load_record, save_record
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
+
+Factor = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class EdgeRange(BaseModel):
@@ -34,6 +36,9 @@ class EdgeRange(BaseModel):
         Number of values seen, > 0.
     narrow : dict of int to (float, float)
         The range to use for a narrower bit width, where the observer's choice depends on it.
+    factors : list of float
+        Of each channel's scale, in (0, 1]; empty where the tensor has one scale
+        (`tvmquant.calibration.equalization`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -43,6 +48,7 @@ class EdgeRange(BaseModel):
     method: str
     samples: int = Field(gt=0)
     narrow: dict[int, tuple[float, float]] = Field(default_factory=dict)
+    factors: list[Factor] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _ordered(self) -> EdgeRange:
@@ -62,7 +68,7 @@ class Calibration(BaseModel):
     Parameters
     ----------
     schema_version : int
-        2.
+        3.
     model : str
         `model_fingerprint` of the annotated graph.
     data : str, optional
@@ -77,7 +83,7 @@ class Calibration(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     model: str
     data: str | None
     count: int = Field(gt=0)
@@ -94,6 +100,10 @@ class Calibration(BaseModel):
         """
         widths = bits or {}
         return {name: edge.range(widths.get(name, 8)) for name, edge in self.edges.items()}
+
+    def factors(self) -> dict[str, list[float]]:
+        """Return the factors of the edges that have a scale for each channel, by their ids."""
+        return {name: edge.factors for name, edge in self.edges.items() if edge.factors}
 
     def parameters(
         self, edge_id: str, bits: int = 8, scheme: Scheme = "auto"

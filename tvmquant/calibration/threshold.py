@@ -125,7 +125,9 @@ class EntropyObserver(_ThresholdObserver):
         if len(counts) <= self.levels:
             return self.low, self.high
         divergences = _divergences(counts, self.levels)
-        errors = self.expected_error(np.arange(self.levels, len(counts) + 1) * self.width)
+        errors = self.expected_error(
+            np.arange(self.levels, len(counts) + 1, dtype=np.float64) * self.width
+        )
         divergences[errors > MOST_ERROR * errors[-1]] = np.inf
         best = int(np.argmin(divergences)) + self.levels
         return self._clip(best * self.width) if best < len(counts) else (self.low, self.high)

@@ -1,0 +1,297 @@
+"""Scales per channel: let channels of small range have small steps where all readers absorb them.
+
+A tensor whose channels differ in range loses the small ones to the step of the largest. Where
+everything that reads it multiplies by constants of its own, channel c may have the scale
+``scale * f_c``, f_c in (0, 1]: the layer before divides by it in its requantization, which has a
+multiplier per channel anyway, and a layer after multiplies its weights by it. This is cross-layer
+equalization without touching the float network, and so is exact through any clip.
+
+The weights pay: ``w_oc f_c`` has to be rounded with one step per output o. With
+``f_c = (range_c / range)^a`` the error that rounding x and w adds to the output of a reader is, per
+position (steps are uniform, errors independent)::
+
+    sum_oc  w_oc^2 (s f_c)^2 / 12    +    sum_o step_o^2 / 12 sum_c E[x_c^2] / f_c^2
+
+with ``step_o = max_c |w_oc| f_c / 127``. Of a few exponents a the one is taken for which this, in
+parts of the output's power and summed over the readers, is least; none where it gains little. A
+depthwise layer has one input channel for each output, and always gains.
+
+References: Nagel et al., Data-Free Quantization, 2019, section 4.1 (cross-layer equalization); Xiao
+et al., SmoothQuant, 2023, equation (4) (the exponent).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import tvm
+from torch import Tensor
+from tvm import relax
+
+from tvmquant.arithmetic import FloatArray
+from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes import scale_factors
+from tvmquant.passes.accumulator import factors_per_input
+from tvmquant.passes.annotate_quantization import ACTIVATION, is_mover
+from tvmquant.passes.channel_affine import CONV2D, CONV2D_TRANSPOSE, MATMUL
+from tvmquant.passes.rewriter import bindings_of, span_name, used_vars
+
+LAYERS = (CONV2D, CONV2D_TRANSPOSE, MATMUL)
+EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+# What is gained has to be worth it: 1 dB.
+MOST_NOISE = 0.8
+# A channel's step is never finer: its levels beyond 8 bits carry nothing.
+LEAST_FACTOR = 2.0**-10
+# What a region may end in between the layer that accumulates and the tensor.
+EPILOGUES = ("relax.nn.relu", "relax.clip", "relax.add", "relax.subtract", "relax.multiply")
+SUMS = (*LAYERS, "relax.mean", "relax.nn.avg_pool2d")
+# These read a tensor of several scales as it is.
+PLAIN_READERS = ("relax.add", "relax.subtract", "relax.mean", "relax.nn.avg_pool2d")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What multiplies a tensor's channels by constants.
+
+    Parameters
+    ----------
+    layer : str
+        Name of a convolution or dense layer; empty for what only adds or averages.
+    weight : float64 array, optional
+        (O, I / groups, ...), of a layer.
+    groups : int
+    channels : int array, optional
+        For each of the layer's I inputs the channel of the tensor that it is, -1 for others'.
+    """
+
+    layer: str
+    weight: FloatArray | None = None
+    groups: int = 1
+    channels: Any = None
+
+
+@dataclass
+class Candidate:
+    """A tensor that may have a scale per channel, and the range of each that was seen."""
+
+    axis: int
+    readers: list[Reader]
+    low: Tensor | None = None
+    high: Tensor | None = None
+
+    def update(self, tensor: Tensor) -> None:
+        """Take in one batch."""
+        others = [i for i in range(tensor.ndim) if i != self.axis]
+        low, high = tensor.amin(dim=others), tensor.amax(dim=others)
+        self.low = low if self.low is None else torch.minimum(self.low, low)
+        self.high = high if self.high is None else torch.maximum(self.high, high)
+
+    def factors(self, bounds: tuple[float, float], power: Mapping[str, FloatArray]) -> list[float]:
+        """Return the factor of each channel, or nothing where one scale is as good.
+
+        Parameters
+        ----------
+        bounds : (float, float)
+            Range of the whole tensor.
+        power : dict of str to float64 array
+            Mean square of each input channel, by layer.
+        """
+        if self.low is None or self.high is None:
+            return []
+        low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
+        if low == high:
+            return []
+        below = -self.low.double().numpy() / -low if low < 0.0 else np.zeros(len(self.low))
+        above = self.high.double().numpy() / high if high > 0.0 else np.zeros(len(self.high))
+        ratio = np.clip(np.maximum(below, above), LEAST_FACTOR, 1.0)
+        scale = (high - low) / 255.0
+        noise = [self._noise(scale, ratio**a, power) for a in EXPONENTS]
+        best = int(np.argmin(noise))
+        if noise[best] > MOST_NOISE * noise[0]:
+            return []
+        return [float(f"{f:.6g}") for f in ratio ** EXPONENTS[best]]
+
+    def _noise(self, scale: float, factors: FloatArray, power: Mapping[str, FloatArray]) -> float:
+        return sum(_noise_of(reader, scale, factors, power) for reader in self.readers)
+
+
+def _noise_of(
+    reader: Reader, scale: float, factors: FloatArray, power: Mapping[str, FloatArray]
+) -> float:
+    """Return the error at a reader's output in parts of its power."""
+    if reader.weight is None:
+        return float(np.square(scale * factors).mean() / 12.0) / max(scale**2 * 255.0, 1e-300)
+    inputs = power[reader.layer]
+    own = reader.channels >= 0
+    shape = reader.weight.shape
+    spread = np.where(own, factors[np.maximum(reader.channels, 0)], 1.0)
+    steps = np.where(own, scale * spread, 0.0)  # other tensors' errors do not depend on it
+    energy = np.square(reader.weight).reshape(*shape[:2], -1).sum(axis=2)[:, :, None]
+    taps = int(np.prod(shape[2:]))
+
+    def per_input(values: FloatArray) -> FloatArray:
+        return factors_per_input(values, reader.groups, (*shape[:2], 1))
+
+    from_input = float((energy * per_input(np.square(steps))).sum()) / 12.0
+    scaled = np.abs(reader.weight).reshape(*shape[:2], -1).max(axis=2)[:, :, None]
+    step = (scaled * per_input(spread)).max(axis=(1, 2)) / 127.0
+    beside = per_input(inputs / np.square(spread)).sum(axis=(1, 2))
+    from_weight = float((np.square(step) * beside).sum()) * taps / 12.0
+    signal = float((energy * per_input(inputs)).sum())
+    return (from_input + from_weight) / max(signal, 1e-300)
+
+
+class Equalizer:
+    """Watch the tensors of an annotated graph that may have scales per channel.
+
+    Parameters
+    ----------
+    module : tvm.IRModule
+        Annotated (L1), not calibrated.
+    """
+
+    def __init__(self, module: tvm.IRModule) -> None:
+        finder = _Finder(module)
+        self.candidates = dict(finder.candidates())
+        self._axes = finder.input_axes
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def observe(self, edge_id: str, tensor: Tensor) -> None:
+        """Take in one batch of a tensor."""
+        if edge_id in self.candidates:
+            self.candidates[edge_id].update(tensor)
+
+    def observe_input(self, layer: str, tensor: Tensor) -> None:
+        """Take in one batch of what a layer reads."""
+        if layer not in self._axes:
+            return
+        others = [i for i in range(tensor.ndim) if i != self._axes[layer]]
+        total = tensor.square().sum(dim=others, dtype=torch.float64)
+        self._sums[layer] = self._sums.get(layer, torch.zeros_like(total)) + total
+        self._counts[layer] = self._counts.get(layer, 0) + tensor.numel() // len(total)
+
+    def factors(self, ranges: Mapping[str, tuple[float, float]]) -> dict[str, list[float]]:
+        """Return the factors of the tensors that gain from them, by edge.
+
+        Parameters
+        ----------
+        ranges : dict of str to (float, float)
+            Range of each edge.
+        """
+        power = {name: (s / self._counts[name]).numpy() for name, s in self._sums.items()}
+        chosen = {
+            name: candidate.factors(ranges[name], power)
+            for name, candidate in self.candidates.items()
+        }
+        return {name: factors for name, factors in chosen.items() if factors}
+
+
+class _Finder:
+    """Find the tensors whose readers all absorb a scale per channel."""
+
+    def __init__(self, module: tvm.IRModule) -> None:
+        function = module["main"]
+        self.values = dict(bindings_of(function))
+        self.readers: dict[relax.Var, list[tuple[relax.Var, relax.Expr]]] = {}
+        for var, value in self.values.items():
+            for read in {*used_vars(value)}:
+                self.readers.setdefault(read, []).append((var, value))
+        self.input_axes: dict[str, int] = {}
+
+    def candidates(self) -> Iterator[tuple[str, Candidate]]:
+        """Yield (edge, candidate)."""
+        for var, value in self.values.items():
+            if not qop.is_call(value, qop.FAKE_QUANT):
+                continue
+            attrs = qop.attributes(value)
+            wanted = attrs["role"] == ACTIVATION and not attrs["calibrated"]
+            if not wanted or attrs.get("shares") == "scale" or not self._accumulates(value.args[0]):
+                continue
+            extents = list(var.ty.shape.values)
+            axis = 1 if len(extents) == 4 else len(extents) - 1
+            if len(extents) < 2 or not isinstance(extents[axis], tvm.tirx.IntImm):
+                continue
+            channels = int(extents[axis])
+            probe = np.arange(1.0, channels + 1.0)
+            probe = probe.reshape([-1 if i == axis else 1 for i in range(len(extents))])
+            readers = self._readers(var, probe)
+            if channels > 1 and readers and any(r.weight is not None for r in readers):
+                yield attrs["id"], Candidate(axis, readers)
+
+    def _accumulates(self, var: relax.Var) -> bool:
+        """Whether a tensor is requantized from sums, and not made by a table or at the border."""
+        value = self.values.get(var)
+        while qop.is_call(value, *EPILOGUES, qop.FAKE_QUANT):
+            if qop.is_call(value, "relax.add", "relax.subtract") and len(used_vars(value)) == 2:
+                return True
+            value = self.values.get(value.args[0])
+        return qop.is_call(value, *SUMS)
+
+    def _readers(self, var: relax.Var, probe: FloatArray) -> list[Reader] | None:
+        """Return what reads a tensor through movers; None if something cannot absorb factors.
+
+        Parameters
+        ----------
+        var : Var
+        probe : float64 array
+            In place of factors: one more than the number of the channel, 0 for other tensors'.
+        """
+        found: list[Reader] = []
+        for result, value in self.readers.get(var, []):
+            readers = self._reader(var, result, value, probe)
+            if readers is None:
+                return None
+            found += readers
+        return found
+
+    def _reader(
+        self, var: relax.Var, result: relax.Var, value: relax.Expr, probe: FloatArray
+    ) -> list[Reader] | None:
+        if isinstance(value, relax.Var):
+            return self._readers(result, probe)
+        if not isinstance(value, relax.Call):
+            return None
+        if is_mover(value):
+            inputs = [probe if v.same_as(var) else np.zeros((1,) * probe.ndim)
+                      for v in used_vars(value)]  # fmt: skip
+            fields = getattr(value.args[0], "fields", ())
+            if any(isinstance(f, tvm.ir.GenericConst) for f in fields):
+                return None
+            moved = scale_factors.moved(value, inputs)
+            return None if moved is None else self._readers(result, moved)
+        if qop.is_call(value, *LAYERS):
+            return self._layer(value, probe)
+        if qop.is_call(value, *PLAIN_READERS) and len(used_vars(value)) > 0:
+            scalar = any(a.size == 1 for a in map(qop.constant_array, value.args) if a is not None)
+            return None if scalar else [Reader("")]
+        return None
+
+    def _layer(self, call: relax.Call, probe: FloatArray) -> list[Reader] | None:
+        """Return the reader that a convolution or dense layer with a constant weight is."""
+        quantized = self.values.get(call.args[1])
+        weight = qop.constant_array(quantized.args[0]) if quantized is not None else None
+        axis = probe.ndim - 1 if qop.is_call(call, MATMUL) else 1
+        if weight is None or scale_factors.varying_axes(probe) != [axis]:
+            return None
+        groups = int(getattr(call.attrs, "groups", 1))
+        name = span_name(call)
+        self.input_axes[name] = axis
+        channels = probe.reshape(-1).astype(np.int64) - 1
+        return [Reader(name, outputs_first(call, weight.astype(np.float64)), groups, channels)]
+
+
+def outputs_first(call: relax.Call, weight: FloatArray) -> FloatArray:
+    """Return the weight of a layer as (O, I / groups, ...)."""
+    if qop.is_call(call, MATMUL):
+        return weight.T
+    if qop.is_call(call, CONV2D):
+        return weight
+    groups = int(call.attrs.groups)
+    inputs, outputs, *kernel = weight.shape
+    by_group = weight.reshape(groups, inputs // groups, outputs, *kernel).swapaxes(1, 2)
+    return by_group.reshape(groups * outputs, inputs // groups, *kernel)
