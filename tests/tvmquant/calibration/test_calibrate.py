@@ -261,7 +261,7 @@ class TestFile:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"schema_version": 1}, "schema_version = 1; this version of tvmquant reads 2"),
+            ({"schema_version": 1}, "schema_version = 1; this version of tvmquant reads 3"),
             ({"count": 0}, "count = 0"),
             ({"model": None}, "model = None"),
             ({"extra": 1}, "extra = 1"),
