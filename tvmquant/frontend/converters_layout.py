@@ -142,8 +142,12 @@ def _convert_split(ctx: Context, node: Node) -> tuple[relax.Var, ...]:
         raise UnsupportedNodeError(f"it splits {extent} elements into parts of {sizes}")
     if len(sizes) == 1:
         return (data,)
-    pieces = ctx.emit(relax.op.split(data, list(accumulate(sizes))[:-1], axis))
-    return tuple(ctx.emit(relax.TupleGetItem(pieces, part)) for part in range(len(sizes)))
+    ends = list(accumulate(sizes))
+    # slices, so that every later pass sees tensors only, never a tuple of them
+    return tuple(
+        ctx.emit(relax.op.strided_slice(data, [axis], [end - size], [end]))
+        for size, end in zip(sizes, ends, strict=True)
+    )
 
 
 def _slice_axis(ctx: Context, data: relax.Var, axis: int, start: int, stop: int, step: int) -> Any:
