@@ -23,6 +23,9 @@ there is exactly one of the *regions* that `InsertRequantize` can compute with a
   readers absorb (`scale_factors`). Where a reader cannot (a table), they share the scale too, if
   their ranges are alike.
 
+Constants of an accumulator vary along the output channels of its contraction, or, without one,
+along any axis but the batch. Constants that a concat joins are quantized like its other inputs.
+
 A tensor used more than once is always materialized. Graph outputs, and what float operators read,
 are kept in 16 bits; where something reads them in 8 bits as well, it reads them rounded once more::
 
@@ -36,8 +39,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeGuard
 
 import numpy as np
 import tvm
@@ -61,7 +64,6 @@ MOVERS = frozenset(
         "relax.squeeze",
         "relax.expand_dims",
         "relax.strided_slice",
-        "relax.split",
         "relax.concat",
         "relax.nn.max_pool2d",
         "relax.max",
@@ -97,11 +99,15 @@ class Form:
         The tensors a mover moves, or the one an elementwise chain is a function of.
     residual : bool
         Whether an accumulator already has its second tensor term.
+    axis : int, optional
+        Of an accumulator: the only one that its constants may vary along, the output channels of
+        a contraction; None where they may vary along all but the batch.
     """
 
     kind: str
     sources: tuple[relax.Var, ...] = ()
     residual: bool = False
+    axis: int | None = None
 
 
 def is_scalar(array: Any) -> bool:
@@ -209,6 +215,8 @@ class _RegionFinder:
         form = handler(value) if handler else None
         if form is not None:
             return form
+        if is_repeated_constant(value):
+            return Form("input")
         self.float_results.add(var)
         for operand in used_vars(value):
             if not self.is_float(operand):
@@ -242,7 +250,7 @@ class _RegionFinder:
         if weight is None or (qop.is_call(call, "relax.matmul") and weight.ndim != 2):
             return None
         self.request(call.args[0], ACTIVATION)
-        return Form("accumulator")
+        return Form("accumulator", axis=output_axis(call))
 
     def _pool(self, call: relax.Call) -> Form | None:
         if not is_window_mean(call):
@@ -254,7 +262,7 @@ class _RegionFinder:
         operand = call.args[0]
         form = self.form(operand)
         if form.kind in ("accumulator", "clipped") and self._absorbs(operand):
-            return Form("clipped", residual=form.residual)
+            return replace(form, kind="clipped")
         return self._chain(operand)
 
     def _move(self, call: relax.Call) -> Form | None:
@@ -304,8 +312,8 @@ class _RegionFinder:
         form = self.form(tensor)
         if not keeps_shape(call, tensor):
             return None
-        linear = is_linear(call, constant, constant_first)
-        if linear and form.kind == "accumulator" and self._absorbs(tensor):
+        along_layer = is_linear(call, constant, constant_first, form.axis)
+        if along_layer and form.kind == "accumulator" and self._absorbs(tensor):
             return form
         rescales = qop.is_call(call, "relax.multiply", "relax.divide") and not constant_first
         positive = is_scalar(constant) and float(constant.reshape(())) > 0
@@ -313,7 +321,7 @@ class _RegionFinder:
             return form
         if is_scalar(constant):
             return self._chain(tensor)
-        if linear:
+        if is_linear(call, constant, constant_first):
             self.request(tensor, ACTIVATION)
             return Form("accumulator")
         return None
@@ -326,16 +334,16 @@ class _RegionFinder:
         open_terms = [
             v
             for v in (left, right)
-            if self.form(v).kind == "accumulator"
-            and not self.form(v).residual
-            and self._absorbs(v)
-            and [str(d) for d in v.ty.shape.values] == [str(d) for d in call.ty.shape.values]
+            if self.form(v).kind == "accumulator" and not self.form(v).residual and self._absorbs(v)
         ]
-        kept = open_terms[-1] if open_terms else None
+        # a sum that broadcasts is no epilogue: what it adds is stored before it, in 8 bits
+        alike = all(keeps_shape(call, v) for v in (left, right))
+        kept = open_terms[-1] if open_terms and alike else None
         for operand in (left, right):
             if kept is None or not operand.same_as(kept):
                 self.request(operand, ACTIVATION)
-        return Form("accumulator", residual=True)
+        axis = None if kept is None else self.form(kept).axis
+        return Form("accumulator", residual=True, axis=axis)
 
     def _cast(self, call: relax.Call) -> Form | None:
         """Go on with a chain whose booleans become the numbers 0 and 1."""
@@ -387,15 +395,20 @@ def _only_for_the_user(function: relax.Function, uses: Counter[relax.Var]) -> se
     return found
 
 
-def is_channelwise(constant: Any, rank: int) -> bool:
-    """Whether a constant is a scalar or varies along the channel axis (1 of 4, else the last)."""
+def output_axis(call: relax.Call) -> int:
+    """Return the axis of a contraction's output channels."""
+    return len(call.ty.shape.values) - 1 if qop.is_call(call, "relax.matmul") else 1
+
+
+def varies_along(constant: Any, rank: int, axis: int | None) -> bool:
+    """Whether a constant is a scalar, or varies along one axis (None: any but the batch) only."""
     if constant is None:
         return False
     if constant.size == 1:
         return True
-    axis = 1 if rank == 4 else rank - 1
     shape = (1,) * (rank - constant.ndim) + constant.shape
-    return len(shape) == rank and all(n == 1 for i, n in enumerate(shape) if i != axis)
+    fixed = [0] if axis is None else [i for i in range(rank) if i != axis]
+    return len(shape) == rank and all(shape[i] == 1 for i in fixed)
 
 
 def keeps_shape(call: relax.Call, tensor: relax.Var) -> bool:
@@ -408,9 +421,11 @@ def is_boolean(tensor: relax.Expr) -> bool:
     return isinstance(tensor.ty, relax.TensorType) and str(tensor.ty.dtype.dtype) == "bool"
 
 
-def is_linear(call: relax.Call, constant: Any, constant_first: bool) -> bool:
-    """Whether a call adds or multiplies constants per channel."""
-    if not is_channelwise(constant, len(call.ty.shape.values)):
+def is_linear(
+    call: relax.Call, constant: Any, constant_first: bool, axis: int | None = None
+) -> bool:
+    """Whether a call adds or multiplies constants that vary along an axis (`varies_along`)."""
+    if not varies_along(constant, len(call.ty.shape.values), axis):
         return False
     if qop.is_call(call, "relax.subtract", "relax.divide"):
         return not constant_first
@@ -426,6 +441,13 @@ def is_window_mean(call: relax.Call) -> bool:
     return rank == 4 and axes == [2, 3] and bool(call.attrs.keepdims)
 
 
+def is_repeated_constant(value: Any) -> TypeGuard[relax.Call]:
+    """Whether a value is a constant, written as a tensor."""
+    return qop.is_call(value, "relax.broadcast_to") and isinstance(
+        value.args[0], tvm.ir.GenericConst
+    )
+
+
 def _tensor_fields(call: relax.Call) -> list[relax.Expr]:
     first = call.args[0]
     return list(first.fields) if isinstance(first, relax.Tuple) else [first]
@@ -434,6 +456,22 @@ def _tensor_fields(call: relax.Call) -> list[relax.Expr]:
 def _form_of_input(param: relax.Var) -> Form:
     is_tensor = isinstance(param.ty, relax.TensorType)
     return Form("input" if is_tensor and str(param.ty.dtype.dtype) == "float32" else "float")
+
+
+class _ConstantsAsTensors(DataflowRewriter):
+    """Bind the constants that a concat joins with tensors, which are then quantized like these."""
+
+    def visit_binding(self, _var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        if not qop.is_call(value, "relax.concat") or not isinstance(value.args[0], relax.Tuple):
+            return None
+        fields = [self._tensor(field, value) for field in value.args[0].fields]
+        return relax.Call(value.op, [relax.Tuple(fields)], value.attrs, None, value.span)
+
+    def _tensor(self, field: relax.Expr, call: relax.Call) -> relax.Expr:
+        if not isinstance(field, tvm.ir.GenericConst) or not qop.is_float(field):
+            return self.lookup(field)
+        whole = relax.op.broadcast_to(field, field.ty.shape)
+        return self.emit(relax.Call(whole.op, whole.args, whole.attrs, None, call.span), "constant")
 
 
 class _Annotator(DataflowRewriter):
@@ -590,4 +628,5 @@ class AnnotateQuantization:
         self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
     ) -> tvm.IRModule:
         """Return the annotated module."""
+        module = _ConstantsAsTensors(module).rewrite()
         return _Annotator(module, self.activation_scheme).rewrite()

@@ -14,6 +14,8 @@ Before / After, ``c`` being constants and ``C`` constants per channel::
     avg_pool2d(x), one unpadded window     ->  mean(x, [2, 3], keepdims=True)
     conv2d(pad(x, p), w, padding=q)        ->  conv2d(x, w, padding=p + q)        zeros only
     max_pool2d(pad(x, p), padding=q)       ->  max_pool2d(x, padding=p + q)       if no maximum
+    x + y, x - y, x * y, x / y of two ranks -> the lower one reshaped with leading extents of 1
+    permute_dims(permute_dims(x, p), q)    ->  permute_dims(x, p[q])
     x + 0, x * 1, dropout(x)[0], reshape(x, shape of x), clip(x, -inf, inf), concat([x]),
     astype(x, its own type), permute_dims(x, [0, 1, ...]), pad(x, 0)              ->  x
 
@@ -112,8 +114,10 @@ class _Canonicalizer(DataflowRewriter):
     def _arithmetic(self, var: relax.Var, call: relax.Call) -> relax.Expr | None:
         operands = [self.lookup(a) for a in call.args]
         arrays = [qop.constant_array(a) for a in operands]
-        if all(a is None for a in arrays) or not str(var.ty.dtype.dtype).startswith("float"):
+        if not str(var.ty.dtype.dtype).startswith("float"):
             return None
+        if all(a is None for a in arrays):
+            return self._of_one_rank(call, operands)
         constant_first = arrays[0] is not None
         x = operands[1 if constant_first else 0]
         constant = arrays[0 if constant_first else 1]
@@ -135,6 +139,19 @@ class _Canonicalizer(DataflowRewriter):
             return x
         combine = relax.op.multiply if name == "relax.multiply" else relax.op.add
         return combine(x, qop.constant(constant))
+
+    def _of_one_rank(self, call: relax.Call, operands: list[relax.Expr]) -> relax.Expr | None:
+        """Write out the axes that broadcasting adds to one of two tensors."""
+        shapes = [list(x.ty.shape.values) for x in operands]
+        rank = max(map(len, shapes))
+        if all(len(shape) == rank for shape in shapes):
+            return None
+        wide = [
+            x if len(shape) == rank
+            else self.emit(_at(relax.op.reshape(x, [1] * (rank - len(shape)) + shape), call.span))
+            for x, shape in zip(operands, shapes, strict=True)
+        ]  # fmt: skip
+        return relax.Call(call.op, wide, call.attrs, call.ty_args)
 
     def _clip(self, var: relax.Var, call: relax.Call) -> relax.Expr | None:
         bounds = self._bounds(call)
@@ -259,15 +276,26 @@ class _Canonicalizer(DataflowRewriter):
         return self.lookup(call.args[0]) if _same_type(var, call.args[0]) else None
 
     def _permute_dims(self, _var: relax.Var, call: relax.Call) -> relax.Expr | None:
-        axes = call.attrs.axes
-        stays = axes is not None and [int(a) for a in axes] == list(range(len(axes)))
-        return self.lookup(call.args[0]) if stays else None
+        x, axes = self.lookup(call.args[0]), _axes(call)
+        made = self.builder.lookup_binding(x) if isinstance(x, relax.Var) else None
+        if qop.is_call(made, "relax.permute_dims"):
+            before = _axes(made)
+            x, axes = made.args[0], [before[a] for a in axes]
+        if axes == sorted(axes):
+            return x
+        return relax.op.permute_dims(x, axes)
 
 
 def _at(expr: relax.Expr | None, span: tvm.ir.Span) -> relax.Expr | None:
     if not isinstance(expr, relax.Call):
         return expr
     return relax.Call(expr.op, expr.args, expr.attrs, expr.ty_args, span)
+
+
+def _axes(call: relax.Call) -> list[int]:
+    rank = len(call.args[0].ty.shape.values)
+    given = range(rank - 1, -1, -1) if call.attrs.axes is None else call.attrs.axes
+    return [int(a) % rank for a in given]
 
 
 def _same_type(left: relax.Expr, right: relax.Expr) -> bool:

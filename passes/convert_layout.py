@@ -29,6 +29,7 @@ from tvmquant.passes.rewriter import DataflowRewriter, bindings_of
 
 TO_NHWC = (0, 2, 3, 1)
 TO_NCHW = (0, 3, 1, 2)
+POINTWISE = (qop.REQUANTIZE, qop.TABLE, qop.QMULTIPLY)
 # where axis i of NCHW stands in NHWC
 AXIS_IN_NHWC = (0, 3, 1, 2)
 
@@ -46,28 +47,31 @@ class LayoutConverter(DataflowRewriter):
         super().__init__(module)
         self.channels_last: dict[relax.Var, relax.Expr] = {}
         self.not_in_nchw: set[relax.Var] = set()
+        # whose last axis already holds the channels: of what the model itself transposed
+        self.last_already: set[relax.Var] = set()
         self.handlers: dict[str, Callable[[relax.Call], relax.Expr | None]] = {
             qop.QCONV2D: self._windowed,
             qop.QCONV2D_TRANSPOSE: self._windowed,
             qop.POOL_SUM: self._windowed,
-            qop.REQUANTIZE: self._pointwise,
-            qop.TABLE: self._pointwise,
-            qop.QMULTIPLY: self._pointwise,
+            **dict.fromkeys(POINTWISE, self._pointwise),
             "relax.concat": self._concat,
             "relax.nn.max_pool2d": self._max_pool,
             "relax.max": self._reduce,
             "relax.nn.pad": self._pad,
             "relax.strided_slice": self._slice,
-            "relax.split": self._split,
             "relax.image.resize2d": self._resize,
+            "relax.broadcast_to": self._broadcast,
         }
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         """Convert a call that has a handler; anything else reads NCHW."""
         if isinstance(value, relax.Var):
             return self.lookup(value)
-        if isinstance(value, relax.TupleGetItem):
-            return self._tuple_item(var, value)
+        if qop.is_call(value, "relax.permute_dims") and self.converts(value.args[0]):
+            return self._permute(var, value)
+        if qop.is_call(value, qop.QDENSE, *POINTWISE) and self._is_last_already(value):
+            self.last_already.add(var)
+            return None
         handler = self.handlers.get(value.op.name) if isinstance(value, relax.Call) else None
         if handler is None or not self.converts(value.args[0]):
             return None
@@ -145,13 +149,6 @@ class LayoutConverter(DataflowRewriter):
         )
         return relax.Call(call.op, [self.nhwc(x), moved, *rest], call.attrs, call.ty_args)
 
-    def _split(self, call: relax.Call) -> relax.Expr:
-        sections = call.attrs.indices_or_sections
-        values = [int(v) for v in sections] if hasattr(sections, "__len__") else int(sections)
-        return relax.op.split(
-            self.nhwc(call.args[0]), values, AXIS_IN_NHWC[int(call.attrs.axis) % 4]
-        )
-
     def _resize(self, call: relax.Call) -> relax.Expr | None:
         a = call.attrs
         return relax.op.image.resize2d(
@@ -159,11 +156,27 @@ class LayoutConverter(DataflowRewriter):
             str(a.coordinate_transformation_mode), str(a.rounding_method),
         )  # fmt: skip
 
-    def _tuple_item(self, var: relax.Var, item: relax.TupleGetItem) -> relax.Expr | None:
-        if item.tuple_value not in self.channels_last:
+    def _broadcast(self, call: relax.Call) -> relax.Expr | None:
+        shape = list(call.ty.shape.values)
+        if not _is_rank4(call.args[0]):
             return None
-        source = self.channels_last[item.tuple_value]
-        return self._converted(var, relax.TupleGetItem(source, item.index))
+        return relax.op.broadcast_to(self.nhwc(call.args[0]), [shape[i] for i in TO_NHWC])
+
+    def _is_last_already(self, call: relax.Call) -> bool:
+        dense = qop.is_call(call, qop.QDENSE)
+        return dense or any(a in self.last_already for a in call.args if isinstance(a, relax.Var))
+
+    def _permute(self, var: relax.Var, call: relax.Call) -> relax.Expr | None:
+        """Take a transpose of the model's own between the two layouts for a change of layout."""
+        axes = tuple(int(a) % 4 for a in call.attrs.axes or (3, 2, 1, 0))
+        if axes == TO_NHWC:
+            self.last_already.add(var)
+            return self.nhwc(call.args[0])
+        if axes != TO_NCHW:
+            return None
+        self.channels_last[var] = self.lookup(call.args[0])
+        self.not_in_nchw.add(var)
+        return var
 
     def _converted(self, var: relax.Var, expr: relax.Expr) -> relax.Expr:
         """Remember an expression as the NHWC form of ``var``; NCHW is made when it is read."""

@@ -27,7 +27,7 @@ float64 and rounded to float32 once. A folded layer keeps the span (ONNX node) o
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 import tvm
@@ -83,7 +83,7 @@ class _Folder(DataflowRewriter):
         if constant is None or operand.ty != var.ty:
             return None
         known = self._only_reader(operand)
-        before = known or self._plain(operand)
+        before = known or self._plain(operand, constant)
         vector = channel_vector(constant, *before.layout)
         if vector is None:
             return None
@@ -112,9 +112,12 @@ class _Folder(DataflowRewriter):
         """Return what is known of an operand that nothing else reads."""
         return self.affine.get(operand) if self.uses[operand] == 1 else None
 
-    def _plain(self, operand: relax.Var) -> ChannelAffine:
+    def _plain(self, operand: relax.Var, constant: Any) -> ChannelAffine:
+        """Take the axis that a constant varies along for the channels of a tensor."""
         rank = len(operand.ty.shape.values)
-        return ChannelAffine(self.lookup(operand), None, (rank, 1 if rank == 4 else rank - 1))
+        varying = [i - constant.ndim for i, extent in enumerate(constant.shape) if extent > 1]
+        axis = rank + varying[0] if varying else (1 if rank == 4 else rank - 1)
+        return ChannelAffine(self.lookup(operand), None, (rank, axis))
 
     def _bind(self, var: relax.Var, affine: ChannelAffine, call: relax.Call) -> relax.Expr:
         """Remember what ``var`` is and emit it; what it replaces is left without a reader."""

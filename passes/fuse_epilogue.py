@@ -60,8 +60,9 @@ class _Fuser(DataflowRewriter):
         if source is None:
             return None
         epilogue = qop.attributes(value)
-        if len(value.args) > 4 and not tvm_ffi.structural_equal(source.ty.shape, var.ty.shape):
-            return None  # a broadcast residual
+        operands = [source, value.args[4]] if len(value.args) > 4 else []
+        if not all(tvm_ffi.structural_equal(x.ty.shape, var.ty.shape) for x in operands):
+            return None  # a sum that broadcasts
         args = [self.lookup(a) for a in (*source.args, *value.args[1:])]
         attrs = qop.attributes(source) | {k: epilogue[k] for k in EPILOGUE_ATTRS}
         attrs |= {"epilogue": 1, "residual": int(len(value.args) > 4), "values": 0}

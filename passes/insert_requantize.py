@@ -37,7 +37,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvmquant.arithmetic import INT32_MAX, dot_bounds
+from tvmquant.arithmetic import INT32_MAX, dot_bounds, quantize_half_even
 from tvmquant.errors import QuantizationError
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes import scale_factors
@@ -56,8 +56,10 @@ from tvmquant.passes.annotate_quantization import (
     is_boolean,
     is_linear,
     is_mover,
+    is_repeated_constant,
     is_window_mean,
     keeps_shape,
+    output_axis,
 )
 from tvmquant.passes.elementwise import CAST, ELEMENTWISE, SELECT, evaluate, scalar_bound
 from tvmquant.passes.rewriter import DataflowRewriter, span_name, used_vars
@@ -233,7 +235,20 @@ class _Integerizer(DataflowRewriter):
     def _quantize(self, x: relax.Expr, to: Quantized, name: str, call: relax.Call) -> Quantized:
         attrs = {"scale": to.scale, "zero_point": to.zero_point, "qmin": to.qmin,
                  "qmax": to.qmax, "out_dtype": to.dtype, "id": name}  # fmt: skip
-        expr = self.emit(qop.emit(qop.QUANTIZE, [self.lookup(x)], attrs, call.span), "x_q")
+        made = self.builder.lookup_binding(x) if isinstance(x, relax.Var) else None
+        if is_repeated_constant(made):
+            constant = quantize_half_even(
+                qop.constant_array(made.args[0]),
+                to.scale,
+                to.zero_point,
+                to.qmin,
+                to.qmax,
+                to.dtype,
+            )
+            new = relax.op.broadcast_to(qop.constant(constant), made.args[1])
+        else:
+            new = qop.emit(qop.QUANTIZE, [self.lookup(x)], attrs, call.span)
+        expr = self.emit(new, "x_q")
         return Quantized(expr, to.scale, to.zero_point, to.qmin, to.qmax, to.dtype)
 
     def _table(self, chain: Chain, to: Quantized, name: str, call: relax.Call) -> Quantized:
@@ -263,7 +278,7 @@ class _Integerizer(DataflowRewriter):
             weight = self._bounded(weight.absorbing(factors))
         else:
             weight = self._bounded(weight)
-        scale = _along(x.scale * weight.scale, _output_axis(call), rank)
+        scale = _along(x.scale * weight.scale, output_axis(call), rank)
         term = Term(scale, np.zeros_like(scale), contraction=Contraction(call, x, weight))
         return Accumulator((term,), np.zeros((1,) * rank))
 
@@ -408,7 +423,7 @@ class _Integerizer(DataflowRewriter):
         """
         layer = other.terms[0].contraction if isinstance(other, Accumulator) else None
         if isinstance(value, Quantized) and value.factors is not None and layer is not None:
-            axis = _output_axis(layer.call) - (len(call.ty.shape.values) - value.rank)
+            axis = output_axis(layer.call) - (len(call.ty.shape.values) - value.rank)
             if varying_axes(value.factors) != [axis]:
                 value = self._with_one_scale(value, call)
         return _as_accumulator(value).of_rank(len(call.ty.shape.values))
@@ -420,7 +435,7 @@ class _Integerizer(DataflowRewriter):
     ) -> Quantized:
         first, others = region.terms[0], region.terms[1:]
         if first.contraction is not None:
-            axis = _output_axis(first.contraction.call)
+            axis = output_axis(first.contraction.call)
             name = span_name(first.contraction.call) or name
             expr, chosen, offset = self._emit_contraction(first.contraction, region, to, name)
         else:
@@ -525,11 +540,6 @@ def _clip_bound(real: float, to: Quantized) -> Any:
     with np.errstate(over="ignore"):
         steps = np.rint(np.clip(real / to.scales, -(2.0**31), 2.0**31)) + to.zero_point
     return np.clip(steps, to.qmin, to.qmax)
-
-
-def _output_axis(call: relax.Call) -> int:
-    """Return the axis of a contraction's output channels."""
-    return len(call.ty.shape.values) - 1 if qop.is_call(call, "relax.matmul") else 1
 
 
 def _input_axis(call: relax.Call) -> int:
@@ -654,7 +664,9 @@ def _extend(call: relax.Call, region: Accumulator, constants: list[Any]) -> Accu
     if qop.is_call(call, "relax.clip"):
         return region.clipped(scalar_bound(call.args[1]), scalar_bound(call.args[2]))
     index = 0 if constants[0] is not None else 1
-    if len(constants) < 2 or not is_linear(call, constants[index], index == 0):
+    layer = region.terms[0].contraction
+    axis = None if layer is None else output_axis(layer.call)
+    if len(constants) < 2 or not is_linear(call, constants[index], index == 0, axis):
         return None
     constant = _of_rank(constants[index].astype(np.float64), region.bias.ndim)
     if qop.is_call(call, "relax.add"):

@@ -79,6 +79,7 @@ class _Lowerer(DataflowRewriter):
             "relax.strided_slice": self._slice,
             "relax.nn.pad": self._pad,
             "relax.image.resize2d": self._resize,
+            "relax.broadcast_to": self._broadcast,
         }
         self.float_handlers: dict[str, Callable[[relax.Call], relax.Expr | None]] = {
             "relax.nn.group_norm": self._group_norm,
@@ -335,7 +336,7 @@ class _Lowerer(DataflowRewriter):
         spec = elementwise.RequantizeSpec(
             static_shape(call), dtype_of(x), epilogue, _parameter_shape(vectors),
             static_shape(residual) if residual is not None else None,
-            dtype_of(residual) if residual is not None else "uint8",
+            dtype_of(residual) if residual is not None else "uint8", static_shape(x),
         )  # fmt: skip
         return self.call(
             elementwise.kernel(spec, self.target, self.threads), [x, *vectors], call.ty, call
@@ -348,6 +349,7 @@ class _Lowerer(DataflowRewriter):
         spec = elementwise.MultiplySpec(
             static_shape(a), static_shape(b), attrs["a_zero_point"], attrs["b_zero_point"],
             epilogue, _parameter_shape(vectors),
+            dtype_of(vectors[3]) if attrs.get("residual", 0) else "uint8",
         )  # fmt: skip
         return self.call(
             elementwise.kernel(spec, self.target, self.threads), [a, b, *vectors], call.ty, call
@@ -419,6 +421,9 @@ class _Lowerer(DataflowRewriter):
         x = self.lookup(source)
         shape = static_shape(x)
         axes = _axes(call)
+        array = qop.constant_array(x)
+        if array is not None:
+            return qop.constant(array.transpose(axes))
         moved = [a for a in axes if shape[a] > 1]
         if moved == sorted(moved):
             return self.reshaped(x, static_shape(call))  # only extents of 1 change places
@@ -429,6 +434,12 @@ class _Lowerer(DataflowRewriter):
         shapes = tuple(static_shape(x) for x in inputs)
         axis = int(call.attrs.axis) % len(shapes[0])
         return self._moved(structural.ConcatSpec(shapes, axis, dtype_of(call)), inputs, call)
+
+    def _broadcast(self, call: relax.Call) -> relax.Expr | None:
+        array = qop.constant_array(self.lookup(call.args[0]))
+        if array is None:
+            return None
+        return qop.constant(np.broadcast_to(array, static_shape(call)))
 
     def _slice(self, call: relax.Call) -> relax.Expr | None:
         x = self.lookup(call.args[0])

@@ -108,6 +108,11 @@ def constant_array(expr: Any) -> Any:
     return expr.value.numpy() if isinstance(expr, tvm.ir.GenericConst) else None
 
 
+def is_float(expr: relax.Expr) -> bool:
+    """Whether an expression is a tensor of floating-point numbers."""
+    return isinstance(expr.ty, relax.TensorType) and _dtype(expr).startswith("float")
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, tvm.tirx.IntImm | tvm.tirx.FloatImm):
         return value.value

@@ -42,7 +42,7 @@ class RequantizeSpec:
     Parameters
     ----------
     shape : tuple of int
-        Shape of the first term and of the result, channels last.
+        Shape of the result, channels last.
     dtype : str
         Type of the first term: ``"int32"``, ``"uint8"`` or ``"int16"``.
     epilogue : Epilogue
@@ -52,6 +52,8 @@ class RequantizeSpec:
     residual_shape : tuple of int, optional
         Shape of the second term, broadcast.
     residual_dtype : str
+    acc_shape : tuple of int, optional
+        Shape of the first term where it is not the result's: broadcast.
     """
 
     shape: tuple[int, ...]
@@ -60,6 +62,7 @@ class RequantizeSpec:
     parameter_shape: tuple[int, ...] = (1,)
     residual_shape: tuple[int, ...] | None = None
     residual_dtype: str = "uint8"
+    acc_shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,9 @@ class MultiplySpec:
     epilogue : Epilogue or None
         None: the int32 product.
     parameter_shape : tuple of int
-        Of multiplier, offset and shift: (1,) or (C,).
+        Of multiplier, offset and shift: (1,), (C,), or of full rank; broadcast.
+    residual_dtype : str
+        Of the second term of the epilogue, which has the product's shape.
     """
 
     a_shape: tuple[int, ...]
@@ -83,6 +88,7 @@ class MultiplySpec:
     b_zero_point: int
     epilogue: Epilogue | None
     parameter_shape: tuple[int, ...] = (1,)
+    residual_dtype: str = "uint8"
 
 
 @dataclass(frozen=True)
@@ -237,9 +243,12 @@ def _operands(spec: Spec) -> tuple[list[te.Tensor], te.Tensor | None]:
             te.placeholder(spec.a_shape, "uint8", name="a"),
             te.placeholder(spec.b_shape, "uint8", name="b"),
         ]
-        extra = placeholders(epilogue, spec.parameter_shape[-1], positional=spec.parameter_shape)
+        extra = placeholders(
+            epilogue, spec.parameter_shape[-1], output_shape(spec), spec.residual_dtype,
+            spec.parameter_shape,
+        )  # fmt: skip
     else:
-        data = [te.placeholder(spec.shape, spec.dtype, name="acc")]
+        data = [te.placeholder(spec.acc_shape or spec.shape, spec.dtype, name="acc")]
         extra = placeholders(
             epilogue, spec.parameter_shape[-1], spec.residual_shape, spec.residual_dtype,
             spec.parameter_shape,

@@ -7,10 +7,10 @@ from tests.passes.graphs import calls, const, graph, normal, op_names, run_twin
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.annotate_quantization import (
     AnnotateQuantization,
-    is_channelwise,
     is_linear,
     is_mover,
     is_window_mean,
+    varies_along,
 )
 from tvmquant.passes.rewriter import bindings_of
 
@@ -92,8 +92,8 @@ def test_a_region_between_two_fake_quants():
 def test_a_float_graph_is_left_as_it_is():
     def body(emit, x):
         y = emit(op.permute_dims(x, [0, 2, 3, 1]))
-        parts = emit(op.split(emit(op.nn.softmax(y)), 2, axis=1))
-        return emit(relax.TupleGetItem(parts, 0)), emit(op.reshape(y, [2, -1]))
+        part = emit(op.strided_slice(emit(op.nn.softmax(y)), [1], [0], [2]))
+        return part, emit(op.reshape(y, [2, -1]))
 
     module = graph(body, SHAPE)
     tvm.ir.assert_structural_equal(AnnotateQuantization()(module), module)
@@ -168,15 +168,15 @@ REGIONS = {
         lambda emit, x: emit(op.nn.softmax(conv(emit, x))),
         ["input", "conv2d"],
     ),
-    "part of a float split": (
-        lambda emit, x: conv(emit, emit(relax.TupleGetItem(emit(op.split(
-            emit(op.nn.softmax(x)), 2, axis=1)), 0))),
-        ["split", "conv2d"],
+    "a slice of a float tensor": (
+        lambda emit, x: conv(emit, emit(op.strided_slice(
+            emit(op.nn.softmax(x)), [2], [0], [4]))),
+        ["strided_slice", "conv2d"],
     ),
     "a constant among the inputs of a concat": (
         lambda emit, x: conv(emit, emit(op.concat([conv(emit, x, name="a"),
                                                    const(normal(*SHAPE))], 1))),
-        ["input", "conv2d", "concat", "conv2d"],
+        ["input", "conv2d", "broadcast_to", "conv2d"],
     ),
     "a constant per position": (
         lambda emit, x: conv(emit, emit(op.add(conv(emit, x, name="a"),
@@ -347,22 +347,25 @@ def test_a_symbolic_batch():
 
 
 @pytest.mark.parametrize(
-    ("shape", "rank", "expected"),
+    ("shape", "rank", "axis", "expected"),
     [
-        ((), 4, True),
-        ((1, 1, 1, 1), 4, True),
-        ((4, 1, 1), 4, True),
-        ((1, 4, 1, 1), 4, True),
-        ((4,), 2, True),
-        ((1, 4), 2, True),
-        ((4,), 4, False),
-        ((4, 1), 2, False),
-        ((1, 4, 6, 6), 4, False),
-        ((2, 1, 4, 1, 1), 4, False),
+        ((), 4, 1, True),
+        ((1, 1, 1, 1), 4, 1, True),
+        ((4, 1, 1), 4, 1, True),
+        ((1, 4, 1, 1), 4, 1, True),
+        ((4,), 4, 3, True),
+        ((4,), 2, 1, True),
+        ((1, 4), 2, 1, True),
+        ((4,), 4, 1, False),
+        ((4, 1), 2, 1, False),
+        ((1, 4, 6, 6), 4, 1, False),
+        ((1, 4, 6, 6), 4, None, True),
+        ((2, 4, 1, 1), 4, None, False),
+        ((2, 1, 4, 1, 1), 4, None, False),
     ],
 )
-def test_is_channelwise(shape, rank, expected):
-    assert is_channelwise(np.ones(shape, np.float32), rank) is expected
+def test_varies_along(shape, rank, axis, expected):
+    assert varies_along(np.ones(shape, np.float32), rank, axis) is expected
 
 
 def the_call(body, shape=SHAPE):

@@ -124,14 +124,23 @@ def test_operators_are_converted(case):
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])
-def test_concat_and_split(axis):
+def test_concat_and_slices(axis):
     def body(emit, x, y):
         z = emit(op.concat([x, emit(table(y))], axis))
-        parts = emit(op.split(z, [3], axis=axis))
-        first, second = (emit(relax.TupleGetItem(parts, i)) for i in range(2))
+        first, second = (emit(op.strided_slice(z, [axis], [i], [i + 2])) for i in (0, 2))
         return emit(table(first)), second
 
     assert op_names(convert(body, SHAPE, SHAPE)).count("permute_dims") == 4
+
+
+def test_transposes_of_the_model_itself_cancel():
+    def body(emit, x):
+        y = emit(requantize(emit(qconv2d(emit(op.permute_dims(x, [0, 3, 1, 2]))))))
+        y = emit(table(emit(op.permute_dims(y, [0, 2, 3, 1]))))
+        y = emit(requantize(emit(qconv2d(emit(op.permute_dims(y, [0, 3, 1, 2]))))))
+        return emit(op.permute_dims(y, [0, 2, 3, 1]))
+
+    assert "permute_dims" not in op_names(convert(body, (2, 24, 24, 4)))
 
 
 def test_products_that_broadcast():

@@ -116,12 +116,29 @@ def shared_concat(e, x):
     return e.conv(first, 4, name="c"), e.conv(second, 4, name="d")
 
 
-def slice_and_split(e, x):
+def slices(e, x):
     y = e.conv(x)
     part = e(op.strided_slice(y, [1, 2], [1, 0], [5, 8], [2, 1]))
-    halves = e(op.split(y, 2, axis=1))
-    left, right = (e(relax.TupleGetItem(halves, i)) for i in range(2))
+    left, right = (e(op.strided_slice(y, [1], [i], [i + 4])) for i in (0, 4))
     return e.conv(part, 4, name="a"), e(op.add(left, right)), e.conv(right, 3, name="b")
+
+
+def broadcast(e, x):
+    y = e.conv(x, name="a")
+    pooled = e.mean(y)
+    row = e(op.strided_slice(e.relu(e.conv(y, 8, 1, name="b")), [2], [3], [4]))
+    return e.conv(e.relu(e(op.add(pooled, e(op.subtract(row, y))))), 4, name="c")
+
+
+def gated(e, x):
+    y = e.relu(e.conv(x))
+    return e(op.add(e(op.multiply(e.mean(y), y)), y))
+
+
+def channels_last(e, x):
+    y = e(op.permute_dims(x, [0, 2, 3, 1]))
+    y = e(op.multiply(e.dense(y, 6), const(e.numbers(6))))
+    return e.conv(e(op.permute_dims(y, [0, 3, 1, 2])), 4)
 
 
 def transposed(e, x):
@@ -311,8 +328,8 @@ CASES = {
         one_function(lambda e, y: e(op.nn.pad(y, [0, 0, 0, 0, 1, 2, 1, 0], "reflect"))),
         f"{LAYER} nn.pad {LAYER}",
     ),
-    "slice and split": Case(
-        slice_and_split, f"{LAYER} strided_slice split {LAYER} requantize {LAYER}"
+    "slices": Case(
+        slices, f"{LAYER} strided_slice strided_slice strided_slice {LAYER} requantize {LAYER}"
     ),
     "channel shuffle": Case(shuffle, f"{LAYER} reshape permute_dims reshape {LAYER}"),
     "nearest resize": Case(resized, f"{LAYER} image.resize2d {LAYER}"),
@@ -345,9 +362,22 @@ CASES = {
         lambda e, x: e.conv(e(op.maximum(e.conv(x, name="a"), e.conv(x, name="b"))), 4),
         f"{LAYER} {LAYER} dequantize dequantize maximum quantize {LAYER}",
     ),
+    "sums that broadcast": Case(
+        broadcast,
+        f"{LAYER} pool_sum requantize {LAYER} strided_slice requantize requantize {LAYER}",
+    ),
+    "a gated sum": Case(gated, f"{LAYER} pool_sum requantize qmultiply requantize"),
+    "dense layers on images of channels last": Case(
+        channels_last, f"permute_dims qdense requantize permute_dims {LAYER}"
+    ),
+    "constants of every position": Case(
+        lambda e, x: e.conv(e(op.multiply(e(op.add(e.relu(e.conv(x, name="a")), const(
+            normal(1, 8, 9, 9)))), const(normal(9, 1)))), 4),
+        f"{LAYER} requantize {LAYER}",
+    ),
     "a constant in a concat": Case(
         lambda e, x: e.conv(e(op.concat([e.conv(x, name="a"), const(normal(2, 1, 9, 9))], 1)), 4),
-        f"{LAYER} dequantize concat quantize {LAYER}",
+        f"{LAYER} broadcast_to concat {LAYER}",
     ),
     "a tensor read by several": Case(read_twice, f"{LAYER} table {LAYER} requantize"),
     "an input read by two": Case(

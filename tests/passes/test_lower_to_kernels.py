@@ -59,6 +59,18 @@ def lowered(module: tvm.IRModule, processor: str) -> tvm.IRModule:
     return pipeline.lower(module, make_target(processor), 2, 1)
 
 
+def run(module: tvm.IRModule, x: Any, processor: str) -> Any:
+    """Return what the library of a module at L2 computes."""
+    target = make_target(processor)
+    with target:
+        executable = relax.build(
+            lowered(module, processor), target,
+            relax_pipeline=pipeline.virtual_machine_pipeline(),
+        )  # fmt: skip
+    machine = relax.VirtualMachine(executable, tvm.cpu())
+    return machine["main"](tvm.runtime.tensor(x, tvm.cpu())).numpy()
+
+
 def kernels(module: tvm.IRModule) -> list[tuple[str, list[Any]]]:
     """Return names and constants of the convolutions that are called."""
     found = []
@@ -114,15 +126,24 @@ def test_kernels_compute_what_is_simulated(
     bits: int, group: int, a_bits: int, processor: str
 ) -> None:
     module, x = integers(bits, group, a_bits)
-    target = make_target(processor)
-    with target:
-        executable = relax.build(
-            lowered(module, processor), target,
-            relax_pipeline=pipeline.virtual_machine_pipeline(),
-        )  # fmt: skip
-    machine = relax.VirtualMachine(executable, tvm.cpu())
-    actual = machine["main"](tvm.runtime.tensor(x, tvm.cpu())).numpy()
-    np.testing.assert_array_equal(actual, simulate(module, x)[0])
+    np.testing.assert_array_equal(run(module, x, processor), simulate(module, x)[0])
+
+
+def test_sums_products_and_concats_of_any_shape() -> None:
+    def body(emit: Any, x: Any) -> Any:
+        gate = emit(op.mean(x, [2, 3], keepdims=True))
+        gated = emit(op.add(emit(op.multiply(gate, x)), x))
+        row = emit(op.strided_slice(gated, [2], [3], [4]))
+        total = emit(op.add(emit(op.add(row, gate)), emit(op.subtract(row, gated))))
+        placed = emit(op.multiply(emit(op.add(total, const(normal(1, 6, 9, 10)))),
+                                  const(normal(9, 1, seed=1))))  # fmt: skip
+        return emit(op.concat([placed, const(normal(1, 2, 9, 10)), gated], 1))
+
+    x = normal(*SHAPE)
+    module = ConvertLayout()(FuseEpilogue()(quantize(graph(body, SHAPE), [x]).integer))
+    (product,) = calls(module, qop.QMULTIPLY)
+    assert qop.attributes(product)["residual"] == 1
+    np.testing.assert_array_equal(run(module, x, "haswell"), simulate(module, x)[0])
 
 
 def test_four_bit_weights_take_half_a_byte() -> None:

@@ -49,7 +49,7 @@ def test_requantize(
     parameters = {k: v.reshape(parameter_shape) for k, v in parameters.items()}
     inputs, residual = [acc, *parameters.values()], None
     if two:
-        factor = rng.integers(1, 9, parameter_shape[-1]).astype(compute_dtype)
+        factor = rng.integers(1, 9, parameter_shape).astype(compute_dtype)
         residual = (values(rng, residual_dtype, residual_shape), factor)
         inputs += residual
     spec = elementwise.RequantizeSpec(

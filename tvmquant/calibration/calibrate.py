@@ -17,6 +17,9 @@ from tvmquant.calibration.observers import make_observer
 from tvmquant.data import Dataset, open_data
 from tvmquant.errors import DataError, ModelError
 from tvmquant.graph import Graph
+from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.channel_affine import MATMUL
+from tvmquant.passes.rewriter import bindings_of, span_name
 from tvmquant.twin import Edge, Twin
 
 Progress = Callable[[int, int | None], None]
@@ -83,7 +86,7 @@ def calibrate(
     observers = {edge.id: _observer(edge, method, options) for edge in edges}
     equalizer = Equalizer(module)
     twin.observe = _Watch(observers, equalizer)
-    means = _InputMeans()
+    means = _InputMeans(module)
 
     def observe_input(layer: str, tensor: Tensor) -> None:
         means(layer, tensor)
@@ -139,14 +142,16 @@ class _Watch:
 
 
 class _InputMeans:
-    """Average the channels of every layer's input."""
+    """Average what every layer sums over: the channels of images, the last axis of dense ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: tvm.IRModule) -> None:
+        values = [value for _, value in bindings_of(module["main"])]
+        self.dense = {span_name(value) for value in values if qop.is_call(value, MATMUL)}
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
 
     def __call__(self, layer: str, tensor: Tensor) -> None:
-        channels = 1 if tensor.ndim == 4 else tensor.ndim - 1
+        channels = tensor.ndim - 1 if layer in self.dense else 1
         others = [axis for axis in range(tensor.ndim) if axis != channels]
         total = tensor.sum(dim=others, dtype=torch.float64)
         self.sums[layer] = self.sums.get(layer, torch.zeros_like(total)) + total

@@ -150,8 +150,16 @@ def _group_norm(call: relax.Call) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 
 def _concat(call: relax.Call) -> Callable[..., Tensor]:
-    axis = int(call.attrs.axis or 0)
-    return lambda *tensors: torch.cat(tensors, axis)
+    axis = int(call.attrs.axis or 0) % len(call.ty.shape.values)
+
+    def concat(*tensors: Tensor) -> Tensor:
+        batch = max(len(x) for x in tensors)  # a constant's is 1 (`_broadcast_to`)
+        if axis != 0:
+            tensors = tuple(x if len(x) == batch else x.expand(batch, *x.shape[1:])
+                            for x in tensors)  # fmt: skip
+        return torch.cat(tensors, axis)
+
+    return concat
 
 
 def _split(call: relax.Call) -> Callable[[Tensor], tuple[Tensor, ...]]:
@@ -198,6 +206,7 @@ def _reshape(call: relax.Call) -> Callable[[Tensor], Tensor]:
 
 
 def _broadcast_to(call: relax.Call) -> Callable[[Tensor], Tensor]:
+    """Broadcast to a shape, but for the batch: what reads the result repeats it along that."""
     shape = static_shape(call.args[1].values)
     return lambda x: x.expand(shape)
 
