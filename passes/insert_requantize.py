@@ -269,6 +269,8 @@ class _Integerizer(DataflowRewriter):
         x, weight = (self.value(a) for a in call.args[:2])
         if not isinstance(x, Quantized) or not isinstance(weight, QuantizedWeight):
             return None
+        # a border holds the zero point, which what a table or a clip gives need not reach
+        x = replace(x, qmin=min(x.qmin, x.zero_point), qmax=max(x.qmax, x.zero_point))
         axis, rank = _input_axis(call), len(call.ty.shape.values)
         if x.factors is not None and varying_axes(x.factors) != [axis]:
             x = self._with_one_scale(x, call)

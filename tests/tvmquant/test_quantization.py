@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
 
 import tvmquant
 from tests.tvmquant import networks
@@ -86,3 +88,25 @@ def test_tied_layers_need_one_width():
     assert activation_bits(layers, {"one": W4A4, "two": W4A4}) == {"x": 4}
     with pytest.raises(QuantizationError, match=r"'one' .w4a4. and 'two' .w8a8. read the same"):
         activation_bits(layers, {"one": W4A4})
+
+
+def test_bounds_hold_where_a_border_is_outside_what_the_input_reaches():
+    """The sigmoid of small numbers is near 1/2: none of its integers is that of the border."""
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(size=(4, 3, 3, 3)), "b": rng.normal(size=4)}
+    nodes = [
+        helper.make_node("Sigmoid", ["x"], ["s"], "gate"),
+        helper.make_node("Conv", ["s", "w", "b"], ["y"], "conv", pads=[1] * 4),
+    ]
+    shapes = {"x": ["N", 3, 5, 5], "y": ["N", 4, 5, 5]}
+    values = {n: helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes.items()}
+    constants = [numpy_helper.from_array(w.astype("float32"), n) for n, w in weights.items()]
+    graph = helper.make_graph(nodes, "border", [values["x"]], [values["y"]], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    images = 0.03 * rng.normal(size=(8, 3, 5, 5)).astype("float32")
+    imported = tvmquant.load_onnx(model)
+    quantized = tvmquant.quantize(imported, tvmquant.calibrate(imported, images))
+    (found,) = tvmquant.simulate(quantized, images)  # which checks every bound
+    with torch.no_grad():
+        expected = Twin(imported.module)(torch.from_numpy(images)).numpy()
+    assert networks.sqnr_db(expected, found) > 40
