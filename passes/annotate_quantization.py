@@ -17,11 +17,11 @@ there is exactly one of the *regions* that `InsertRequantize` can compute with a
   constants, plus at most one more quantized tensor (the residual), then a clip;
 * a **table**: any chain of elementwise functions of one quantized tensor, comparisons and choices
   between them included;
-* a **mover**: reshape, transpose, slice, pad, concat, max-pooling, nearest resize. These keep the
-  scale of their input, so a fake_quant stands before them only. Inputs of one concat form a group
-  with a common zero point, so that concat copies bytes; each keeps a scale of its own, which the
-  readers absorb (`scale_factors`). Where a reader cannot (a table), they share the scale too, if
-  their ranges are alike.
+* a **mover**: reshape, transpose, slice, pad, concat, max-pooling, resize (a linear one rounds
+  once). These keep the scale of their input, so a fake_quant stands before them only. Inputs of one
+  concat form a group with a common zero point, so that concat copies bytes; each keeps a scale of
+  its own, which the readers absorb (`scale_factors`). Where a reader cannot (a table), they share
+  the scale too, if their ranges are alike.
 
 Constants of an accumulator vary along the output channels of its contraction, or, without one,
 along any axis but the batch. Constants that a concat joins are quantized like its other inputs.
@@ -116,11 +116,13 @@ def is_scalar(array: Any) -> bool:
 
 
 def is_mover(call: relax.Call) -> bool:
-    """Whether a call only moves (or picks the greatest of) values of its inputs."""
+    """Whether a call only moves, picks the greatest of, or averages values of its inputs."""
     if not qop.is_call(call, *MOVERS):
         return False
     if qop.is_call(call, "relax.image.resize2d"):
-        return str(call.attrs.method) == "nearest_neighbor"
+        linear = str(call.attrs.method) == "linear"
+        crops = str(call.attrs.coordinate_transformation_mode) == "tf_crop_and_resize"
+        return (linear and not crops) or str(call.attrs.method) == "nearest_neighbor"
     return True
 
 

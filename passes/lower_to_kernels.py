@@ -29,7 +29,7 @@ from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.convert_layout import TO_NCHW, TO_NHWC
 from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, count_uses, span_name
 from tvmquant.passes.tensor_types import dtype_of, integers, nhwc_shape, static_shape
-from tvmquant.resize import coordinates, nearest
+from tvmquant.resize import coordinates, linear, nearest
 from tvmquant.schedules import (
     border,
     conv2d,
@@ -37,6 +37,7 @@ from tvmquant.schedules import (
     depthwise_conv2d,
     elementwise,
     group_norm_f32,
+    linear_resize,
     pool,
     structural,
 )
@@ -472,11 +473,20 @@ class _Lowerer(DataflowRewriter):
     def _resize(self, call: relax.Call) -> relax.Expr | None:
         a = call.attrs
         mode, rounding = str(a.coordinate_transformation_mode), str(a.rounding_method)
-        nearest_only = str(a.method) == "nearest_neighbor" and mode != "tf_crop_and_resize"
-        if str(a.layout) != "NHWC" or not nearest_only:
+        if str(a.layout) != "NHWC" or mode == "tf_crop_and_resize":
             return None
         x = self.lookup(call.args[0])
         extents, size = nhwc_shape(x)[1:3], nhwc_shape(call)[1:3]
+        if str(a.method) == "linear":
+            taps = [
+                np.stack(linear(coordinates(extent, target, mode), extent), 1).astype(np.int32)
+                for extent, target in zip(extents, size, strict=True)
+            ]
+            layer = linear_resize.LinearResizeSpec(nhwc_shape(x), size, dtype_of(x))
+            kernel = linear_resize.kernel(layer, self.target, self.threads)
+            return self.call(kernel, [x, *map(qop.constant, taps)], call.ty, call)
+        if str(a.method) != "nearest_neighbor":
+            return None
         rows, columns = (
             nearest(coordinates(extent, target, mode), extent, mode, rounding).astype(np.int32)
             for extent, target in zip(extents, size, strict=True)

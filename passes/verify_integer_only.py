@@ -23,7 +23,7 @@ REASONS = {
     "relax.nn.layer_norm": "normalization over activations has no integer form yet",
     "relax.nn.group_norm": "normalization over activations has no integer form yet",
     "relax.matmul": "a product of two activations has no integer form yet",
-    "relax.image.resize2d": "only nearest-neighbour resizing has an integer form",
+    "relax.image.resize2d": "only nearest-neighbour and linear resizing have an integer form",
     "relax.divide": "division by an activation has no integer form",
 }
 DEFAULT_REASON = "the operator has no integer form"

@@ -1,4 +1,4 @@
-"""Which input position each output position of a nearest-neighbour resize reads.
+"""Which input positions each output position of a resize reads, and with what weights.
 
 Coordinates are computed in float32, as TVM computes them, so that ties fall alike.
 """
@@ -11,6 +11,9 @@ import numpy as np
 
 from tvmquant.arithmetic import Array, IntArray
 from tvmquant.errors import QuantizationError
+
+# of linear interpolation in integers, per axis: of bytes the weighted sum then fits 32 bits
+WEIGHT_BITS = 11
 
 # TVM nudges coordinates by this before floor and ceil.
 _EPSILON = np.float32(1e-5)
@@ -58,6 +61,25 @@ def coordinates(extent: int, target: int, mode: str, start: float = 0.0, end: fl
             step = x * np.float32(end - start) * np.float32(extent - 1) / np.float32(target - 1)
             return np.float32(start * (extent - 1)) + step
     raise QuantizationError(f"unknown coordinate_transformation_mode {mode!r}")
+
+
+def linear(positions: Array, extent: int) -> tuple[IntArray, IntArray, IntArray]:
+    """Return the two neighbours of real positions, and the weight of the upper one.
+
+    Weights are multiples of ``2**-WEIGHT_BITS``, rounded half to even: exact for factors that are
+    powers of two up to ``2**(WEIGHT_BITS - 1)``, else off by half of that, which moves an
+    interpolated value by no more than ``2**-(WEIGHT_BITS + 1)`` of the neighbours' difference.
+
+    Parameters
+    ----------
+    positions : float32 array
+        From `coordinates`.
+    extent : int
+        Input extent; beyond it stands the border's value.
+    """
+    lower = np.floor(positions).astype(np.int64)
+    weight = np.rint((positions - lower) * np.float32(1 << WEIGHT_BITS)).astype(np.int64)
+    return np.clip(lower, 0, extent - 1), np.clip(lower + 1, 0, extent - 1), weight
 
 
 def nearest(positions: Array, extent: int, mode: str, rounding: str) -> IntArray:

@@ -397,4 +397,5 @@ def test_predicates_on_calls():
     assert is_mover(the_call(lambda x: op.nn.pad(x, [0, 0, 0, 0, 1, 1, 1, 1])))
     assert is_mover(the_call(lambda x: op.nn.pad(x, [0, 0, 0, 0, 1, 1, 1, 1], "reflect")))
     assert is_mover(the_call(lambda x: op.image.resize2d(x, (9, 9), method="nearest_neighbor")))
-    assert not is_mover(the_call(lambda x: op.image.resize2d(x, (9, 9), method="linear")))
+    assert is_mover(the_call(lambda x: op.image.resize2d(x, (9, 9), method="linear")))
+    assert not is_mover(the_call(lambda x: op.image.resize2d(x, (9, 9), method="cubic")))

@@ -186,15 +186,18 @@ def read_twice(e, x):
     return e(op.add(e.relu(y), e(op.add(e.conv(y, name="b"), y))))
 
 
-def resized(e, x):
-    y = op.image.resize2d(
-        e.relu(e.conv(x, name="a")),
-        (18, 18),
-        method="nearest_neighbor",
-        coordinate_transformation_mode="asymmetric",
-        rounding_method="floor",
-    )
-    return e.conv(e(y), 4, name="b")
+def resized(method):
+    def network(e, x):
+        y = op.image.resize2d(
+            e.relu(e.conv(x, name="a")),
+            (18, 18),
+            method=method,
+            coordinate_transformation_mode="asymmetric",
+            rounding_method="floor",
+        )
+        return e.conv(e(y), 4, name="b")
+
+    return network
 
 
 LAYER = "qconv2d requantize"
@@ -332,7 +335,8 @@ CASES = {
         slices, f"{LAYER} strided_slice strided_slice strided_slice {LAYER} requantize {LAYER}"
     ),
     "channel shuffle": Case(shuffle, f"{LAYER} reshape permute_dims reshape {LAYER}"),
-    "nearest resize": Case(resized, f"{LAYER} image.resize2d {LAYER}"),
+    "nearest resize": Case(resized("nearest_neighbor"), f"{LAYER} image.resize2d {LAYER}"),
+    "linear resize": Case(resized("linear"), f"{LAYER} image.resize2d {LAYER}"),
     "dense layers": Case(
         lambda e, x: e.dense(e.relu(e.dense(x, 16, "a")), 4, "b"),
         "qdense requantize qdense requantize",

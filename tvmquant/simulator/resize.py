@@ -1,4 +1,4 @@
-"""``image.resize2d``: nearest-neighbour of any type, linear of floats."""
+"""``image.resize2d``: nearest-neighbour and linear, of any type."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from tvmquant.arithmetic import Array
 from tvmquant.errors import QuantizationError
-from tvmquant.resize import coordinates, nearest
+from tvmquant.resize import WEIGHT_BITS, coordinates, linear, nearest
 from tvmquant.simulator.calls import OpCall, Operator, from_nchw, to_nchw
 
 
@@ -16,21 +16,25 @@ def resize2d(call: OpCall) -> Array:
     Raises
     ------
     QuantizationError
-        If the method is cubic, or interpolates integers, which is no integer operation.
+        If the method is cubic.
     """
     method = call.attrs["method"]
     x = to_nchw(call.args[0], call)
-    if method != "nearest_neighbor" and not (method == "linear" and x.dtype.kind == "f"):
+    if method not in ("nearest_neighbor", "linear"):
         raise QuantizationError(
-            f"layer {call.layer}: the simulator resizes by nearest_neighbor, and floats by linear, "
-            f"only; found {method!r} of {x.dtype} (relax.image.resize2d)"
+            f"layer {call.layer}: the simulator resizes by nearest_neighbor and linear only; found "
+            f"{method!r} (relax.image.resize2d)"
         )
     start_y, start_x, end_y, end_x = (float(v) for v in call.attrs["roi"])
     (in_h, in_w), (out_h, out_w) = x.shape[2:], call.args[1]
     mode, rounding = call.attrs["coordinate_transformation_mode"], call.attrs["rounding_method"]
     rows = coordinates(in_h, out_h, mode, start_y, end_y)
     columns = coordinates(in_w, out_w, mode, start_x, end_x)
-    if method == "linear":
+    if method == "linear" and x.dtype.kind != "f":
+        total = _blended(_blended(x.astype(np.int64), 2, rows), 3, columns)
+        half = np.int64(1) << (2 * WEIGHT_BITS - 1)
+        resized = ((total + half) >> (2 * WEIGHT_BITS)).astype(x.dtype)
+    elif method == "linear":
         resized = _interpolate(_interpolate(x, 2, rows), 3, columns)
     else:
         resized = x[:, :, nearest(rows, in_h, mode, rounding)]
@@ -39,6 +43,15 @@ def resize2d(call: OpCall) -> Array:
         outside = ((rows < 0) | (rows > in_h - 1))[:, None] | (columns < 0) | (columns > in_w - 1)
         resized = np.where(outside, x.dtype.type(call.attrs["extrapolation_value"]), resized)
     return from_nchw(resized, call)
+
+
+def _blended(x: Array, axis: int, positions: Array) -> Array:
+    """Interpolate integers along an axis, times ``2**WEIGHT_BITS``."""
+    lower, upper, weight = linear(positions, x.shape[axis])
+    weight = weight.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+    low, high = np.take(x, lower, axis), np.take(x, upper, axis)
+    result: Array = low * ((1 << WEIGHT_BITS) - weight) + high * weight
+    return result
 
 
 def _interpolate(x: Array, axis: int, positions: Array) -> Array:

@@ -77,7 +77,24 @@ def test_linear_interpolation_of_floats_follows_tvm(build_graph, mode):
         np.testing.assert_allclose(result, reference.numpy(), rtol=2e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize(("method", "dtype"), [("linear", "uint8"), ("cubic", "float32")])
-def test_other_interpolation_is_refused(run_graph, method, dtype):
-    with pytest.raises(QuantizationError, match=rf"found '{method}' of {dtype}"):
-        run_graph(lambda _, x: relax.op.image.resize2d(x, (12, 10), method=method), X.astype(dtype))
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("size", "bound"), [((12, 10), 0.5), ((7, 13), 0.5 + 2 * 255 / 2**12)])
+def test_linear_interpolation_of_integers_is_that_of_floats_rounded_once(
+    run_graph, mode, size, bound
+):
+    def resize(_builder, x):
+        return relax.op.image.resize2d(
+            x, size, method="linear", coordinate_transformation_mode=mode, layout="NCHW"
+        )
+
+    x = np.random.default_rng(4).integers(0, 256, X.shape).astype(np.uint8)
+    (found,), (exact,) = run_graph(resize, x), run_graph(resize, x.astype(np.float32))
+    aligned = mode in ("align_corners", "tf_crop_and_resize")  # no factor is a power of two
+    bound = 0.5 + 2 * 255 / 2**12 if aligned else bound
+    assert found.dtype == np.uint8
+    assert np.abs(found - exact).max() <= bound + 1e-4
+
+
+def test_cubic_interpolation_is_refused(run_graph):
+    with pytest.raises(QuantizationError, match="found 'cubic'"):
+        run_graph(lambda _, x: relax.op.image.resize2d(x, (12, 10), method="cubic"), X)
