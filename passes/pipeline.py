@@ -20,6 +20,7 @@ from tvmquant.passes.apply_calibration import ApplyCalibration
 from tvmquant.passes.assign_bit_widths import AssignBitWidths
 from tvmquant.passes.canonicalize_ops import CanonicalizeOps
 from tvmquant.passes.convert_layout import ConvertLayout
+from tvmquant.passes.crop_kernels import CropKernels
 from tvmquant.passes.expose_integers import ExposeIntegers
 from tvmquant.passes.fold_batch_norm import FoldBatchNorm
 from tvmquant.passes.fuse_epilogue import FuseEpilogue
@@ -61,6 +62,7 @@ def canonicalize(module: tvm.IRModule) -> tvm.IRModule:
         FuseGroupNorm(),
         FoldBatchNorm(),
         CanonicalizeOps(),
+        CropKernels(),
     ]
     return _run("1-canonical", passes, module)
 
@@ -91,9 +93,11 @@ def integerize(
     strict: bool = False,
     bound_pairs: bool = False,
     input_means: Mapping[str, Sequence[float]] | None = None,
+    input_powers: Mapping[str, Sequence[float]] | None = None,
 ) -> tvm.IRModule:
     """L1, calibrated -> L2: integers only, epilogues fused, channels last."""
-    integer = [InsertRequantize(bound_pairs, input_means or {}), FuseEpilogue(), ConvertLayout()]
+    inserted = InsertRequantize(bound_pairs, input_means, input_powers)
+    integer = [inserted, FuseEpilogue(), ConvertLayout()]
     verified = [VerifyIntegerOnly()] if strict else []
     return _run("4-integer", [*integer, *verified], calibrated)
 

@@ -118,6 +118,7 @@ def quantize(
         strict=strict,
         bound_pairs=bound_pairs,
         input_means=calibration.input_means if correct_bias else None,
+        input_powers=calibration.input_powers,
     )
     return calibrated.with_module(module, "L2")
 

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from tvmquant.calibration.base import Observer
 from tvmquant.calibration.calibration import Calibration, EdgeRange, model_fingerprint
-from tvmquant.calibration.equalization import Equalizer
+from tvmquant.calibration.equalization import LAYERS, Equalizer, input_axis
 from tvmquant.calibration.observers import make_observer
 from tvmquant.data import Dataset, open_data
 from tvmquant.errors import DataError, ModelError
 from tvmquant.graph import Graph
 from tvmquant.passes import quantized_ops as qop
-from tvmquant.passes.channel_affine import MATMUL
 from tvmquant.passes.rewriter import bindings_of, span_name
 from tvmquant.twin import Edge, Twin
 
@@ -86,17 +85,12 @@ def calibrate(
     observers = {edge.id: _observer(edge, method, options) for edge in edges}
     equalizer = Equalizer(module)
     twin.observe = _Watch(observers, equalizer)
-    means = _InputMeans(module)
-
-    def observe_input(layer: str, tensor: Tensor) -> None:
-        means(layer, tensor)
-        equalizer.observe_input(layer, tensor)
-
-    twin.observe_input = observe_input
+    inputs = _LayerInputs(module)
+    twin.observe_input = inputs
     dataset = _dataset(module, data, limit, batch_size)
     count = _run(twin, dataset, progress)
     ranges = {name: o.range() for name, o in observers.items()}
-    factors = equalizer.factors(ranges)
+    factors = equalizer.factors(ranges, inputs.powers())
     narrow = {
         bits: {name: o.range_for(bits) for name, o in observers.items()} for bits in NARROW_BITS
     }
@@ -119,7 +113,8 @@ def calibrate(
             )
             for edge in edges
         },
-        input_means=means.result(),
+        input_means=inputs.means(),
+        input_powers=inputs.powers(),
     )
 
 
@@ -141,27 +136,40 @@ class _Watch:
         self.equalizer.observe(edge_id, tensor)
 
 
-class _InputMeans:
-    """Average what every layer sums over: the channels of images, the last axis of dense ones."""
+class _LayerInputs:
+    """Average the channels of every layer's input, and their squares."""
 
     def __init__(self, module: tvm.IRModule) -> None:
-        values = [value for _, value in bindings_of(module["main"])]
-        self.dense = {span_name(value) for value in values if qop.is_call(value, MATMUL)}
+        self.axes = {
+            span_name(value): input_axis(value)
+            for _, value in bindings_of(module["main"])
+            if qop.is_call(value, *LAYERS)
+        }
         self.sums: dict[str, Tensor] = {}
+        self.squares: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
 
     def __call__(self, layer: str, tensor: Tensor) -> None:
-        channels = tensor.ndim - 1 if layer in self.dense else 1
-        others = [axis for axis in range(tensor.ndim) if axis != channels]
+        others = [axis for axis in range(tensor.ndim) if axis != self.axes[layer]]
         total = tensor.sum(dim=others, dtype=torch.float64)
-        self.sums[layer] = self.sums.get(layer, torch.zeros_like(total)) + total
+        squares = tensor.double().square().sum(dim=others)
+        nothing = torch.zeros_like(total)
+        self.sums[layer] = self.sums.get(layer, nothing) + total
+        self.squares[layer] = self.squares.get(layer, nothing) + squares
         self.counts[layer] = self.counts.get(layer, 0) + tensor.numel() // len(total)
 
-    def result(self) -> dict[str, list[float]]:
+    def means(self) -> dict[str, list[float]]:
         """Return the mean of each channel, by layer."""
+        return self._average(self.sums)
+
+    def powers(self) -> dict[str, list[float]]:
+        """Return the mean square of each channel, by layer."""
+        return self._average(self.squares)
+
+    def _average(self, sums: Mapping[str, Tensor]) -> dict[str, list[float]]:
         return {
             layer: [float(f"{mean:.6g}") for mean in (total / self.counts[layer]).tolist()]
-            for layer, total in self.sums.items()
+            for layer, total in sums.items()
         }
 
 

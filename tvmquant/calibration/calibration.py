@@ -79,6 +79,8 @@ class Calibration(BaseModel):
         By the id of the ``fake_quant``.
     input_means : dict of str to list of float
         Mean of each input channel of every convolution and dense layer, by the layer's name.
+    input_powers : dict of str to list of float
+        Their mean squares.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -89,6 +91,7 @@ class Calibration(BaseModel):
     count: int = Field(gt=0)
     edges: dict[str, EdgeRange]
     input_means: dict[str, list[FiniteFloat]]
+    input_powers: dict[str, list[FiniteFloat]]
 
     def ranges(self, bits: Mapping[str, int] | None = None) -> dict[str, tuple[float, float]]:
         """Return the range (lo, hi) of every edge, by its id.

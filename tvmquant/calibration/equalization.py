@@ -22,7 +22,7 @@ et al., SmoothQuant, 2023, equation (4) (the exponent).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,37 +155,28 @@ class Equalizer:
     """
 
     def __init__(self, module: tvm.IRModule) -> None:
-        finder = _Finder(module)
-        self.candidates = dict(finder.candidates())
-        self._axes = finder.input_axes
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self.candidates = dict(_Finder(module).candidates())
 
     def observe(self, edge_id: str, tensor: Tensor) -> None:
         """Take in one batch of a tensor."""
         if edge_id in self.candidates:
             self.candidates[edge_id].update(tensor)
 
-    def observe_input(self, layer: str, tensor: Tensor) -> None:
-        """Take in one batch of what a layer reads."""
-        if layer not in self._axes:
-            return
-        others = [i for i in range(tensor.ndim) if i != self._axes[layer]]
-        total = tensor.square().sum(dim=others, dtype=torch.float64)
-        self._sums[layer] = self._sums.get(layer, torch.zeros_like(total)) + total
-        self._counts[layer] = self._counts.get(layer, 0) + tensor.numel() // len(total)
-
-    def factors(self, ranges: Mapping[str, tuple[float, float]]) -> dict[str, list[float]]:
+    def factors(
+        self, ranges: Mapping[str, tuple[float, float]], power: Mapping[str, Sequence[float]]
+    ) -> dict[str, list[float]]:
         """Return the factors of the tensors that gain from them, by edge.
 
         Parameters
         ----------
         ranges : dict of str to (float, float)
             Range of each edge.
+        power : dict of str to sequence of float
+            Mean square of each input channel, by layer.
         """
-        power = {name: (s / self._counts[name]).numpy() for name, s in self._sums.items()}
+        powers = {name: np.asarray(values) for name, values in power.items()}
         chosen = {
-            name: candidate.factors(ranges[name], power)
+            name: candidate.factors(ranges[name], powers)
             for name, candidate in self.candidates.items()
         }
         return {name: factors for name, factors in chosen.items() if factors}
@@ -201,7 +192,6 @@ class _Finder:
         for var, value in self.values.items():
             for read in {*used_vars(value)}:
                 self.readers.setdefault(read, []).append((var, value))
-        self.input_axes: dict[str, int] = {}
 
     def candidates(self) -> Iterator[tuple[str, Candidate]]:
         """Yield (edge, candidate)."""
@@ -275,14 +265,19 @@ class _Finder:
         """Return the reader that a convolution or dense layer with a constant weight is."""
         quantized = self.values.get(call.args[1])
         weight = qop.constant_array(quantized.args[0]) if quantized is not None else None
-        axis = probe.ndim - 1 if qop.is_call(call, MATMUL) else 1
+        axis = input_axis(call)
         if weight is None or scale_factors.varying_axes(probe) != [axis]:
             return None
         groups = int(getattr(call.attrs, "groups", 1))
         name = span_name(call)
-        self.input_axes[name] = axis
         channels = probe.reshape(-1).astype(np.int64) - 1
         return [Reader(name, outputs_first(call, weight.astype(np.float64)), groups, channels)]
+
+
+def input_axis(call: relax.Call) -> int:
+    """Return the axis of the input channels of a convolution or dense layer."""
+    rank = len(call.args[0].ty.shape.values)
+    return rank - 1 if qop.is_call(call, MATMUL) else 1
 
 
 def outputs_first(call: relax.Call, weight: FloatArray) -> FloatArray:
