@@ -557,7 +557,8 @@ def _rounding_noise(layer: Contraction, weight: QuantizedWeight, powers: FloatAr
 
     def by_input(values: FloatArray) -> FloatArray:
         taps = math.prod(values.shape[2:])
-        return values.reshape(groups, -1, inputs, taps).sum(axis=(1, 3)).reshape(-1)
+        summed: FloatArray = values.reshape(groups, -1, inputs, taps).sum(axis=(1, 3))
+        return summed.reshape(-1)
 
     step = np.square(layer.x.scale) / 12.0
     return float((by_input(energy) * step + by_input(error) * powers / np.square(factors)).sum())

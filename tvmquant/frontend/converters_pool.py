@@ -86,7 +86,8 @@ def _uncounted(window: Window, extended: Window, size: tuple[int, int]) -> Array
         taps = taps + np.arange(window.kernel[axis]) * window.dilations[axis]
         end = size[axis] + window.pads[axis] + window.pads[axis + 2]
         factors.append(window.kernel[axis] / (taps < end).sum(axis=1))
-    return np.outer(*factors)[None, None].astype(np.float32)
+    scale: Array = np.outer(*factors)[None, None].astype(np.float32)
+    return scale
 
 
 @converter("LpPool", "GlobalLpPool")
