@@ -12,7 +12,8 @@ After::
 Touches only functions that carry no ``tvmquant.kernel``: the few operators of the float audit, what
 is left of a float build, and data movement without a kernel of its own. An elementwise step is
 computed inside the one that reads it, if only that one does and for as many elements; every other
-block is scheduled by itself. A reduction is vectorized over the outputs next to each other.
+block is scheduled by itself. A reduction is vectorized over the outputs next to each other, and
+exponentials are computed by arithmetic (`schedules.float_functions`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import tvm
 from tvm.s_tir import Schedule
 
+from tvmquant.schedules.float_functions import expand_functions
 from tvmquant.schedules.isa import vector_bits
 from tvmquant.schedules.loops import (
     SPATIAL,
@@ -42,7 +44,7 @@ REDUCTION = "2"
 def _schedule(
     function: tvm.tirx.PrimFunc, target: tvm.target.Target, threads: int
 ) -> tvm.tirx.PrimFunc:
-    sch = Schedule(function)
+    sch = Schedule(expand_functions(function))
     for block in sch.get_child_blocks(sch.get_sblock("root")):
         if _belongs_to_its_reader(sch, block):
             sch.compute_inline(block)
