@@ -28,6 +28,7 @@ from tvmquant.passes.fuse_group_norm import FuseGroupNorm
 from tvmquant.passes.insert_requantize import InsertRequantize
 from tvmquant.passes.keep_signals_as_images import KeepSignalsAsImages
 from tvmquant.passes.lower_float import LowerFloat
+from tvmquant.passes.lower_rows import LowerRows
 from tvmquant.passes.lower_to_kernels import LowerToKernels, Tilings, default_tilings
 from tvmquant.passes.place_concats import PlaceConcats
 from tvmquant.passes.rewriter import bindings_of
@@ -120,6 +121,7 @@ def lower(
             LowerToKernels(target, threads, tilings),
             PlaceConcats(target, threads),
             *([] if integer else [LowerFloat(target, threads)]),
+            LowerRows(target, threads),
             relax.transform.LegalizeOps(),
             *([] if integer else _FUSE_ELEMENTWISE),
             ScheduleFloatOps(target, threads),
