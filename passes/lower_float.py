@@ -29,9 +29,16 @@ from tvm import relax, tirx
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.convert_layout import AXIS_IN_NHWC, LayoutConverter
 from tvmquant.passes.elementwise import BINARY, UNARY
+from tvmquant.passes.recurrent import RECURRENT
 from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, count_uses, used_vars
 from tvmquant.passes.tensor_types import dtype_of, integers, nhwc_shape, static_shape
-from tvmquant.schedules import conv2d, float_window, group_norm_f32, structural
+from tvmquant.schedules import (
+    conv2d,
+    float_window,
+    group_norm_f32,
+    recurrent_f32,
+    structural,
+)
 from tvmquant.schedules.epilogue import FloatEpilogue
 
 # FuseOps leaves such a kernel alone.
@@ -214,6 +221,7 @@ class _Lowerer(DataflowRewriter):
             "relax.permute_dims": self._permute,
             "relax.concat": self._concat,
             "relax.nn.group_norm": self._group_norm,
+            RECURRENT: self._recurrent,
         }
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
@@ -317,6 +325,17 @@ class _Lowerer(DataflowRewriter):
         kernel = float_window.kernel(spec, self.target, self.threads)
         pooled = self.call(kernel, [x], (shape[0], 1, 1, shape[3]), call)
         return self.reshaped(pooled, static_shape(call))
+
+    def _recurrent(self, call: relax.Call) -> relax.Expr:
+        a = qop.attributes(call)
+        args = [self.lookup(arg) for arg in call.args]
+        steps, batch, hidden = static_shape(call)
+        spec = recurrent_f32.RecurrentSpec(
+            steps, batch, hidden, a["kind"], bool(a["reverse"]), bool(a["reset_first"]),
+            a["activation"], a["state"], static_shape(args[3])[0],
+        )  # fmt: skip
+        kernel = recurrent_f32.kernel(spec, self.target, self.threads)
+        return self.call(kernel, args, static_shape(call), call)
 
     def _group_norm(self, call: relax.Call) -> relax.Expr:
         spec = group_norm_f32.GroupNormSpec(

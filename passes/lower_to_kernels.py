@@ -27,6 +27,7 @@ from tvm import relax, tirx
 
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.convert_layout import TO_NCHW, TO_NHWC
+from tvmquant.passes.recurrent import RECURRENT
 from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, count_uses, span_name
 from tvmquant.passes.tensor_types import dtype_of, integers, nhwc_shape, static_shape
 from tvmquant.resize import coordinates, linear, nearest
@@ -39,6 +40,7 @@ from tvmquant.schedules import (
     group_norm_f32,
     linear_resize,
     pool,
+    recurrent_f32,
     structural,
 )
 from tvmquant.schedules.epilogue import Epilogue
@@ -84,6 +86,7 @@ class _Lowerer(DataflowRewriter):
         }
         self.float_handlers: dict[str, Callable[[relax.Call], relax.Expr | None]] = {
             "relax.nn.group_norm": self._group_norm,
+            RECURRENT: self._recurrent,
         }
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
@@ -395,6 +398,17 @@ class _Lowerer(DataflowRewriter):
         return self.call(kernel, [q, qop.constant(scales)], call.ty, call)
 
     # -- float ----------------------------------------------------------------------------------
+
+    def _recurrent(self, call: relax.Call) -> relax.Expr:
+        a = qop.attributes(call)
+        args = [self.lookup(arg) for arg in call.args]
+        steps, batch, hidden = static_shape(call)
+        spec = recurrent_f32.RecurrentSpec(
+            steps, batch, hidden, a["kind"], bool(a["reverse"]), bool(a["reset_first"]),
+            a["activation"], a["state"], static_shape(args[3])[0],
+        )  # fmt: skip
+        kernel = recurrent_f32.kernel(spec, self.target, self.threads)
+        return self.call(kernel, args, call.ty, call)
 
     def _group_norm(self, call: relax.Call) -> relax.Expr:
         spec = group_norm_f32.GroupNormSpec(

@@ -223,7 +223,8 @@ def _infer_table(call: relax.Call, _ctx: Any) -> relax.TensorType:
 _EPILOGUE = ("multiplier", "shift", "offset")
 
 
-def _register(name: str, arguments: Sequence[str], infer: Callable[..., Any]) -> None:
+def register(name: str, arguments: Sequence[str], infer: Callable[..., Any]) -> None:
+    """Register an operator of Relax, with what infers the type of a call; repeating is allowed."""
     try:
         Op.get(name)
         return  # this module was imported twice in one process
@@ -239,13 +240,13 @@ def _register(name: str, arguments: Sequence[str], infer: Callable[..., Any]) ->
     register_op_attr(name, "FInferType", infer)
 
 
-_register(FAKE_QUANT, ("x", "scale", "zero_point", "multiplier"), _same_shape(None))
-_register(QUANTIZE, ("x",), _same_shape("out_dtype"))
-_register(DEQUANTIZE, ("q", "scale"), _same_shape(None))
-_register(QCONV2D, ("x", "weight", "bias", "epilogue"), _infer_qconv2d)
-_register(QCONV2D_TRANSPOSE, ("x", "weight", "bias", "epilogue"), _infer_qconv2d_transpose)
-_register(QDENSE, ("x", "weight", "bias", "epilogue"), _infer_qdense)
-_register(QMULTIPLY, ("a", "b", "epilogue"), _infer_broadcast)
-_register(POOL_SUM, ("x", "epilogue"), _infer_pool_sum)
-_register(REQUANTIZE, ("acc", "epilogue"), _infer_requantize)
-_register(TABLE, ("q", "values"), _infer_table)
+register(FAKE_QUANT, ("x", "scale", "zero_point", "multiplier"), _same_shape(None))
+register(QUANTIZE, ("x",), _same_shape("out_dtype"))
+register(DEQUANTIZE, ("q", "scale"), _same_shape(None))
+register(QCONV2D, ("x", "weight", "bias", "epilogue"), _infer_qconv2d)
+register(QCONV2D_TRANSPOSE, ("x", "weight", "bias", "epilogue"), _infer_qconv2d_transpose)
+register(QDENSE, ("x", "weight", "bias", "epilogue"), _infer_qdense)
+register(QMULTIPLY, ("a", "b", "epilogue"), _infer_broadcast)
+register(POOL_SUM, ("x", "epilogue"), _infer_pool_sum)
+register(REQUANTIZE, ("acc", "epilogue"), _infer_requantize)
+register(TABLE, ("q", "values"), _infer_table)

@@ -15,11 +15,13 @@ from tvm import relax
 
 from tvmquant.errors import QuantizationError
 from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.recurrent import RECURRENT
 from tvmquant.passes.rewriter import bindings_of, span_name
 
 REASONS = {
     "relax.nn.softmax": "softmax has no integer form yet",
     "relax.nn.log_softmax": "softmax has no integer form yet",
+    RECURRENT: "every step of a recurrence reads the one before; its projection is integers",
     "relax.nn.layer_norm": "normalization over activations has no integer form yet",
     "relax.nn.group_norm": "normalization over activations has no integer form yet",
     "relax.matmul": "a product of two activations has no integer form yet",

@@ -20,6 +20,7 @@ from tvmquant.frontend import (  # noqa: F401 (they register converters)
     converters_norm,
     converters_pool,
     converters_quantize,
+    converters_recurrent,
     converters_resize,
 )
 from tvmquant.frontend.context import Context, NonFiniteError, Value, as_float32

@@ -16,6 +16,7 @@ from tvmquant.simulator.calls import OpCall, Operator
 from tvmquant.simulator.float_ops import FLOAT_OPS
 from tvmquant.simulator.float_windows import FLOAT_WINDOW_OPS
 from tvmquant.simulator.integer_ops import INTEGER_OPS
+from tvmquant.simulator.recurrent import RECURRENT_OPS
 from tvmquant.simulator.resize import RESIZE_OPS
 from tvmquant.simulator.structural_ops import STRUCTURAL_OPS
 
@@ -25,6 +26,7 @@ OPERATORS: dict[str, Operator] = {
     **RESIZE_OPS,
     **FLOAT_OPS,
     **FLOAT_WINDOW_OPS,
+    **RECURRENT_OPS,
 }
 
 
@@ -178,7 +180,7 @@ def _layer_id(expr: relax.Expr) -> str:
 
 def _attributes(call: relax.Call) -> dict[str, Any]:
     """Return the attributes of an own or built-in operator as plain Python values."""
-    if _is_own(call):
+    if isinstance(call.attrs, tvm.ir.DictAttrs):
         own: dict[str, Any] = qop.attributes(call)
         return own
     names = [name for name in dir(call.attrs) if not name.startswith("_")]

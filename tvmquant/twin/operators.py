@@ -20,9 +20,11 @@ from torch import Tensor
 from tvm import relax
 
 from tvmquant.errors import UnsupportedModelError
+from tvmquant.passes.recurrent import RECURRENT
 from tvmquant.passes.rewriter import span_name
 from tvmquant.twin.attributes import integers, is_integer, number, static_shape
 from tvmquant.twin.fake_quantize import along_axis, round_half_even
+from tvmquant.twin.recurrent import recurrent
 from tvmquant.twin.windows import WINDOW_OPERATORS
 
 Maker = Callable[[relax.Call], Callable[..., Any]]
@@ -366,6 +368,7 @@ OPERATORS: dict[str, Maker] = {
     "relax.min": _reduction(torch.amin),
     "relax.argmax": _arg_extreme(torch.argmax),
     "relax.argmin": _arg_extreme(torch.argmin),
+    RECURRENT: recurrent,
     "relax.concat": _concat,
     "relax.split": _split,
     "relax.strided_slice": _strided_slice,
