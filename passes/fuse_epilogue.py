@@ -74,13 +74,13 @@ class _Fuser(DataflowRewriter):
         source = self.fused.get(operand)
         if source is None or self.uses[operand] != 1:
             return None
-        attrs = qop.attributes(source) | {
-            "values": 1,
-            "out_dtype": qop.attributes(value)["out_dtype"],
-        }
-        self.fused[var] = qop.emit(
-            source.op.name, [*source.args, value.args[1]], attrs, source.span
-        )
+        attrs = qop.attributes(source)
+        args, values = list(source.args), value.args[1]
+        if attrs["values"]:  # an epilogue has one table: that of both
+            first, second = (qop.constant_array(a) for a in (args.pop(), values))
+            values = qop.constant(second[first])
+        attrs |= {"values": 1, "out_dtype": qop.attributes(value)["out_dtype"]}
+        self.fused[var] = qop.emit(source.op.name, [*args, values], attrs, source.span)
         return self.fused[var]
 
 

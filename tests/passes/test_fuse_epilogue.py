@@ -100,6 +100,22 @@ def test_residual_and_table():
     )
 
 
+def test_of_two_tables_the_epilogue_holds_what_both_give():
+    second = RNG.integers(-999, 999, 256).astype(np.int16)
+
+    attrs = {"out_dtype": "int16", "id": "second"}
+    both = REQUANTIZE | {"epilogue": 1, "residual": 0, "values": 1, "out_dtype": "int16"}
+
+    def before(emit, x):
+        first = emit(table(emit(requantize(emit(qconv2d(x))))))
+        return emit(qop.emit(qop.TABLE, [first, qop.constant(second)], attrs))
+
+    check(
+        before,
+        lambda emit, x: emit(qconv2d(x, *numbers(), qop.constant(second[TABLE]), **both)),
+    )
+
+
 def test_a_residual_computed_after_the_accumulator():
     def before(emit, x):
         acc = emit(qconv2d(x))
