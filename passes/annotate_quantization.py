@@ -69,6 +69,9 @@ MOVERS = frozenset(
         "relax.max",
         "relax.nn.pad",
         "relax.image.resize2d",
+        "relax.take",
+        "relax.tile",
+        "relax.broadcast_to",
     }
 )
 
@@ -119,6 +122,8 @@ def is_mover(call: relax.Call) -> bool:
     """Whether a call only moves, picks the greatest of, or averages values of its inputs."""
     if not qop.is_call(call, *MOVERS):
         return False
+    if qop.is_call(call, "relax.take"):  # which elements must be known
+        return not isinstance(call.args[1], relax.Var)
     if qop.is_call(call, "relax.image.resize2d"):
         linear = str(call.attrs.method) == "linear"
         crops = str(call.attrs.coordinate_transformation_mode) == "tf_crop_and_resize"

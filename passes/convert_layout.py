@@ -61,6 +61,8 @@ class LayoutConverter(DataflowRewriter):
             "relax.strided_slice": self._slice,
             "relax.image.resize2d": self._resize,
             "relax.broadcast_to": self._broadcast,
+            "relax.take": self._take,
+            "relax.tile": self._tile,
         }
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
@@ -155,6 +157,14 @@ class LayoutConverter(DataflowRewriter):
             self.nhwc(call.args[0]), call.args[1], list(a.roi), "NHWC", str(a.method),
             str(a.coordinate_transformation_mode), str(a.rounding_method),
         )  # fmt: skip
+
+    def _take(self, call: relax.Call) -> relax.Expr:
+        axis = AXIS_IN_NHWC[int(call.attrs.axis) % 4]
+        return relax.op.take(self.nhwc(call.args[0]), call.args[1], axis, str(call.attrs.mode))
+
+    def _tile(self, call: relax.Call) -> relax.Expr:
+        repeats = [int(times) for times in call.attrs.repeats]
+        return relax.op.tile(self.nhwc(call.args[0]), [repeats[axis] for axis in TO_NHWC])
 
     def _broadcast(self, call: relax.Call) -> relax.Expr | None:
         shape = list(call.ty.shape.values)

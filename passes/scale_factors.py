@@ -84,6 +84,15 @@ def moved(call: relax.Call, inputs: Sequence[FloatArray]) -> FloatArray | None:
         return _sliced(factors, call)
     if name == "relax.nn.pad":
         return _padded(factors, call)
+    if name == "relax.broadcast_to":
+        return factors.reshape((1,) * (len(call.ty.shape.values) - factors.ndim) + factors.shape)
+    if name == "relax.tile":
+        repeats = [int(times) for times in call.attrs.repeats]
+        return np.tile(factors, np.where(np.asarray(factors.shape) > 1, repeats, 1))
+    if name == "relax.take":
+        axis = int(call.attrs.axis)
+        index = call.args[1].value.numpy()
+        return compressed(factors.take(index, axis)) if factors.shape[axis] > 1 else factors
     if name == "relax.max":
         return _reduced(factors, call)
     if name in ("relax.nn.max_pool2d", "relax.image.resize2d"):

@@ -169,6 +169,11 @@ def chosen(e, x):
     return e.conv(e(op.where(e(op.greater(a, const(0.1))), a, b)), 4, name="c")
 
 
+def expanded(e, x):
+    pooled = e.mean(e.conv(x, name="a"))
+    return e.conv(e(op.broadcast_to(pooled, (2, 8, 5, 5))), name="b")
+
+
 def one_function(function):
     def body(e, x):
         y = e.conv(x, name="a")
@@ -326,6 +331,15 @@ CASES = {
     "a choice between two tensors": Case(
         chosen,
         f"{LAYER} requantize {LAYER} table astype dequantize dequantize where quantize {LAYER}",
+    ),
+    "take": Case(
+        one_function(lambda e, y: e(op.take(y, qop.constant(np.array([7, 0, 0, 3])), 1))),
+        f"{LAYER} take {LAYER}",
+    ),
+    "tile": Case(one_function(lambda e, y: e(op.tile(y, [1, 2, 1, 3]))), f"{LAYER} tile {LAYER}"),
+    "expand": Case(
+        expanded,
+        f"{LAYER} pool_sum requantize broadcast_to {LAYER}",
     ),
     "pad by reflection": Case(
         one_function(lambda e, y: e(op.nn.pad(y, [0, 0, 0, 0, 1, 2, 1, 0], "reflect"))),

@@ -33,6 +33,16 @@ MOVED = {
         lambda x: op.reshape(x, (2, 2, 2, 8, 8)),
         FACTORS.reshape(1, 2, 2, 1, 1),
     ),
+    "take channels": (
+        lambda x: op.take(x, qop.constant(np.array([3, 0, 0])), 1),
+        FACTORS[:, [3, 0, 0]],
+    ),
+    "take rows": (lambda x: op.take(x, qop.constant(np.array([3, 0])), 2), FACTORS),
+    "repeat": (lambda x: op.tile(x, [1, 2, 3, 1]), np.tile(FACTORS, (1, 2, 1, 1))),
+    "expand": (
+        lambda x: op.broadcast_to(x, (2, 2, 4, 8, 8)),
+        FACTORS.reshape(1, 1, 4, 1, 1),
+    ),
     "into the batch": (lambda x: op.reshape(x, (8, 1, 8, 8)), None),
     "pad rows": (lambda x: op.nn.pad(x, [0, 0, 0, 0, 1, 2, 0, 0]), FACTORS),
     "pad channels": (

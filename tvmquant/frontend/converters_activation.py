@@ -74,17 +74,6 @@ def _convert_hardmax(ctx: Context, node: Node) -> relax.Var:
     return ctx.reshape(ctx.emit(relax.op.astype(chosen, "float32")), shape)
 
 
-@converter("Mod")
-def _convert_mod(ctx: Context, node: Node) -> relax.Var:
-    """Emit ``x - trunc(x / y) * y``, which has the sign of x; ONNX defines no other for floats."""
-    data, divisor = ctx.tensor(0), ctx.tensor(1)
-    if node.integer("fmod", 0) != 1 or str(data.ty.dtype) != "float32":
-        raise UnsupportedNodeError(f"fmod={node.integer('fmod', 0)} of {data.ty.dtype}")
-    broadcast_shapes(ctx.shape(data), ctx.shape(divisor))
-    quotient = ctx.emit(relax.op.trunc(ctx.emit(relax.op.divide(data, divisor))))
-    return ctx.emit(relax.op.subtract(data, ctx.emit(relax.op.multiply(quotient, divisor))))
-
-
 @converter("Trilu")
 def _convert_trilu(ctx: Context, node: Node) -> relax.Var:
     """Emit a product with zeros and ones."""

@@ -166,7 +166,6 @@ _REDUCTIONS: dict[str, Callable[..., Any]] = {
     "ReduceSum": relax.op.sum,
     "ReduceMax": relax.op.max,
     "ReduceMin": relax.op.min,
-    "ReduceProd": relax.op.prod,
     "ReduceL1": relax.op.sum,
     "ReduceL2": relax.op.sum,
     "ReduceLogSum": relax.op.sum,

@@ -16,6 +16,7 @@ from tvmquant.frontend.shape_ops import SHAPE_OPERATORS
 _ADVICE = {
     "If": "it branches at run time; export the model without control flow (torch: tracing)",
     "Loop": "it loops at run time; export the model without control flow (torch: tracing)",
+    "Mod": "it jumps, where quantization rounds; compute it outside of the model",
     "Scan": "it loops at run time; export the model without control flow (torch: tracing)",
 }
 _QOPERATOR = (

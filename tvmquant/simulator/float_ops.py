@@ -176,7 +176,6 @@ FLOAT_OPS: dict[str, Operator] = {
     "relax.tan": _elementwise(np.tan),
     "relax.trunc": _elementwise(np.trunc),
     "relax.square": _elementwise(np.square),
-    "relax.prod": _reduction(np.prod),
     "relax.add": _elementwise(np.add),
     "relax.subtract": _elementwise(np.subtract),
     "relax.multiply": _elementwise(np.multiply),

@@ -97,14 +97,6 @@ def _reduction(function: Callable[..., Tensor]) -> Maker:
     return make
 
 
-def _prod(call: relax.Call) -> Callable[[Tensor], Tensor]:
-    keep = bool(call.attrs.keepdims)
-    rank = len(call.args[0].ty.shape.values)
-    given = range(rank) if call.attrs.axis is None else integers(call.attrs.axis)
-    axes = sorted((axis % rank for axis in given), reverse=True)
-    return lambda x: functools.reduce(lambda y, axis: torch.prod(y, axis, keep), axes, x)
-
-
 def _batch_norm(call: relax.Call) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     if bool(call.attrs.training):
         raise UnsupportedModelError(
@@ -363,7 +355,6 @@ OPERATORS: dict[str, Maker] = {
     "relax.nn.group_norm": _group_norm,
     "relax.mean": _reduction(torch.mean),
     "relax.sum": _reduction(torch.sum),
-    "relax.prod": _prod,
     "relax.max": _reduction(torch.amax),
     "relax.min": _reduction(torch.amin),
     "relax.argmax": _arg_extreme(torch.argmax),
