@@ -1,4 +1,9 @@
-"""Resize and Upsample: the cases in which TVM computes what ONNX defines; others are rejected."""
+"""Resize and Upsample.
+
+Where Relax's operator computes what ONNX defines, it is emitted. Other nearest resizes take
+elements by constant indices, other interpolations are products with constant matrices, one for each
+axis. What depends on a region of interest, or on a filter that widens, is rejected.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,12 @@ import math
 import numpy as np
 from tvm import relax
 
+from tvmquant.frontend import resampling
 from tvmquant.frontend.context import Context
 from tvmquant.frontend.dimensions import UnsupportedNodeError, show
 from tvmquant.frontend.node import Node
 from tvmquant.frontend.registry import converter
+from tvmquant.frontend.resampling import COORDINATES, Axis
 
 _METHODS = {"nearest": "nearest_neighbor", "linear": "linear"}
 _COORDINATES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
@@ -20,16 +27,15 @@ _SCALE_TOLERANCE = 1e-5
 
 def _check_resize(node: Node) -> str | None:
     mode, coordinates = node.text("mode", "nearest"), _coordinates(node)
-    if mode not in _METHODS:
-        return f"mode={mode!r} is not supported, expected one of {', '.join(_METHODS)}"
-    if coordinates not in _COORDINATES:
+    if mode not in (*_METHODS, "cubic"):
+        return f"mode={mode!r} is not supported, expected one of {', '.join(_METHODS)}, cubic"
+    if coordinates not in COORDINATES:
         return (
             f"coordinate_transformation_mode={coordinates!r} is not supported, expected one of "
-            f"{', '.join(_COORDINATES)}"
+            f"{', '.join(COORDINATES)}"
         )
-    for name, expected in (("antialias", 0), ("exclude_outside", 0)):
-        if node.integer(name, expected) != expected:
-            return f"{name}={node.integer(name, 0)} is not supported, expected {expected}"
+    if node.integer("antialias", 0):
+        return "antialias=1 is not supported, expected 0; average before resizing instead"
     policy = node.text("keep_aspect_ratio_policy", "stretch")
     if policy != "stretch":
         return f"keep_aspect_ratio_policy={policy!r} is not supported, expected 'stretch'"
@@ -42,25 +48,27 @@ def _coordinates(node: Node) -> str:
     return node.text("coordinate_transformation_mode", default)
 
 
-def _output_size(ctx: Context, node: Node, size: tuple[int, int]) -> tuple[int, int]:
-    """Return the height and width that sizes or scales ask for."""
+def _axes(ctx: Context, node: Node, size: tuple[int, int]) -> tuple[Axis, Axis]:
+    """Return how height and width are resized, by sizes or by scales."""
+    coordinates = _coordinates(node)
     given = node.integers("axes", [0, 1, 2, 3])
     axes = [ctx.axis(4, axis) for axis in given]
     if node.op_type == "Upsample" or node.opset < 11:
         scales, sizes = _scales(ctx, node, 1), None
     else:
         scales, sizes = ctx.optional_constant(2), ctx.value(3)
-    wanted = list(size)
+    wanted = {axis: Axis(size[axis - 2], size[axis - 2], 1.0, coordinates) for axis in (2, 3)}
     if isinstance(sizes, np.ndarray) and sizes.size:
         # the batch and the channels of a symbolic shape stay what they are
         for axis, extent in zip(axes, sizes.tolist(), strict=True):
             if axis >= 2:
-                wanted[axis - 2] = int(extent)
+                before = size[axis - 2]
+                wanted[axis] = Axis(before, int(extent), int(extent) / before, coordinates)
             elif extent not in (1, ctx.shape(ctx.tensor(0))[axis]):
                 raise UnsupportedNodeError(
                     f"it resizes to {show(sizes.tolist())}, not height/width"
                 )
-        return wanted[0], wanted[1]
+        return wanted[2], wanted[3]
     if scales is None or not scales.size:
         raise UnsupportedNodeError("it has neither scales nor sizes")
     for axis, scale in zip(axes, scales.tolist(), strict=True):
@@ -69,13 +77,9 @@ def _output_size(ctx: Context, node: Node, size: tuple[int, int]) -> tuple[int, 
         if axis >= 2:
             exact = size[axis - 2] * scale
             # a float32 scale such as 5 / 3 falls short of the whole number that was meant
-            wanted[axis - 2] = round(exact) if _is_whole(exact) else math.floor(exact)
-            if _coordinates(node) != "align_corners" and not _is_whole(exact):
-                raise UnsupportedNodeError(
-                    f"scale {scale:g} of {size[axis - 2]} pixels gives {exact:g}, not a whole "
-                    "number; export the model with sizes instead of scales"
-                )
-    return wanted[0], wanted[1]
+            target = round(exact) if _is_whole(exact) else math.floor(exact)
+            wanted[axis] = Axis(size[axis - 2], target, scale, coordinates)
+    return wanted[2], wanted[3]
 
 
 def _is_whole(extent: float) -> bool:
@@ -92,18 +96,23 @@ def _scales(ctx: Context, node: Node, index: int) -> np.ndarray | None:
 def _convert_resize(ctx: Context, node: Node) -> relax.Var:
     data = ctx.tensor(0)
     size = ctx.spatial(data)
-    wanted = _output_size(ctx, node, size)
+    axes = _axes(ctx, node, size)
+    wanted = axes[0].target, axes[1].target
     if min(wanted) < 1:
         raise UnsupportedNodeError(f"it resizes to {wanted}")
-    if wanted == size:
-        return data
     mode, coordinates = node.text("mode", "nearest"), _coordinates(node)
-    if coordinates == "pytorch_half_pixel" and 1 in wanted:
-        raise UnsupportedNodeError("it resizes to one pixel with 'pytorch_half_pixel'")
+    stays = all(axis.scale == 1.0 or _is_whole(axis.extent * axis.scale) for axis in axes)
+    if wanted == size and stays:
+        return data
     rounding = ""
     if mode == "nearest":
         default = "round_prefer_floor" if node.opset >= 11 else "floor"
         rounding = node.text("nearest_mode", default)
+    by_relax = mode in _METHODS and coordinates in _COORDINATES and not _is_excluded(node)
+    if coordinates != "align_corners":
+        by_relax = by_relax and stays
+    if not by_relax or (coordinates == "pytorch_half_pixel" and 1 in wanted):
+        return _resample(ctx, node, data, axes, rounding)
     call = relax.op.image.resize2d(
         data,
         wanted,
@@ -113,3 +122,31 @@ def _convert_resize(ctx: Context, node: Node) -> relax.Var:
         rounding_method=rounding,
     )
     return ctx.emit(call)
+
+
+def _is_excluded(node: Node) -> bool:
+    """Whether what lies beyond the border weighs nothing."""
+    return node.integer("exclude_outside", 0) == 1
+
+
+def _resample(
+    ctx: Context, node: Node, data: relax.Expr, axes: tuple[Axis, Axis], rounding: str
+) -> relax.Var:
+    """Emit the resize axis by axis, as indices or as a product with weights."""
+    for number, axis in zip((2, 3), axes, strict=True):
+        if axis.extent == axis.target and axis.scale == 1.0:
+            continue
+        if rounding:
+            index = ctx.embed(resampling.nearest(axis, rounding))
+            data = ctx.emit(relax.op.take(data, index, number, mode="clip"))
+            continue
+        matrix = resampling.weights(
+            axis, node.text("mode", "nearest"), node.number("cubic_coeff_a", -0.75),
+            exclude_outside=_is_excluded(node),
+        )  # fmt: skip
+        if number == 2:
+            data = ctx.emit(relax.op.permute_dims(data, [0, 1, 3, 2]))
+        data = ctx.emit(relax.op.matmul(data, ctx.embed(matrix)))
+        if number == 2:
+            data = ctx.emit(relax.op.permute_dims(data, [0, 1, 3, 2]))
+    return data
