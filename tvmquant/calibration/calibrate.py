@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import tvm
+from numpy.typing import NDArray
 from torch import Tensor
+from tvm import tirx
 
 from tvmquant.calibration.base import Observer
 from tvmquant.calibration.calibration import Calibration, EdgeRange, model_fingerprint
@@ -78,6 +81,9 @@ def calibrate(
     -----
     Memory does not depend on the number of items: observers keep histograms, and an activation is
     dropped when it was observed and its last reader has run.
+
+    A model of a fixed batch is run in batches of that size. The last is filled up by repeating its
+    items, which count again: extremes stay what they are, histograms hardly move.
     """
     module = graph if isinstance(graph, tvm.IRModule) else graph.module
     twin = Twin(module)
@@ -88,7 +94,7 @@ def calibrate(
     inputs = _LayerInputs(module)
     twin.observe_input = inputs
     dataset = _dataset(module, data, limit, batch_size)
-    count = _run(twin, dataset, progress)
+    count = _run(twin, dataset, _fixed_batch(module), progress)
     ranges = {name: o.range() for name, o in observers.items()}
     factors = equalizer.factors(ranges, inputs.powers())
     narrow = {
@@ -192,13 +198,30 @@ def _dataset(module: tvm.IRModule, data: Any, limit: int | None, batch_size: int
     return dataset if limit is None else dataset.subset(limit=limit)
 
 
-def _run(twin: Twin, dataset: Dataset, progress: Progress | None) -> int:
+def _fixed_batch(module: tvm.IRModule) -> int | None:
+    """Return the batch that the model fixes; None where any will do."""
+    dims = list(module["main"].params[0].ty.shape.values)
+    return int(dims[0].value) if dims and isinstance(dims[0], tirx.IntImm) else None
+
+
+def _chunks(batch: NDArray[np.float32], fixed: int | None) -> Iterator[NDArray[np.float32]]:
+    """Yield the items in batches of the fixed size; the last is filled up by repeating its own."""
+    if fixed is None:
+        yield batch
+        return
+    for start in range(0, len(batch), fixed):
+        chunk = batch[start : start + fixed]
+        yield np.take(chunk, np.arange(fixed), axis=0, mode="wrap")
+
+
+def _run(twin: Twin, dataset: Dataset, fixed: int | None, progress: Progress | None) -> int:
     """Run all batches and return the number of items."""
     total = len(dataset) if dataset.has_length else None
     done = 0
     with torch.inference_mode():
         for batch, _labels in dataset:
-            twin(torch.from_numpy(batch))
+            for chunk in _chunks(batch, fixed):
+                twin(torch.from_numpy(chunk))
             done += len(batch)
             if progress is not None:
                 progress(done, total)

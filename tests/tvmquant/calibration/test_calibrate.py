@@ -154,6 +154,22 @@ class TestRun:
             calibrate(small_network(), ITEMS, batch_size=8, progress=progress)
 
 
+class TestFixedBatch:
+    @pytest.mark.parametrize("count", [3, 8, 10])
+    def test_runs_in_batches_of_that_size(self, count: int) -> None:
+        def body(builder: relax.BlockBuilder, x: relax.Var) -> relax.Expr:
+            return builder.emit(fake_quant(builder.emit(relax.op.nn.relu(x)), "/r/Relu"))
+
+        data = np.arange(count * 3, dtype=np.float32).reshape(count, 3)
+        found = calibrate(graph((4, 3), body), data, method="minmax")
+        assert found.count == count
+        assert (found.edges["/r/Relu"].lo, found.edges["/r/Relu"].hi) == (0.0, data.max())
+
+    def test_items_of_another_shape_are_refused(self) -> None:
+        with pytest.raises(DataError, match=r"input 'x' has shape \(4, 2\).*\(4, 3\)"):
+            calibrate(graph((4, 3), lambda _b, x: relax.op.nn.relu(x)), np.ones((6, 2), "f4"))
+
+
 class TestErrors:
     def test_empty_data(self) -> None:
         with pytest.raises(DataError, match="at least one item"):
