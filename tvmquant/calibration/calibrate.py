@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -194,7 +194,14 @@ def _dataset(module: tvm.IRModule, data: Any, limit: int | None, batch_size: int
     if len(parameters) != 1:
         names = ", ".join(str(parameter.name) for parameter in parameters)
         raise ModelError(f"the model has {len(parameters)} inputs ({names}); expected one")
-    dataset = data if isinstance(data, Dataset) else open_data(data, batch_size=batch_size)
+    if isinstance(data, Dataset):
+        dataset = data
+    else:
+        # the rank of an item tells a list of batches from a list of items
+        listed = isinstance(data, Iterable) and not isinstance(data, (np.ndarray, str))
+        dims = list(parameters[0].ty.shape.values)[1:]
+        shape = [int(dim.value) if isinstance(dim, tirx.IntImm) else None for dim in dims]
+        dataset = open_data(data, input_shape=shape if listed else None, batch_size=batch_size)
     return dataset if limit is None else dataset.subset(limit=limit)
 
 

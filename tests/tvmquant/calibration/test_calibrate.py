@@ -154,6 +154,16 @@ class TestRun:
             calibrate(small_network(), ITEMS, batch_size=8, progress=progress)
 
 
+class TestListsOfBatches:
+    @pytest.mark.parametrize("labelled", [False, True])
+    def test_same_ranges_as_the_items(self, labelled: bool) -> None:
+        batches = [ITEMS[:5], ITEMS[5:12]]
+        data = [(batch, np.zeros(len(batch), int)) for batch in batches] if labelled else batches
+        found = calibrate(small_network(), data)
+        assert found.count == 12
+        assert found.edges == calibrate(small_network(), ITEMS[:12]).edges
+
+
 class TestFixedBatch:
     @pytest.mark.parametrize("count", [3, 8, 10])
     def test_runs_in_batches_of_that_size(self, count: int) -> None:
