@@ -24,11 +24,14 @@ class Node:
         Unique in the graph.
     opset : int
         Version of the operator set of the node's domain.
+    unread : frozenset of str
+        Outputs that the file names but nothing reads, which count as left out.
     """
 
     proto: onnx.NodeProto
     name: str
     opset: int
+    unread: frozenset[str] = frozenset()
 
     @property
     def op_type(self) -> str:
@@ -43,8 +46,8 @@ class Node:
 
     @property
     def outputs(self) -> list[str]:
-        """Names of the outputs, ``""`` where an optional one is left out."""
-        return list(self.proto.output)
+        """Names of the outputs, ``""`` where an optional one is left out or not read."""
+        return ["" if name in self.unread else name for name in self.proto.output]
 
     @cached_property
     def attributes(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -230,11 +230,11 @@ def _check_structure(
 
 
 def _live(nodes: list[Node], outputs: list[str]) -> list[Node]:
-    """Return the nodes that the outputs depend on."""
+    """Return the nodes that the outputs depend on, knowing which of their outputs are not read."""
     needed = set(outputs)
     live = []
     for node in reversed(nodes):
         if needed.intersection(name for name in node.outputs if name):
+            live.append(replace(node, unread=frozenset(node.outputs) - needed))
             needed.update(node.inputs)
-            live.append(node)
     return live[::-1]

@@ -123,10 +123,15 @@ def test_rejected_windows(make_model, reason):
         load_onnx(model)
 
 
+def test_indices_that_nothing_reads_do_not_matter(make_model, compare):
+    node = helper.make_node("MaxPool", ["x"], ["y", "i"], kernel_shape=[2, 2])
+    compare(make_model([node], {"x": ("N", 3, 8, 8)}))
+
+
 def test_max_pool_with_indices_is_rejected(make_model):
     node = helper.make_node("MaxPool", ["x"], ["y", "i"], name="pool", kernel_shape=[2, 2])
     with pytest.raises(UnsupportedModelError, match=r"pool \(MaxPool\): .*indices"):
-        load_onnx(make_model([node], {"x": ("N", 3, 8, 8)}))
+        load_onnx(make_model([node], {"x": ("N", 3, 8, 8)}, outputs=("y", "i")))
 
 
 @pytest.mark.parametrize(
