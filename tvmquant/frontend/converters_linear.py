@@ -189,9 +189,9 @@ def _convert_matmul(ctx: Context, node: Node) -> relax.Var:
 
 
 def _check_batch_norm(node: Node) -> str | None:
-    if node.integer("training_mode", 0) or (
-        node.opset >= 14 and sum(1 for name in node.outputs if name) > 1
-    ):
+    # before opset 14 naming further outputs, read or not, meant training
+    named = node.outputs if node.opset >= 14 else node.proto.output
+    if node.integer("training_mode", 0) or sum(1 for name in named if name) > 1:
         return "it is in training mode; export the model in inference mode (model.eval())"
     return None
 
