@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from tvm import relax
@@ -199,6 +200,9 @@ class Term:
 class Accumulator:
     """A region: sum of terms plus a real bias, clipped to [low, high].
 
+    With slopes, what is below 0 is multiplied by them before it is clipped; the one term then has
+    no bias, or is a contraction, which takes it in.
+
     Scales and bias are arrays of the region's rank, with extent 1 along the batch.
     """
 
@@ -206,6 +210,7 @@ class Accumulator:
     bias: FloatArray
     low: float = -math.inf
     high: float = math.inf
+    slopes: FloatArray | None = None
 
     def clipped(self, low: float, high: float) -> Accumulator:
         """Clip further."""
@@ -213,7 +218,7 @@ class Accumulator:
 
     def scaled(self, factor: FloatArray) -> Accumulator:
         """Multiply by constants (positive where a clip has happened)."""
-        bounds = {}
+        bounds: dict[str, Any] = {}
         if math.isfinite(self.low) or math.isfinite(self.high):
             single = float(factor.reshape(-1)[0])
             bounds = {"low": self.low * single, "high": self.high * single}
@@ -231,7 +236,8 @@ class Accumulator:
             return array.reshape((1,) * (rank - array.ndim) + array.shape)
 
         terms = tuple(replace(t, scale=grown(t.scale), bound=grown(t.bound)) for t in self.terms)
-        return replace(self, terms=terms, bias=grown(self.bias))
+        slopes = None if self.slopes is None else grown(self.slopes)
+        return replace(self, terms=terms, bias=grown(self.bias), slopes=slopes)
 
     def plus(self, other: Accumulator) -> Accumulator:
         """Add another region's terms."""

@@ -14,7 +14,8 @@ Requires an L0 graph in canonical form (`CanonicalizeOps`). Guarantees that betw
 there is exactly one of the *regions* that `InsertRequantize` can compute with a single rounding:
 
 * an **accumulator**: convolution, dense, product, window sum or a quantized tensor, times and plus
-  constants, plus at most one more quantized tensor (the residual), then a clip;
+  constants, plus at most one more quantized tensor (the residual), then a clip, or a PRelu, which
+  gives the negative side of a contraction or of a quantized tensor a slope;
 * a **table**: any chain of elementwise functions of one quantized tensor, comparisons and choices
   between them included;
 * a **mover**: reshape, transpose, slice, pad, concat, max-pooling, resize (a linear one rounds
@@ -83,6 +84,9 @@ RESHAPES = (
     "relax.squeeze",
     "relax.expand_dims",
 )
+
+# of a PRelu in integers
+MAX_SLOPE = 16.0
 
 ACTIVATION, OUTPUT, WEIGHT = "activation", "output", "weight"
 # asked for by a reshape, for a purpose that only the reader of the reshape knows
@@ -245,6 +249,7 @@ class _RegionFinder:
             "relax.nn.avg_pool2d": self._pool,
             "relax.nn.relu": self._clip,
             "relax.clip": self._clip,
+            "relax.nn.prelu": self._prelu,
             CAST: self._cast,
             SELECT: self._select,
         }
@@ -271,6 +276,18 @@ class _RegionFinder:
         if form.kind in ("accumulator", "clipped") and self._absorbs(operand):
             return replace(form, kind="clipped")
         return self._chain(operand)
+
+    def _prelu(self, call: relax.Call) -> Form | None:
+        """Give a region two slopes, if its sign is that of one sum of integers."""
+        if not has_usable_slopes(call):
+            return None
+        operand = call.args[0]
+        form = self.form(operand)
+        layer = form.kind == "accumulator" and form.axis == int(call.attrs.axis)
+        if not (layer and not form.residual and self._absorbs(operand)):
+            self.request(operand, ACTIVATION)
+            form = Form("accumulator")
+        return replace(form, kind="clipped")
 
     def _move(self, call: relax.Call) -> Form | None:
         operands = used_vars(call)
@@ -416,6 +433,12 @@ def varies_along(constant: Any, rank: int, axis: int | None) -> bool:
     shape = (1,) * (rank - constant.ndim) + constant.shape
     fixed = [0] if axis is None else [i for i in range(rank) if i != axis]
     return len(shape) == rank and all(shape[i] == 1 for i in fixed)
+
+
+def has_usable_slopes(call: relax.Call) -> bool:
+    """Whether the slopes of a PRelu are known, and not so steep that one shift fits no both."""
+    slopes = qop.constant_array(call.args[1])
+    return slopes is not None and bool(np.all(np.abs(slopes) <= MAX_SLOPE))
 
 
 def keeps_shape(call: relax.Call, tensor: relax.Var) -> bool:

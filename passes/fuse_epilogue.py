@@ -30,6 +30,7 @@ EPILOGUE_ATTRS = (
     "output_zero_point",
     "qmin",
     "qmax",
+    "slopes",
     "axis",
     "compute_dtype",
     "out_dtype",
@@ -60,12 +61,13 @@ class _Fuser(DataflowRewriter):
         if source is None:
             return None
         epilogue = qop.attributes(value)
-        operands = [source, value.args[4]] if len(value.args) > 4 else []
+        residual = len(value.args) > 5
+        operands = [source, value.args[4]] if residual else []
         if not all(tvm_ffi.structural_equal(x.ty.shape, var.ty.shape) for x in operands):
             return None  # a sum that broadcasts
         args = [self.lookup(a) for a in (*source.args, *value.args[1:])]
-        attrs = qop.attributes(source) | {k: epilogue[k] for k in EPILOGUE_ATTRS}
-        attrs |= {"epilogue": 1, "residual": int(len(value.args) > 4), "values": 0}
+        attrs = qop.attributes(source) | {k: epilogue[k] for k in EPILOGUE_ATTRS if k in epilogue}
+        attrs |= {"epilogue": 1, "residual": int(residual), "values": 0}
         self.fused[var] = qop.emit(source.op.name, args, attrs, source.span)
         return self.fused[var]
 

@@ -53,6 +53,7 @@ from tvmquant.passes.accumulator import (
     factors_per_input,
 )
 from tvmquant.passes.annotate_quantization import (
+    has_usable_slopes,
     is_boolean,
     is_linear,
     is_mover,
@@ -157,6 +158,8 @@ class _Integerizer(DataflowRewriter):
             return self._move
         if name == CAST:
             return self._cast
+        if name == "relax.nn.prelu":
+            return self._prelu
         return self._arithmetic if name in ELEMENTWISE else None
 
     # -- borders --------------------------------------------------------------------------------
@@ -410,6 +413,15 @@ class _Integerizer(DataflowRewriter):
             return None
         return Chain(chain.source, evaluate(call, [chain.values]))
 
+    def _prelu(self, _var: relax.Var, call: relax.Call) -> Value | None:
+        x = self.value(call.args[0])
+        if not isinstance(x, Quantized | Accumulator) or not has_usable_slopes(call):
+            return None
+        slopes = qop.constant_array(call.args[1]).astype(np.float64)
+        rank = len(call.ty.shape.values)
+        slopes = _along(slopes, int(call.attrs.axis) % rank, rank)
+        return replace(_as_accumulator(x), slopes=slopes)
+
     def _two_tensors(self, call: relax.Call, left: Value, right: Value) -> Value | None:
         if qop.is_call(call, "relax.add", "relax.subtract"):
             rank = len(call.ty.shape.values)
@@ -458,6 +470,7 @@ class _Integerizer(DataflowRewriter):
             expr = first.expr
             chosen, offset = _multipliers(region, to, name)
             axis, (chosen, offset) = _by_channel(chosen, offset)
+        slopes = region.slopes is not None
         attrs: dict[str, Any] = {
             "acc_zero_point": first.zero_point,
             "residual_zero_point": others[0].zero_point if others else 0,
@@ -471,6 +484,9 @@ class _Integerizer(DataflowRewriter):
         }
         args = [expr, *(_integers(a, chosen.compute_dtype) for a in
                         (chosen.values[0], chosen.shift, offset))]  # fmt: skip
+        if slopes:
+            attrs["slopes"] = 1
+            args.append(_integers(chosen.values[1], chosen.compute_dtype))
         if others:
             args += [others[0].expr, _integers(chosen.values[1], chosen.compute_dtype)]
         out = self.emit(qop.emit(qop.REQUANTIZE, args, attrs, call.span), "y_q")
@@ -502,13 +518,16 @@ class _Integerizer(DataflowRewriter):
             empty = ~weight.values.reshape(len(weight.values), -1).any(axis=1) & (least > 0.0)
             scale = np.where(empty, least, np.maximum(scale, least))
         ratios = [x.scale * scale * gain / to_scale, *(s / to_scale for s in others)]
+        slopes = None if region.slopes is None else region.slopes.reshape(-1)
         bound = _accumulator_bound(
             weight.round(scale), x, bias / (unit * scale), reserve / (unit * scale)
         )
+        bounds = [bound, *(t.bound.reshape(-1) for t in region.terms[1:])]
+        if slopes is not None:
+            ratios, bounds = [*ratios, ratios[0] * slopes], [bound, bound]
         chosen = choose_multipliers(
-            ratios, [bound, *(t.bound.reshape(-1) for t in region.terms[1:])], to.zero_point, 0.0,
-            snap_first=not weight.fixed, name=name,
-        )  # fmt: skip
+            ratios, bounds, to.zero_point, 0.0, snap_first=not weight.fixed, name=name
+        )
         if chosen.compute_dtype == "int32" and not weight.fixed:
             exact = np.ldexp(np.abs(chosen.values[0]).astype(np.float64), -chosen.shift)
             scale = np.where(chosen.values[0] == 0, scale, exact * to_scale / unit)
@@ -529,7 +548,7 @@ class _Integerizer(DataflowRewriter):
         attrs = _contraction_attrs(layer, name)
         operator = CONTRACTIONS[layer.call.op.name]
         expr = self.emit(qop.emit(operator, args, attrs, layer.call.span), "acc")
-        return expr, chosen, np.zeros(1, np.int64)
+        return expr, _with_slopes(chosen, slopes), np.zeros(1, np.int64)
 
     def _mean_error(self, layer: Contraction, integers: Any, scale: Any) -> Any:
         """Return what rounding the weight adds to the mean of each output channel."""
@@ -596,12 +615,26 @@ def _of_rank(array: Any, rank: int) -> Any:
 def _multipliers(region: Accumulator, to: Quantized, name: str) -> tuple[Multipliers, Any]:
     """Return the multipliers and the offset of a region without a contraction."""
     scales = to.scales
+    ratios = [t.scale / scales for t in region.terms]
+    bounds = [t.bound for t in region.terms]
+    if region.slopes is not None:
+        ratios, bounds = [*ratios, ratios[0] * region.slopes], [*bounds, *bounds]
     chosen = choose_multipliers(
-        [t.scale / scales for t in region.terms], [t.bound for t in region.terms], to.zero_point,
-        np.abs(region.bias) / scales, snap_first=False, name=name,
-    )  # fmt: skip
+        ratios, bounds, to.zero_point, np.abs(region.bias) / scales, snap_first=False, name=name
+    )
     offset = np.rint(np.ldexp(region.bias / scales, chosen.shift)).astype(np.int64)
     return chosen, offset
+
+
+def _with_slopes(chosen: Multipliers, slopes: Any) -> Multipliers:
+    """Derive the multiplier of negative sums from the positive ones', once that is final."""
+    if slopes is None:
+        return chosen
+    positive = chosen.values[0]
+    sloped = np.rint(positive * slopes).astype(np.int64)
+    flipped = positive < 0  # a negative sum of integers is a positive number
+    values = np.where(flipped, sloped, positive), np.where(flipped, positive, sloped)
+    return replace(chosen, values=values)
 
 
 def _by_channel(chosen: Multipliers, offset: Any) -> tuple[int, tuple[Multipliers, Any]]:

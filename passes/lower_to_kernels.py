@@ -134,16 +134,20 @@ class _Lowerer(DataflowRewriter):
     def _folded_epilogue(
         self, attrs: dict[str, Any], args: list[relax.Expr], channels: int = 0, padded: int = 0
     ) -> tuple[Epilogue, list[relax.Expr]]:
-        residual, table = bool(attrs.get("residual", 0)), bool(attrs.get("values", 0))
+        residual, table, slopes = (bool(attrs.get(k, 0)) for k in ("residual", "values", "slopes"))
         dtype = attrs["compute_dtype"]
         multiplier, shift, offset = (qop.constant_array(a).astype(np.int64) for a in args[:3])
         folded = offset + (np.int64(1) << (shift - 1)) + (attrs["output_zero_point"] << shift)
-        folded = folded - attrs.get("acc_zero_point", 0) * multiplier
+        acc_zero_point = attrs.get("acc_zero_point", 0)
+        if not slopes:
+            folded = folded - acc_zero_point * multiplier
         vectors = [multiplier, folded, shift]
         if residual:
             factor = qop.constant_array(args[4]).astype(np.int64)
             vectors[1] = folded - attrs["residual_zero_point"] * factor
             vectors.append(factor)
+        if slopes:
+            vectors.append(qop.constant_array(args[3]).astype(np.int64))
         if channels:
             vectors = [_per_channel(v, channels, padded) for v in vectors]
         else:
@@ -155,7 +159,8 @@ class _Lowerer(DataflowRewriter):
         if table:
             constants.append(args[-1])
         epilogue = Epilogue(
-            dtype, attrs["out_dtype"], attrs["qmin"], attrs["qmax"], residual, table
+            dtype, attrs["out_dtype"], attrs["qmin"], attrs["qmax"], residual, table, slopes,
+            acc_zero_point if slopes else 0,
         )  # fmt: skip
         return epilogue, constants
 
@@ -252,9 +257,10 @@ class _Lowerer(DataflowRewriter):
         padded = depthwise_conv2d.padded_outputs(layer, tiling)
         _, vectors = self._epilogue(attrs, extra, spec.outputs, padded)
         packed = qop.constant(depthwise_conv2d.pack_weight(weight[..., 0], layer, tiling))
-        biases, *vectors[:3] = (
+        count = 4 if attrs.get("slopes", 0) else 3
+        biases, *vectors[:count] = (
             qop.constant(depthwise_conv2d.pack_vector(qop.constant_array(v), layer, tiling))
-            for v in (_bias(bias, spec.outputs, padded), *vectors[:3])
+            for v in (_bias(bias, spec.outputs, padded), *vectors[:count])
         )
         return self.call(
             depthwise_conv2d.kernel(layer, tiling),
@@ -334,7 +340,7 @@ class _Lowerer(DataflowRewriter):
     def _requantize(self, call: relax.Call) -> relax.Expr:
         attrs = qop.attributes(call)
         x, *extra = (self.lookup(a) for a in call.args)
-        attrs["residual"] = int(len(extra) > 3)
+        attrs["residual"] = int(len(extra) > 3 and not attrs.get("slopes", 0))
         epilogue, vectors = self._folded_epilogue(attrs, extra)
         residual = vectors[3] if attrs["residual"] else None
         spec = elementwise.RequantizeSpec(

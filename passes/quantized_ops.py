@@ -27,13 +27,16 @@ qconv2d_transpose the same, transposed; every position between and around the in
 qdense           ``(x, w, bias, *epilogue)``: x (N, K) with w (O, K)
 qmultiply        ``(a, b)``: (a - za) * (b - zb), int32, broadcasting
 pool_sum         ``(x)``: sum of (x - zero_point) over windows (padding adds nothing), int32
-requantize       ``(acc, multiplier, shift, offset[, acc2, multiplier2])``: equation (3)
+requantize       ``(acc, multiplier, shift, offset[, acc2, multiplier2])``: equation (3); with
+                 ``slopes`` ``(acc, multiplier, shift, offset, negative_multiplier)``, the last
+                 for terms below 0
 table            ``(q, values)``: values[q], 256 entries
 ================ ====================================================================
 
 A fused epilogue is equation (3) applied to the int32 accumulator followed by an optional table:
-``*epilogue`` is ``multiplier, shift, offset[, residual, residual_multiplier][, values]`` and the
-attributes ``epilogue``, ``residual``, ``values`` (0 or 1) say what is present.
+``*epilogue`` is ``multiplier, shift, offset[, residual, residual_multiplier |
+, negative_multiplier][, values]`` and the attributes ``epilogue``, ``residual``, ``slopes``,
+``values`` (0 or 1) say what is present.
 
 Multipliers, shifts and offsets are int arrays of shape (1,), of shape (C,) along ``axis``, or of
 the full rank (broadcast as they are). Attributes of (3): ``acc_zero_point`` (of the first term, 0
@@ -199,7 +202,7 @@ def _broadcast(left: list[Any], right: list[Any]) -> list[Any]:
 
 def _infer_requantize(call: relax.Call, _ctx: Any) -> relax.TensorType:
     shape = _shape(call.args[0])
-    if len(call.args) > 4:
+    if len(call.args) > 5:
         shape = _broadcast(shape, _shape(call.args[4]))
     return relax.TensorType(shape, attributes(call)["out_dtype"])
 

@@ -513,6 +513,8 @@ def _ending(epilogue: Epilogue | FloatEpilogue | None) -> str:
         parts.append("wide")
     if epilogue.residual:
         parts.append("add")
+    if epilogue.slopes:
+        parts.append("slopes")
     if epilogue.table:
         parts.append("table")
     return "_".join(parts)

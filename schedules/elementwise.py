@@ -271,9 +271,10 @@ def _value(spec: Spec, operands: list[Any], table: Any) -> tirx.PrimExpr:
         total, epilogue = acc.astype("int32"), spec.epilogue
     if epilogue is None:
         return total
-    multiplier, offset, shift, *residual = parameters
-    second = (residual[0], residual[1]) if residual else None
-    return epilogue.apply(total, multiplier, offset, shift, second, table)
+    multiplier, offset, shift, *others = parameters
+    second = (others[0], others[1]) if epilogue.residual else None
+    negative = others[0] if epilogue.slopes else None
+    return epilogue.apply(total, multiplier, offset, shift, second, table, negative)
 
 
 def _out_dtype(spec: Spec) -> str:
@@ -288,4 +289,5 @@ def _name(spec: Spec) -> str:
     if isinstance(spec, MultiplySpec):
         return "multiply_u8u8s32" + ("" if spec.epilogue is None else "_requantize")
     terms = f"{spec.dtype}_{spec.residual_dtype}" if spec.epilogue.residual else spec.dtype
-    return f"requantize_{terms}_{spec.epilogue.out_dtype}"
+    slopes = "_slopes" if spec.epilogue.slopes else ""
+    return f"requantize_{terms}_{spec.epilogue.out_dtype}{slopes}"

@@ -8,6 +8,8 @@ With ``M``, ``s`` and ``offset`` per channel, equation (3) of `tvmquant.arithmet
 where ``offset'`` is folded when the graph is lowered, so that a kernel spends one multiplication
 per term, one addition, one shift and the clip. In ``int32`` where range analysis proved that t
 fits (16 lanes of 512 bits), else in ``int64``.
+
+With slopes (a PRelu), an accumulator below its zero point is multiplied by ``M_n``, not ``M``.
 """
 
 from __future__ import annotations
@@ -35,6 +37,10 @@ class Epilogue:
         A second term is added.
     table : bool
         The clipped value indexes a table of 256 entries.
+    slopes : bool
+        Negative accumulators have a multiplier of their own; there is no second term then.
+    acc_zero_point : int
+        What the accumulator is compared with where there are slopes; ``offset'`` lacks z_a M then.
     """
 
     compute_dtype: str
@@ -43,6 +49,8 @@ class Epilogue:
     qmax: int
     residual: bool = False
     table: bool = False
+    slopes: bool = False
+    acc_zero_point: int = 0
 
     def apply(
         self,
@@ -52,6 +60,7 @@ class Epilogue:
         shift: tirx.PrimExpr,
         residual: tuple[tirx.PrimExpr, tirx.PrimExpr] | None = None,
         table: te.Tensor | None = None,
+        negative: tirx.PrimExpr | None = None,
     ) -> tirx.PrimExpr:
         """Return the stored value of one element.
 
@@ -64,8 +73,13 @@ class Epilogue:
         residual : (value, multiplier), optional
             Integer of any type, and M_r.
         table : Tensor of 256 entries, optional
+        negative : compute_dtype, optional
+            M_n.
         """
         dtype = self.compute_dtype
+        if negative is not None:
+            acc = acc.astype("int32") - self.acc_zero_point
+            multiplier = tirx.Select(acc >= 0, multiplier, negative)
         if dtype == "int64":
             # both factors are known to fit 32 bits: LLVM then multiplies 32 by 32 bits (1.4-1.8x)
             multiplier = multiplier.astype("int32").astype(dtype)
@@ -117,8 +131,8 @@ def placeholders(
 ) -> list[te.Tensor]:
     """Return the epilogue's input tensors, in argument order.
 
-    Order: multiplier, offset, shift, then residual and residual multiplier, then the table; of a
-    float epilogue only the residual.
+    Order: multiplier, offset, shift, then residual and residual multiplier, or the multiplier of
+    negative accumulators, then the table; of a float epilogue only the residual.
 
     Parameters
     ----------
@@ -142,6 +156,8 @@ def placeholders(
     if epilogue.residual:
         tensors.append(te.placeholder(residual_shape, residual_dtype, name="residual"))
         tensors.append(te.placeholder(shape, dtype, name="residual_multiplier"))
+    if epilogue.slopes:
+        tensors.append(te.placeholder(shape, dtype, name="negative_multiplier"))
     if epilogue.table:
         tensors.append(te.placeholder((256,), epilogue.out_dtype, name="table"))
     return tensors
@@ -165,4 +181,5 @@ def apply_at(
     multiplier, offset, shift = (t[channel] for t in tensors[:3])
     residual = (tensors[3][index], tensors[4][channel]) if epilogue.residual else None
     table = tensors[-1] if epilogue.table else None
-    return epilogue.apply(acc, multiplier, offset, shift, residual, table)
+    negative = tensors[3][channel] if epilogue.slopes else None
+    return epilogue.apply(acc, multiplier, offset, shift, residual, table, negative)

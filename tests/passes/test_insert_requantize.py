@@ -123,6 +123,15 @@ def slices(e, x):
     return e.conv(part, 4, name="a"), e(op.add(left, right)), e.conv(right, 3, name="b")
 
 
+def sloped(e, x):
+    """Slopes of a layer, of a sum and of a tensor that was pooled."""
+    slopes = const(np.linspace(-1.5, 2, 8, dtype=np.float32))
+    first = e(op.nn.prelu(e.conv(x, name="a"), slopes, 1))
+    total = e(op.nn.prelu(e(op.add(e.conv(first, name="b"), first)), slopes, 1))
+    pooled = e(op.nn.max_pool2d(total, (2, 2)))
+    return e.conv(e(op.nn.prelu(pooled, slopes, 1)), 4, name="c")
+
+
 def broadcast(e, x):
     y = e.conv(x, name="a")
     pooled = e.mean(y)
@@ -379,6 +388,9 @@ CASES = {
     "maximum of two tensors": Case(
         lambda e, x: e.conv(e(op.maximum(e.conv(x, name="a"), e.conv(x, name="b"))), 4),
         f"{LAYER} {LAYER} dequantize dequantize maximum quantize {LAYER}",
+    ),
+    "slopes per channel": Case(
+        sloped, f"{LAYER} {LAYER} requantize nn.max_pool2d requantize {LAYER}"
     ),
     "sums that broadcast": Case(
         broadcast,

@@ -129,6 +129,25 @@ def test_kernels_compute_what_is_simulated(
     np.testing.assert_array_equal(run(module, x, processor), simulate(module, x)[0])
 
 
+@pytest.mark.parametrize("processor", EXECUTED)
+def test_slopes_per_channel(processor: str) -> None:
+    slopes = const(np.linspace(-1.5, 2, 6, dtype=np.float32))
+
+    def body(emit: Any, x: Any) -> Any:
+        y = emit(nn.prelu(emit(nn.max_pool2d(x, (2, 2))), slopes, 1))
+        for inputs in (6, 1):
+            y = nn.conv2d(y, const(normal(6, inputs, 3, 3)), padding=1, groups=6 // inputs)
+            y = emit(nn.prelu(emit(op.add(emit(y), const(normal(1, 6, 1, 1)))), slopes, 1))
+        y = emit(nn.conv2d_transpose(y, const(normal(6, 6, 2, 2)), strides=2))
+        return emit(nn.prelu(y, slopes, 1))
+
+    x = normal(*SHAPE)
+    module = ConvertLayout()(FuseEpilogue()(quantize(graph(body, SHAPE), [x]).integer))
+    layers = [call for name in (qop.QCONV2D, qop.QCONV2D_TRANSPOSE) for call in calls(module, name)]
+    assert [qop.attributes(call)["slopes"] for call in layers] == [1, 1, 1]
+    np.testing.assert_array_equal(run(module, x, processor), simulate(module, x)[0])
+
+
 def test_sums_products_and_concats_of_any_shape() -> None:
     def body(emit: Any, x: Any) -> Any:
         gate = emit(op.mean(x, [2, 3], keepdims=True))

@@ -97,8 +97,9 @@ def pool_sum(call: OpCall) -> Array:
 
 def requantize(call: OpCall) -> Array:
     """Equation (3) as an operator of its own."""
-    acc, multiplier, shift, offset, *residual = call.args
-    return _requantize(acc, _Epilogue(multiplier, shift, offset, residual), call, 1)
+    acc, multiplier, shift, offset, *rest = call.args
+    negative, residual = _second(rest, call)
+    return _requantize(acc, _Epilogue(multiplier, shift, offset, residual, negative), call, 1)
 
 
 def table(call: OpCall) -> Array:
@@ -112,6 +113,12 @@ class _Epilogue:
     shift: Array
     offset: Array
     residual: Sequence[Array]  # empty, or the second accumulator and its multiplier
+    negative: Array | None = None  # the multiplier of what is below 0
+
+
+def _second(rest: Sequence[Array], call: OpCall) -> tuple[Array | None, Sequence[Array]]:
+    """Return the multiplier of negative terms and the second term, of which one may be there."""
+    return (rest[0], []) if call.attrs.get("slopes") else (None, rest)
 
 
 def _finish(acc: Array, call: OpCall, first: int, default_axis: int) -> Array:
@@ -120,8 +127,10 @@ def _finish(acc: Array, call: OpCall, first: int, default_axis: int) -> Array:
     if not a.get("epilogue"):
         return acc.astype(a["out_dtype"])
     multiplier, shift, offset, *rest = call.args[first:]
-    residual = rest[:2] if a.get("residual") else []
-    q = _requantize(acc, _Epilogue(multiplier, shift, offset, residual), call, default_axis)
+    second = rest[:2] if a.get("residual") or a.get("slopes") else []
+    negative, residual = _second(second, call)
+    epilogue = _Epilogue(multiplier, shift, offset, residual, negative)
+    q = _requantize(acc, epilogue, call, default_axis)
     return _look_up(q, rest[-1], call.layer) if a.get("values") else q
 
 
@@ -149,6 +158,10 @@ def _requantize(acc: Array, epilogue: _Epilogue, call: OpCall, default_axis: int
             (epilogue.offset,),
         )
     )
+    if epilogue.negative is not None:
+        negative = _aligned(epilogue.negative, len(shape), call, default_axis)
+        below = acc.astype(np.int64) < zeros[0]
+        multipliers[0] = np.where(below, negative, multipliers[0])
     result = np.empty(shape, a["out_dtype"])
     per_row = _REQUANTIZE_BYTES * int(np.prod(shape[1:]))
     for part in batch_slices(shape[0] if shape else 1, per_row):
