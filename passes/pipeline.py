@@ -25,6 +25,7 @@ from tvmquant.passes.expose_integers import ExposeIntegers
 from tvmquant.passes.fold_batch_norm import FoldBatchNorm
 from tvmquant.passes.fuse_epilogue import FuseEpilogue
 from tvmquant.passes.fuse_group_norm import FuseGroupNorm
+from tvmquant.passes.fuse_layer_norm import FuseLayerNorm
 from tvmquant.passes.insert_requantize import InsertRequantize
 from tvmquant.passes.keep_signals_as_images import KeepSignalsAsImages
 from tvmquant.passes.lower_float import LowerFloat
@@ -61,6 +62,7 @@ def canonicalize(module: tvm.IRModule) -> tvm.IRModule:
         CanonicalizeOps(),
         KeepSignalsAsImages(),
         FuseGroupNorm(),
+        FuseLayerNorm(),
         FoldBatchNorm(),
         CanonicalizeOps(),
         CropKernels(),
