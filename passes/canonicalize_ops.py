@@ -13,6 +13,7 @@ Before / After, ``c`` being constants and ``C`` constants per channel::
     mean(x, [-1, -2]) of rank 4            ->  reshape(mean(x, [2, 3], keepdims=True), shape)
     avg_pool2d(x), one unpadded window     ->  mean(x, [2, 3], keepdims=True)
     conv2d(pad(x, p), w, padding=q)        ->  conv2d(x, w, padding=p + q)        zeros only
+    matmul(x, v), a vector of constants    ->  reshape(matmul(x, reshape(v, (K, 1))), shape)
     max_pool2d(pad(x, p), padding=q)       ->  max_pool2d(x, padding=p + q)       if no maximum
     x + y, x - y, x * y, x / y of two ranks -> the lower one reshaped with leading extents of 1
     permute_dims(permute_dims(x, p), q)    ->  permute_dims(x, p[q])
@@ -61,6 +62,7 @@ class _Canonicalizer(DataflowRewriter):
             "relax.mean": self._mean,
             "relax.nn.avg_pool2d": self._avg_pool2d,
             "relax.nn.conv2d": self._conv2d,
+            "relax.matmul": self._matmul,
             "relax.nn.max_pool2d": self._max_pool2d,
             "relax.nn.pad": self._pad,
             "relax.concat": self._concat,
@@ -230,6 +232,13 @@ class _Canonicalizer(DataflowRewriter):
             self.lookup(pad.args[0]), self.lookup(call.args[1]), a.strides, padding, a.dilation,
             a.groups, a.data_layout, a.kernel_layout, a.out_layout, a.out_dtype or None,
         )  # fmt: skip
+
+    def _matmul(self, var: relax.Var, call: relax.Call) -> relax.Expr | None:
+        x, weight = self.lookup(call.args[0]), qop.constant_array(self.lookup(call.args[1]))
+        if weight is None or weight.ndim != 1 or len(x.ty.shape.values) < 2:
+            return None
+        product = relax.op.matmul(x, qop.constant(weight[:, None]), call.attrs.out_dtype)
+        return relax.op.reshape(self.emit(_at(product, call.span)), var.ty.shape)
 
     def _max_pool2d(self, _var: relax.Var, call: relax.Call) -> relax.Expr | None:
         """Leave out padding that is no greater than anything it is compared with."""

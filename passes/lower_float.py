@@ -194,8 +194,11 @@ def _plan_layers(function: relax.Function) -> dict[relax.Var, _Layer]:
     taken: set[relax.Var] = set()
     for var, value in values.items():
         weight = value.args[1] if qop.is_call(value, *CONTRACTIONS) else None
-        if weight is None or qop.constant_array(weight) is None or dtype_of(var) != "float32":
+        array = qop.constant_array(weight)
+        if array is None or dtype_of(var) != "float32":
             continue
+        if qop.is_call(value, "relax.matmul") and array.ndim != 2:
+            continue  # one weight per item of a batch, or a vector
         layer, result = _Layer(value), var
         while result in reader and reader[result] not in taken:
             longer = _absorb(layer, result, values[reader[result]])

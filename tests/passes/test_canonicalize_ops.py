@@ -56,6 +56,19 @@ REWRITES = {
         chain(lambda x: op.subtract(const(CHANNELS), x)),
         chain(lambda x: op.multiply(x, const(-1.0)), lambda x: op.add(x, const(CHANNELS))),
     ),
+    "a vector times": (
+        chain(lambda x: op.matmul(x, const(np.arange(SHAPE[3])))),
+        chain(
+            lambda x: op.matmul(x, const(np.arange(SHAPE[3])[:, None])),
+            lambda x: op.reshape(x, SHAPE[:3]),
+        ),
+    ),
+    "transposes": (
+        chain(
+            lambda x: op.permute_dims(x, [0, 2, 3, 1]), lambda x: op.permute_dims(x, [0, 2, 1, 3])
+        ),
+        chain(lambda x: op.permute_dims(x, [0, 3, 2, 1])),
+    ),
     "divide": (
         chain(lambda x: op.divide(x, const([6.0]))),
         chain(lambda x: op.multiply(x, const([1 / 6]))),

@@ -23,7 +23,7 @@ WEIGHTS = {
     shape: qop.constant(RNG.normal(size=shape).astype(np.float32) / 4)
     for shape in [
         (16, 8, 3, 3), (8, 8, 3, 3), (16, 1, 3, 3), (16, 4, 3, 3), (8, 16, 1, 1), (8, 6, 2, 2),
-        (8, 6, 4, 4), (16, 5), (1, 8, 1, 1), (1, 16, 1, 1), (5,), (8, 1, 1),
+        (8, 6, 4, 4), (16, 5), (1, 8, 1, 1), (1, 16, 1, 1), (5,), (8, 1, 1), (8, 12, 5), (12,),
     ]
 }  # fmt: skip
 IMAGE = (1, 8, 10, 12)
@@ -140,6 +140,8 @@ GRAPHS: dict[str, Callable[[Any, Any], Any]] = {
     "broadcast from a lower rank": lambda emit, x: emit(
         op.multiply(biased(emit, x), WEIGHTS[8, 1, 1])
     ),
+    "a weight per channel": lambda emit, x: emit(op.matmul(x, WEIGHTS[8, 12, 5])),
+    "a vector": lambda emit, x: emit(op.matmul(x, WEIGHTS[12,])),
     "mean of rows": lambda emit, x: emit(op.mean(biased(emit, x), [2])),
     "hard swish": lambda emit, x: hard_swish(emit, biased(emit, x)),
     "squeeze and excite": squeeze_excite,
