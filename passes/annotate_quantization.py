@@ -463,12 +463,12 @@ def is_linear(
 
 
 def is_window_mean(call: relax.Call) -> bool:
-    """Whether a call averages over windows of the two spatial axes, or over all of them."""
+    """Whether a call averages over windows of the two spatial axes, or over one or both whole."""
     if not qop.is_call(call, "relax.mean"):
         return str(call.attrs.layout) == "NCHW"
     rank = len(call.args[0].ty.shape.values)
     axes = sorted(int(a) % rank for a in (call.attrs.axis or range(rank)))
-    return rank == 4 and axes == [2, 3] and bool(call.attrs.keepdims)
+    return rank == 4 and axes in ([2], [3], [2, 3]) and bool(call.attrs.keepdims)
 
 
 def is_repeated_constant(value: Any) -> TypeGuard[relax.Call]:

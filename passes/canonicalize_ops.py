@@ -10,7 +10,7 @@ Before / After, ``c`` being constants and ``C`` constants per channel::
     clip(x, 0, inf)                        ->  relu(x)
     flatten(x), squeeze(x), expand_dims(x) ->  reshape(x, shape)
     reshape(reshape(x, s), t)              ->  reshape(x, t)
-    mean(x, [-1, -2]) of rank 4            ->  reshape(mean(x, [2, 3], keepdims=True), shape)
+    mean(x, [-1, -2] or one) of rank 4     ->  reshape(mean(x, [2, 3], keepdims=True), shape)
     avg_pool2d(x), one unpadded window     ->  mean(x, [2, 3], keepdims=True)
     conv2d(pad(x, p), w, padding=q)        ->  conv2d(x, w, padding=p + q)        zeros only
     matmul(x, v), a vector of constants    ->  reshape(matmul(x, reshape(v, (K, 1))), shape)
@@ -201,7 +201,7 @@ class _Canonicalizer(DataflowRewriter):
         rank = len(call.args[0].ty.shape.values)
         given = range(rank) if call.attrs.axis is None else call.attrs.axis
         axes = sorted(int(a) % rank for a in given)
-        if rank != 4 or axes != [2, 3]:
+        if rank != 4 or axes not in ([2], [3], [2, 3]):
             return None
         pooled = relax.op.mean(self.lookup(call.args[0]), axes, keepdims=True)
         if bool(call.attrs.keepdims):

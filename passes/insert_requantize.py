@@ -309,9 +309,11 @@ class _Integerizer(DataflowRewriter):
             x = self._with_one_scale(x, call)
         height, width = (_static(v, call) for v in call.args[0].ty.shape.values[2:])
         if qop.is_call(call, "relax.mean"):
-            window = {"pool_size": [height, width], "strides": [1, 1], "padding": [0, 0, 0, 0],
+            axes = {int(a) % 4 for a in call.attrs.axis}
+            size = [height if 2 in axes else 1, width if 3 in axes else 1]
+            window = {"pool_size": size, "strides": [1, 1], "padding": [0, 0, 0, 0],
                       "dilation": [1, 1]}  # fmt: skip
-            counts = np.full((1, 1, 1, 1), height * width, np.float64)
+            counts = np.full((1, 1, 1, 1), np.prod(size), np.float64)
         else:
             window, counts = _pool_window(call, height, width)
         attrs = window | {"layout": "NCHW", "input_zero_point": x.zero_point,

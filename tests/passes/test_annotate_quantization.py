@@ -392,6 +392,7 @@ def test_predicates_on_calls():
     assert not is_linear(the_call(lambda x: op.divide(const(one), x)), one, True)
     assert not is_linear(the_call(lambda x: op.maximum(x, const(one))), one, False)
     assert is_window_mean(the_call(lambda x: op.mean(x, [-1, 2], keepdims=True)))
+    assert is_window_mean(the_call(lambda x: op.mean(x, [3], keepdims=True)))
     assert not is_window_mean(the_call(lambda x: op.mean(x, [2, 3])))
     assert not is_window_mean(the_call(lambda x: op.mean(x, [1], keepdims=True)))
     assert is_mover(the_call(lambda x: op.nn.pad(x, [0, 0, 0, 0, 1, 1, 1, 1])))

@@ -389,6 +389,10 @@ CASES = {
         lambda e, x: e.conv(e(op.maximum(e.conv(x, name="a"), e.conv(x, name="b"))), 4),
         f"{LAYER} {LAYER} dequantize dequantize maximum quantize {LAYER}",
     ),
+    "means of rows": Case(
+        lambda e, x: e.conv(e(op.mean(e.conv(x, name="a"), [3], keepdims=True)), 4, 1),
+        f"{LAYER} pool_sum requantize {LAYER}",
+    ),
     "slopes per channel": Case(
         sloped, f"{LAYER} {LAYER} requantize nn.max_pool2d requantize {LAYER}"
     ),
