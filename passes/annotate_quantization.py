@@ -214,10 +214,9 @@ class _RegionFinder:
         return self.uses[var] == 1
 
     def _form(self, var: relax.Var, value: relax.Expr) -> Form:
-        if isinstance(value, relax.Var | relax.TupleGetItem):
-            source = value if isinstance(value, relax.Var) else value.tuple_value
-            is_float = self.form(source).kind == "float"
-            return Form("float") if is_float else Form("mover", (source,))
+        if isinstance(value, relax.Var):
+            is_float = self.form(value).kind == "float"
+            return Form("float") if is_float else Form("mover", (value,))
         if not isinstance(value, relax.Call):
             return Form("float")
         if var in self.ends and self._continues_floats(value):
@@ -548,9 +547,6 @@ class _Annotator(DataflowRewriter):
             return self.lookup(expr)
         if isinstance(value, relax.Call):
             self.precise[expr] = self.emit(self._with_precise_operands(value), str(expr.name))
-        elif isinstance(value, relax.TupleGetItem):
-            whole = self._precise(value.tuple_value)
-            self.precise[expr] = self.emit(relax.TupleGetItem(whole, value.index))
         else:
             self.precise[expr] = self._precise(value)
         return self.precise[expr]

@@ -373,12 +373,8 @@ class _Integerizer(DataflowRewriter):
         return padded, [x, replace(x, qmin=steps, qmax=steps)] if mode == "constant" else [x]
 
     def _tuple_item(self, var: relax.Var, item: relax.TupleGetItem) -> relax.Expr:
-        source = self.value(item.tuple_value)
-        if isinstance(source, Quantized):
-            expr = self.emit(relax.TupleGetItem(source.expr, item.index))
-            self.values[var] = replace(source, expr=expr)
-            return expr
-        self.values[var] = self.emit(relax.TupleGetItem(self.lookup(source), item.index))
+        source = self.lookup(self.value(item.tuple_value))
+        self.values[var] = self.emit(relax.TupleGetItem(source, item.index))
         return self.values[var]
 
     def _arithmetic(self, _var: relax.Var, call: relax.Call) -> Value | None:

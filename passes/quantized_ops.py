@@ -49,7 +49,7 @@ operators carry ``strides``, ``padding`` (top, left, bottom, right), ``dilation`
 ``out_dtype`` and ``id``, the name of the ONNX node it came from.
 
 Plain Relax operators that only move integers stay: reshape, permute_dims, concat, strided_slice,
-split, nn.pad, nn.max_pool2d, max (global max pooling), image.resize2d (nearest, and linear:
+nn.pad, nn.max_pool2d, max (global max pooling), image.resize2d (nearest, and linear:
 half up, once, with weights in fixed point, `tvmquant.resize.linear`).
 """
 
