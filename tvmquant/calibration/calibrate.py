@@ -29,6 +29,8 @@ Progress = Callable[[int, int | None], None]
 DEFAULT_METHOD = "mse"
 # Narrower widths that ranges are chosen for as well.
 NARROW_BITS = (4,)
+# 1 dB: what clipping has to gain in a tensor (`MSEObserver`).
+LEAST_GAIN = 0.2
 # Of the network's results: clipping the largest logit is what changes the answer.
 OUTPUT_METHOD = "minmax"
 
@@ -183,10 +185,11 @@ def _observer(edge: Edge, method: str, options: Mapping[str, Any]) -> Observer:
     observer = make_observer(method, **options)
     if edge.role == "output":
         return make_observer(OUTPUT_METHOD)
-    if "bits" in inspect.signature(type(observer)).parameters and "bits" not in options:
-        # Beyond 8 bits the best threshold is the extreme anyway.
-        return make_observer(method, bits=min(edge.bits, 8), **{"scheme": edge.scheme, **options})
-    return observer
+    known = inspect.signature(type(observer)).parameters
+    # Beyond 8 bits the best threshold is the extreme anyway.
+    own = {"bits": min(edge.bits, 8), "scheme": edge.scheme, "least_gain": LEAST_GAIN}
+    fitting = {name: value for name, value in own.items() if name in known}
+    return make_observer(method, **{**fitting, **options})
 
 
 def _dataset(module: tvm.IRModule, data: Any, limit: int | None, batch_size: int) -> Dataset:

@@ -141,9 +141,30 @@ class MSEObserver(_ThresholdObserver):
     the largest |x| itself is a candidate, so the error never exceeds that of minmax. Of data of
     both signs either end is clipped at the threshold, and the levels of an asymmetric quantizer
     divide what lies between the ends.
+
+    Parameters
+    ----------
+    least_gain : float
+        In [0, 1): nothing is clipped unless that takes away this part of the error of clipping
+        nothing. Errors of rounding average out in what a layer or a pool sums up, those of clipping
+        all have one sign, and a maximum keeps just these.
+    bits, scheme, bins
+        See `_ThresholdObserver`.
     """
 
     method = "mse"
+
+    def __init__(
+        self, *, bits: int = 8, scheme: str = "auto", bins: int = 2048, least_gain: float = 0.0
+    ) -> None:
+        super().__init__(bits=bits, scheme=scheme, bins=bins)
+        if not 0.0 <= least_gain < 1.0:
+            raise QuantizationError(f"least_gain = {least_gain}; expected 0 <= least_gain < 1")
+        self.least_gain = least_gain
+
+    @classmethod
+    def _options(cls) -> tuple[str, ...]:
+        return (*super()._options(), "least_gain")
 
     def _choose(self) -> tuple[float, float]:
         largest = max(self.high, -self.low)
@@ -152,8 +173,11 @@ class MSEObserver(_ThresholdObserver):
         thresholds = largest * np.geomspace(0.01, 1.0, 100)
         best = int(np.argmin(self.expected_error(thresholds)))
         around = np.linspace(thresholds[max(best - 1, 0)], thresholds[min(best + 1, 99)], 41)
-        thresholds = np.append(around, thresholds[best])
-        return self._clip(float(thresholds[np.argmin(self.expected_error(thresholds))]))
+        thresholds = np.concatenate((around, [thresholds[best], largest]))
+        errors = self.expected_error(thresholds)
+        best = int(np.argmin(errors))
+        clips = errors[best] <= (1.0 - self.least_gain) * errors[-1]
+        return self._clip(float(thresholds[best])) if clips else (self.low, self.high)
 
 
 def _divergences(counts: NDArray[np.int64], levels: int) -> NDArray[np.float64]:

@@ -133,6 +133,12 @@ def test_even_channels_keep_one_scale():
     assert factors(net) == {}
 
 
+def test_channels_of_few_values_keep_a_reserve():
+    net = network(convolved)
+    few, many = (calibrate_graph(net, items).factors()["uneven"] for items in (ITEMS[:1], ITEMS))
+    assert min(few) > 1.2 * min(many)
+
+
 def test_the_record_keeps_factors(tmp_path):
     net = network(convolved)
     module = pipeline.annotate(pipeline.canonicalize(net.module))

@@ -258,3 +258,17 @@ def test_memory_is_fixed():
         observer.update(np.full(70_000, 2.0**exponent, np.float32))
     assert observer.counts.nbytes == size
     assert observer.counts.sum() == observer.count == 700_000
+
+
+def test_mse_clips_only_where_that_gains_enough():
+    data = np.random.default_rng(0).standard_normal(20000).astype(np.float32)
+    low, high = data.min(), data.max()
+    for gain, clips in ((0.0, True), (0.2, False)):
+        observer = make_observer("mse", least_gain=gain)
+        observer.update(data)
+        assert (observer.range() != (low, high)) == clips
+    outlier = make_observer("mse", least_gain=0.2)
+    outlier.update(np.append(data, np.float32(1000.0)))
+    assert outlier.range()[1] < 500.0
+    with pytest.raises(QuantizationError, match="least_gain = 1"):
+        make_observer("mse", least_gain=1.0)
