@@ -136,7 +136,7 @@ def test_even_channels_keep_one_scale():
 def test_channels_of_few_values_keep_a_reserve():
     net = network(convolved)
     few, many = (calibrate_graph(net, items).factors()["uneven"] for items in (ITEMS[:1], ITEMS))
-    assert min(few) > 1.2 * min(many)
+    assert np.median(few) > 1.2 * np.median(many)
 
 
 def test_the_record_keeps_factors(tmp_path):
