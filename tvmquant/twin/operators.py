@@ -148,10 +148,10 @@ def _concat(call: relax.Call) -> Callable[..., Tensor]:
 
     def concat(*tensors: Tensor) -> Tensor:
         batch = max(len(x) for x in tensors)  # a constant's is 1 (`_broadcast_to`)
-        if axis != 0:
-            tensors = tuple(x if len(x) == batch else x.expand(batch, *x.shape[1:])
-                            for x in tensors)  # fmt: skip
-        return torch.cat(tensors, axis)
+        if axis == 0:
+            return torch.cat(tensors, axis)
+        whole = [x if len(x) == batch else x.expand(batch, *x.shape[1:]) for x in tensors]
+        return torch.cat(whole, axis)
 
     return concat
 
