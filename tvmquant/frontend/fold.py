@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
+import onnx
 from onnx.reference import ReferenceEvaluator
 
 from tvmquant.frontend.dimensions import Array, UnsupportedNodeError
 from tvmquant.frontend.node import Node
+
+# Until opset 13 they take their input as a matrix, whose columns begin at their axis.
+FLATTENING = ("Softmax", "LogSoftmax", "Hardmax")
 
 # Their results differ from run to run, or must stay visible in the graph.
 NOT_FOLDED = frozenset(
@@ -32,14 +37,43 @@ def evaluate_constant(node: Node, inputs: list[Array | None]) -> tuple[Array, ..
     UnsupportedNodeError
         If ONNX's reference implementation cannot evaluate the node.
     """
-    feeds = {name: array for name, array in zip(node.inputs, inputs, strict=True) if name}
+    if node.op_type in FLATTENING and node.opset < 13 and inputs[0] is not None:
+        return _evaluate_flattened(node, inputs[0])
+    given = zip(node.inputs, inputs, strict=True)
+    feeds = {name: array for name, array in given if name and array is not None}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # a float weight may be scaled into infinity; the weight check names it afterwards
             with np.errstate(all="ignore"):
-                evaluator = ReferenceEvaluator(node.proto, opsets={node.proto.domain: node.opset})
-                results = evaluator.run(None, feeds)
+                results = ReferenceEvaluator(_model_of(node, feeds)).run(None, feeds)
     except Exception as error:  # the reference implementation raises anything
         raise UnsupportedNodeError(f"its constant value cannot be computed: {error}") from error
     return tuple(np.asarray(result) for result in results)
+
+
+def _evaluate_flattened(node: Node, array: Array) -> tuple[Array, ...]:
+    """Evaluate an operator that, before opset 13, works on the rows of a matrix.
+
+    The reference implementation knows these operators as they are since, along one axis.
+    """
+    axis = node.integer("axis", 1)
+    axis = axis + array.ndim if axis < 0 else axis
+    rows = array.reshape(math.prod(array.shape[:axis]), -1)
+    proto = onnx.helper.make_node(node.op_type, node.inputs, node.outputs, node.name, axis=1)
+    (result,) = evaluate_constant(Node(proto, node.name, 13), [rows])
+    return (result.reshape(array.shape),)
+
+
+def _model_of(node: Node, feeds: dict[str, Array]) -> onnx.ModelProto:
+    """Return a model of one node: of a node alone the evaluator ignores the opset."""
+    inputs = [
+        onnx.helper.make_tensor_value_info(
+            name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+        )
+        for name, array in feeds.items()
+    ]
+    outputs = [onnx.ValueInfoProto(name=name) for name in node.outputs if name]
+    opset = onnx.helper.make_opsetid(node.proto.domain, node.opset)
+    graph = onnx.helper.make_graph([node.proto], node.name, inputs, outputs)
+    return onnx.helper.make_model(graph, opset_imports=[opset])
