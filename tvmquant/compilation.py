@@ -500,7 +500,7 @@ def _check_quantize_options(scheme: str | None, weight_method: str | None) -> No
 def _open_calibration_data(
     graph: Graph, data: Any, recipe: Preprocess, select: Any, samples: int | None
 ) -> Dataset:
-    dataset = open_data(data, recipe, input_shape=graph.item_shape(), select=select)
+    dataset = open_data(data, recipe, inputs=graph.item_inputs(), select=select)
     if samples is None:
         return dataset
     if samples < 1:

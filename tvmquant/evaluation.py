@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tvmquant.data import Dataset, open_data
+from tvmquant.data import Dataset, InputSpec, arrays_of, filled_up, open_data
 from tvmquant.errors import DataError
+from tvmquant.output_quality import OutputMeter, OutputQuality, decibels, signal_and_noise
 
 if TYPE_CHECKING:
     from tvmquant.graph import Graph
 
 Array = NDArray[Any]
-Network = Callable[[Array], Any]
+# From one array for each input to the results.
+Network = Callable[..., Any]
 Progress = Callable[[int, int | None], None]
 
 # A top-5 accuracy is reported where chance alone does not reach it.
@@ -101,7 +103,7 @@ def sqnr_db(reference: Array, result: Array) -> float:
     ``10 log10(sum(reference^2) / sum((reference - result)^2))``, computed in float64; infinite
     where the two are equal.
     """
-    return _decibels(*_signal_and_noise(reference, result))
+    return decibels(*signal_and_noise(reference, result))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +122,9 @@ class Evaluation:
         Items (for class maps: positions) whose largest output is the float model's.
     sqnr_db : float, optional
         Of the library's first output against the float model's, over all items.
+    outputs : tuple of OutputQuality
+        The same of every output, and of every part of one that joins several; empty without a float
+        model.
     """
 
     count: int
@@ -129,13 +134,17 @@ class Evaluation:
     reference_top5: float | None = None
     agreement: float | None = None
     sqnr_db: float | None = None
+    outputs: tuple[OutputQuality, ...] = ()
 
-    def to_dict(self) -> dict[str, float | None]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the fields as a mapping that is valid JSON: a ratio that is infinite is None."""
-        return {
-            field: value if value is None or math.isfinite(value) else None
-            for field, value in dataclasses.asdict(self).items()
+        fields: dict[str, Any] = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self)
         }
+        fields["outputs"] = [output.to_dict() for output in self.outputs]
+        if self.sqnr_db is not None and not math.isfinite(self.sqnr_db):
+            fields["sqnr_db"] = None
+        return fields
 
 
 def evaluate(
@@ -150,8 +159,8 @@ def evaluate(
     Parameters
     ----------
     model : Model or callable
-        What `tvmquant.load` returns; or any function from a batch to its results. A model of a
-        fixed batch is fed in chunks of it, the last one filled up.
+        What `tvmquant.load` returns; or any function from a batch of each input to its results. A
+        model of a fixed batch is fed in chunks of it, the last one filled up.
     data : Dataset, or what `open_data` reads without a recipe
     reference : Graph or callable, optional
         The float model: a graph as `tvmquant.load_onnx` returns it, which runs in torch, or any
@@ -171,22 +180,23 @@ def evaluate(
 
     Notes
     -----
-    Of several outputs the first one is evaluated. Nothing is kept between batches.
+    Of several outputs the first one is compared with labels. Nothing is kept between batches.
     """
-    dataset = data if isinstance(data, Dataset) else open_data(data)
+    dataset = data if isinstance(data, Dataset) else open_data(data, inputs=item_inputs(model))
     network = _in_chunks(model)
     twin = None if reference is None else _reference(reference)
-    tally = _Tally()
+    tally = _Tally(_meter(model, reference))
     total = len(dataset) if dataset.has_length else None
     for batch, labels in dataset:
-        tally.add(_outputs(network, batch), None if twin is None else _outputs(twin, batch), labels)
+        outputs = _outputs(network, batch)
+        tally.add(outputs, None if twin is None else _outputs(twin, batch), labels)
         if progress is not None:
             progress(tally.count, total)
     return tally.evaluation()
 
 
 def float_network(graph: Graph) -> Network:
-    """Return a float (L0) graph of one input as a function from a batch to its results, in torch.
+    """Return a float (L0) graph as a function from a batch of each input to its results, in torch.
 
     Raises
     ------
@@ -199,13 +209,13 @@ def float_network(graph: Graph) -> Network:
 
     twin = Twin(graph.module)
 
-    def run(batch: Array) -> Any:
+    def run(*arrays: Array) -> Any:
         with torch.inference_mode():
-            result = twin(torch.from_numpy(batch))
+            result = twin(*(torch.from_numpy(array) for array in arrays))
         results = result if isinstance(result, tuple) else (result,)
         return tuple(tensor.numpy() for tensor in results)
 
-    batch = graph.inputs[0][1][0]
+    batch = graph.fixed_batch()
     return run if batch is None else _Chunked(run, batch)
 
 
@@ -213,13 +223,27 @@ def _reference(reference: Any) -> Network:
     return float_network(reference) if hasattr(reference, "module") else _in_chunks(reference)
 
 
-def _in_chunks(model: Network) -> Network:
+def _meter(model: Any, reference: Any) -> OutputMeter:
+    """Return what compares outputs, with their names and parts where they are known."""
+    if hasattr(reference, "module"):
+        from tvmquant.output_blocks import find_blocks
+
+        return OutputMeter(reference.output_names, find_blocks(reference))
+    outputs = getattr(model, "outputs", None) or ()
+    return OutputMeter(tuple(output.name for output in outputs))
+
+
+def item_inputs(model: Any) -> tuple[InputSpec, ...] | None:
+    """Return what each input of a loaded library takes of one item; None of another function."""
     inputs = getattr(model, "inputs", None)
     if inputs is None:
-        return model
-    if len(inputs) != 1:
-        raise DataError(f"the model has {len(inputs)} inputs; evaluation feeds exactly one")
-    return _Chunked(model, int(inputs[0].shape[0]))
+        return None
+    return tuple(InputSpec(info.name, tuple(info.shape[1:]), info.dtype) for info in inputs)
+
+
+def _in_chunks(model: Network) -> Network:
+    inputs = getattr(model, "inputs", None)
+    return model if inputs is None else _Chunked(model, int(inputs[0].shape[0]))
 
 
 class _Chunked:
@@ -229,50 +253,67 @@ class _Chunked:
         self._network = network
         self._batch = batch
 
-    def __call__(self, items: Array) -> Array:
-        return np.concatenate(list(self._results(items)))
+    def __call__(self, *arrays: Array) -> tuple[Array, ...]:
+        chunks = [
+            self._results([array[start : start + self._batch] for array in arrays])
+            for start in range(0, len(arrays[0]), self._batch)
+        ]
+        return tuple(np.concatenate(results) for results in zip(*chunks, strict=True))
 
-    def _results(self, items: Array) -> Iterator[Array]:
-        for start in range(0, len(items), self._batch):
-            chunk = items[start : start + self._batch]
-            missing = self._batch - len(chunk)
-            filled = np.concatenate([chunk, *[chunk[-1:]] * missing]) if missing else chunk
-            yield _first_output(self._network(filled))[: len(chunk)]
+    def _results(self, chunk: Sequence[Array]) -> list[Array]:
+        """Return the results of the real items of a chunk, which lie along the first axis."""
+        count = len(chunk[0])
+        results = _as_tuple(self._network(*filled_up(chunk, self._batch)))
+        return [
+            result[: len(result) // self._batch * count]
+            if result.ndim and len(result) % self._batch == 0
+            else np.atleast_1d(result)
+            for result in results
+        ]
 
 
-def _first_output(result: Any) -> Array:
-    return np.asarray(result[0] if isinstance(result, (tuple, list)) else result)
+def _as_tuple(result: Any) -> tuple[Array, ...]:
+    results = result if isinstance(result, (tuple, list)) else (result,)
+    return tuple(np.asarray(each) for each in results)
 
 
-def _outputs(network: Network, batch: Array) -> Array:
-    """Return the first output as (N, C, ...) without trailing extents of 1."""
-    output = _first_output(network(batch))
-    if len(output) != len(batch):
+def _outputs(network: Network, batch: Any) -> tuple[Array, ...]:
+    """Return the outputs, the first one as (N, C, ...) without trailing extents of 1."""
+    arrays = arrays_of(batch)
+    output, *others = _as_tuple(network(*arrays))
+    if not output.ndim or len(output) != len(arrays[0]):
         raise DataError(
-            f"a batch of {len(batch)} items gave a first output of shape {output.shape}; expected "
-            "one row per item"
+            f"a batch of {len(arrays[0])} items gave a first output of shape {output.shape}; "
+            "expected one row per item"
         )
-    if np.isnan(output).any():
-        raise DataError("the model's first output holds NaN; check the model on these data")
+    for index, each in enumerate((output, *others)):
+        if each.dtype.kind == "f" and np.isnan(each).any():
+            which = "first output" if index == 0 else f"output {index}"
+            raise DataError(f"the model's {which} holds NaN; check the model on these data")
     while output.ndim > 2 and output.shape[-1] == 1:
         output = output[..., 0]
-    return output
+    return output, *others
 
 
 class _Tally:
     """Running sums over batches."""
 
-    def __init__(self) -> None:
+    def __init__(self, meter: OutputMeter) -> None:
         self.count = 0
+        self._meter = meter
         self._labelled = False
         self._classes = 0
         self._hits = {"top1": 0, "top5": 0, "reference_top1": 0, "reference_top5": 0}
         self._compared = 0
         self._agreed = 0
-        self._signal = 0.0
-        self._noise = 0.0
 
-    def add(self, output: Array, reference: Array | None, labels: Array | None) -> None:
+    def add(
+        self,
+        outputs: Sequence[Array],
+        references: Sequence[Array] | None,
+        labels: Array | None,
+    ) -> None:
+        output, reference = outputs[0], None if references is None else references[0]
         self.count += len(output)
         if labels is not None:
             self._labelled = True
@@ -280,41 +321,24 @@ class _Tally:
             self._count_hits("", output, labels)
             if reference is not None:
                 self._count_hits("reference_", reference, labels)
-        if reference is not None:
+        if references is not None and reference is not None:
             same = agreement(reference, output)
             self._compared += same.size
             self._agreed += int(same.sum())
-            signal, noise = _signal_and_noise(reference, output)
-            self._signal += signal
-            self._noise += noise
+            self._meter.add(references, outputs)
 
     def evaluation(self) -> Evaluation:
-        measured: dict[str, float | None] = {}
+        measured: dict[str, Any] = {}
         for field, hits in self._hits.items():
             known = self._labelled and (self._compared > 0 or "reference" not in field)
             if known and (field.endswith("top1") or self._classes >= TOP5_CLASSES):
                 measured[field] = 100.0 * hits / self.count
         if self._compared:
             measured["agreement"] = 100.0 * self._agreed / self._compared
-            measured["sqnr_db"] = _decibels(self._signal, self._noise)
+            measured["outputs"] = self._meter.qualities()
+            measured["sqnr_db"] = measured["outputs"][0].sqnr_db
         return Evaluation(self.count, **measured)
 
     def _count_hits(self, prefix: str, logits: Array, labels: Array) -> None:
         self._hits[f"{prefix}top1"] += int(top_k(logits, labels, 1).sum())
         self._hits[f"{prefix}top5"] += int(top_k(logits, labels, 5).sum())
-
-
-def _signal_and_noise(reference: Array, result: Array) -> tuple[float, float]:
-    if reference.shape != result.shape:
-        raise DataError(
-            f"a result of shape {result.shape} against a reference of {reference.shape}; expected "
-            "equal shapes"
-        )
-    wide = reference.astype(np.float64)
-    return float(np.square(wide).sum()), float(np.square(wide - result).sum())
-
-
-def _decibels(signal: float, noise: float) -> float:
-    if noise == 0.0:
-        return math.inf
-    return 10.0 * math.log10(signal / noise) if signal > 0.0 else -math.inf

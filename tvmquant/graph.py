@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import tvm
 from tvm import relax, tirx
 
+from tvmquant.data.items import InputSpec
 from tvmquant.errors import ModelError
 
 Signature = list[tuple[str, tuple[int | None, ...], str]]
@@ -64,23 +65,38 @@ class Graph:
         types = list(result.fields) if isinstance(result, tvm.ir.TupleType) else [result]
         return [_describe(name, ty) for name, ty in zip(self.output_names, types, strict=True)]
 
-    def item_shape(self) -> tuple[int | None, ...]:
-        """Return the shape of one item of the only input, without the batch; None where symbolic.
+    def item_inputs(self) -> tuple[InputSpec, ...]:
+        """Return what each input takes of one item, without the batch; None where symbolic.
 
         Raises
         ------
         ModelError
-            When the graph has several inputs, or its input has no batch axis.
+            When an input has no batch axis.
         """
-        if len(self.inputs) != 1:
-            raise ModelError(
-                f"the model has {len(self.inputs)} inputs ({', '.join(self.input_names)}); data "
-                "for calibration and evaluation feed exactly one"
+        for name, shape, _ in self.inputs:
+            if not shape:
+                raise ModelError(f"the input {name!r} is a scalar; expected a batch axis")
+        return tuple(InputSpec(name, shape[1:], dtype) for name, shape, dtype in self.inputs)
+
+    def fixed_batch(self) -> int | None:
+        """Return the batch that the model fixes; None where it takes any.
+
+        Raises
+        ------
+        ModelError
+            When inputs differ in it.
+        """
+        batches = {shape[0] if shape else None for _, shape, _ in self.inputs}
+        if len(batches) > 1:
+            found = ", ".join(
+                f"{name!r} {tuple('any' if n is None else n for n in shape)}"
+                for name, shape, _ in self.inputs
             )
-        name, shape, _ = self.inputs[0]
-        if not shape:
-            raise ModelError(f"the input {name!r} is a scalar; expected a batch axis")
-        return shape[1:]
+            raise ModelError(
+                f"the inputs differ in their first dimension, the batch: {found}; expected the "
+                "same, so that data can be fed item by item"
+            )
+        return next(iter(batches), None)
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of structure, attributes, layer names and constants, in hexadecimal.

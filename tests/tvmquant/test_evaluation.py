@@ -4,19 +4,17 @@ import math
 import numpy as np
 import pytest
 
+from tvmquant.deploy.manifest import TensorInfo
 from tvmquant.errors import DataError
 from tvmquant.evaluation import Evaluation, agreement, evaluate, float_network, sqnr_db, top_k
+from tvmquant.output_quality import poor_outputs
 
 
 class FixedBatch:
     """A model of a fixed batch that returns one-hot logits of its input's first value."""
 
-    class Info:
-        def __init__(self, shape):
-            self.shape = shape
-
     def __init__(self, batch):
-        self.inputs = [self.Info([batch, 2])]
+        self.inputs = [TensorInfo("x", [batch, 2])]
         self.batches = []
 
     def __call__(self, x):
@@ -143,11 +141,29 @@ def test_trailing_extents_of_one_are_dropped():
     assert evaluate(lambda x: one_hot(x)[:, :, None, None], data).top1 == 100.0
 
 
-def test_a_model_of_several_inputs_is_refused():
-    model = FixedBatch(1)
-    model.inputs *= 2
-    with pytest.raises(DataError, match="2 inputs"):
-        evaluate(model, items(2))
+class Fixed:
+    """The difference of two inputs, and their sum, of exactly 4 items."""
+
+    inputs = [TensorInfo("a", [4, 12]), TensorInfo("b", [4, 12])]  # noqa: RUF012
+    outputs = [TensorInfo("difference", [4, 12]), TensorInfo("sum", [4, 12])]  # noqa: RUF012
+
+    def __call__(self, a, b):
+        assert len(a) == len(b) == 4
+        return a - b, np.zeros_like(a)
+
+
+def test_several_inputs_and_outputs():
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(size=(2, 6, 12)).astype(np.float32)
+    result = evaluate(Fixed(), {"b": b, "a": a}, reference=lambda a, b: (a - b + 0.01, a + b))
+    assert result.count == 6
+    difference, total = result.outputs
+    assert difference.name == "difference"
+    assert difference.sqnr_db == result.sqnr_db == pytest.approx(sqnr_db(a - b + 0.01, a - b))
+    assert (total.sqnr_db, total.constant) == (0.0, 0.0)
+    (warning,) = poor_outputs(result.outputs[1:])
+    assert warning.startswith("output 'sum': its values are all 0,")
+    assert json.loads(json.dumps(result.to_dict()))["outputs"][1]["constant"] == 0.0
 
 
 def test_library_against_its_float_model(small_onnx, small_data, small_library):

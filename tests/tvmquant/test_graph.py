@@ -87,16 +87,23 @@ def test_fingerprint():
 
 
 class FakeGraph:
-    item_shape = Graph.item_shape
+    item_inputs, fixed_batch = Graph.item_inputs, Graph.fixed_batch
 
     def __init__(self, *shapes):
         self.inputs = [(f"input{i}", shape, "float32") for i, shape in enumerate(shapes)]
-        self.input_names = tuple(name for name, _, _ in self.inputs)
 
 
-def test_the_shape_of_an_item():
-    assert FakeGraph((None, 3, None, 8)).item_shape() == (3, None, 8)
-    with pytest.raises(ModelError, match=r"2 inputs \(input0, input1\)"):
-        FakeGraph((1, 2), (1, 3)).item_shape()
+def test_what_inputs_take_of_one_item():
+    two = FakeGraph((None, 3, None, 8), (None, 2)).item_inputs()
+    assert [(spec.name, spec.shape) for spec in two] == [
+        ("input0", (3, None, 8)), ("input1", (2,))
+    ]  # fmt: skip
     with pytest.raises(ModelError, match="scalar"):
-        FakeGraph(()).item_shape()
+        FakeGraph(()).item_inputs()
+
+
+def test_the_batch_that_a_model_fixes():
+    assert FakeGraph((None, 3)).fixed_batch() is None
+    assert FakeGraph((10, 3), (10, 4)).fixed_batch() == 10
+    with pytest.raises(ModelError, match=r"'input1' \(4, 3\)"):
+        FakeGraph((10, 3), (4, 3)).fixed_batch()

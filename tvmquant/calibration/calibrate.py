@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import tvm
-from numpy.typing import NDArray
 from torch import Tensor
-from tvm import tirx
 
 from tvmquant.calibration.base import Observer
 from tvmquant.calibration.calibration import Calibration, EdgeRange, model_fingerprint
 from tvmquant.calibration.equalization import LAYERS, Equalizer, input_axis
 from tvmquant.calibration.observers import make_observer
-from tvmquant.data import Dataset, open_data
-from tvmquant.errors import DataError, ModelError
+from tvmquant.data import Dataset, arrays_of, filled_up, open_data
+from tvmquant.errors import DataError
 from tvmquant.graph import Graph
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.rewriter import bindings_of, span_name
@@ -50,9 +47,10 @@ def calibrate(
     Parameters
     ----------
     graph : Graph or tvm.IRModule
-        Annotated (L1), with one input. Edges that already have a scale keep it.
+        Annotated (L1). Edges that already have a scale keep it.
     data : Dataset, or what `open_data` reads without a recipe
-        The network's inputs; labels are not used.
+        The network's inputs; labels are not used. A network of a fixed batch runs on chunks of it;
+        what fills up the last one is not observed, unless the network mixes the items of a batch.
     method : {"mse", "minmax", "moving_average", "percentile", "entropy"}
         Observer of the activations. The network's results are observed by minmax.
     limit : int, optional
@@ -83,20 +81,27 @@ def calibrate(
     -----
     Memory does not depend on the number of items: observers keep histograms, and an activation is
     dropped when it was observed and its last reader has run.
-
-    A model of a fixed batch is run in batches of that size. The last is filled up by repeating its
-    items, which count again: extremes stay what they are, histograms hardly move.
     """
-    module = graph if isinstance(graph, tvm.IRModule) else graph.module
+    if isinstance(graph, tvm.IRModule):
+        names = tuple(str(parameter.name) for parameter in graph["main"].params)
+        graph = Graph(graph, "L1", "", names, ())
+    module = graph.module
     twin = Twin(module)
     edges = [e for e in twin.edges if e.role != "weight" and not e.calibrated]
     observers = {edge.id: _observer(edge, method, options) for edge in edges}
     equalizer = Equalizer(module)
-    twin.observe = _Watch(observers, equalizer)
-    inputs = _LayerInputs(module)
-    twin.observe_input = inputs
-    dataset = _dataset(module, data, limit, batch_size)
-    count = _run(twin, dataset, _fixed_batch(module), progress)
+    watch, inputs = _Watch(observers, equalizer), _LayerInputs(module)
+    real = _RealItems(graph.fixed_batch())
+
+    def observe(edge_id: str, tensor: Tensor) -> None:
+        watch(edge_id, real.of(tensor))
+
+    def observe_input(layer: str, tensor: Tensor) -> None:
+        inputs(layer, real.of(tensor))
+
+    twin.observe, twin.observe_input = observe, observe_input
+    dataset = _dataset(graph, data, limit, batch_size)
+    count = _run(twin, dataset, real, progress)
     ranges = {name: o.range() for name, o in observers.items()}
     factors = equalizer.factors(ranges, inputs.powers())
     narrow = {
@@ -124,6 +129,20 @@ def calibrate(
         input_means=inputs.means(),
         input_powers=inputs.powers(),
     )
+
+
+class _RealItems:
+    """How many items of a batch are real: the rest fills up a network's fixed batch."""
+
+    def __init__(self, batch: int | None) -> None:
+        self.batch = batch
+        self.count = 0
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Return the real items of a tensor that holds them along its first axis."""
+        if self.batch is None or tensor.ndim == 0 or tensor.shape[0] % self.batch:
+            return tensor
+        return tensor[: tensor.shape[0] // self.batch * self.count]
 
 
 class _Watch:
@@ -192,47 +211,30 @@ def _observer(edge: Edge, method: str, options: Mapping[str, Any]) -> Observer:
     return make_observer(method, **{**fitting, **options})
 
 
-def _dataset(module: tvm.IRModule, data: Any, limit: int | None, batch_size: int) -> Dataset:
-    parameters = module["main"].params
-    if len(parameters) != 1:
-        names = ", ".join(str(parameter.name) for parameter in parameters)
-        raise ModelError(f"the model has {len(parameters)} inputs ({names}); expected one")
-    if isinstance(data, Dataset):
-        dataset = data
-    else:
-        # the rank of an item tells a list of batches from a list of items
-        listed = isinstance(data, Iterable) and not isinstance(data, (np.ndarray, str))
-        dims = list(parameters[0].ty.shape.values)[1:]
-        shape = [int(dim.value) if isinstance(dim, tirx.IntImm) else None for dim in dims]
-        dataset = open_data(data, input_shape=shape if listed else None, batch_size=batch_size)
+def _dataset(graph: Graph, data: Any, limit: int | None, batch_size: int) -> Dataset:
+    dataset = (
+        data
+        if isinstance(data, Dataset)
+        else open_data(data, inputs=graph.item_inputs(), batch_size=batch_size)
+    )
     return dataset if limit is None else dataset.subset(limit=limit)
 
 
-def _fixed_batch(module: tvm.IRModule) -> int | None:
-    """Return the batch that the model fixes; None where any will do."""
-    dims = list(module["main"].params[0].ty.shape.values)
-    return int(dims[0].value) if dims and isinstance(dims[0], tirx.IntImm) else None
-
-
-def _chunks(batch: NDArray[np.float32], fixed: int | None) -> Iterator[NDArray[np.float32]]:
-    """Yield the items in batches of the fixed size; the last is filled up by repeating its own."""
-    if fixed is None:
-        yield batch
-        return
-    for start in range(0, len(batch), fixed):
-        chunk = batch[start : start + fixed]
-        yield np.take(chunk, np.arange(fixed), axis=0, mode="wrap")
-
-
-def _run(twin: Twin, dataset: Dataset, fixed: int | None, progress: Progress | None) -> int:
+def _run(twin: Twin, dataset: Dataset, real: _RealItems, progress: Progress | None) -> int:
     """Run all batches and return the number of items."""
     total = len(dataset) if dataset.has_length else None
     done = 0
+    if real.batch is not None:
+        dataset = dataset.rebatched(real.batch)
     with torch.inference_mode():
         for batch, _labels in dataset:
-            for chunk in _chunks(batch, fixed):
-                twin(torch.from_numpy(chunk))
-            done += len(batch)
+            arrays = arrays_of(batch)
+            count = len(arrays[0])
+            if real.batch is not None:
+                real.count = count
+                arrays = filled_up(arrays, real.batch)
+            twin(*(torch.from_numpy(array) for array in arrays))
+            done += count
             if progress is not None:
                 progress(done, total)
     if done == 0:

@@ -12,10 +12,12 @@ from tvmquant.cli.float_model import is_available, load_float_model
 from tvmquant.cli.output import (
     StageReporter,
     make_table,
+    outputs_table,
     percent,
     print_json,
     print_tables,
     print_warning,
+    warn_poor,
 )
 from tvmquant.errors import DataError
 
@@ -42,10 +44,11 @@ def evaluate_library(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Evaluate a library on data: top-1, top-5, agreement with the float model, logit SQNR.
+    """Evaluate a library on data: top-1, top-5, agreement with the float model, SQNR.
 
     The float model is computed by PyTorch from the ONNX file. Without labels only agreement and
-    SQNR are reported. --preprocess defaults to the recipe that the library was calibrated with.
+    SQNR are reported; of several outputs, and of the parts that an output joins, each by itself.
+    --preprocess defaults to the recipe that the library was calibrated with.
     """
     if data is None:
         raise DataError(
@@ -54,12 +57,11 @@ def evaluate_library(
         )
     from tvmquant.data import open_data
     from tvmquant.deploy.loader import load
-    from tvmquant.evaluation import evaluate
+    from tvmquant.evaluation import evaluate, item_inputs
 
     deployed = load(library, threads=threads)
     recipe = deployed.manifest.preprocess if preprocess is None else preprocess
-    shape = deployed.inputs[0].shape[1:]
-    dataset = open_data(data, recipe, input_shape=shape, select=select)
+    dataset = open_data(data, recipe, inputs=item_inputs(deployed), select=select)
     if limit is not None:
         dataset = dataset.subset(limit=limit)
     graph = None
@@ -75,7 +77,11 @@ def evaluate_library(
     if as_json:
         print_json({"library": str(library), "data": dataset.name, **result.to_dict()})
     else:
-        print_tables(evaluation_table(result, f"{library} on {result.count} items"))
+        tables = [evaluation_table(result, f"{library} on {result.count} items")]
+        if len(result.outputs) > 1 or any(output.blocks for output in result.outputs):
+            tables.append(outputs_table(result.outputs))
+        print_tables(*tables)
+        warn_poor(result.outputs)
 
 
 def evaluation_table(result: Evaluation, title: str) -> TitledTable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tvmquant.compilation import Progress
+    from tvmquant.output_quality import OutputQuality
 
     TitledTable = tuple[str, Table]
 
@@ -43,6 +45,30 @@ def warn_untuned(table: Path | None, layers: Sequence[str]) -> None:
             f"{table or 'the table'} has no measurements of {len(layers)} layers ({names}), which "
             "took the analytic tiling; --tune 10m measures them"
         )
+
+
+def warn_poor(outputs: Sequence[OutputQuality]) -> None:
+    """Warn of every output, or part of one, that is far from the float model's."""
+    from tvmquant.output_quality import poor_outputs
+
+    for message in poor_outputs(outputs):
+        print_warning(message)
+
+
+def outputs_table(outputs: Sequence[OutputQuality]) -> TitledTable:
+    """Return the table of how close outputs, and the parts of them, are to the float model's."""
+    rows = []
+    for output in outputs:
+        rows.append((output.name, "", decibels(output.sqnr_db)))
+        rows += [("", block.name, decibels(block.sqnr_db)) for block in output.blocks]
+    return make_table("against the float model", ["output", "part", "SQNR>"], rows)
+
+
+def decibels(value: float | None) -> str:
+    """Return a ratio in dB."""
+    if value is None:
+        return ""
+    return "equal" if value == math.inf else f"{value:.1f} dB"
 
 
 def print_json(document: Any) -> None:

@@ -1,6 +1,16 @@
 """Calibration and evaluation data: what they are read from and how they are preprocessed."""
 
+from tvmquant.data.items import InputSpec
 from tvmquant.data.preprocess import PRESETS, Preprocess
-from tvmquant.data.sources import Dataset, Subset, open_data
+from tvmquant.data.sources import Dataset, Subset, arrays_of, filled_up, open_data
 
-__all__ = ["PRESETS", "Dataset", "Preprocess", "Subset", "open_data"]
+__all__ = [
+    "PRESETS",
+    "Dataset",
+    "InputSpec",
+    "Preprocess",
+    "Subset",
+    "arrays_of",
+    "filled_up",
+    "open_data",
+]

@@ -60,7 +60,7 @@ class ImageSource(Source):
         for position in positions:
             name = self._files.describe(self._paths[position])
             data = self._files.read(self._paths[position])
-            yield Item(name, _decode(data, name), self._label(position))
+            yield Item(name, (_decode(data, name),), self._label(position))
 
     def content(self, positions: Iterator[int]) -> Iterator[tuple[bytes, int | None]]:
         """Yield the encoded files, so that a fingerprint decodes nothing."""

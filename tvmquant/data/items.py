@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +12,60 @@ from PIL import Image
 
 from tvmquant.errors import DataError
 
+LABELS = ("labels", "label", "y")
 
-class Item(NamedTuple):
-    """One sample: its name in messages, its value (no batch axis) and its label if there is one."""
+Value: TypeAlias = Image.Image | NDArray[Any]
+
+
+class InputSpec(NamedTuple):
+    """What one input of a network takes.
+
+    Attributes
+    ----------
+    name : str
+        ``""`` where it is not known.
+    shape : tuple of int or None, optional
+        Of one item, without the batch axis; None for an extent, or a shape, that may be anything.
+    dtype : str
+        ``"float32"``, an integer type or ``"bool"``.
+    """
 
     name: str
-    value: Image.Image | NDArray[Any]
+    shape: tuple[int | None, ...] | None
+    dtype: str = "float32"
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it takes real numbers."""
+        return self.dtype == "float32"
+
+    def item_rank(self, found: np.dtype[Any]) -> int | None:
+        """Return how many axes one item of type `found` has, without the batch axis."""
+        if self.is_float and found == np.uint8:
+            return 3  # an image
+        return None if self.shape is None else len(self.shape)
+
+    def describe(self) -> str:
+        """Return what messages call the input."""
+        return f"input {self.name!r}" if self.name else "input"
+
+
+ANY_INPUT = InputSpec("", None)
+
+
+def names_of(inputs: tuple[InputSpec, ...]) -> str:
+    """Return a list of inputs for a message."""
+    return ", ".join(repr(spec.name) for spec in inputs)
+
+
+class Item(NamedTuple):
+    """One sample: its name in messages, its values (no batch axis) and its label if there is one.
+
+    There is one value for each input of the network, in their order.
+    """
+
+    name: str
+    values: tuple[Value, ...]
     label: int | None
 
 
@@ -47,17 +95,54 @@ class Source(ABC):
     def content(self, positions: Iterator[int]) -> Iterator[tuple[bytes, int | None]]:
         """Yield the bytes and the label of each item, for a fingerprint."""
         for item in self.read(positions):
-            value = np.asarray(item.value)
-            yield f"{value.dtype.str}{value.shape}".encode() + value.tobytes(), item.label
+            arrays = [np.asarray(value) for value in item.values]
+            parts = [f"{a.dtype.str}{a.shape}".encode() + a.tobytes() for a in arrays]
+            yield b"".join(parts), item.label
 
 
-def check_dtype(dtype: np.dtype[Any], name: str) -> None:
-    """Raise `DataError` unless items of `dtype` can be network inputs (uint8 images or floats)."""
-    if dtype != np.uint8 and not (dtype.kind == "f" and dtype.itemsize <= 8):
+def check_dtype(dtype: np.dtype[Any], name: str, spec: InputSpec = ANY_INPUT) -> None:
+    """Raise `DataError` unless items of `dtype` can be fed to an input."""
+    if spec.is_float:
+        if dtype != np.uint8 and not (dtype.kind == "f" and dtype.itemsize <= 8):
+            raise DataError(
+                f"{name}: dtype {dtype} is not supported; expected uint8 (images, which go through "
+                "the preprocessing recipe) or float16/float32/float64 (tensors ready for the "
+                "network)"
+            )
+    elif dtype.kind not in ("b" if spec.dtype == "bool" else "iu"):
         raise DataError(
-            f"{name}: dtype {dtype} is not supported; expected uint8 (images, which go through the "
-            "preprocessing recipe) or float16/float32/float64 (tensors ready for the network)"
+            f"{name}: dtype {dtype}, but the model's {spec.describe()} takes {spec.dtype}; convert "
+            "the data"
         )
+
+
+def as_input(array: NDArray[Any], name: str, spec: InputSpec) -> NDArray[Any]:
+    """Return values as the input's type.
+
+    Raises
+    ------
+    DataError
+        When they are of another kind, not finite, or beyond what the type holds.
+    """
+    check_dtype(array.dtype, name, spec)
+    if array.size == 0:
+        raise DataError(f"{name}: empty array of shape {array.shape}")
+    if not spec.is_float:
+        dtype = np.dtype(spec.dtype)
+        if dtype.kind != "b":
+            limits = np.iinfo(dtype)
+            low, high = int(array.min()), int(array.max())
+            if low < limits.min or high > limits.max:
+                raise DataError(
+                    f"{name}: values from {low} to {high}, but the model's {spec.describe()} takes "
+                    f"{spec.dtype}, {limits.min} to {limits.max}"
+                )
+        return array.astype(dtype)
+    with np.errstate(over="ignore"):
+        tensor = array.astype(np.float32)
+    if not np.isfinite(tensor).all():
+        raise DataError(f"{name}: holds NaN or Inf in float32; expected finite values")
+    return tensor
 
 
 def integer_labels(labels: Any, count: int | None, name: str) -> NDArray[np.int64]:

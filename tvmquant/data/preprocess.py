@@ -185,6 +185,55 @@ class Preprocess(BaseModel):
         DataError
             When the array is no image, or is smaller than the crop.
         """
+        pixels = self._pixels(image, name)
+        channels = pixels.shape[2]
+        for field in ("mean", "std"):
+            if len(getattr(self, field)) not in (1, channels):
+                raise DataError(
+                    f"{name}: the image has {channels} channel(s), but the preprocessing field "
+                    f"{field!r} holds {len(getattr(self, field))} values {getattr(self, field)}"
+                )
+        tensor = pixels.astype(np.float32)
+        tensor *= np.float32(self.scale)
+        tensor -= np.asarray(self.mean, np.float32)
+        tensor /= np.asarray(self.std, np.float32)
+        return self._laid_out(tensor)
+
+    @property
+    def cuts(self) -> bool:
+        """Whether pixels are resized, cropped or brought into another order of colours."""
+        return self.resize is not None or self.crop is not None or self.color != "RGB"
+
+    def pixels(
+        self, image: Image.Image | NDArray[np.uint8], name: str, to: str, dtype: str
+    ) -> NDArray[np.uint8]:
+        """Turn one image into the pixels that a network with integer inputs takes.
+
+        Parameters
+        ----------
+        image, name
+            As of `apply`.
+        to, dtype : str
+            What messages call the input, and its type.
+
+        Returns
+        -------
+        array of uint8, shape (C, H, W) or (H, W, C) as `layout` says, contiguous
+
+        Raises
+        ------
+        DataError
+            As `apply`; and when the recipe normalizes.
+        """
+        if (self.scale, set(self.mean), set(self.std)) != (1.0, {0.0}, {1.0}):
+            raise DataError(
+                f"{name}: the preprocessing recipe normalizes (scale = {self.scale}, mean = "
+                f"{self.mean}, std = {self.std}), but the model's {to} takes {dtype}: it normalizes"
+                " by itself; leave 'scale', 'mean' and 'std' out of the recipe"
+            )
+        return self._laid_out(self._pixels(image, name))
+
+    def _pixels(self, image: Image.Image | NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
         if isinstance(image, Image.Image):
             pixels = _resize(image.convert("L" if self.color == "GRAY" else "RGB"), self.resize)
         else:
@@ -197,20 +246,12 @@ class Preprocess(BaseModel):
             pixels = _centre_crop(pixels, self.crop, name)
         if self.color == "BGR":
             pixels = pixels[:, :, ::-1]
-        channels = pixels.shape[2]
-        for field in ("mean", "std"):
-            if len(getattr(self, field)) not in (1, channels):
-                raise DataError(
-                    f"{name}: the image has {channels} channel(s), but the preprocessing field "
-                    f"{field!r} holds {len(getattr(self, field))} values {getattr(self, field)}"
-                )
-        tensor = pixels.astype(np.float32)
-        tensor *= np.float32(self.scale)
-        tensor -= np.asarray(self.mean, np.float32)
-        tensor /= np.asarray(self.std, np.float32)
+        return pixels
+
+    def _laid_out(self, array: NDArray[Any]) -> NDArray[Any]:
         if self.layout == "NCHW":
-            tensor = tensor.transpose(2, 0, 1)
-        return np.ascontiguousarray(tensor)
+            array = array.transpose(2, 0, 1)
+        return np.ascontiguousarray(array)
 
 
 def _describe(error: ValidationError) -> str:

@@ -1,4 +1,4 @@
-"""Open calibration and evaluation data: images, NumPy files or iterables, as float batches."""
+"""Open calibration and evaluation data: images, NumPy files or iterables, as batches of inputs."""
 
 from __future__ import annotations
 
@@ -9,19 +9,31 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tvmquant.data.arrays import ArraySource, IterableSource, NumpyFileSource
+from tvmquant.data.arrays import ArraySource, NumpyFileSource
 from tvmquant.data.images import ImageSource
-from tvmquant.data.items import Item, Source, check_dtype
+from tvmquant.data.items import (
+    LABELS,
+    InputSpec,
+    Item,
+    Source,
+    Value,
+    as_input,
+    integer_labels,
+    names_of,
+)
+from tvmquant.data.iterables import IterableSource, Reader, values_by_name
 from tvmquant.data.preprocess import Preprocess, PreprocessLike
 from tvmquant.errors import DataError
 
 Shape = Sequence[int | None]
+# One array, or a tuple of one for each input where the network has several.
+Batch: TypeAlias = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +115,10 @@ class Subset:
 class Dataset:
     """Batches of network inputs, read and preprocessed while iterating.
 
-    Iterating yields ``(batch, labels)``: float32 of shape (n, ...) with n = `batch_size` except for
-    the last batch, and int64 of shape (n,) or None. Each batch is a fresh array, and nothing is
-    kept between batches. ``len`` counts the items, not the batches. Made by `open_data`.
+    Iterating yields ``(batch, labels)``: an array of the input's type and shape (n, ...) with n =
+    `batch_size` except for the last batch, or a tuple of one for each input where the network has
+    several; and int64 of shape (n,) or None. Each batch is a fresh array, and nothing is kept
+    between batches. ``len`` counts the items, not the batches. Made by `open_data`.
 
     Notes
     -----
@@ -117,14 +130,14 @@ class Dataset:
         self,
         source: Source,
         preprocess: Preprocess,
-        input_shape: Shape | None,
+        inputs: tuple[InputSpec, ...],
         batch_size: int,
         subsets: tuple[Subset, ...] = (),
     ) -> None:
         self.preprocess = preprocess
         self.batch_size = batch_size
         self._source = source
-        self._input_shape = None if input_shape is None else tuple(input_shape)
+        self._inputs = inputs
         self._subsets = subsets
         self._length = None if source.length is None else sum(1 for _ in self._positions())
         if self._length == 0:
@@ -180,22 +193,23 @@ class Dataset:
             digest.update(data)
         return digest.hexdigest()
 
-    def __iter__(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64] | None]]:
+    def __iter__(self) -> Iterator[tuple[Batch, NDArray[np.int64] | None]]:
         items = self._source.read(self._positions())
-        first = None
+        first: tuple[tuple[int, ...], ...] | None = None
         count = 0
         while chunk := list(itertools.islice(items, self.batch_size)):
-            tensors = []
+            rows = []
             for item in chunk:
-                tensor = self._tensor(item)
-                self._check_shape(item, tensor.shape, first)
-                first = first or tensor.shape
-                tensors.append(tensor)
+                row = self._tensors(item)
+                self._check_shapes(item, row, first)
+                first = first or tuple(tensor.shape for tensor in row)
+                rows.append(row)
             count += len(chunk)
             labels = None
             if self.has_labels:
                 labels = np.array([item.label for item in chunk], np.int64)
-            yield np.stack(tensors), labels
+            batch = tuple(np.stack(tensors) for tensors in zip(*rows, strict=True))
+            yield batch if len(batch) > 1 else batch[0], labels
         if count == 0:
             raise DataError(f"{self.name}: the selection {self._subsets} holds no item")
 
@@ -203,10 +217,14 @@ class Dataset:
         return Dataset(
             self._source,
             self.preprocess,
-            self._input_shape,
+            self._inputs,
             self.batch_size,
             (*self._subsets, subset),
         )
+
+    def rebatched(self, batch_size: int) -> Dataset:
+        """Return the same items in batches of another size."""
+        return Dataset(self._source, self.preprocess, self._inputs, batch_size, self._subsets)
 
     def _positions(self) -> Iterator[int]:
         length = self._source.length
@@ -215,34 +233,63 @@ class Dataset:
             positions = subset.positions(positions)
         return positions
 
-    def _tensor(self, item: Item) -> NDArray[np.float32]:
-        value = item.value
-        if isinstance(value, Image.Image) or value.dtype == np.uint8:
-            return self.preprocess.apply(value, item.name)
-        check_dtype(value.dtype, item.name)
-        with np.errstate(over="ignore"):
-            tensor = value.astype(np.float32)
-        if tensor.size == 0:
-            raise DataError(f"{item.name}: empty array of shape {tensor.shape}")
-        if not np.isfinite(tensor).all():
-            raise DataError(f"{item.name}: holds NaN or Inf in float32; expected finite values")
-        return tensor
+    def _tensors(self, item: Item) -> tuple[NDArray[Any], ...]:
+        return tuple(
+            self._tensor(value, self._part(item, spec), spec)
+            for value, spec in zip(item.values, self._inputs, strict=True)
+        )
+
+    def _tensor(self, value: Value, name: str, spec: InputSpec) -> NDArray[Any]:
+        is_image = isinstance(value, Image.Image) or value.dtype == np.uint8
+        if spec.is_float and is_image:
+            return self.preprocess.apply(value, name)
+        if not isinstance(value, np.ndarray):
+            pixels = self.preprocess.pixels(value, name, spec.describe(), spec.dtype)
+            return as_input(pixels, name, spec)
+        ready = spec.shape is None or _fits(value.shape, spec.shape)
+        if not spec.is_float and is_image and (self.preprocess.cuts or not ready):
+            value = self.preprocess.pixels(value, name, spec.describe(), spec.dtype)
+        return as_input(value, name, spec)
+
+    def _part(self, item: Item, spec: InputSpec) -> str:
+        return f"{item.name}, {spec.describe()}" if len(self._inputs) > 1 else item.name
+
+    def _check_shapes(
+        self,
+        item: Item,
+        tensors: tuple[NDArray[Any], ...],
+        first: tuple[tuple[int, ...], ...] | None,
+    ) -> None:
+        for index, spec in enumerate(self._inputs):
+            self._check_shape(
+                self._part(item, spec),
+                spec,
+                item.values[index],
+                tensors[index].shape,
+                None if first is None else first[index],
+            )
 
     def _check_shape(
-        self, item: Item, found: tuple[int, ...], first: tuple[int, ...] | None
+        self,
+        name: str,
+        spec: InputSpec,
+        value: Value,
+        found: tuple[int, ...],
+        first: tuple[int, ...] | None,
     ) -> None:
         expectations = (
-            ("the model's input takes", self._input_shape),
+            (f"the model's {spec.describe()} takes", spec.shape),
             ("the first item has", first),
         )
         for what, expected in expectations:
             if expected is None or _fits(found, expected):
                 continue
-            hint = ""
-            if isinstance(item.value, Image.Image) or item.value.dtype == np.uint8:
+            where = hint = ""
+            if isinstance(value, Image.Image) or value.dtype == np.uint8:
+                where = " after preprocessing"
                 hint = "; set 'resize', 'crop' or 'layout' in the preprocessing recipe"
             raise DataError(
-                f"{item.name}: shape {found} after preprocessing, but {what} "
+                f"{name}: shape {found}{where}, but {what} "
                 f"({', '.join('any' if want is None else str(want) for want in expected)}){hint}"
             )
 
@@ -258,6 +305,7 @@ def open_data(
     preprocess: PreprocessLike = None,
     *,
     input_shape: Shape | None = None,
+    inputs: Sequence[InputSpec] | None = None,
     batch_size: int = 16,
     select: Subset | str | Mapping[str, Any] | None = None,
 ) -> Dataset:
@@ -265,16 +313,22 @@ def open_data(
 
     Parameters
     ----------
-    source : path, numpy array or iterable
+    source : path, array, mapping, iterable or calibration data reader
         A folder or uncompressed .tar of images (labelled by ``labels.csv``, by class folder, or
-        not); a .npy of shape (N, ...); an .npz (``images``/``x``/its first array, optionally
-        ``labels``/``y``); an array (N, ...); an iterable of arrays or of (array, label) pairs.
-        8-bit arrays are images and go through `preprocess`; float arrays are taken as they are.
+        not); a .npy of shape (N, ...); an .npz (the inputs by name, or for one input
+        ``images``/``x``/its first array; optionally ``labels``/``y``); an array (N, ...), or a pair
+        of it and labels; a mapping from the inputs' names to arrays (N, ...); an iterable of items
+        or batches, as `IterableSource` says, such as a torch ``DataLoader``; or an ONNX Runtime
+        ``CalibrationDataReader``. 8-bit arrays that go to a float input are images and go through
+        `preprocess`; other arrays are taken as they are.
     preprocess : Preprocess, str, path, mapping or None
         See `Preprocess.parse`.
     input_shape : sequence of int or None, optional
         Shape of one item without the batch axis; None for an extent that may be anything.
         Default: the shape of the first item, which all the others must have.
+    inputs : sequence of InputSpec, optional
+        Name, shape and type of each input, instead of `input_shape`; `Graph.item_inputs` returns
+        them.
     batch_size : int
         Items per batch.
     select : Subset, str or mapping, optional
@@ -296,28 +350,97 @@ def open_data(
     if type(batch_size) is not int or batch_size < 1:
         raise DataError(f"batch_size = {batch_size!r}; expected an integer >= 1")
     recipe = Preprocess.parse(preprocess)
-    data = Dataset(_open_source(source, input_shape), recipe, input_shape, batch_size)
+    shape = None if input_shape is None else tuple(input_shape)
+    specs = (InputSpec("", shape),) if inputs is None else tuple(inputs)
+    data = Dataset(_open_source(source, specs), recipe, specs, batch_size)
     return data if select is None else data._selected(Subset.parse(select))
 
 
-def _open_source(source: Any, input_shape: Shape | None) -> Source:
-    if isinstance(source, np.ndarray):
-        return ArraySource(source, "array")
+def arrays_of(batch: Batch) -> tuple[NDArray[Any], ...]:
+    """Return the array of each input in a batch of a `Dataset`."""
+    return batch if isinstance(batch, tuple) else (batch,)
+
+
+def filled_up(arrays: Sequence[NDArray[Any]], batch: int) -> tuple[NDArray[Any], ...]:
+    """Return arrays of `batch` items, by repeating the last one."""
+    missing = batch - len(arrays[0])
+    if missing == 0:
+        return tuple(arrays)
+    return tuple(np.concatenate([array, *[array[-1:]] * missing]) for array in arrays)
+
+
+def _open_source(source: Any, inputs: tuple[InputSpec, ...]) -> Source:
     if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        if not os.fspath(source) or not path.exists():
-            raise DataError(f"data {os.fspath(source)!r} does not exist")
-        if path.is_dir() or path.suffix.lower() == ".tar":
-            return ImageSource(path)
-        if path.suffix.lower() in (".npy", ".npz"):
-            return NumpyFileSource(path)
+        return _open_path(Path(source), inputs)
+    if isinstance(source, np.ndarray) and len(inputs) == 1:
+        return ArraySource([source], "array", inputs)
+    if callable(getattr(source, "get_next", None)):
+        return IterableSource(Reader(source), inputs)
+    if isinstance(source, Mapping):
+        return _columns(source, inputs)
+    if isinstance(source, (tuple, list)) and _are_columns(source, inputs):
+        count = len(inputs)
+        arrays = [np.asarray(array) for array in source]
+        labels = None
+        if len(arrays) > count:
+            labels = integer_labels(arrays[count], len(arrays[0]), "labels")
+        return ArraySource(arrays[:count], f"{type(source).__name__} of arrays", inputs, labels)
+    if isinstance(source, np.ndarray):
+        raise DataError(
+            f"one array, but the model has {len(inputs)} inputs ({names_of(inputs)}); pass a "
+            "mapping from their names to arrays"
+        )
+    if isinstance(source, Iterable) and not isinstance(source, bytes):
+        return IterableSource(source, inputs)
+    raise DataError(
+        f"data of type {type(source).__name__} cannot be read; expected a path, a numpy array, a "
+        "mapping from the inputs' names to arrays, or an iterable of arrays, of such mappings or "
+        "of (array, label) pairs"
+    )
+
+
+def _open_path(path: Path, inputs: tuple[InputSpec, ...]) -> Source:
+    if not path.name or not path.exists():
+        raise DataError(f"data {os.fspath(path) if path.name else ''!r} does not exist")
+    if path.suffix.lower() in (".npy", ".npz"):
+        return NumpyFileSource(path, inputs)
+    if not path.is_dir() and path.suffix.lower() != ".tar":
         raise DataError(
             f"data {str(path)!r} is of an unknown kind; expected a folder or .tar of images, a "
             ".npy or an .npz"
         )
-    if isinstance(source, Iterable) and not isinstance(source, (bytes, Mapping)):
-        return IterableSource(source, None if input_shape is None else len(input_shape))
-    raise DataError(
-        f"data of type {type(source).__name__} cannot be read; expected a path, a numpy array, or "
-        "an iterable of arrays or (array, label) pairs"
+    if len(inputs) > 1:
+        raise DataError(
+            f"data {str(path)!r} holds images, but the model has {len(inputs)} inputs "
+            f"({names_of(inputs)}); store one array for each under its name in an .npz"
+        )
+    return ImageSource(path)
+
+
+def _columns(source: Mapping[str, Any], inputs: tuple[InputSpec, ...]) -> Source:
+    """Return the rows of a mapping from names to arrays."""
+    arrays = [np.asarray(value) for value in values_by_name(source, inputs, "mapping of arrays")]
+    own = {spec.name for spec in inputs}
+    label_name = next((name for name in LABELS if name in source and name not in own), None)
+    labels = None
+    if label_name is not None:
+        labels = integer_labels(source[label_name], len(arrays[0]), f"{label_name!r}")
+    return ArraySource(arrays, "mapping of arrays", inputs, labels)
+
+
+def _are_columns(source: Sequence[Any], inputs: tuple[InputSpec, ...]) -> bool:
+    """Whether a sequence holds all items of each input, and perhaps all labels.
+
+    One array of a network with one input is an element of a list of items or batches; it is
+    followed by labels in a tuple only.
+    """
+    count, found = len(inputs), len(source)
+    if count == 1 and not (isinstance(source, tuple) and found == 2):
+        return False
+    if found not in (count, count + 1) or not all(hasattr(each, "shape") for each in source):
+        return False
+    whole = all(
+        spec.shape is not None and len(each.shape) == len(spec.shape) + 1
+        for each, spec in zip(source, inputs, strict=False)
     )
+    return whole and (found == count or len(source[count].shape) == 1)

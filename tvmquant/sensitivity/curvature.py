@@ -100,7 +100,7 @@ class Curvature(Estimator):
     def finish(self, found: Mapping[Key, Trace]) -> None:
         """Fill in the terms from all passes."""
 
-    def _add_batch(self, x: Tensor, y: Tensor | None, found: dict[Key, Trace]) -> None:
+    def _add_batch(self, x: tuple[Tensor, ...], y: Tensor | None, found: dict[Key, Trace]) -> None:
         result, values = self._forward(x)
         outputs = self.compare(result, y)
         self.check_outputs(x, outputs)
@@ -112,9 +112,9 @@ class Curvature(Estimator):
         samples = self.sample(outputs, tensors, max(self.probes_per_pass(), 1))
         for key, estimates in samples.items():
             self.require_finite(math.fsum(estimates), f"the Hessian of the {key[0]} {key[1]!r}")
-            found.setdefault(key, Trace()).add(estimates, len(x))
+            found.setdefault(key, Trace()).add(estimates, len(x[0]))
 
-    def _forward(self, x: Tensor) -> tuple[Any, dict[str, Tensor]]:
+    def _forward(self, x: tuple[Tensor, ...]) -> tuple[Any, dict[str, Tensor]]:
         """Return the result and the activation of every edge, to differentiate with respect to."""
         values: dict[str, Tensor] = {}
 
@@ -128,7 +128,7 @@ class Curvature(Estimator):
 
         self.q.twin.transform = transform
         try:
-            return self.q.twin(x), values
+            return self.q.twin(*x), values
         finally:
             self.q.twin.transform = None
 

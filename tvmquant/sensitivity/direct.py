@@ -20,7 +20,7 @@ class OutputGrowth(Estimator):
         edges = twin.weight_edges
         with torch.inference_mode():
             for x, y in self.batches():
-                reference = self.compare(twin(x), y)
+                reference = self.compare(twin(*x), y)
                 self.check_outputs(x, reference)
                 for layer in self.q.layers:
                     terms = self.weight[layer.id]
@@ -37,12 +37,16 @@ class OutputGrowth(Estimator):
                 terms[name] = max(total / self.count, 0.0)
 
     def _growth(
-        self, x: Tensor, reference: Sequence[Output], edge: str, quantize: Quantizer
+        self,
+        x: tuple[Tensor, ...],
+        reference: Sequence[Output],
+        edge: str,
+        quantize: Quantizer,
     ) -> float:
         """Return the growth of the loss, summed over the items of a batch."""
         self.q.twin.transform = lambda name, tensor: quantize(tensor) if name == edge else tensor
         try:
-            result = self.q.twin(x)
+            result = self.q.twin(*x)
         finally:
             self.q.twin.transform = None
         growth = 0.0
@@ -51,7 +55,7 @@ class OutputGrowth(Estimator):
             targets = before.targets.double()
             grown = before.loss.value(after.z.double(), targets)
             growth += float(grown - before.loss.value(before.z.double(), targets))
-        return growth * len(x)
+        return growth * len(x[0])
 
 
 def _always(value: Tensor) -> Quantizer:

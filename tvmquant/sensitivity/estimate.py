@@ -159,11 +159,17 @@ def estimate_sensitivity(
         raise SensitivityError(f"tolerance = {tolerance}; expected more than 0")
     if data is None:
         raise DataError("sensitivity needs data: some of the images that calibrate the model")
-    dataset = data if isinstance(data, Dataset) else open_data(data, batch_size=batch_size)
+    dataset = (
+        data
+        if isinstance(data, Dataset)
+        else open_data(data, inputs=graph.item_inputs(), batch_size=batch_size)
+    )
     if limit is not None:
         dataset = dataset.subset(limit=limit)
+    if (fixed_batch := graph.fixed_batch()) is not None:
+        dataset = dataset.rebatched(fixed_batch)
     fingerprint = dataset.fingerprint()
-    settings = Settings(labels, loss, tolerance, max_probes, batch_size, seed)
+    settings = Settings(labels, loss, tolerance, max_probes, batch_size, seed, fixed_batch)
     path = None
     if cache is not None and fingerprint is not None:
         names = sorted(str(choice) for choice in choices)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tvmquant.data import Dataset
+from tvmquant.data import Dataset, arrays_of, filled_up
 from tvmquant.errors import DataError, SensitivityError
 from tvmquant.sensitivity.loss import Loss, choose_loss
 from tvmquant.sensitivity.quantizers import Quantizers, activation_name, weight_name
@@ -31,6 +31,7 @@ class Settings:
     max_probes: int
     batch_size: int
     seed: int
+    fixed_batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,15 @@ class Estimator(ABC):
     def run(self) -> None:
         """Fill in the terms."""
 
-    def batches(self, size: int | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yield inputs and labels (where they are to be used) of at most ``size`` items."""
-        size = size or self.settings.batch_size
+    def batches(
+        self, size: int | None = None
+    ) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
+        """Yield inputs and labels (where they are to be used) of at most ``size`` items.
+
+        A network of a fixed batch gets that many, the last ones filled up with the last item.
+        """
+        fixed = self.settings.fixed_batch
+        size = fixed or size or self.settings.batch_size
         seen = 0
         for items, labels in self.dataset:
             if self.settings.labels and labels is None:
@@ -103,14 +110,21 @@ class Estimator(ABC):
                     f"{self.dataset.name} has no labels; leave out labels to use the float "
                     "network's own predictions"
                 )
-            for start in range(0, len(items), size):
-                x = torch.from_numpy(items[start : start + size])
+            arrays = arrays_of(items)
+            for start in range(0, len(arrays[0]), size):
+                chunk = tuple(array[start : start + size] for array in arrays)
+                count = len(chunk[0])
+                targets = labels[start : start + size] if labels is not None else None
+                if fixed is not None:
+                    chunk = filled_up(chunk, fixed)
+                    targets = None if targets is None else filled_up((targets,), fixed)[0]
+                x = tuple(torch.from_numpy(array) for array in chunk)
                 y = None
-                if self.settings.labels and labels is not None:
-                    y = torch.from_numpy(labels[start : start + size])
+                if self.settings.labels and targets is not None:
+                    y = torch.from_numpy(targets)
                 yield x, y
-                seen += len(x)
-                self.done += len(x)
+                seen += count
+                self.done += count
                 self.progress(self.done, self._total())
         self.count = seen
 
@@ -148,7 +162,7 @@ class Estimator(ABC):
                 outputs.append(Output(z, targets, loss, answer is not None))
         return outputs
 
-    def check_outputs(self, x: Tensor, outputs: Iterable[Output]) -> None:
+    def check_outputs(self, x: tuple[Tensor, ...], outputs: Iterable[Output]) -> None:
         """Raise `SensitivityError` unless the outputs are finite; names where they are not."""
         if all(bool(output.z.isfinite().all()) for output in outputs):
             return
@@ -161,7 +175,7 @@ class Estimator(ABC):
         self.q.twin.observe = observe
         try:
             with torch.no_grad():
-                self.q.twin(x)
+                self.q.twin(*x)
         finally:
             self.q.twin.observe = None
         where = f"the tensor {bad[0]!r}" if bad else "an output"

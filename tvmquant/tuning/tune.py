@@ -184,16 +184,22 @@ def _calibrate(graph: Graph) -> Calibration:
     """Calibrate with random items."""
     from tvmquant.quantization import calibrate
 
-    shape = graph.item_shape()
-    if any(extent is None for extent in shape):
-        raise ModelError(
-            f"the input {graph.input_names[0]!r} has the shape {(None, *shape)}; tuning needs its "
-            "extents, pass them as input_shapes (--input-shape)"
-        )
-    (_, (batch, *_), _) = graph.inputs[0]
-    count = batch or ITEMS
-    items = np.random.default_rng(0).standard_normal((count, *map(int, shape)))  # type: ignore[arg-type]
-    return calibrate(graph, items.astype(np.float32), method="minmax", batch_size=count)
+    batch = graph.fixed_batch() or ITEMS
+    generator = np.random.default_rng(0)
+    items = {}
+    for name, shape, dtype in graph.item_inputs():
+        extents = [extent for extent in shape or () if extent is not None]
+        if shape is None or len(extents) < len(shape):
+            raise ModelError(
+                f"the input {name!r} has the shape {(None, *(shape or ()))}; tuning needs its "
+                "extents, pass them as input_shapes (--input-shape)"
+            )
+        size = (batch, *extents)
+        if dtype == "float32":
+            items[name] = generator.standard_normal(size).astype(dtype)
+        else:  # integers that every table of an embedding has, or booleans
+            items[name] = generator.integers(2, size=size).astype(dtype)
+    return calibrate(graph, items, method="minmax", batch_size=batch)
 
 
 def _updated(path: Path, found: LatencyTable) -> LatencyTable:

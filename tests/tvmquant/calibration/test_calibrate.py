@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tvm import relax
+import tvm
+from tvm import relax, tirx
 
 from tests.tvmquant.twin.graphs import fake_quant, graph, small_network
 from tvmquant.calibration import Calibration, calibrate, model_fingerprint
 from tvmquant.calibration.base import MinMaxObserver
 from tvmquant.data import open_data
-from tvmquant.errors import DataError, ModelError, QuantizationError, UnsupportedModelError
+from tvmquant.errors import DataError, QuantizationError, UnsupportedModelError
 from tvmquant.graph import Graph
 from tvmquant.quantizer import affine_parameters
 from tvmquant.twin import Twin
@@ -176,7 +177,7 @@ class TestFixedBatch:
         assert (found.edges["/r/Relu"].lo, found.edges["/r/Relu"].hi) == (0.0, data.max())
 
     def test_items_of_another_shape_are_refused(self) -> None:
-        with pytest.raises(DataError, match=r"input 'x' has shape \(4, 2\).*\(4, 3\)"):
+        with pytest.raises(DataError, match=r"shape \(2,\), but .* input 'x' takes \(3\)"):
             calibrate(graph((4, 3), lambda _b, x: relax.op.nn.relu(x)), np.ones((6, 2), "f4"))
 
 
@@ -188,7 +189,7 @@ class TestErrors:
             calibrate(small_network(), iter(()))
 
     def test_wrong_shape(self) -> None:
-        with pytest.raises(DataError, match=r"input 'x' has shape \(16, 1, 8, 8\)"):
+        with pytest.raises(DataError, match=r"\(1, 8, 8\), but .* input 'x' takes \(3, 8, 8\)"):
             calibrate(small_network(), ITEMS[:, :1])
 
     def test_activation_that_is_nan_names_the_edge(self) -> None:
@@ -208,15 +209,43 @@ class TestErrors:
         with pytest.raises(UnsupportedModelError, match=r"relax\.cumsum"):
             calibrate(graph((4, 3), lambda _b, x: relax.op.cumsum(x, 1)), ITEMS)
 
-    def test_several_inputs(self) -> None:
-        builder = relax.BlockBuilder()
-        x, y = (relax.Var(name, relax.TensorType([4], "float32")) for name in "xy")
-        with builder.function("main", [x, y]):
-            with builder.dataflow():
-                out = builder.emit_output(relax.op.add(x, y))
-            builder.emit_func_output(out)
-        with pytest.raises(ModelError, match=r"2 inputs \(x, y\); expected one"):
-            calibrate(builder.get(), ITEMS)
+    def test_one_array_for_several_inputs(self) -> None:
+        with pytest.raises(DataError, match=r"model has 2 inputs \('x', 'y'\)"):
+            calibrate(difference((None, 3)), ITEMS)
+
+
+def difference(shape: tuple[int | None, int]) -> tvm.IRModule:
+    """Return x - y, its result observed."""
+    builder = relax.BlockBuilder()
+    batch, extent = shape
+    extents = [tirx.Var("N", "int64") if batch is None else batch, extent]
+    x, y = (relax.Var(name, relax.TensorType(extents, "float32")) for name in "xy")
+    with builder.function("main", [x, y]):
+        with builder.dataflow():
+            result = builder.emit(relax.op.subtract(x, y))
+            out = builder.emit_output(fake_quant(result, "difference"))
+        builder.emit_func_output(out)
+    return builder.get()
+
+
+class TestInputs:
+    X = np.arange(15, dtype=np.float32).reshape(5, 3)
+
+    def test_several_inputs_are_fed_together(self) -> None:
+        found = calibrate(difference((None, 3)), {"y": 2 * self.X, "x": self.X}, method="minmax")
+        assert (found.edges["difference"].lo, found.edges["difference"].hi) == (-14.0, 0.0)
+
+    def test_what_fills_up_a_fixed_batch_is_not_observed(self) -> None:
+        data = {"x": self.X, "y": 0 * self.X}
+        fixed = calibrate(difference((4, 3)), data, method="minmax")
+        free = calibrate(difference((None, 3)), data, method="minmax")
+        assert fixed.edges["difference"] == free.edges["difference"]
+        assert fixed.edges["difference"].samples == self.X.size
+        assert fixed.count == 5
+
+    def test_batches_of_a_list(self) -> None:
+        batches = [{"x": self.X[:3], "y": self.X[:3]}, {"x": self.X[3:], "y": self.X[3:]}]
+        assert calibrate(difference((None, 3)), batches).count == 5
 
 
 class TestFingerprint:

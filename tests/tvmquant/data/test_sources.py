@@ -86,7 +86,6 @@ def test_unknown_sources(tmp_path):
         (tmp_path / "data.csv", "unknown kind"),
         (3, "type int"),
         (b"abc", "type bytes"),
-        ({"x": ROWS}, "type dict"),
         (None, "type NoneType"),
     ):
         with pytest.raises(DataError, match=message):
