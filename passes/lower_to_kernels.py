@@ -190,8 +190,9 @@ class _Lowerer(DataflowRewriter):
 
     def _contract(
         self, call: relax.Call, attrs: dict[str, Any], spec: conv2d.Conv2DSpec, weight: Any,
-        args: list[relax.Expr],
+        args: list[relax.Expr], shape: tuple[int, ...] | None = None,
     ) -> relax.Expr:  # fmt: skip
+        """Lower a convolution or dense layer; ``shape`` is the result's, by default the call's."""
         x, bias, *extra = args
         flat = spec.flattened()
         epilogue, inputs = self._epilogue(attrs, extra)
@@ -217,7 +218,7 @@ class _Lowerer(DataflowRewriter):
             relax.TensorType(out_shape, attrs["out_dtype"]),
             call,
         )  # fmt: skip
-        return self.reshaped(result, static_shape(call))
+        return self.reshaped(result, shape or static_shape(call))
 
     def _narrowed(
         self, spec: conv2d.Conv2DSpec, attrs: dict[str, Any], weight: Any, layer: str
@@ -274,6 +275,8 @@ class _Lowerer(DataflowRewriter):
         x, weight, bias, *extra = (self.lookup(a) for a in call.args)
         array = qop.constant_array(weight)
         outputs = array.shape[0]
+        if _tiles(attrs, array) and not attrs.get("residual", 0):
+            return self._as_pointwise(call, attrs, x, array, bias, extra)
         epilogue, inputs = self._epilogue(attrs, extra)
         layer = conv2d_transpose.Conv2DTransposeSpec(
             *nhwc_shape(x), outputs, tuple(array.shape[1:3]), tuple(attrs["strides"]),
@@ -293,6 +296,46 @@ class _Lowerer(DataflowRewriter):
             [x, qop.constant(packed), qop.constant(biases), *vectors],
             call.ty,
             call,
+        )
+
+    def _as_pointwise(
+        self, call: relax.Call, attrs: dict[str, Any], x: relax.Expr, weight: Any,
+        bias: relax.Expr, extra: list[relax.Expr],
+    ) -> relax.Expr:  # fmt: skip
+        """Lower a transposed convolution whose windows do not overlap.
+
+        Every element of the kernel is an output channel of a 1x1 convolution; then a row of the
+        input becomes ``kh`` rows of the output. Of few channels the vectors are full that way. The
+        bias takes the input's zero point off all elements: each channel has that of the others
+        back, as in `conv2d_transpose.pack_bias`.
+        """
+        outputs, rows, columns, channels = weight.shape
+        batch, height, width, _ = static_shape(x)
+        taps = rows * columns
+
+        def repeated(vector: relax.Expr) -> relax.Expr:
+            values = np.broadcast_to(qop.constant_array(vector).reshape(-1), (outputs,))
+            return qop.constant(np.tile(values, taps))
+
+        pointwise = conv2d.Conv2DSpec(batch, height, width, channels, taps * outputs)
+        packed = np.ascontiguousarray(weight.transpose(1, 2, 0, 3))
+        sums = packed.sum(axis=3, dtype=np.int64)
+        unmet = (sums.sum(axis=(0, 1)) - sums).reshape(-1) * attrs["input_zero_point"]
+        biases = qop.constant_array(repeated(bias)) + unmet
+        vectors = 4 if attrs.get("slopes", 0) else 3
+        repeats = [*map(repeated, extra[:vectors]), *extra[vectors:]]
+        args = [x, qop.constant(biases.astype(np.int32)), *repeats]
+        result = self._contract(
+            call, {**attrs, "w_bits": 8, "w_group": 0}, pointwise,
+            packed.reshape(taps * outputs, 1, 1, channels), args,
+            (batch, height, width, taps * outputs),
+        )  # fmt: skip
+        shape = (batch * height, width, rows, columns * outputs)
+        spec = structural.PermuteSpec(shape, (0, 2, 1, 3), attrs["out_dtype"])
+        out = relax.TensorType(structural.output_shape(spec), attrs["out_dtype"])
+        kernel = structural.kernel(spec, self.target, self.threads)
+        return self.reshaped(
+            self.call(kernel, [self.reshaped(result, shape)], out, call), static_shape(call)
         )
 
     # -- pooling --------------------------------------------------------------------------------
@@ -513,6 +556,15 @@ class _Lowerer(DataflowRewriter):
         )
         spec = structural.ResizeSpec(nhwc_shape(x), size, dtype_of(x))
         return self._moved(spec, [x, qop.constant(rows), qop.constant(columns)], call)
+
+
+def _tiles(attrs: dict[str, Any], weight: Any) -> bool:
+    """Whether the windows of a transposed convolution lie side by side and fill the output."""
+    return (
+        tuple(attrs["strides"]) == tuple(weight.shape[1:3])
+        and not any(attrs["padding"]) and not any(attrs["output_padding"])
+        and tuple(attrs["dilation"]) == (1, 1) and attrs["groups"] == 1
+    )  # fmt: skip
 
 
 def _is_integer(var: relax.Var) -> bool:

@@ -165,6 +165,23 @@ def test_sums_products_and_concats_of_any_shape() -> None:
     np.testing.assert_array_equal(run(module, x, "haswell"), simulate(module, x)[0])
 
 
+@pytest.mark.parametrize("outputs", [1, 5])
+def test_transposed_convolutions_without_overlap_are_pointwise(outputs: int) -> None:
+    """Every element of the kernel is an output channel, then rows are woven."""
+
+    def body(emit: Any, x: Any) -> Any:
+        weight = const(normal(6, outputs, 2, 3, scale=0.2))
+        return emit(nn.relu(emit(nn.conv2d_transpose(x, weight, strides=(2, 3)))))
+
+    x = normal(*SHAPE)
+    integer = ConvertLayout()(FuseEpilogue()(quantize(graph(body, SHAPE), [x]).integer))
+    module = lowered(integer, "haswell")
+    names = [str(v.name_hint) for v in module.functions]
+    assert any(name.startswith("conv2d_u8s8s32") for name in names)
+    assert not any(name.startswith("conv2d_transpose") for name in names)
+    np.testing.assert_array_equal(run(integer, x, "haswell"), simulate(integer, x)[0])
+
+
 def test_four_bit_weights_take_half_a_byte() -> None:
     sizes = {}
     for bits in (4, 8):
