@@ -153,7 +153,7 @@ def _convert_split(ctx: Context, node: Node) -> tuple[relax.Var, ...]:
 def _slice_axis(ctx: Context, data: relax.Var, axis: int, start: int, stop: int, step: int) -> Any:
     extent = ctx.shape(data)[axis]
     if (start, step) == (0, 1) and (
-        stop == extent or (isinstance(extent, Batch) and stop >= 2**31)
+        stop == extent or (isinstance(extent, Batch) and stop >= 2**31 - 1)
     ):
         return data
     if isinstance(extent, Batch):

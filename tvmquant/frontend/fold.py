@@ -59,7 +59,9 @@ def _evaluate_flattened(node: Node, array: Array) -> tuple[Array, ...]:
     """
     axis = node.integer("axis", 1)
     axis = axis + array.ndim if axis < 0 else axis
-    rows = array.reshape(math.prod(array.shape[:axis]), -1)
+    if not 0 <= axis <= array.ndim:
+        raise UnsupportedNodeError(f"axis {axis} does not exist in a {array.ndim}-D tensor")
+    rows = array.reshape(math.prod(array.shape[:axis]), math.prod(array.shape[axis:]))
     proto = onnx.helper.make_node(node.op_type, node.inputs, node.outputs, node.name, axis=1)
     (result,) = evaluate_constant(Node(proto, node.name, 13), [rows])
     return (result.reshape(array.shape),)

@@ -100,19 +100,20 @@ def _declared(value: onnx.ValueInfoProto) -> list[int | str] | None:
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         return None
-    return [
-        int(dim.dim_value) if dim.HasField("dim_value") else str(dim.dim_param)
-        for dim in tensor.shape.dim
-    ]
+    dims: list[int | str] = []
+    for axis, dim in enumerate(tensor.shape.dim):
+        # exporters write -1 for an open dimension, and have written 0 for an open batch
+        is_open = not dim.HasField("dim_value") or dim.dim_value < (1 if axis == 0 else 0)
+        dims.append(str(dim.dim_param) if is_open else int(dim.dim_value))
+    return dims
 
 
 def _bind(
     label: str, name: str, axis: int, declared: int | str, given: int | None, rank: int
 ) -> int:
     if isinstance(declared, int):
-        # exporters before opset 9 wrote -1 or 0 for an open dimension
-        if declared <= 0:
-            raise ModelError(f"{label} has dimension {axis} = {declared}, expected a number > 0")
+        if declared == 0:
+            raise ModelError(f"{label} has dimension {axis} = 0, expected a number > 0")
         if given is not None and given != declared:
             raise ModelError(
                 f"{label} has dimension {axis} = {declared}, input_shapes gives {given}"
@@ -134,4 +135,8 @@ def _bind(
 
 def _how_to_bind(name: str, rank: int) -> str:
     example = (None, 3, 224, 224) if rank == 4 else (None, *([64] * (rank - 1)))
-    return f"give its shape, e.g. input_shapes={{{name!r}: {example}}}"
+    option = ",".join("?" if extent is None else str(extent) for extent in example)
+    return (
+        f"give its shape, e.g. input_shapes={{{name!r}: {example}}}, on the command line "
+        f"--input-shape {name}={option}"
+    )

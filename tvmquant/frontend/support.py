@@ -18,10 +18,19 @@ _ADVICE = {
     "Loop": "it loops at run time; export the model without control flow (torch: tracing)",
     "Mod": "it jumps, where quantization rounds; compute it outside of the model",
     "Scan": "it loops at run time; export the model without control flow (torch: tracing)",
+    "TopK": "it sorts; end the model before it and sort outside of it",
+    "NonMaxSuppression": "it chooses boxes; end the model before it and choose outside of it",
+    "Einsum": "it is not supported; export it as MatMul, Transpose and Reshape",
+    "GridSample": "it reads where the data say; split the model there",
 }
-_QOPERATOR = (
-    "the model is quantized in the QOperator format; import the float model, tvmquant quantizes it"
-)
+# Of models that are quantized already, by an operator that tells so.
+_QUANTIZED = {
+    "DynamicQuantizeLinear": "is quantized dynamically",
+    "ConvInteger": "is quantized dynamically",
+    "MatMulInteger": "is quantized dynamically",
+    "QLinearConv": "is quantized in the QOperator format",
+    "QLinearMatMul": "is quantized in the QOperator format",
+}
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,13 @@ def raise_unsupported(model: str, found: Sequence[UnsupportedNode]) -> None:
     """
     if not found:
         return
+    for node in found:
+        how = _QUANTIZED.get(node.op_type)
+        if how is not None:
+            raise UnsupportedModelError(
+                f"model {model!r} {how} (node {node.name!r}, {node.op_type}); import the float "
+                "model, tvmquant quantizes it"
+            )
     lines = [f"  {node.name} ({node.op_type}): {node.reason}" for node in found]
     count = "1 node" if len(found) == 1 else f"{len(found)} nodes"
     raise UnsupportedModelError(
@@ -86,8 +102,8 @@ def _is_known_operator(node: Node) -> bool:
 def _reason(node: Node) -> str | None:
     if node.op_type in _ADVICE:
         return _ADVICE[node.op_type]
-    if node.op_type.startswith("QLinear") or node.op_type in ("ConvInteger", "MatMulInteger"):
-        return _QOPERATOR
+    if node.op_type in _QUANTIZED:
+        return f"the model {_QUANTIZED[node.op_type]}"
     check = CHECKS.get(node.op_type)
     if check is not None:
         return check(node)

@@ -185,3 +185,12 @@ def test_rejected_by_name(make_model, reason):
     operator, constants = REJECTED[reason]
     with pytest.raises(UnsupportedModelError, match=rf"op \({operator.op_type}\): .*{reason}"):
         load_onnx(make_model([operator], IMAGE, constants=constants))
+
+
+@pytest.mark.parametrize("end", [2**31 - 1, 2**63 - 1])
+def test_a_slice_to_the_end_of_the_batch_is_none(make_model, end):
+    node = helper.make_node("Slice", ["x", "starts", "ends", "axes"], ["y"])
+    ints = {"starts": [0, 1], "ends": [end, end], "axes": [0, 1]}
+    values = {name: np.array(v, np.int64) for name, v in ints.items()}
+    graph = load_onnx(make_model([node], {"x": ("N", 3, 4)}, constants=values))
+    assert graph.outputs[0][1] == (None, 2, 4)

@@ -113,6 +113,18 @@ def test_qoperator_models_are_told_to_use_qdq(make_model):
         "w": np.ones((1, 3, 1, 1), np.int8),
     }
     with pytest.raises(
-        UnsupportedModelError, match=r"conv \(QLinearConv\): .*import the float model"
+        UnsupportedModelError, match=r"QOperator format \(node 'conv', .*import the float model"
     ):
         load_onnx(make_model([node], IMAGE, constants=constants))
+
+
+def test_dynamically_quantized_models_are_refused_in_one_line(make_model):
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], name="quantize"),
+        helper.make_node("ConvInteger", ["q", "w", "z"], ["a"], name="conv"),
+        helper.make_node("Cast", ["a"], ["y"], to=1),
+    ]
+    weight = {"w": np.ones((1, 3, 1, 1), np.uint8)}
+    with pytest.raises(UnsupportedModelError, match="is quantized dynamically") as error:
+        load_onnx(make_model(nodes, IMAGE, constants=weight))
+    assert "\n" not in str(error.value)

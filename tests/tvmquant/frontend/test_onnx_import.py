@@ -162,6 +162,16 @@ def test_input_of_no_elements(make_model):
         load_onnx(model)
 
 
+@pytest.mark.parametrize("batch", [-1, 0])
+def test_dimensions_that_exporters_leave_open_by_a_number(make_model, compare, batch):
+    model = make_model([helper.make_node("Relu", ["x"], ["y"])], {"x": ("N", 3, -1)})
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
+    with pytest.raises(ModelError, match=r"dimension 2 is left open; .*--input-shape x=\?,64,64"):
+        load_onnx(model)
+    graph = load_onnx(model, input_shapes={"x": (None, 3, 5)})
+    assert graph.inputs == [("x", (None, 3, 5), "float32")]
+
+
 def test_input_without_a_shape(make_model, compare):
     model = make_model([helper.make_node("Relu", ["x"], ["y"])], {"x": ("N", 3)})
     model.graph.input[0].type.tensor_type.ClearField("shape")
