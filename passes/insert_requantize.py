@@ -126,6 +126,8 @@ class _Integerizer(DataflowRewriter):
             return self.lookup(value)
         if isinstance(value, relax.TupleGetItem):
             return self._tuple_item(var, value)
+        if isinstance(value, tvm.ir.GenericConst):
+            return value  # a result that is always the same
         result = self._convert(var, value)
         if isinstance(result, relax.Call | relax.Tuple):
             result = self.emit(result, str(var.name))

@@ -687,3 +687,10 @@ def test_a_corrected_bias_keeps_the_mean_of_the_output(layer):
         return float(np.abs(difference.mean((0, 2, 3) if difference.ndim == 4 else 0)).max())
 
     assert error(means) < 0.25 * error({})
+
+
+def test_results_that_are_constants_stay_as_they_are():
+    weight = normal(5, 4, 3, 3)
+    body = lambda e, x: (e.conv(x), e(op.add(const(weight), const(np.float32(0)))))  # noqa: E731
+    levels = check(graph(lambda emit, x: body(Emitter(emit), x), SHAPE), normal(*SHAPE))
+    np.testing.assert_array_equal(simulate(levels.integer, normal(*SHAPE))[1], weight)
