@@ -42,12 +42,14 @@ from tvmquant.passes.rewriter import bindings_of, span_name, used_vars
 
 LAYERS = (CONV2D, CONV2D_TRANSPOSE, MATMUL)
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-# What is gained has to be worth it: 1 dB.
-MOST_NOISE = 0.8
+# What is gained has to be worth that later data may leave the range of a channel: 3 dB.
+MOST_NOISE = 0.5
 # A channel's step is never finer: its levels beyond 8 bits carry nothing.
 LEAST_FACTOR = 2.0**-10
-# The extremes of n values of a channel are exceeded by later ones: of normally distributed values
-# that two dozen show, the greatest of very many is twice as large.
+# The extremes of a channel in n items are exceeded by later ones: of normally distributed values of
+# which two dozen are seen, the greatest of very many is twice as large. Items count, not values:
+# those of one image resemble each other. (SqueezeNet, 100 images, SQNR of 250 others: 29.5 dB with
+# values counted and gains from 1 dB on, 31.6 dB with this, 31.7 dB with one scale for each tensor.)
 RESERVE = 5.0
 # What a region may end in between the layer that accumulates and the tensor.
 EPILOGUES = ("relax.nn.relu", "relax.clip", "relax.add", "relax.subtract", "relax.multiply")
@@ -91,7 +93,7 @@ class Candidate:
         """Take in one batch."""
         others = [i for i in range(tensor.ndim) if i != self.axis]
         low, high = tensor.amin(dim=others), tensor.amax(dim=others)
-        self.count += tensor.numel() // len(low)
+        self.count += len(tensor)
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
 
