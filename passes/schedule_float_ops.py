@@ -81,13 +81,19 @@ def _schedule_block(sch: Schedule, block: Any, lanes: int, threads: int) -> None
     count = kinds.count(SPATIAL)
     if kinds != [SPATIAL] * count + [REDUCTION] * (len(loops) - count) or not count:
         return
+    if len(loops) != len(kinds):
+        return  # a single element, which no loop runs over
     if not all(isinstance(sch.get(loop).extent, tvm.tirx.IntImm) for loop in loops):
         return
     extents = [int(sch.get(loop).extent) for loop in loops]
     spatial, reductions = loops[:count], loops[count:]
     width = lanes_for(extents[count - 1], lanes)
-    if not reductions:
+    if not reductions and _reads_parameters(sch, block):
         spatial[-1] = vectorize(sch, spatial[-1], overlapping_lanes(extents[count - 1], lanes))
+    elif not reductions:
+        # the result may come to lie where the operand did: no element may be computed twice
+        last = extents[count - 1]
+        spatial[-1] = vectorize(sch, spatial[-1], min(last & -last, lanes))
     elif width > 1 and extents[count - 1] % width == 0 and _stores_once(sch, block):
         spatial[-1], lane = sch.split(spatial[-1], [None, width])
         sch.reorder(*reductions, lane)
@@ -98,6 +104,11 @@ def _schedule_block(sch: Schedule, block: Any, lanes: int, threads: int) -> None
         *_, last = sch.get_loops(sch.decompose_reduction(block, reductions[0]))
         if int(sch.get(last).extent) == width > 1:
             sch.vectorize(last)
+
+
+def _reads_parameters(sch: Schedule, block: Any) -> bool:
+    """Whether a block reads parameters of its function only, nothing that other blocks make."""
+    return not sch.get_producers(block)
 
 
 def _stores_once(sch: Schedule, block: Any) -> bool:

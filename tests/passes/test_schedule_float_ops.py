@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import tvm
 from tvm import relax
 from tvm.script import ir as I  # noqa: N812
 from tvm.script import tirx as T  # noqa: N812
 
-from tests.passes.graphs import graph
-from tests.schedules.kernel_testing import make_target
+from tests.passes.graphs import graph, normal
+from tests.schedules.kernel_testing import NATIVE, make_target, run
 from tvmquant.passes.schedule_float_ops import ScheduleFloatOps
 
 
@@ -114,3 +115,52 @@ def test_linear_resize_to_any_width(width: int, target: str) -> None:
 
     legal = relax.transform.LegalizeOps()(graph(body, (1, 2, 5, 7)))
     tvm.compile(ScheduleFloatOps(make_target(target), 1)(legal), target=make_target(target))
+
+
+@I.ir_module
+class BroadcastTotals:
+    """Sums that a second block divides and a third reads five times."""
+
+    @T.prim_func(private=True, s_tir=True)
+    def main(
+        x: T.Buffer((3, 6), "float32"), y: T.Buffer((5, 6), "float32"), z: T.Buffer((5, 6))
+    ) -> None:
+        s = T.sblock_alloc_buffer((1, 6))
+        t = T.sblock_alloc_buffer((1, 6))
+        for i, j, k in T.grid(1, 6, 3):
+            with T.sblock("s"):
+                vi, vj, vk = T.axis.remap("SSR", [i, j, k])
+                with T.init():
+                    s[vi, vj] = T.float32(0)
+                s[vi, vj] = s[vi, vj] + x[vk, vj]
+        for i, j in T.grid(1, 6):
+            with T.sblock("t"):
+                vi, vj = T.axis.remap("SS", [i, j])
+                t[vi, vj] = s[vi, vj] / T.float32(3)
+        for i, j in T.grid(5, 6):
+            with T.sblock("z"):
+                vi, vj = T.axis.remap("SS", [i, j])
+                z[vi, vj] = t[0, vj] * y[vi, vj]
+
+
+def test_no_element_of_an_intermediate_is_computed_twice() -> None:
+    """TVM may let ``t`` lie where ``s`` did: a repeated step would divide twice."""
+    x, y = normal(3, 6), normal(5, 6)
+    target = make_target(NATIVE)
+    kernel = ScheduleFloatOps(target, 1)(BroadcastTotals)["main"]
+    np.testing.assert_allclose(run(kernel, target, [x, y]), x.mean(0) * y, rtol=1e-5)
+
+
+@I.ir_module
+class OneElement:
+    @T.prim_func(private=True, s_tir=True)
+    def main(x: T.Buffer((), "float32"), y: T.Buffer((), "float32")) -> None:
+        with T.sblock("y"):
+            T.axis.spatial(1, T.int32(0))
+            T.reads(x[()])
+            T.writes(y[()])
+            y[()] = T.sqrt(x[()])
+
+
+def test_a_single_element_has_no_loop_to_schedule() -> None:
+    assert "T.sqrt" in scheduled(OneElement).script()
