@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -23,12 +23,20 @@ from tvmquant.frontend import (  # noqa: F401 (they register converters)
     converters_recurrent,
     converters_resize,
 )
+from tvmquant.frontend.branches import take_branch
 from tvmquant.frontend.context import Context, NonFiniteError, Value, as_float32
 from tvmquant.frontend.dimensions import Batch, Shape, UnsupportedNodeError, is_symbolic
 from tvmquant.frontend.fold import NOT_FOLDED, evaluate_constant
 from tvmquant.frontend.input_types import InputType, read_inputs
 from tvmquant.frontend.node import Node
-from tvmquant.frontend.prepare import Prepared, Source, check_with_onnx, prepare
+from tvmquant.frontend.prepare import (
+    Prepared,
+    Source,
+    check_with_onnx,
+    live_nodes,
+    name_nodes,
+    prepare,
+)
 from tvmquant.frontend.registry import CONVERTERS
 from tvmquant.frontend.shape_ops import evaluate
 from tvmquant.frontend.support import UnsupportedNode, find_unsupported, raise_unsupported
@@ -80,7 +88,7 @@ def load_onnx(
     refused = find_unsupported(model.nodes, model.constants)
     try:
         names = {node.name for node in refused}
-        rest = tuple(node for node in model.nodes if node.name not in names)
+        rest = [node for node in model.nodes if node.name not in names]
         check_with_onnx(rest, f"model {model.name!r}")
         inputs = read_inputs(model, input_shapes or {})
         if refused:
@@ -105,12 +113,20 @@ class _Importer:
     model: Prepared
     context: Context
     found: list[UnsupportedNode]
+    nodes: dict[str, Node] = field(default_factory=dict)  # in order, those of branches too
 
     def run(self) -> None:
         """Convert every node but those found before; what depends on a failed one is skipped."""
+        self._convert_nodes(self.model.nodes)
+
+    def _convert_nodes(self, nodes: Sequence[Node]) -> None:
         values = self.context.values
         skipped = {node.name for node in self.found}
-        for node in self.model.nodes:
+        for node in nodes:
+            self.nodes[node.name] = node
+            if node.op_type == "If" and isinstance(values.get(node.inputs[0]), np.ndarray):
+                self._convert_branch(node)
+                continue
             if node.name in skipped or any(name not in values for name in node.inputs):
                 continue
             self.context.node = node
@@ -134,6 +150,25 @@ class _Importer:
                 values.update(zip(node.outputs, results, strict=False))
                 values[""] = None
 
+    def _convert_branch(self, node: Node) -> None:
+        """Convert the branch that an ``If`` of a known condition takes."""
+        values = self.context.values
+        condition = values[node.inputs[0]]
+        if is_symbolic(condition) or np.size(condition) != 1:
+            reason = "its condition is not one constant, or depends on the batch size"
+            self.found.append(UnsupportedNode(node.name, node.op_type, reason))
+            return
+        protos = take_branch(node, bool(np.all(condition)))
+        names = {each.name for each in self.model.nodes} | self.nodes.keys()
+        named = name_nodes(protos, self.model.opsets, names, f"{node.name}/")
+        nodes = live_nodes(named, node.outputs)
+        known = [name for name, value in values.items() if isinstance(value, np.ndarray)]
+        refused = find_unsupported(nodes, known)
+        self.found.extend(refused)
+        skipped = {each.name for each in refused}
+        check_with_onnx([n for n in nodes if n.name not in skipped], f"model {self.model.name!r}")
+        self._convert_nodes(nodes)
+
     def _convert(self, node: Node) -> tuple[Value, ...]:
         constant = node.constant_value()
         if constant is not None:
@@ -153,7 +188,7 @@ class _Importer:
 
     def _origin(self, node: Node) -> str:
         """Name the initialiser that a computed constant got its NaN or infinity from."""
-        producers = {name: each for each in self.model.nodes for name in each.outputs}
+        producers = {name: each for each in self.nodes.values() for name in each.outputs}
         pending = list(node.inputs)
         while pending:
             name = pending.pop()
@@ -205,7 +240,7 @@ def _import(
         builder.emit_func_output(results[0] if len(results) == 1 else relax.Tuple(results))
     if failure is not None:
         raise failure
-    position = {node.name: index for index, node in enumerate(model.nodes)}
+    position = {name: index for index, name in enumerate(importer.nodes)}
     raise_unsupported(model.name, sorted(found, key=lambda node: position[node.name]))
     if assumed_batch:
         _check_outputs(model, [context.shape(result) for result in results])

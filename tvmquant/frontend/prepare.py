@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -14,6 +14,7 @@ import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from tvmquant.errors import ModelError
+from tvmquant.frontend.branches import all_graphs, read_names, separate_scopes, subgraphs
 from tvmquant.frontend.dimensions import Array
 from tvmquant.frontend.node import Node
 
@@ -34,7 +35,9 @@ class Prepared:
     nodes : tuple of Node
         In topological order, under unique names; only those an output depends on.
     constants : dict of str to array
-        Initialisers.
+        Initialisers, those of graphs inside of nodes too.
+    opsets : dict of str to int
+        Versions by domain, of ONNX's own operators as ``""``.
     inputs : tuple of onnx.ValueInfoProto
         Without those that are initialisers.
     outputs : tuple of onnx.ValueInfoProto
@@ -43,6 +46,7 @@ class Prepared:
     name: str
     nodes: tuple[Node, ...]
     constants: dict[str, Array]
+    opsets: dict[str, int]
     inputs: tuple[onnx.ValueInfoProto, ...]
     outputs: tuple[onnx.ValueInfoProto, ...]
 
@@ -78,6 +82,7 @@ def prepare(source: Source, name: str | None) -> Prepared:
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     graph = model.graph
+    separate_scopes(graph)
     _load_external(graph, folder, label)
     constants = _initialisers(graph, label)
     inputs = tuple(value for value in graph.input if value.name not in constants)
@@ -92,14 +97,15 @@ def prepare(source: Source, name: str | None) -> Prepared:
             f"{label}: the model uses opset {opset}, supported are {OPSETS[0]} to {OPSETS[-1]}; "
             "export it again with an opset in this range"
         )
-    nodes = _name_nodes(graph, opsets, opset)
+    opsets[""] = opset
+    nodes = name_nodes(graph.node, opsets, set())
     known = {*constants, *(value.name for value in inputs)}
-    _check_structure(nodes, known, graph.output, label)
-    nodes = _live(nodes, [value.name for value in graph.output])
-    return Prepared(name, tuple(nodes), constants, inputs, tuple(graph.output))
+    _check_structure(nodes, graph.output, known, opsets, label)
+    nodes = live_nodes(nodes, [value.name for value in graph.output])
+    return Prepared(name, tuple(nodes), constants, opsets, inputs, tuple(graph.output))
 
 
-def check_with_onnx(nodes: tuple[Node, ...], label: str) -> None:
+def check_with_onnx(nodes: Iterable[Node], label: str) -> None:
     """Check operands and attributes of every node against ONNX's schemas.
 
     Raises
@@ -112,6 +118,8 @@ def check_with_onnx(nodes: tuple[Node, ...], label: str) -> None:
     for node in nodes:
         if node.op_type in _DEPRECATED:
             continue  # the checker refuses what is still in use
+        if any(subgraphs(node.proto)):
+            continue  # alone, it reads what is defined nowhere
         context.opset_imports = {"": node.opset, node.proto.domain: node.opset}
         try:
             onnx.checker.check_node(node.proto, context)
@@ -137,14 +145,13 @@ def _parse(path: Path) -> onnx.ModelProto:
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            if attribute.HasField("g"):
-                yield from _tensors(attribute.g)
+    for part in all_graphs(graph):
+        yield from part.initializer
+        for node in part.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
 
 
 def _load_external(graph: onnx.GraphProto, folder: Path | None, label: str) -> None:
@@ -179,10 +186,11 @@ def _load_external(graph: onnx.GraphProto, folder: Path | None, label: str) -> N
 
 
 def _initialisers(graph: onnx.GraphProto, label: str) -> dict[str, Array]:
-    if graph.sparse_initializer:
+    parts = list(all_graphs(graph))
+    if any(part.sparse_initializer for part in parts):
         raise ModelError(f"{label}: sparse initialisers are not supported; store them dense")
     constants: dict[str, Array] = {}
-    for tensor in graph.initializer:
+    for tensor in (tensor for part in parts for tensor in part.initializer):
         try:
             constants[tensor.name] = np.asarray(onnx.numpy_helper.to_array(tensor))
         except (ValueError, TypeError, KeyError) as error:
@@ -192,26 +200,42 @@ def _initialisers(graph: onnx.GraphProto, label: str) -> dict[str, Array]:
     return constants
 
 
-def _name_nodes(graph: onnx.GraphProto, opsets: dict[str, int], opset: int) -> list[Node]:
-    """Give every node a unique name: its own, or ``<OpType>_<index>``."""
-    taken = {proto.name for proto in graph.node if proto.name}
-    used: set[str] = set()
+def name_nodes(
+    protos: Sequence[onnx.NodeProto], opsets: Mapping[str, int], used: set[str], prefix: str = ""
+) -> list[Node]:
+    """Give every node a unique name: its own, or ``<prefix><OpType>_<index>``.
+
+    Parameters
+    ----------
+    protos : sequence of onnx.NodeProto
+    opsets : mapping of str to int
+        As of `Prepared`.
+    used : set of str
+        Names given before; those given now are added.
+    prefix : str
+    """
+    taken = used | {proto.name for proto in protos if proto.name}
     nodes = []
-    for index, proto in enumerate(graph.node):
-        name = base = proto.name or f"{proto.op_type}_{index}"
+    for index, proto in enumerate(protos):
+        name = base = proto.name or f"{prefix}{proto.op_type}_{index}"
         suffix = 0
         while name in used or (name != proto.name and name in taken):
             suffix += 1
             name = f"{base}_{suffix}"
         used.add(name)
-        own = proto.domain in ("", "ai.onnx")
-        nodes.append(Node(proto, name, opset if own else opsets.get(proto.domain, 1)))
+        domain = "" if proto.domain == "ai.onnx" else proto.domain
+        nodes.append(Node(proto, name, opsets.get(domain, 1)))
     return nodes
 
 
 def _check_structure(
-    nodes: list[Node], known: set[str], outputs: list[onnx.ValueInfoProto], label: str
+    nodes: Iterable[Node],
+    outputs: Iterable[onnx.ValueInfoProto],
+    known: set[str],
+    opsets: Mapping[str, int],
+    label: str,
 ) -> None:
+    """Check that values are defined once, before they are read, in inner graphs too."""
     defined = {"", *known}
     for node in nodes:
         for name in node.inputs:
@@ -220,6 +244,10 @@ def _check_structure(
                     f"{label}: node {node.name!r} ({node.op_type}) reads {name!r}, "
                     "which nothing before it defines; the file is damaged"
                 )
+        for inner in subgraphs(node.proto):
+            given = {value.name for value in inner.input}
+            parts = name_nodes(inner.node, opsets, set(), f"{node.name}/")
+            _check_structure(parts, inner.output, defined | given, opsets, label)
         for name in node.outputs:
             if name and name in defined:
                 raise ModelError(f"{label}: value {name!r} is defined twice; the file is damaged")
@@ -229,12 +257,12 @@ def _check_structure(
             raise ModelError(f"{label}: nothing defines output {value.name!r}; the file is damaged")
 
 
-def _live(nodes: list[Node], outputs: list[str]) -> list[Node]:
+def live_nodes(nodes: Sequence[Node], outputs: Iterable[str]) -> list[Node]:
     """Return the nodes that the outputs depend on, knowing which of their outputs are not read."""
     needed = set(outputs)
     live = []
     for node in reversed(nodes):
         if needed.intersection(name for name in node.outputs if name):
             live.append(replace(node, unread=frozenset(node.outputs) - needed))
-            needed.update(node.inputs)
+            needed |= read_names(node.proto)
     return live[::-1]

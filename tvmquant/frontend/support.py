@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import onnx
 
 from tvmquant.errors import UnsupportedModelError
+from tvmquant.frontend.branches import computed_from, subgraphs
 from tvmquant.frontend.fold import NOT_FOLDED
 from tvmquant.frontend.node import Node
 from tvmquant.frontend.registry import CHECKS, CONVERTERS
 from tvmquant.frontend.shape_ops import SHAPE_OPERATORS
 
 _ADVICE = {
-    "If": "it branches at run time; export the model without control flow (torch: tracing)",
     "Loop": "it loops at run time; export the model without control flow (torch: tracing)",
     "Mod": "it jumps, where quantization rounds; compute it outside of the model",
     "Scan": "it loops at run time; export the model without control flow (torch: tracing)",
@@ -51,12 +51,18 @@ def find_unsupported(nodes: Sequence[Node], constants: Iterable[str]) -> list[Un
         In topological order.
     constants : iterable of str
         Names of the values known at import. Nodes that depend on these and on shapes only are
-        evaluated and need no converter.
+        evaluated and need no converter. Of an ``If`` whose condition does so the import takes one
+        branch.
     """
+    constants = frozenset(constants)
     known = {"", *constants}
     found: list[UnsupportedNode] = []
     for node in nodes:
-        foldable = not _has_subgraph(node) and node.op_type not in NOT_FOLDED
+        if node.op_type == "If":
+            if node.inputs[0] not in known:
+                found.append(UnsupportedNode(node.name, "If", _why_not_branch(node, nodes, constants)))
+            continue
+        foldable = not any(subgraphs(node.proto)) and node.op_type not in NOT_FOLDED
         if foldable and _is_known_operator(node) and known.issuperset(node.inputs):
             known.update(node.outputs)
             continue
@@ -91,8 +97,13 @@ def raise_unsupported(model: str, found: Sequence[UnsupportedNode]) -> None:
     )
 
 
-def _has_subgraph(node: Node) -> bool:
-    return any(attribute.HasField("g") or attribute.graphs for attribute in node.proto.attribute)
+def _why_not_branch(node: Node, nodes: Sequence[Node], constants: Collection[str]) -> str:
+    names = computed_from(node.inputs[0], nodes)
+    read = ", ".join(repr(name) for name in names if name not in constants)
+    return (
+        f"which branch it takes depends on {read}; if that is a setting, store its value in the "
+        "file as an initialiser of this name, else export the model without control flow"
+    )
 
 
 def _is_known_operator(node: Node) -> bool:
