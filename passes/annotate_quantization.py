@@ -27,6 +27,11 @@ there is exactly one of the *regions* that `InsertRequantize` can compute with a
 Constants of an accumulator vary along the output channels of its contraction, or, without one,
 along any axis but the batch. Constants that a concat joins are quantized like its other inputs.
 
+What is cast to float from an input of 8-bit integers, or from booleans that are no part of a table,
+is quantized already: scale 1, zero point 0 (128 where it is signed), whatever the data are::
+
+    lv = astype(pixels, "float32"); lv_q = fake_quant(lv) {calibrated: 1, fixed: 1}
+
 A tensor used more than once is always materialized. Graph outputs, and what float operators read,
 are kept in 16 bits; where something reads them in 8 bits as well, it reads them rounded once more::
 
@@ -85,6 +90,9 @@ RESHAPES = (
     "relax.expand_dims",
 )
 
+# Types whose casts to float a fake_quant passes on unchanged: zero point, qmin and qmax.
+EXACT_INPUTS = {"uint8": (0, 0, 255), "int8": (128, 0, 255), "bool": (0, 0, 1)}
+
 # of a PRelu in integers
 MAX_SLOPE = 16.0
 
@@ -100,7 +108,7 @@ class Form:
     Parameters
     ----------
     kind : str
-        ``float``, ``input`` (a float parameter of the graph), ``quantized``, ``mover``,
+        ``float``, ``input`` (a parameter of the graph, as float), ``quantized``, ``mover``,
         ``accumulator``, ``clipped`` or ``elementwise``.
     sources : tuple of Var
         The tensors a mover moves, or the one an elementwise chain is a function of.
@@ -139,10 +147,13 @@ class _RegionFinder:
     """Decide which variables to materialize; one method per kind of operator."""
 
     def __init__(self, function: relax.Function) -> None:
+        self.function = function
         self.uses = count_uses(function)
         self.forms: dict[relax.Var, Form] = {p: _form_of_input(p) for p in function.params}
         self.marked: dict[relax.Var, set[str]] = {}
         self.groups: dict[relax.Var, relax.Var] = {}
+        # inputs of 8 bits and booleans, cast to float, which are integers as they are
+        self.exact: set[relax.Var] = set()
         # results of operators that stay float
         self.float_results: set[relax.Var] = set()
         # read by tables, which take one scale
@@ -175,6 +186,8 @@ class _RegionFinder:
         if form.kind == "mover":
             for source in form.sources:
                 self.request(source, role)
+            return
+        if var in self.exact:
             return
         self.marked.setdefault(var, set()).add(role)
         if form.kind != "quantized":
@@ -219,9 +232,16 @@ class _RegionFinder:
             return Form("float") if is_float else Form("mover", (value,))
         if not isinstance(value, relax.Call):
             return Form("float")
+        params = list(self.function.params)
+        if is_exact_cast(value, params) and self.form(value.args[0]).kind == "float":
+            self.exact.add(var)
+            self.marked[var] = {ACTIVATION}
+            return Form("quantized")
+        if is_input_cast(value, params):
+            return Form("input")
         if var in self.ends and self._continues_floats(value):
             return Form("float")
-        handler = self._handler(value)
+        handler = None if self._reads_integers(value) else self._handler(value)
         form = handler(value) if handler else None
         if form is not None:
             return form
@@ -232,6 +252,12 @@ class _RegionFinder:
             if not self.is_float(operand):
                 self.request(operand, OUTPUT)
         return Form("float")
+
+    def _reads_integers(self, call: relax.Call) -> bool:
+        """Whether an operand is no number that may be rounded: an index, a mask of the input."""
+        return any(
+            not qop.is_float(v) and self.form(v).kind in ("float", "mover") for v in used_vars(call)
+        )
 
     def _continues_floats(self, call: relax.Call) -> bool:
         floats = all(self.form(v).kind == "float" for v in used_vars(call))
@@ -445,6 +471,21 @@ def keeps_shape(call: relax.Call, tensor: relax.Var) -> bool:
     return [str(d) for d in call.ty.shape.values] == [str(d) for d in tensor.ty.shape.values]
 
 
+def is_input_cast(value: Any, parameters: list[relax.Var]) -> TypeGuard[relax.Call]:
+    """Whether a value is an input of integers as float."""
+    to_float = qop.is_call(value, CAST) and str(value.attrs.dtype) == "float32"
+    return to_float and value.args[0] in parameters
+
+
+def is_exact_cast(value: Any, parameters: list[relax.Var]) -> TypeGuard[relax.Call]:
+    """Whether a value is an input of 8-bit integers as float, or a comparison of integers."""
+    if not qop.is_call(value, CAST) or str(value.attrs.dtype) != "float32":
+        return False
+    operand = value.args[0]
+    is_input = operand in parameters and str(operand.ty.dtype.dtype) in EXACT_INPUTS
+    return is_input or is_boolean(operand)
+
+
 def is_boolean(tensor: relax.Expr) -> bool:
     """Whether a value is a tensor of truth values."""
     return isinstance(tensor.ty, relax.TensorType) and str(tensor.ty.dtype.dtype) == "bool"
@@ -475,6 +516,11 @@ def is_repeated_constant(value: Any) -> TypeGuard[relax.Call]:
     return qop.is_call(value, "relax.broadcast_to") and isinstance(
         value.args[0], tvm.ir.GenericConst
     )
+
+
+def is_embedding(value: Any) -> TypeGuard[relax.Call]:
+    """Whether a value is rows of a constant table, which ones the data say."""
+    return qop.is_call(value, "relax.take") and isinstance(value.args[0], tvm.ir.GenericConst)
 
 
 def _tensor_fields(call: relax.Call) -> list[relax.Expr]:
@@ -580,6 +626,7 @@ class _Annotator(DataflowRewriter):
         if role == OUTPUT and ACTIVATION in self.finder.marked[var]:
             name = f"{name}.output"
         least, greatest = self.finder.extremes(var)
+        known = _exact_scale(value) if var in self.finder.exact else {}
         return _uncalibrated(
             bound,
             {
@@ -594,6 +641,7 @@ class _Annotator(DataflowRewriter):
                 "axis": -1,
             },
             value,
+            **known,
         )
 
     def _with_quantized_weight(self, call: relax.Call) -> relax.Call | None:
@@ -624,14 +672,27 @@ class _Annotator(DataflowRewriter):
         )
 
 
-def _uncalibrated(x: relax.Expr, attrs: dict[str, Any], source: Any) -> relax.Call:
+def _uncalibrated(
+    x: relax.Expr, attrs: dict[str, Any], source: Any, *, scale: float = 0.0, zero_point: int = 0,
+    **known: int,
+) -> relax.Call:  # fmt: skip
+    """Return a fake_quant, without a scale unless that is ``known`` (`_exact_scale`)."""
     unset = {"qmin": 0, "qmax": 0, "calibrated": 0, "fixed": 0}
+    constants = np.asarray([scale], np.float32), np.asarray([zero_point], np.int32)
     return qop.emit(
         qop.FAKE_QUANT,
-        [x, qop.constant(np.zeros(1, np.float32)), qop.constant(np.zeros(1, np.int32))],
-        attrs | unset,
+        [x, *(qop.constant(array) for array in constants)],
+        attrs | unset | known,
         getattr(source, "span", None),
     )
+
+
+def _exact_scale(cast: Any) -> dict[str, Any]:
+    """Return what the fake_quant of a cast of 8-bit integers knows without calibration."""
+    zero, qmin, qmax = EXACT_INPUTS[str(cast.args[0].ty.dtype.dtype)]
+    return {
+        "scale": 1.0, "zero_point": zero, "qmin": qmin, "qmax": qmax, "calibrated": 1, "fixed": 1,
+    }  # fmt: skip
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="AnnotateQuantization")

@@ -9,8 +9,9 @@ After::
     raw(x_q): ...; return y_q
     main(x):  x_q = call_tir(quantize, x); y_q = raw(x_q); return call_tir(dequantize, y_q)
 
-Requires that every input is read by one quantize kernel only and every output written by a
-dequantize kernel; a module where some border operator stayed float is returned unchanged.
+Inputs that are integers already are handed on as they are. Requires that every other input is read
+by one quantize kernel only and every output written by a dequantize kernel; a module where some
+border operator stayed float is returned unchanged.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from tvmquant.passes.quantized_ops import is_float
 from tvmquant.passes.rewriter import bindings_of, used_vars
 
 
@@ -41,11 +43,11 @@ class _Split:
         outputs = list(body.fields) if isinstance(body, relax.Tuple) else [body]
         self.outputs = [alias.get(o, o) for o in outputs]
         self.tuple = isinstance(body, relax.Tuple)
-        params = set(function.params)
+        self.floats = {p for p in function.params if is_float(p)}
         self.quantizes = [
             (var, value)
             for var, value in bindings
-            if _kernel(value).startswith("quantize_f32") and value.args[1].fields[0] in params
+            if _kernel(value).startswith("quantize_f32") and value.args[1].fields[0] in self.floats
         ]
         self.dequantizes: list[tuple[relax.Var, Any]] = [(o, values.get(o)) for o in self.outputs]
         border = {var for var, _ in (*self.quantizes, *self.dequantizes)} | set(alias)
@@ -55,12 +57,11 @@ class _Split:
         """Whether the integers can be exposed."""
         if not all(_kernel(value).startswith("dequantize_") for _, value in self.dequantizes):
             return False
-        if len({var for var, _ in self.quantizes}) != len(self.function.params):
+        if len({var for var, _ in self.quantizes}) != len(self.floats):
             return False
         dequantized = {var for var, _ in self.dequantizes}
-        params = set(self.function.params)
         return not any(
-            v in params or v in dequantized for _, value in self.core for v in used_vars(value)
+            v in self.floats or v in dequantized for _, value in self.core for v in used_vars(value)
         )
 
 
@@ -77,13 +78,14 @@ class ExposeIntegers:
         if not split.possible():
             return module
         builder = relax.BlockBuilder(_kernels_only(module))
-        order = {p: i for i, p in enumerate(main.params)}
-        quantizes = sorted(split.quantizes, key=lambda q: order[q[1].args[1].fields[0]])
+        made = {value.args[1].fields[0]: (var, value) for var, value in split.quantizes}
         results = [value.args[1].fields[0] for _, value in split.dequantizes]
+        # of each parameter: what raw takes in its place, and how main computes that
+        integers = [made.get(p, (p, p)) for p in main.params]
         params = [relax.Var(f"{p.name}_q", var.ty) for p, (var, _) in
-                  zip(main.params, quantizes, strict=True)]  # fmt: skip
+                  zip(main.params, integers, strict=True)]  # fmt: skip
         mapping: dict[relax.Var, relax.Expr] = {
-            var: param for (var, _), param in zip(quantizes, params, strict=True)
+            var: param for (var, _), param in zip(integers, params, strict=True)
         }
         with builder.function("raw", params):
             with builder.dataflow():
@@ -93,7 +95,7 @@ class ExposeIntegers:
             raw = builder.emit_func_output(
                 relax.Tuple(raw_outputs) if split.tuple else raw_outputs[0]
             )
-        _call_raw(builder, raw, split, quantizes)
+        _call_raw(builder, raw, split, [value for _, value in integers])
         return relax.transform.DeadCodeElimination(["main", "raw"])(builder.finalize())
 
 
@@ -107,12 +109,15 @@ def _call_raw(
     builder: relax.BlockBuilder,
     raw: tvm.ir.GlobalVar,
     split: _Split,
-    quantizes: list[tuple[relax.Var, relax.Expr]],
+    integers: list[relax.Expr],
 ) -> None:
     main = split.function
     with builder.function("main", list(main.params), attrs=dict(main.attrs or {})):
         with builder.dataflow():
-            inputs = [builder.emit(value, "x_q") for _, value in quantizes]
+            inputs = [
+                value if isinstance(value, relax.Var) else builder.emit(value, "x_q")
+                for value in integers
+            ]
             result = builder.emit(relax.Call(raw, inputs), "raw_outputs")
             outputs = []
             for i, (_, value) in enumerate(split.dequantizes):

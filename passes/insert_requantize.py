@@ -55,6 +55,8 @@ from tvmquant.passes.accumulator import (
 from tvmquant.passes.annotate_quantization import (
     has_usable_slopes,
     is_boolean,
+    is_embedding,
+    is_exact_cast,
     is_linear,
     is_mover,
     is_repeated_constant,
@@ -140,6 +142,10 @@ class _Integerizer(DataflowRewriter):
     def _convert(self, var: relax.Var, call: relax.Call) -> Value:
         if qop.is_call(call, qop.FAKE_QUANT):
             return self._fake_quant(call)
+        if is_exact_cast(call, list(self.function.params)) and isinstance(
+            self.value(call.args[0]), relax.Expr
+        ):
+            return self._exact(call)
         operands = [self.value(a) for a in used_vars(call)]
         integers = [v for v in operands if not isinstance(v, relax.Expr)]
         if integers and len(integers) == len(operands):
@@ -221,6 +227,15 @@ class _Integerizer(DataflowRewriter):
             converted = self._quantize(source, one_scale, name, call)
         return self._rescaled(converted, target, name, call)
 
+    def _exact(self, cast: relax.Call) -> Quantized:
+        """Return an input of 8-bit integers, or booleans, as these."""
+        expr = self.lookup(cast.args[0])
+        if is_boolean(expr):
+            expr = self.emit(relax.op.astype(expr, "uint8"))
+        dtype = str(expr.ty.dtype.dtype)
+        limits = np.iinfo(dtype)
+        return Quantized(expr, 1.0, 0, int(limits.min), int(limits.max), dtype)
+
     def _rescaled(self, x: Quantized, to: Quantized, name: str, call: relax.Call) -> Quantized:
         """Return a tensor with the scale and zero point of ``to``."""
         if x.same_parameters(to):
@@ -256,7 +271,7 @@ class _Integerizer(DataflowRewriter):
         attrs = {"scale": to.scale, "zero_point": to.zero_point, "qmin": to.qmin,
                  "qmax": to.qmax, "out_dtype": to.dtype, "id": name}  # fmt: skip
         made = self.builder.lookup_binding(x) if isinstance(x, relax.Var) else None
-        if is_repeated_constant(made):
+        if is_repeated_constant(made) or is_embedding(made):
             constant = quantize_half_even(
                 qop.constant_array(made.args[0]),
                 to.scale,
@@ -265,7 +280,8 @@ class _Integerizer(DataflowRewriter):
                 to.qmax,
                 to.dtype,
             )
-            new = relax.op.broadcast_to(qop.constant(constant), made.args[1])
+            args = [qop.constant(constant), *made.args[1:]]
+            new = relax.Call(made.op, args, made.attrs, made.ty_args, made.span)
         else:
             new = qop.emit(qop.QUANTIZE, [self.lookup(x)], attrs, call.span)
         expr = self.emit(new, "x_q")

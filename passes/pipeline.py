@@ -19,6 +19,7 @@ from tvmquant.passes.annotate_quantization import AnnotateQuantization
 from tvmquant.passes.apply_calibration import ApplyCalibration
 from tvmquant.passes.assign_bit_widths import AssignBitWidths
 from tvmquant.passes.canonicalize_ops import CanonicalizeOps
+from tvmquant.passes.cast_inputs_first import CastInputsFirst
 from tvmquant.passes.convert_layout import ConvertLayout
 from tvmquant.passes.crop_kernels import CropKernels
 from tvmquant.passes.expose_integers import ExposeIntegers
@@ -60,6 +61,7 @@ def canonicalize(module: tvm.IRModule) -> tvm.IRModule:
     """L0 as imported -> L0 in canonical form, batch normalization folded."""
     passes = [
         CanonicalizeOps(),
+        CastInputsFirst(),
         KeepSignalsAsImages(),
         FuseGroupNorm(),
         FuseLayerNorm(),

@@ -22,6 +22,8 @@ Progress = Callable[[int, int | None], None]
 
 DEFAULT_REPEATS = 100
 DEFAULT_WARMUP = 10
+# What random integers of more than 8 bits are below.
+INDICES = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,14 +180,27 @@ def random_inputs(
     inputs : sequence of TensorInfo
         As `Model.inputs` holds them.
     raw : bool
-        Return raw integers, over the whole range of their type, instead of standard normal values.
+        Return the integers that ``raw`` takes instead of standard normal values.
     seed : int
+
+    Notes
+    -----
+    Integers of 8 bits are spread over the whole range of their type; wider ones, which may index a
+    table, are below `INDICES`.
     """
     rng = np.random.default_rng(seed)
-    if not raw:
-        return [rng.standard_normal(info.shape).astype(info.dtype) for info in inputs]
-    limits = [np.iinfo(info.raw_dtype) for info in inputs]
-    return [
-        rng.integers(limit.min, limit.max, info.raw_shape, limit.dtype, endpoint=True)
-        for info, limit in zip(inputs, limits, strict=True)
-    ]
+
+    def draw(shape: Sequence[int], dtype: str) -> NDArray[Any]:
+        kind = np.dtype(dtype)
+        if kind.kind == "f":
+            return rng.standard_normal(shape).astype(kind)
+        if kind.kind == "b":
+            return rng.integers(2, size=shape).astype(kind)
+        if kind.itemsize > 1:
+            return rng.integers(INDICES, size=shape, dtype=kind)
+        limits = np.iinfo(kind)
+        return rng.integers(limits.min, limits.max, shape, kind, endpoint=True)
+
+    if raw:
+        return [draw(info.raw_shape, info.raw_dtype) for info in inputs]
+    return [draw(info.shape, info.dtype) for info in inputs]

@@ -14,6 +14,7 @@ from tvmquant.errors import QuantizationError
 from tvmquant.passes import pipeline
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.annotate_quantization import WEIGHT, is_mover
+from tvmquant.passes.elementwise import CAST
 from tvmquant.passes.rewriter import bindings_of, span_name, used_vars
 from tvmquant.weight_pairs import groups_follow_runs
 
@@ -133,11 +134,14 @@ class _Reader:
             yield self._layer(
                 call,
                 ids,
+                any(edge["fixed"] for edge in edges),
                 names.setdefault(root, ids[0]),
                 "first" if first else "last" if last else "",
             )
 
-    def _layer(self, call: relax.Call, edges: tuple[str, ...], group: str, position: str) -> Layer:
+    def _layer(
+        self, call: relax.Call, edges: tuple[str, ...], fixed: bool, group: str, position: str
+    ) -> Layer:
         weight = [int(v) for v in call.args[1].ty.shape.values]
         size = 1
         for extent in weight:
@@ -157,7 +161,11 @@ class _Reader:
         macs = size
         for extent in pixels:
             macs *= extent
-        choices = (W8A8,) if op in EIGHT_BITS else (W8A8, BitChoice(8, 4), W4A8, W4A4)
+        choices: tuple[BitChoice, ...] = (W8A8, BitChoice(8, 4), W4A8, W4A4)
+        if op in EIGHT_BITS:
+            choices = (W8A8,)
+        elif fixed:  # it reads integers that the network is fed
+            choices = (W8A8, W4A8)
         return Layer(
             span_name(call), op, macs, size, outputs, edges, group, position, choices, groupable
         )  # fmt: skip
@@ -170,7 +178,8 @@ class _Reader:
         """Return id and variable of the fake_quants whose integers ``expr`` holds."""
         value = self.values.get(expr)
         if qop.is_call(value, qop.FAKE_QUANT):
-            return [{"id": qop.attributes(value)["id"], "var": value.args[0]}]
+            attrs = qop.attributes(value)
+            return [{"id": attrs["id"], "var": value.args[0], "fixed": bool(attrs["fixed"])}]
         if isinstance(value, relax.Var):
             return self._edges(value)
         if isinstance(value, relax.TupleGetItem) or (
@@ -183,7 +192,7 @@ class _Reader:
         value = self.values.get(var)
         if value is None:
             return any(var.same_as(p) for p in self.function.params)
-        moves = isinstance(value, relax.Call) and is_mover(value)
+        moves = isinstance(value, relax.Call) and (is_mover(value) or qop.is_call(value, CAST))
         return moves and any(self._reads_input(v) for v in used_vars(value))
 
     def _followed(self, names: set[str]) -> set[str]:

@@ -20,6 +20,9 @@ from tvmquant.target import required_features, triple_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+# Scale and zero point of inputs that are integers themselves.
+AS_IS = np.ones(1), 0
+
 
 def describe_target(target: tvm.target.Target) -> dict[str, Any]:
     """Return what a manifest says of the target."""
@@ -56,15 +59,16 @@ def describe_tensors(
         list(raw.ret_ty.fields) if isinstance(raw.ret_ty, tvm.ir.TupleType) else [raw.ret_ty]
     )
     scales_in, scales_out = _border_scales(module)
-    # main quantizes every input, calls raw, dequantizes every output, in order
+    # main quantizes every float input, calls raw, dequantizes every output, in order
     calls = [v for _, v in bindings_of(main) if isinstance(v, relax.Call)]
     kernels = [str(v.args[0].name_hint) for v in calls if not isinstance(v.op, tvm.ir.GlobalVar)]
+    borders = iter(kernels)
     inputs = [
-        _with_raw(info, param.ty, kernels[i], *scales_in[i])
+        _with_raw(info, param.ty, next(borders) if i in scales_in else "", *scales_in.get(i, AS_IS))
         for i, (info, param) in enumerate(zip(inputs, raw.params, strict=True))
     ]
     outputs = [
-        _with_raw(info, ty, kernels[len(inputs) + i], *scales_out[i])
+        _with_raw(info, ty, next(borders), *scales_out[i])
         for i, (info, ty) in enumerate(zip(outputs, raw_types, strict=True))
     ]
     return inputs, outputs
@@ -96,7 +100,10 @@ def _with_raw(
 def _border_scales(
     module: tvm.IRModule,
 ) -> tuple[dict[int, tuple[Array, int]], dict[int, tuple[Array, int]]]:
-    """Return scales and zero point of each input and output of an L2 module, by position."""
+    """Return scales and zero point of each float input and each output of an L2 module.
+
+    By position.
+    """
     main = module["main"]
     values = dict(bindings_of(main))
     position = {param: i for i, param in enumerate(main.params)}

@@ -49,8 +49,8 @@ class Model:
         Threads that compute, at most `MAX_THREADS`; default: those the library was built for, but
         no more than the physical cores that this process may use. One setting per process.
     raw : bool
-        Take and return raw integers instead of float32, in the layouts that the manifest says
-        (channels last).
+        Take and return raw integers instead of the model's types, in the layouts that the manifest
+        says (channels last).
 
     Raises
     ------
@@ -153,7 +153,8 @@ class Model:
         medians = np.median(np.asarray(runs[1:]), axis=0)
         layers = self.manifest.layers
         if self.raw:  # without the kernels that quantize the inputs and dequantize the outputs
-            layers = layers[len(self.inputs) : len(layers) - len(self.outputs)]
+            quantizes = sum(info.dtype != info.raw_dtype for info in self.inputs)
+            layers = layers[quantizes : len(layers) - len(self.outputs)]
         return [(layer, float(s)) for layer, s in zip(layers, medians, strict=True)]
 
     def call_bytes(self, *inputs: Any) -> list[int]:

@@ -32,7 +32,7 @@ class TensorInfo:
     shape : list of int
         Float shape, batch bound.
     dtype : str
-        ``"float32"``.
+        ``"float32"``, or the type of an input of integers, which is its raw type too.
     layout : str
         ``"NCHW"`` for four dimensions, else ``""``.
     scale : float or None

@@ -150,10 +150,14 @@ def _convert_split(ctx: Context, node: Node) -> tuple[relax.Var, ...]:
     )
 
 
+# The end of a slice that takes all there is, as TensorFlow's exporter writes it; others end beyond.
+ENDLESS = 10**9
+
+
 def _slice_axis(ctx: Context, data: relax.Var, axis: int, start: int, stop: int, step: int) -> Any:
     extent = ctx.shape(data)[axis]
     if (start, step) == (0, 1) and (
-        stop == extent or (isinstance(extent, Batch) and stop >= 2**31 - 1)
+        stop == extent or (isinstance(extent, Batch) and stop >= ENDLESS)
     ):
         return data
     if isinstance(extent, Batch):
@@ -189,8 +193,11 @@ def _convert_slice(ctx: Context, node: Node) -> relax.Expr:
 def _convert_gather(ctx: Context, node: Node) -> relax.Var:
     data = ctx.tensor(0)
     shape = ctx.shape(data)
-    indices = ctx.weight(1)
     axis = ctx.axis(len(shape), node.integer("axis", 0))
+    if ctx.is_constant(0) and not ctx.is_constant(1):
+        # as ONNX counts: -1 is the last one; beyond, nothing outside of the table is read
+        return ctx.emit(relax.op.take(data, ctx.tensor(1), axis, mode="wrap"))
+    indices = ctx.weight(1)
     extent = shape[axis]
     if isinstance(extent, Batch):
         raise UnsupportedNodeError("it gathers along the batch axis")

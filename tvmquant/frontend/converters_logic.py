@@ -51,6 +51,27 @@ def _convert_where(ctx: Context, node: Node) -> relax.Var:
     return ctx.emit(relax.op.where(condition, *branches))
 
 
+@converter("OneHot")
+def _convert_one_hot(ctx: Context, node: Node) -> relax.Var:
+    """Compare each index with the positions along a new axis; negative ones count from the end."""
+    indices = ctx.tensor(0)
+    depth, values = int(ctx.weight(1).item()), ctx.weight(2)
+    shape = ctx.shape(indices)
+    axis = ctx.axis(len(shape) + 1, node.integer("axis", -1))
+    dtype = str(indices.ty.dtype)
+    along = [-1 if i == axis else 1 for i in range(len(shape) + 1)]
+    positions = np.arange(depth, dtype=dtype).reshape(along)
+    spread = ctx.reshape(indices, (*shape[:axis], 1, *shape[axis:]))
+    found = ctx.emit(relax.op.equal(spread, ctx.embed(positions)))
+    if not dtype.startswith("uint"):
+        from_end = ctx.emit(relax.op.equal(spread, ctx.embed(positions - depth)))
+        found = ctx.emit(relax.op.logical_or(found, from_end))
+    if values.dtype == np.float32 and values.tolist() == [0.0, 1.0]:
+        return ctx.emit(relax.op.astype(found, "float32"))
+    off, on = (ctx.embed(values[i : i + 1].reshape(())) for i in range(2))
+    return ctx.emit(relax.op.where(found, on, off))
+
+
 def _operands(ctx: Context, node: Node) -> list[relax.Expr]:
     """Return the inputs of a node; a mask may hold infinities, and numbers may be infinite."""
     operands = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -71,14 +72,23 @@ _BINARY: dict[str, Callable[..., Any]] = {
     "Sub": relax.op.subtract,
     "Sum": relax.op.add,
 }
+# Scalar operands that change nothing.
+_NEUTRAL = {"Max": -math.inf, "Min": math.inf}
+# What means the same in every width of integers; those of 8 bits would wrap around.
+_OF_INTEGERS = ("Add", "Max", "Min", "Mul", "Sub")
+_INTEGERS = {"int32", "int64"}
 
 
 @converter(*_BINARY)
 def _convert_binary(ctx: Context, node: Node) -> relax.Var:
-    operands = [_operand(ctx, index) for index in range(len(node.inputs))]
+    counted = [
+        i for i in range(len(node.inputs)) if not _is_scalar(ctx, i, _NEUTRAL.get(node.op_type))
+    ]
+    operands = [_operand(ctx, index) for index in counted]
     broadcast_shapes(*(ctx.shape(operand) for operand in operands))
     types = {str(operand.ty.dtype) for operand in operands}
-    if types != {"float32"}:
+    exact = node.op_type in _OF_INTEGERS and len(types) == 1 and types <= _INTEGERS
+    if types != {"float32"} and not exact:
         raise UnsupportedNodeError(f"its operands have types {', '.join(sorted(types))}")
     for exponent in (2, 3, 4):
         if node.op_type == "Pow" and _is_scalar(ctx, 1, exponent):
@@ -101,9 +111,14 @@ def _operand(ctx: Context, index: int) -> relax.Expr:
     return ctx.tensor(index)
 
 
-def _is_scalar(ctx: Context, index: int, value: float) -> bool:
+def _is_scalar(ctx: Context, index: int, value: float | None) -> bool:
     array = ctx.value(index)
-    return isinstance(array, np.ndarray) and array.size == 1 and float(array.item()) == value
+    return (
+        value is not None
+        and isinstance(array, np.ndarray)
+        and array.size == 1
+        and float(array.item()) == value
+    )
 
 
 def _clip(ctx: Context, data: relax.Expr, low: float, high: float) -> relax.Var:

@@ -14,12 +14,18 @@ from tvmquant.frontend.prepare import Prepared
 # Of one dimension: TVM computes with 32-bit indices.
 MAX_EXTENT = 2**31 - 1
 
-_FLOAT_TYPES = (
-    onnx.TensorProto.FLOAT,
-    onnx.TensorProto.FLOAT16,
-    onnx.TensorProto.DOUBLE,
-    onnx.TensorProto.BFLOAT16,
-)
+_DTYPES = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.FLOAT16: "float32",
+    onnx.TensorProto.DOUBLE: "float32",
+    onnx.TensorProto.BFLOAT16: "float32",
+    onnx.TensorProto.UINT8: "uint8",
+    onnx.TensorProto.INT8: "int8",
+    onnx.TensorProto.INT16: "int16",
+    onnx.TensorProto.INT32: "int32",
+    onnx.TensorProto.INT64: "int64",
+    onnx.TensorProto.BOOL: "bool",
+}
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,14 @@ class InputType:
         The first number is meaningless where the batch is symbolic.
     batch : str
         Whether the first dimension is left open, is 1 in the file, or is some other number.
+    dtype : str
+        ``"float32"`` for floating-point numbers of any width, else an integer type or ``"bool"``.
     """
 
     name: str
     shape: tuple[int, ...]
     batch: Literal["symbolic", "fixed at 1", "fixed"]
+    dtype: str = "float32"
 
 
 def read_inputs(
@@ -49,7 +58,7 @@ def read_inputs(
     ------
     ModelError
         If a dimension other than the first is left open, is zero, or contradicts ``input_shapes``;
-        if an input is not floating-point; if ``input_shapes`` names no input.
+        if an input is of a type that no library takes; if ``input_shapes`` names no input.
     """
     names = [value.name for value in model.inputs]
     for name in input_shapes:
@@ -66,11 +75,12 @@ def _read(
 ) -> InputType:
     label = f"model {model.name!r}: input {value.name!r}"
     tensor = value.type.tensor_type
-    if tensor.elem_type not in _FLOAT_TYPES:
+    if tensor.elem_type not in _DTYPES:
         found = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+        known = ", ".join(dict.fromkeys(_DTYPES.values()))
         raise ModelError(
-            f"{label} has type {found}, expected float32; export the model so that the conversion "
-            "from integers happens outside of it"
+            f"{label} has type {found}, expected one of {known}; export the model so that the "
+            "conversion happens outside of it"
         )
     declared = _declared(value)
     if declared is None:
@@ -92,7 +102,7 @@ def _read(
         batch = "fixed at 1"
     else:
         batch = "fixed"
-    return InputType(value.name, tuple(dims), batch)
+    return InputType(value.name, tuple(dims), batch, _DTYPES[tensor.elem_type])
 
 
 def _declared(value: onnx.ValueInfoProto) -> list[int | str] | None:

@@ -219,7 +219,7 @@ def _import(
         own_batch = assumed_batch or item.batch == "symbolic"
         first: Shape = (Batch(),) if own_batch else item.shape[:1]
         shape = context.expression((*first, *item.shape[1:]))
-        parameter = relax.Var(item.name, relax.TensorType(shape, "float32"))
+        parameter = relax.Var(item.name, relax.TensorType(shape, item.dtype))
         parameters.append(parameter)
         context.values[item.name] = parameter
     context.values.update(model.constants)

@@ -74,8 +74,9 @@ def broadcast_to(call: OpCall) -> Array:
 
 
 def take(call: OpCall) -> Array:
-    """Take indices along one axis."""
-    result: Array = np.take(call.args[0], call.args[1], axis=call.attrs["axis"])
+    """Take indices along one axis; those computed at run time wrap around."""
+    x, index = call.args
+    result: Array = np.take(x, index, axis=call.attrs["axis"], mode="wrap")
     return result
 
 

@@ -180,10 +180,18 @@ def test_input_without_a_shape(make_model, compare):
     compare(model, input_shapes={"x": (None, 3)})
 
 
-def test_integer_input(make_model):
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "int64", "bool"])
+def test_integer_input(make_model, dtype):
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     node = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)
-    model = make_model([node], {"x": ("N", 3)}, element=TensorProto.UINT8)
-    with pytest.raises(ModelError, match="input 'x' has type uint8, expected float32"):
+    model = make_model([node], {"x": ("N", 3)}, element=element, output_element=TensorProto.FLOAT)
+    assert load_onnx(model).inputs == [("x", (None, 3), dtype)]
+
+
+def test_input_of_a_type_that_no_library_takes(make_model):
+    node = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)
+    model = make_model([node], {"x": ("N", 3)}, element=TensorProto.UINT64)
+    with pytest.raises(ModelError, match="input 'x' has type uint64, expected one of float32, u"):
         load_onnx(model)
 
 
