@@ -27,6 +27,7 @@ from tvmquant.passes.fold_batch_norm import FoldBatchNorm
 from tvmquant.passes.fuse_epilogue import FuseEpilogue
 from tvmquant.passes.fuse_group_norm import FuseGroupNorm
 from tvmquant.passes.fuse_layer_norm import FuseLayerNorm
+from tvmquant.passes.fuse_softmax import FuseSoftmax
 from tvmquant.passes.insert_requantize import InsertRequantize
 from tvmquant.passes.keep_signals_as_images import KeepSignalsAsImages
 from tvmquant.passes.lower_float import LowerFloat
@@ -65,6 +66,7 @@ def canonicalize(module: tvm.IRModule) -> tvm.IRModule:
         KeepSignalsAsImages(),
         FuseGroupNorm(),
         FuseLayerNorm(),
+        FuseSoftmax(),
         FoldBatchNorm(),
         CanonicalizeOps(),
         CropKernels(),

@@ -74,12 +74,15 @@ def _run_in_onnxruntime(
 
 
 def _random_inputs(graph: Graph, batch: int = 2) -> dict[str, np.ndarray]:
-    """Draw inputs that fit a graph."""
+    """Draw inputs that fit a graph; integers are small."""
     rng = np.random.default_rng(7)
-    return {
-        name: rng.standard_normal([batch if d is None else d for d in shape]).astype(np.float32)
-        for name, shape, _ in graph.inputs
-    }
+    inputs = {}
+    for name, shape, dtype in graph.inputs:
+        extents = [batch if d is None else d for d in shape]
+        is_float = dtype == "float32"
+        drawn = rng.standard_normal(extents) if is_float else rng.integers(-4, 5, extents)
+        inputs[name] = drawn.astype(dtype)
+    return inputs
 
 
 def _operators(graph: Graph) -> list[str]:

@@ -29,6 +29,11 @@ ONE_INPUT = {
     "unsqueeze_11": (node("Unsqueeze", ["x"], axes=[1, 3]), {}, 11),
     "concat": (node("Concat", ["x", "x"], axis=-1), {}, 17),
     "slice_9": (node("Slice", ["x"], starts=[1], ends=[3], axes=[2]), {}, 9),
+    "slice_all": (
+        node("Slice", ["x", "a", "b", "c"]),
+        {"a": integers(0, 1), "b": integers(10**9, 10**9), "c": integers(0, 2)},
+        17,
+    ),
     "slice": (
         node("Slice", ["x", "a", "b", "c", "d"]),
         {

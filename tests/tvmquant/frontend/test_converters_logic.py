@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from tvmquant.errors import UnsupportedModelError
 from tvmquant.frontend import load_onnx
@@ -41,3 +41,41 @@ def test_branches_of_other_types_are_rejected(make_model):
     model = make_model(nodes, IMAGE, constants={"c": np.float32(0), "i": np.int64(1)})
     with pytest.raises(UnsupportedModelError, match="Where"):
         load_onnx(model)
+
+
+TOKENS = {"x": ("N", 6)}
+INT64 = {"element": TensorProto.INT64, "output_element": TensorProto.FLOAT}
+
+
+@pytest.mark.parametrize("axis", [-1, 0, 1])
+@pytest.mark.parametrize("values", [[0.0, 1.0], [-1.0, 3.0]])
+def test_one_hot(make_model, compare, axis, values):
+    """Indices are -4 to 4, of which the outermost are none of three classes."""
+    nodes = [helper.make_node("OneHot", ["x", "d", "v"], ["y"], axis=axis)]
+    constants = {"d": np.int64(3), "v": np.array(values, np.float32)}
+    compare(make_model(nodes, TOKENS, constants=constants, **INT64))
+
+
+def test_rows_of_a_table(make_model, compare):
+    """Negative indices count from the end."""
+    table = np.random.default_rng(0).standard_normal((9, 2, 3)).astype(np.float32)
+    nodes = [node("Gather", "tx", "y")]
+    compare(make_model(nodes, TOKENS, constants={"t": table}, **INT64))
+
+
+def test_arithmetic_of_indices(make_model, compare):
+    nodes = [
+        node("Add", "xa", "b"),
+        node("Mul", "bx", "c"),
+        node("Max", "cx", "d"),
+        node("Sub", "da", "e"),
+        helper.make_node("Cast", ["e"], ["y"], to=TensorProto.FLOAT),
+    ]
+    compare(make_model(nodes, TOKENS, constants={"a": np.int64(3)}, **INT64))
+
+
+def test_bytes_that_would_wrap_around_are_not_added(make_model):
+    nodes = [node("Add", "xx", "a"), helper.make_node("Cast", ["a"], ["y"], to=TensorProto.FLOAT)]
+    types = {"element": TensorProto.UINT8, "output_element": TensorProto.FLOAT}
+    with pytest.raises(UnsupportedModelError, match=r"\(Add\): its operands have types uint8"):
+        load_onnx(make_model(nodes, TOKENS, **types))

@@ -83,6 +83,13 @@ def test_functions_of_positive_numbers(make_model, compare, kind):
     compare(make_model(nodes, IMAGE))
 
 
+@pytest.mark.parametrize(("kind", "bound"), [("Max", -np.inf), ("Min", np.inf)])
+def test_a_bound_that_is_none_is_left_out(make_model, compare, operators, kind, bound):
+    nodes = [helper.make_node(kind, ["c", "x"], ["a"]), helper.make_node("Relu", ["a"], ["y"])]
+    model = make_model(nodes, IMAGE, constants={"c": np.float32(bound)})
+    assert operators(compare(model)) == ["nn.relu"]
+
+
 @pytest.mark.parametrize("kind", ["Add", "Sub", "Mul", "Div", "Max", "Min"])
 def test_binary_operators_broadcast(make_model, compare, kind):
     constant = np.array([1.5, -0.5, 2.0], np.float32).reshape(3, 1, 1)
