@@ -29,6 +29,15 @@ from tvmquant.passes.rewriter import DataflowRewriter
 
 # where axis i of a signal stands in the image
 AXIS_OF_IMAGE = (0, 1, 3)
+# and which of the image's are reduced where one of the signal's is
+AXES_OF_IMAGE = ([0], [1], [2, 3])
+
+REDUCTIONS = {
+    "relax.mean": relax.op.mean,
+    "relax.sum": relax.op.sum,
+    "relax.max": relax.op.max,
+    "relax.min": relax.op.min,
+}
 
 
 class _Raiser(DataflowRewriter):
@@ -43,8 +52,7 @@ class _Raiser(DataflowRewriter):
             "relax.concat": self._concat,
             "relax.strided_slice": self._slice,
             "relax.nn.pad": self._pad,
-            "relax.mean": self._reduce,
-            "relax.max": self._reduce,
+            **dict.fromkeys(REDUCTIONS, self._reduce),
         }
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
@@ -132,10 +140,13 @@ class _Raiser(DataflowRewriter):
 
     def _reduce(self, call: relax.Call) -> relax.Call | None:
         x, axes = call.args[0], call.attrs.axis
-        if x not in self.images or axes is None or [int(a) % 3 for a in axes] != [2]:
+        if x not in self.images or axes is None:
             return None
-        function = relax.op.mean if qop.is_call(call, "relax.mean") else relax.op.max
-        return function(self.images[x], [2, 3], bool(call.attrs.keepdims))
+        reduced, keep = sorted(int(axis) % 3 for axis in axes), bool(call.attrs.keepdims)
+        if not keep and 2 not in reduced:
+            return None  # neither a signal nor its image
+        moved = [a for axis in reduced for a in AXES_OF_IMAGE[axis]]
+        return REDUCTIONS[call.op.name](self.images[x], moved, keep)
 
 
 def _extents(tensor: relax.Expr) -> list[int | str]:

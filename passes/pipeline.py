@@ -36,6 +36,7 @@ from tvmquant.passes.lower_to_kernels import LowerToKernels, Tilings, default_ti
 from tvmquant.passes.place_concats import PlaceConcats
 from tvmquant.passes.rewriter import bindings_of
 from tvmquant.passes.schedule_float_ops import ScheduleFloatOps
+from tvmquant.passes.split_reductions import SplitReductions
 from tvmquant.passes.store_weights import StoreWeights
 from tvmquant.passes.verify_integer_only import VerifyIntegerOnly
 
@@ -67,6 +68,7 @@ def canonicalize(module: tvm.IRModule) -> tvm.IRModule:
         FuseGroupNorm(),
         FuseLayerNorm(),
         FuseSoftmax(),
+        SplitReductions(),
         FoldBatchNorm(),
         CanonicalizeOps(),
         CropKernels(),

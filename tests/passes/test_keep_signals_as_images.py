@@ -47,6 +47,10 @@ BETWEEN = {
         ["nn.pad"],
     ),
     "mean": (lambda emit, a, x: emit(op.mean(a, [2], True)), ["mean"]),
+    "sum of channels": (
+        lambda emit, a, x: emit(op.multiply(a, emit(op.sum(a, [1], True)))),
+        ["sum", "multiply"],
+    ),
 }
 
 
