@@ -244,35 +244,3 @@ def two_outputs(path, middle="Relu"):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.save(model, path)
     return path
-
-
-def test_what_a_quantized_model_quantizes_stays_float(tmp_path):
-    constants = {
-        "w": np.random.default_rng(0).integers(-127, 128, (4, 3, 3, 3)).astype("int8"),
-        "w_scale": np.float32(0.01),
-        "w_zero": np.int8(0),
-        "x_scale": np.float32(0.05),
-        "x_zero": np.uint8(120),
-    }
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", "x_scale", "x_zero"], ["q"], "quantize"),
-        helper.make_node("DequantizeLinear", ["q", "x_scale", "x_zero"], ["d"], "dequantize"),
-        helper.make_node("DequantizeLinear", ["w", "w_scale", "w_zero"], ["v"], "weight"),
-        helper.make_node("Conv", ["d", "v"], ["y"], "conv"),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "qdq",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 6, 6])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4, 4, 4])],
-        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.save(model, tmp_path / "qdq.onnx")
-    network = compile_network(tmp_path / "qdq.onnx", networks.images_of((3, 6, 6)))
-    manifest = build(network.quantized, out=tmp_path / "library")
-    nodes = {entry["node"] for entry in manifest.float_audit}
-    assert nodes == {"quantize", "dequantize", "weight", "conv"}
-    found = load(tmp_path / "library")(network.images[:1])
-    (expected,) = simulate(network.quantized, network.images[:1])
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

@@ -117,8 +117,8 @@ def take_branch(node: Node, condition: bool) -> list[onnx.NodeProto]:
     branch = next((a.g for a in node.proto.attribute if a.name == wanted and a.HasField("g")), None)
     if branch is None or len(branch.output) < len(node.outputs):
         raise ModelError(
-            f"node {node.name!r} (If): its {wanted} is missing, or has fewer outputs than the node; "
-            "the file is damaged"
+            f"node {node.name!r} (If): its {wanted} is missing, or has fewer outputs than the "
+            "node; the file is damaged"
         )
     ends = [
         onnx.helper.make_node("Identity", [value.name], [name])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import tvm
 from tvm import relax
 
 from tvmquant.frontend.context import Context
@@ -129,7 +128,9 @@ def _convert_gemm(ctx: Context, node: Node) -> relax.Var:
         weight = ctx.embed(_scaled(matrix.T if transposed else matrix, alpha))
         alpha = 1.0
     else:
-        weight = _transposed(ctx, ctx.tensor(1)) if transposed else ctx.tensor(1)
+        weight = ctx.tensor(1)
+        if transposed:
+            weight = ctx.emit(relax.op.permute_dims(weight, [1, 0]))
     _check_inner(ctx.shape(data), ctx.shape(weight))
     result = ctx.emit(relax.op.matmul(data, weight))
     if alpha != 1.0:
@@ -142,19 +143,6 @@ def _convert_gemm(ctx: Context, node: Node) -> relax.Var:
     if beta != 1.0:
         bias = ctx.emit(relax.op.multiply(bias, relax.const(beta, "float32")))
     return ctx.emit(relax.op.add(result, bias))
-
-
-def _transposed(ctx: Context, matrix: relax.Var) -> relax.Var:
-    """Transpose a matrix; the integers of a quantized one are transposed at import."""
-    value = ctx.builder.lookup_binding(matrix)
-    if not isinstance(value, relax.Call) or value.op.name != "relax.dequantize":
-        return ctx.emit(relax.op.permute_dims(matrix, [1, 0]))
-    integers, scale, zero_point = value.args
-    if not isinstance(integers, tvm.ir.GenericConst):
-        return ctx.emit(relax.op.permute_dims(matrix, [1, 0]))
-    flipped = ctx.embed(integers.value.numpy().T)
-    axis = 1 - int(value.attrs.axis)
-    return ctx.emit(relax.op.dequantize(flipped, scale, zero_point, axis=axis))
 
 
 def _scaled(array: Array, factor: float) -> Array:

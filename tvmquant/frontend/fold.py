@@ -15,11 +15,13 @@ from tvmquant.frontend.node import Node
 # Until opset 13 they take their input as a matrix, whose columns begin at their axis.
 FLATTENING = ("Softmax", "LogSoftmax", "Hardmax")
 
-# Their results differ from run to run, or must stay visible in the graph.
+# Opsets from which on the reference implementation has operators that older ones have equally.
+_IMPLEMENTED_SINCE = {"DequantizeLinear": 19}
+
+# Their results differ from run to run.
 NOT_FOLDED = frozenset(
     {
         "Bernoulli",
-        "DequantizeLinear",
         "Multinomial",
         "RandomNormal",
         "RandomNormalLike",
@@ -76,6 +78,7 @@ def _model_of(node: Node, feeds: dict[str, Array]) -> onnx.ModelProto:
         for name, array in feeds.items()
     ]
     outputs = [onnx.ValueInfoProto(name=name) for name in node.outputs if name]
-    opset = onnx.helper.make_opsetid(node.proto.domain, node.opset)
+    version = max(node.opset, _IMPLEMENTED_SINCE.get(node.op_type, 0))
+    opset = onnx.helper.make_opsetid(node.proto.domain, version)
     graph = onnx.helper.make_graph([node.proto], node.name, inputs, outputs)
     return onnx.helper.make_model(graph, opset_imports=[opset])

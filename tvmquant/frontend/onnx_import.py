@@ -19,7 +19,6 @@ from tvmquant.frontend import (  # noqa: F401 (they register converters)
     converters_math,
     converters_norm,
     converters_pool,
-    converters_quantize,
     converters_recurrent,
     converters_resize,
 )

@@ -23,13 +23,16 @@ _ADVICE = {
     "Einsum": "it is not supported; export it as MatMul, Transpose and Reshape",
     "GridSample": "it reads where the data say; split the model there",
 }
-# Of models that are quantized already, by an operator that tells so.
+_QDQ = "is quantized in the QDQ format, which is not supported yet"
+# Of models that are quantized already, by an operator on their data that tells so.
 _QUANTIZED = {
     "DynamicQuantizeLinear": "is quantized dynamically",
     "ConvInteger": "is quantized dynamically",
     "MatMulInteger": "is quantized dynamically",
     "QLinearConv": "is quantized in the QOperator format",
     "QLinearMatMul": "is quantized in the QOperator format",
+    "QuantizeLinear": _QDQ,
+    "DequantizeLinear": _QDQ,
 }
 
 
@@ -59,8 +62,9 @@ def find_unsupported(nodes: Sequence[Node], constants: Iterable[str]) -> list[Un
     found: list[UnsupportedNode] = []
     for node in nodes:
         if node.op_type == "If":
-            if node.inputs[0] not in known:
-                found.append(UnsupportedNode(node.name, "If", _why_not_branch(node, nodes, constants)))
+            if not known.issuperset(node.inputs):
+                reason = _why_not_branch(node, nodes, constants)
+                found.append(UnsupportedNode(node.name, node.op_type, reason))
             continue
         foldable = not any(subgraphs(node.proto)) and node.op_type not in NOT_FOLDED
         if foldable and _is_known_operator(node) and known.issuperset(node.inputs):
@@ -84,11 +88,10 @@ def raise_unsupported(model: str, found: Sequence[UnsupportedNode]) -> None:
     if not found:
         return
     for node in found:
-        how = _QUANTIZED.get(node.op_type)
-        if how is not None:
+        if node.reason == _QUANTIZED.get(node.op_type):
             raise UnsupportedModelError(
-                f"model {model!r} {how} (node {node.name!r}, {node.op_type}); import the float "
-                "model, tvmquant quantizes it"
+                f"model {model!r} {node.reason} (node {node.name!r}, {node.op_type}); "
+                "export the float model, tvmquant quantizes it"
             )
     lines = [f"  {node.name} ({node.op_type}): {node.reason}" for node in found]
     count = "1 node" if len(found) == 1 else f"{len(found)} nodes"
@@ -114,7 +117,7 @@ def _reason(node: Node) -> str | None:
     if node.op_type in _ADVICE:
         return _ADVICE[node.op_type]
     if node.op_type in _QUANTIZED:
-        return f"the model {_QUANTIZED[node.op_type]}"
+        return _QUANTIZED[node.op_type]
     check = CHECKS.get(node.op_type)
     if check is not None:
         return check(node)

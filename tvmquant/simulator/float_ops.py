@@ -112,24 +112,6 @@ def prelu(call: OpCall) -> Array:
     return np.where(x > 0, x, scaled)
 
 
-def quantize(call: OpCall) -> Array:
-    """Round ``x / scale + zero_point`` half to even, and saturate."""
-    x, scale, zero_point = call.args
-    dtype = str(call.attrs["out_dtype"])
-    levels = np.rint(x / _along(scale, x, call)) + _along(zero_point, x, call)
-    limits: Any = np.iinfo(dtype)
-    result: Array = np.clip(levels, limits.min, limits.max).astype(dtype)
-    return result
-
-
-def dequantize(call: OpCall) -> Array:
-    """Return ``(q - zero_point) * scale``."""
-    q, scale, zero_point = call.args
-    levels = q.astype(np.int64) - _along(zero_point, q, call)
-    result: Array = levels.astype(scale.dtype) * _along(scale, q, call)
-    return result
-
-
 def _along(values: Array, x: Array, call: OpCall) -> Array:
     """Shape one number, or one per channel, so that it broadcasts along ``axis``."""
     shape = [1] * x.ndim
@@ -209,8 +191,6 @@ FLOAT_OPS: dict[str, Operator] = {
     "relax.nn.log_softmax": log_softmax,
     "relax.nn.layer_norm": layer_norm,
     "relax.nn.group_norm": group_norm,
-    "relax.quantize": quantize,
-    "relax.dequantize": dequantize,
     "relax.matmul": matmul,
     "relax.astype": astype,
     "relax.mean": _reduction(np.mean),

@@ -23,18 +23,11 @@ from tvmquant.errors import UnsupportedModelError
 from tvmquant.passes.recurrent import RECURRENT
 from tvmquant.passes.rewriter import span_name
 from tvmquant.twin.attributes import integers, is_integer, number, static_shape
-from tvmquant.twin.fake_quantize import along_axis, round_half_even
+from tvmquant.twin.fake_quantize import along_axis
 from tvmquant.twin.recurrent import recurrent
 from tvmquant.twin.windows import WINDOW_OPERATORS
 
 Maker = Callable[[relax.Call], Callable[..., Any]]
-
-_QUANTIZED_LIMITS = {
-    "int8": (-128, 127),
-    "uint8": (0, 255),
-    "int16": (-(2**15), 2**15 - 1),
-    "uint16": (0, 2**16 - 1),
-}
 
 
 def make_function(call: relax.Call) -> Callable[..., Any]:
@@ -265,36 +258,6 @@ def _astype(call: relax.Call) -> Callable[[Tensor], Tensor]:
     return lambda x: x.to(dtype)
 
 
-def _quantize(call: relax.Call) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    axis, dtype = int(call.attrs.axis), str(call.attrs.out_dtype)
-    if dtype not in _QUANTIZED_LIMITS:
-        raise UnsupportedModelError(
-            f"quantizes to {dtype}; expected one of {', '.join(_QUANTIZED_LIMITS)}"
-        )
-    qmin, qmax = _QUANTIZED_LIMITS[dtype]
-
-    def quantize(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        """Return equation (1) as float32 integers, so that gradients pass."""
-        zero_point = along_axis(zero_point, x, axis).to(x.dtype)
-        ratio = x / along_axis(scale, x, axis)
-        return (
-            round_half_even(torch.clamp(ratio, qmin - zero_point, qmax - zero_point)) + zero_point
-        )
-
-    return quantize
-
-
-def _dequantize(call: relax.Call) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    axis = int(call.attrs.axis)
-
-    def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        if not q.is_floating_point():
-            q = q.long()  # a 32-bit bias minus its zero point may not fit a float
-        return (q - along_axis(zero_point, q, axis)).to(scale.dtype) * along_axis(scale, q, axis)
-
-    return dequantize
-
-
 OPERATORS: dict[str, Maker] = {
     **WINDOW_OPERATORS,
     "relax.add": _plain(operator.add),
@@ -374,6 +337,4 @@ OPERATORS: dict[str, Maker] = {
     "relax.tile": _tile,
     "relax.full": _full,
     "relax.astype": _astype,
-    "relax.quantize": _quantize,
-    "relax.dequantize": _dequantize,
 }

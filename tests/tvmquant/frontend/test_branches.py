@@ -109,7 +109,7 @@ def test_conditions_computed_from_data_name_the_inputs(make_model):
     model = make_model(nodes, inputs, constants={"zero": np.float32(0)})
     with pytest.raises(
         UnsupportedModelError,
-        match=r"choice \(If\): .* depends on 'mode'; .* store its value .* initialiser of this name",
+        match=r"choice \(If\): .* depends on 'mode'; .* store its value .* as an initialiser",
     ):
         load_onnx(model)
 
@@ -133,6 +133,12 @@ def test_damaged_branches(make_model):
     with pytest.raises(ModelError, match="reads 'nothing', which nothing before it defines"):
         load_onnx(make_model([node], IMAGE, constants=constants))
     node = choose("c", one("Relu", "x", "a"), one("Tanh", "x", "a"))
-    del node.attribute[1]
+    node.attribute[1].g.ClearField("output")  # attributes are in the order of their names
     with pytest.raises(ModelError, match=r"node 'choice' \(If\): its then_branch is missing"):
+        load_onnx(make_model([node], IMAGE, constants=constants))
+    del node.attribute[1]
+    with pytest.raises(ModelError, match=r"'choice' \(If\) is not valid ONNX: .*'then_branch'"):
+        load_onnx(make_model([node], IMAGE, constants=constants))
+    del node.input[:]
+    with pytest.raises(ModelError, match=r"'choice' \(If\) is not valid ONNX"):
         load_onnx(make_model([node], IMAGE, constants=constants))

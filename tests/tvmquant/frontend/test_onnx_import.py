@@ -172,6 +172,25 @@ def test_dimensions_that_exporters_leave_open_by_a_number(make_model, compare, b
     assert graph.inputs == [("x", (None, 3, 5), "float32")]
 
 
+@pytest.mark.parametrize("opset", [7, 9, 11])
+def test_initialisers_may_be_listed_as_inputs(make_model, compare, opset):
+    rng = np.random.default_rng(0)
+    constants = {"w": rng.standard_normal((4, 3, 1, 1)).astype(np.float32)}
+    constants |= {n: rng.uniform(0.5, 1.5, 4).astype(np.float32) for n in "gbmv"}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("BatchNormalization", ["a", *"gbmv"], ["y"]),
+    ]
+    model = make_model(nodes, {"x": ("N", 3, 5, 5)}, constants=constants, opset=opset)
+    listed = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape)
+        for name, array in constants.items()
+    ]
+    model.graph.input.extend(listed)
+    graph = compare(model)
+    assert graph.inputs == [("x", (None, 3, 5, 5), "float32")]
+
+
 def test_input_without_a_shape(make_model, compare):
     model = make_model([helper.make_node("Relu", ["x"], ["y"])], {"x": ("N", 3)})
     model.graph.input[0].type.tensor_type.ClearField("shape")

@@ -121,15 +121,6 @@ CASES: dict[str, Callable[[relax.Var], Any]] = {
     "pad nothing": lambda x: op.nn.pad(x, [0] * 8),
     "pad reflect": lambda x: op.nn.pad(x, [0, 0, 0, 0, 2, 1, 0, 3], "reflect"),
     "astype": lambda x: op.astype(op.astype(op.multiply(x, relax.const(9.0)), "int32"), "float32"),
-    "quantize": lambda x: op.astype(
-        op.quantize(x, relax.const(0.01), relax.const(3, "int8"), out_dtype="int8"), "float32"
-    ),
-    "dequantize": lambda x: op.dequantize(
-        op.quantize(x, PER_CHANNEL[0], relax.const(np.full(4, 9, np.uint8)), 1, "uint8"),
-        PER_CHANNEL[0],
-        relax.const(np.full(4, 9, np.uint8)),
-        1,
-    ),
 }
 
 
