@@ -24,7 +24,7 @@ from tvmquant.frontend import (  # noqa: F401 (they register converters)
 )
 from tvmquant.frontend.branches import take_branch
 from tvmquant.frontend.context import Context, NonFiniteError, Value, as_float32
-from tvmquant.frontend.dimensions import Batch, Shape, UnsupportedNodeError, is_symbolic
+from tvmquant.frontend.dimensions import Array, Batch, Shape, UnsupportedNodeError, is_symbolic
 from tvmquant.frontend.fold import NOT_FOLDED, evaluate_constant
 from tvmquant.frontend.input_types import InputType, read_inputs
 from tvmquant.frontend.node import Node
@@ -123,8 +123,9 @@ class _Importer:
         skipped = {node.name for node in self.found}
         for node in nodes:
             self.nodes[node.name] = node
-            if node.op_type == "If" and isinstance(values.get(node.inputs[0]), np.ndarray):
-                self._convert_branch(node)
+            condition = values.get(node.inputs[0]) if node.op_type == "If" else None
+            if isinstance(condition, np.ndarray):
+                self._convert_branch(node, condition)
                 continue
             if node.name in skipped or any(name not in values for name in node.inputs):
                 continue
@@ -149,11 +150,10 @@ class _Importer:
                 values.update(zip(node.outputs, results, strict=False))
                 values[""] = None
 
-    def _convert_branch(self, node: Node) -> None:
+    def _convert_branch(self, node: Node, condition: Array) -> None:
         """Convert the branch that an ``If`` of a known condition takes."""
         values = self.context.values
-        condition = values[node.inputs[0]]
-        if is_symbolic(condition) or np.size(condition) != 1:
+        if is_symbolic(condition) or condition.size != 1:
             reason = "its condition is not one constant, or depends on the batch size"
             self.found.append(UnsupportedNode(node.name, node.op_type, reason))
             return

@@ -63,8 +63,8 @@ def find_unsupported(nodes: Sequence[Node], constants: Iterable[str]) -> list[Un
     for node in nodes:
         if node.op_type == "If":
             if not known.issuperset(node.inputs):
-                reason = _why_not_branch(node, nodes, constants)
-                found.append(UnsupportedNode(node.name, node.op_type, reason))
+                why = _why_not_branch(node, nodes, constants)
+                found.append(UnsupportedNode(node.name, node.op_type, why))
             continue
         foldable = not any(subgraphs(node.proto)) and node.op_type not in NOT_FOLDED
         if foldable and _is_known_operator(node) and known.issuperset(node.inputs):
