@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tvmquant.graph import Graph
     from tvmquant.mixed_precision import MixedPrecisionRecord, Wishes
     from tvmquant.mixed_precision.choose import Chosen
+    from tvmquant.output_quality import OutputQuality
     from tvmquant.tuning import Database
 
 Progress: TypeAlias = Callable[[int, "int | None"], None]
@@ -36,6 +37,8 @@ Stage: TypeAlias = Callable[[str], AbstractContextManager[Progress]]
 PLAN_NAME = "plan.json"
 # More images hardly move the ranges, which are extremes or histograms over every pixel of them.
 DEFAULT_SAMPLES = 512
+# Items that the finished library and the float model are compared on.
+COMPARED = 8
 
 
 @contextlib.contextmanager
@@ -66,6 +69,10 @@ class Compilation:
     untuned : tuple of str
         Layers of which the table of measurements has none, so that they took the analytic tiling;
         empty where the library was there already.
+    outputs : tuple of OutputQuality
+        How close each output, and each part of one that joins several, is to the float model's, on
+        a few of the calibration items; empty where the data can be read only once, or the library
+        is for another processor.
     """
 
     manifest: Manifest
@@ -75,6 +82,7 @@ class Compilation:
     record: MixedPrecisionRecord | None = None
     plan: Plan | None = None
     untuned: tuple[str, ...] = ()
+    outputs: tuple[OutputQuality, ...] = ()
 
 
 def compile_onnx(
@@ -102,7 +110,7 @@ def compile_onnx(
     force: bool = False,
     stage: Stage = silent_stage,
 ) -> Compilation:
-    """Compile an ONNX model into an integer-only library: load, calibrate, quantize, build.
+    """Compile an ONNX model into an integer-only library, and compare that with the float model.
 
     Parameters
     ----------
@@ -197,6 +205,7 @@ def compile_onnx(
                 return Compilation(
                     built, clock.seconds, calibration_cached=True, up_to_date=True, record=record,
                     plan=_existing_plan(out) if wishes else given,
+                    outputs=_existing_outputs(out, built),
                 )  # fmt: skip
             force = True  # an earlier run was interrupted after it had built, before it measured
 
@@ -246,13 +255,17 @@ def compile_onnx(
             tilings=None if tilings is None else noting(tilings, untuned),
         )
         _replace_plan(out, given)
+    outputs: tuple[OutputQuality, ...] = ()
+    if settings["data"]:  # else calibrating has read them, once and for all
+        with clock.stage("compare") as progress:
+            outputs = _compared(graph, dataset, out, manifest, progress)
     record = None
     if chosen is not None:
         with clock.stage("measure") as progress:
             record = _measured(chosen, out, progress)
     return Compilation(
         manifest, clock.seconds, calibration_cached=cached, record=record, plan=given,
-        untuned=tuple(untuned),
+        untuned=tuple(untuned), outputs=outputs,
     )  # fmt: skip
 
 
@@ -352,9 +365,10 @@ def _calibration(
 def _replace_plan(out: Path, plan: Plan | None) -> None:
     """Keep the plan that a library was built from, and nothing of an earlier one."""
     from tvmquant.mixed_precision import RECORD_NAME
+    from tvmquant.output_record import OUTPUTS_NAME
     from tvmquant.report import REPORT_NAME
 
-    for stale in (RECORD_NAME, REPORT_NAME):
+    for stale in (RECORD_NAME, OUTPUTS_NAME, REPORT_NAME):
         (out / stale).unlink(missing_ok=True)
     if plan is None:
         (out / PLAN_NAME).unlink(missing_ok=True)
@@ -445,6 +459,32 @@ def _measured(chosen: Chosen, out: Path, progress: Progress) -> MixedPrecisionRe
     record = make_record(chosen, latency.median_ms)
     record.save(out / RECORD_NAME)
     return record
+
+
+def _compared(
+    graph: Graph, dataset: Dataset, out: Path, manifest: Manifest, progress: Progress
+) -> tuple[OutputQuality, ...]:
+    """Compare the library with the float model on a few items, and keep what that found."""
+    from tvmquant.deploy.loader import load
+    from tvmquant.evaluation import compare_outputs
+    from tvmquant.output_record import OUTPUTS_NAME, OutputRecord
+
+    try:
+        model = load(out)
+    except ArtifactError:  # for another processor
+        return ()
+    step = max(1, len(dataset) // COMPARED) if dataset.has_length else 1
+    few = dataset.subset(step=step, limit=COMPARED)
+    count, outputs = compare_outputs(model, few, graph, progress)
+    OutputRecord.of(manifest.library["sha256"], count, outputs).save(out / OUTPUTS_NAME)
+    return outputs
+
+
+def _existing_outputs(out: Path, manifest: Manifest) -> tuple[OutputQuality, ...]:
+    from tvmquant.output_record import read_outputs
+
+    record = read_outputs(out, manifest)
+    return () if record is None else record.qualities()
 
 
 def _existing_record(out: Path) -> MixedPrecisionRecord | None:

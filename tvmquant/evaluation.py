@@ -195,6 +195,45 @@ def evaluate(
     return tally.evaluation()
 
 
+def compare_outputs(
+    model: Network, data: Dataset, graph: Graph, progress: Progress | None = None
+) -> tuple[int, tuple[OutputQuality, ...]]:
+    """Run a deployed library and the float model over a data set, whatever their outputs are.
+
+    Parameters
+    ----------
+    model, progress
+        As of `evaluate`.
+    data : Dataset
+    graph : Graph
+        The float model.
+
+    Returns
+    -------
+    int
+        Number of items.
+    tuple of OutputQuality
+        One for each output.
+
+    Raises
+    ------
+    DataError
+        When the data are empty or do not fit the model.
+    UnsupportedModelError
+        When an operator has no torch function.
+    """
+    network, twin, meter = _in_chunks(model), float_network(graph), _meter(model, graph)
+    total = len(data) if data.has_length else None
+    count = 0
+    for batch, _labels in data:
+        arrays = arrays_of(batch)
+        meter.add(_as_tuple(twin(*arrays)), _as_tuple(network(*arrays)))
+        count += len(arrays[0])
+        if progress is not None:
+            progress(count, total)
+    return count, meter.qualities()
+
+
 def float_network(graph: Graph) -> Network:
     """Return a float (L0) graph as a function from a batch of each input to its results, in torch.
 

@@ -9,7 +9,7 @@ import pytest
 import tvmquant
 from tvmquant.allocation import Plan
 from tvmquant.bit_choice import W4A4, W4A8, BitChoice
-from tvmquant.compilation import compile_onnx
+from tvmquant.compilation import COMPARED, compile_onnx
 from tvmquant.deploy.manifest import Manifest
 from tvmquant.errors import (
     AllocationError,
@@ -22,6 +22,7 @@ from tvmquant.errors import (
 )
 from tvmquant.layers import quantizable_layers
 from tvmquant.mixed_precision import MixedPrecisionRecord, Wishes
+from tvmquant.output_record import OUTPUTS_NAME, OutputRecord
 from tvmquant.target import parse_target
 from tvmquant.tuning import Database
 from tvmquant.tuning.database import Record
@@ -68,7 +69,27 @@ def test_an_interrupted_run_is_taken_up_after_its_calibration(
     done = compile_onnx(small_onnx, small_data, out=library, threads=1)
     assert done.calibration_cached
     assert not done.up_to_date
-    assert list(done.seconds) == ["load", "calibrate", "quantize", "build"]
+    assert list(done.seconds) == ["load", "calibrate", "quantize", "build", "compare"]
+
+
+def test_the_outputs_are_compared_with_the_float_model(small_onnx, small_data, library):
+    record = OutputRecord.load(library / OUTPUTS_NAME)
+    assert record.items == COMPARED
+    (output,) = record.qualities()
+    assert output.sqnr_db > 25
+    done = compile_onnx(small_onnx, small_data, out=library, threads=1)
+    assert done.outputs == (output,)
+    # a record of another build says nothing of this one
+    record.model_copy(update={"library": "0" * 64}).save(library / OUTPUTS_NAME)
+    assert compile_onnx(small_onnx, small_data, out=library, threads=1).outputs == ()
+
+
+def test_what_can_be_read_once_is_not_compared(small_onnx, small_data, tmp_path):
+    with np.load(small_data) as data:
+        images = data["images"][:4]
+    done = compile_onnx(small_onnx, iter(images), out=tmp_path / "out", threads=1)
+    assert done.outputs == ()
+    assert "compare" not in done.seconds
 
 
 def test_other_settings_need_force(small_onnx, small_data, library):
@@ -86,7 +107,8 @@ def test_other_settings_need_force(small_onnx, small_data, library):
         stage=spy,
     )
     assert not done.calibration_cached
-    assert spy.progress[-1] == ("calibrate", 10, 10)
+    assert ("calibrate", 10, 10) in spy.progress
+    assert spy.progress[-1] == ("compare", COMPARED, COMPARED)
     assert done.manifest.model["settings"]["calibration"] == {"method": "minmax"}
 
 
@@ -356,7 +378,7 @@ def test_layers_are_tuned_before_they_are_built(small_onnx, small_data, tmp_path
     out = tmp_path / "out"
     options = {"out": out, "threads": 1}
     done = compile_onnx(small_onnx, small_data, tune_seconds=1.0, stage=spy, **options)
-    assert spy.names == ["load", "calibrate", "tune", "quantize", "build"]
+    assert spy.names == ["load", "calibrate", "tune", "quantize", "build", "compare"]
     assert done.untuned == ()
     database = Database(out / "table", parse_target("native"), 1, create=False)
     assert {record.default for record in database.records()} >= {True}

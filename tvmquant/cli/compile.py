@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,11 +13,15 @@ from tvmquant.bit_choice import BitChoice
 from tvmquant.cli import options
 from tvmquant.cli.output import (
     StageReporter,
+    decibels,
+    have_parts,
     make_table,
     megabytes,
+    outputs_table,
     print_json,
     print_tables,
     print_warning,
+    warn_poor,
     warn_untuned,
 )
 from tvmquant.errors import DataError
@@ -24,6 +29,7 @@ from tvmquant.errors import DataError
 if TYPE_CHECKING:
     from tvmquant.cli.output import TitledTable
     from tvmquant.compilation import Compilation
+    from tvmquant.output_quality import OutputQuality
 
 
 def compile_model(
@@ -101,7 +107,8 @@ def compile_model(
     Calibrates with the images of --data (labels are not needed). Without a budget every layer gets
     8 bits. With --latency, --size or --bops it measures what narrower bits cost each layer in
     accuracy and take on this machine, and chooses the plan of least cost. What was calibrated and
-    measured is kept in OUT and used again by a later run.
+    measured is kept in OUT and used again by a later run. In the end the library and the float
+    model are compared on a few of the images, output by output.
     """
     if data is None:
         raise DataError(
@@ -143,10 +150,14 @@ def compile_model(
         for entry in done.manifest.float_audit:
             print_warning(f"{entry['node']} ({entry['op']}) stays float: {entry['reason']}")
         warn_untuned(table, done.untuned)
+        warn_poor(done.outputs)
     if as_json:
         print_json(summary)
     else:
-        print_tables(_table(summary))
+        tables = [_table(summary, done.outputs)]
+        if have_parts(done.outputs):
+            tables.append(outputs_table(done.outputs))
+        print_tables(*tables)
 
 
 def summarize(done: Compilation, out: Path) -> dict[str, Any]:
@@ -171,6 +182,7 @@ def summarize(done: Compilation, out: Path) -> dict[str, Any]:
             )
         ),
         "untuned": list(done.untuned),
+        "outputs": [output.to_dict() for output in done.outputs],
         "plan": None if done.record is None else done.record.chosen.model_dump(),
         "reference": None if done.record is None else done.record.uniform[0].model_dump(),
         "calibration_cached": done.calibration_cached,
@@ -195,7 +207,8 @@ def _plan_rows(plan: dict[str, Any] | None, reference: dict[str, Any] | None) ->
     ]
 
 
-def _table(summary: dict[str, Any]) -> TitledTable:
+def _table(summary: dict[str, Any], outputs: Sequence[OutputQuality]) -> TitledTable:
+    sqnr = "" if have_parts(outputs) else ", ".join(decibels(o.sqnr_db) for o in outputs)
     rows = [
         ("target", summary["target"]),
         ("threads", summary["threads"]),
@@ -205,6 +218,7 @@ def _table(summary: dict[str, Any]) -> TitledTable:
         *_plan_rows(summary["plan"], summary["reference"]),
         ("float model", megabytes(summary["model_bytes"])),
         ("library", megabytes(summary["library_bytes"])),
+        *([("SQNR against float", sqnr)] if sqnr else []),
     ]
     notes = {"calibrate": " (kept from an earlier run)"} if summary["calibration_cached"] else {}
     rows += [

@@ -11,6 +11,7 @@ from tvmquant.cli import options
 from tvmquant.cli.float_model import is_available, load_float_model
 from tvmquant.cli.output import (
     StageReporter,
+    have_parts,
     make_table,
     outputs_table,
     percent,
@@ -78,7 +79,7 @@ def evaluate_library(
         print_json({"library": str(library), "data": dataset.name, **result.to_dict()})
     else:
         tables = [evaluation_table(result, f"{library} on {result.count} items")]
-        if len(result.outputs) > 1 or any(output.blocks for output in result.outputs):
+        if have_parts(result.outputs):
             tables.append(outputs_table(result.outputs))
         print_tables(*tables)
         warn_poor(result.outputs)

@@ -55,6 +55,11 @@ def warn_poor(outputs: Sequence[OutputQuality]) -> None:
         print_warning(message)
 
 
+def have_parts(outputs: Sequence[OutputQuality]) -> bool:
+    """Whether there is more to say of outputs than one figure."""
+    return len(outputs) > 1 or any(output.blocks for output in outputs)
+
+
 def outputs_table(outputs: Sequence[OutputQuality]) -> TitledTable:
     """Return the table of how close outputs, and the parts of them, are to the float model's."""
     rows = []

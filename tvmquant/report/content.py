@@ -15,6 +15,8 @@ from tvmquant.bit_choice import BitChoice
 from tvmquant.deploy.manifest import LayerInfo, Manifest
 from tvmquant.errors import AllocationError, DataError, QuantizationError
 from tvmquant.mixed_precision import LayerRecord, MixedPrecisionRecord, PlanPoint
+from tvmquant.output_quality import poor_outputs
+from tvmquant.output_record import OutputRecord
 from tvmquant.report.timing import Timing
 
 # The plan that every other is compared with.
@@ -135,6 +137,8 @@ class Content:
     choices : tuple of str
         All that occur, from the widest to the narrowest.
     limits : tuple of Limit
+    outputs : OutputRecord or None
+        How close the outputs are to the float model's.
     """
 
     manifest: Manifest
@@ -143,6 +147,7 @@ class Content:
     rows: tuple[Row, ...] = field(repr=False)
     choices: tuple[str, ...]
     limits: tuple[Limit, ...] = ()
+    outputs: OutputRecord | None = None
 
     def with_timing(self, timing: Timing) -> Content:
         """Add the times of this machine.
@@ -216,10 +221,16 @@ class Content:
                 for limit in self.limits
                 if not limit.is_kept
             ]
+        if self.outputs is not None:
+            found += [f"{text}." for text in poor_outputs(self.outputs.qualities())]
         return tuple(found)
 
 
-def read_content(manifest: Manifest, record: MixedPrecisionRecord | None = None) -> Content:
+def read_content(
+    manifest: Manifest,
+    record: MixedPrecisionRecord | None = None,
+    outputs: OutputRecord | None = None,
+) -> Content:
     """Join what is known of a library.
 
     Parameters
@@ -227,6 +238,8 @@ def read_content(manifest: Manifest, record: MixedPrecisionRecord | None = None)
     manifest : Manifest
     record : MixedPrecisionRecord, optional
         Of the plan it was compiled with.
+    outputs : OutputRecord, optional
+        Of this library.
 
     Raises
     ------
@@ -246,7 +259,7 @@ def read_content(manifest: Manifest, record: MixedPrecisionRecord | None = None)
         names |= layer_record.perturbation.keys() | layer_record.milliseconds.keys()
     choices = tuple(sorted(names, key=_narrowness))
     limits = tuple(_limits(record)) if record else ()
-    return Content(manifest, record, None, rows, choices, limits)
+    return Content(manifest, record, None, rows, choices, limits, outputs)
 
 
 def _baseline(record: MixedPrecisionRecord) -> PlanPoint | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -108,6 +109,7 @@ def _or_blank(form: Callable[[Any], str]) -> Callable[[Any], str]:
 _FILTERS: Final[dict[str, Callable[..., Any]]] = {
     # A tenth of a microsecond is the least that is worth showing.
     "ms": _or_blank(lambda value: f"{value:.3f}" if abs(value) >= 0.1 else f"{value:.4f}"),
+    "decibels": lambda value: "equal" if value == math.inf else f"{value:.1f} dB",
     "size": _or_blank(_size),
     "count": _or_blank(_count),
     "general": _or_blank(lambda value: f"{value:.3g}"),

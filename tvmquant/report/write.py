@@ -22,7 +22,8 @@ def write_report(
     ----------
     folder : path
         What `tvmquant.build` wrote. Where `mixed-precision.json` lies in it, the page also explains
-        how the bit widths were chosen.
+        how the bit widths were chosen; where `outputs.json` does, how close the outputs are to the
+        float model's.
     out : path, optional
         File to write; default: ``report.html`` in the folder. Appears complete or not at all.
     profile : bool
@@ -48,6 +49,7 @@ def write_report(
     """
     from tvmquant.deploy.manifest import Manifest
     from tvmquant.mixed_precision import RECORD_NAME, MixedPrecisionRecord
+    from tvmquant.output_record import read_outputs
     from tvmquant.report.content import read_content
     from tvmquant.report.page import render
     from tvmquant.report.timing import time_library
@@ -57,7 +59,7 @@ def write_report(
     path = folder / RECORD_NAME
     record = MixedPrecisionRecord.load(path) if path.exists() else None
     try:
-        content = read_content(manifest, record)
+        content = read_content(manifest, record, read_outputs(folder, manifest))
     except DataError as error:
         raise DataError(f"{path}: {error}; compile the model again") from None
     if profile:

@@ -15,7 +15,8 @@ def test_compile_builds_a_library_and_summarizes_it(tvmquant, small_onnx, small_
     assert (out / "model.so").exists()
     assert "small" in outcome.stdout
     assert "0 operators in float" in outcome.stdout
-    for stage in ("load", "calibrate", "quantize", "build"):
+    assert " dB" in outcome.stdout
+    for stage in ("load", "calibrate", "quantize", "build", "compare"):
         assert f"{stage}: " in outcome.stderr
 
 
@@ -25,6 +26,7 @@ def test_json_is_one_document(tvmquant, small_onnx, small_data, small_library, t
     summary = tvmquant(*command, "--json").json()
     assert summary["up_to_date"]
     assert summary["float_audit"] == summary["untuned"] == []
+    assert [output["sqnr_db"] > 25 for output in summary["outputs"]] == [True]
     assert summary["library_bytes"] == (out / "model.so").stat().st_size
     again = tvmquant(*command, "--json", "--quiet", "--force")
     assert again.json()["calibration_cached"]

@@ -1,8 +1,10 @@
+import math
 from dataclasses import replace
 
 import pytest
 
 from tests.tvmquant.report.page import parse, table_named, table_rows
+from tvmquant.output_record import OutputEntry, OutputRecord, PartRecord
 from tvmquant.report.content import read_content
 from tvmquant.report.page import render
 from tvmquant.report.timing import Timing
@@ -39,6 +41,26 @@ def test_the_table_of_layers(page, manifest, record):
         for choice, value in row.perturbation.items():
             assert found[choice].startswith(f"{value:.3g}")
     assert rows[-1]["layer"].startswith("everything else")
+
+
+def test_outputs_and_their_parts(manifest, record):
+    parts = [
+        PartRecord(name="boxes", sqnr_db=41.25),
+        PartRecord(name=HOSTILE, sqnr_db=0.0, constant=0.0),
+    ]
+    entries = [
+        OutputEntry(name="out", sqnr_db=40.0, parts=parts),
+        OutputEntry(name="same", sqnr_db=math.inf),
+    ]
+    outputs = OutputRecord(library=manifest.library["sha256"], items=8, outputs=entries)
+    content = read_content(manifest, record, outputs)
+    (caveat,) = content.caveats
+    assert "a part of output 'out': its values are all 0" in caveat
+    page = parse(render(content))
+    rows = table_rows(table_named(page, "Outputs and their parts"))
+    assert [row["SQNR"] for row in rows] == ["40.0 dB", "41.2 dB", "0.0 dB", "equal"]
+    assert [row["part"] for row in rows] == ["", "boxes", HOSTILE, ""]
+    assert "8 of the calibration items" in page.by_id("outputs").text
 
 
 def test_kernels_are_named(page, manifest):

@@ -1,4 +1,5 @@
 import json
+import math
 import re
 import shutil
 from html import unescape
@@ -7,8 +8,10 @@ import pytest
 
 import tvmquant.report.page
 from tests.tvmquant.report.page import open_in_browser, parse
+from tvmquant.deploy.manifest import Manifest
 from tvmquant.errors import ArtifactError, DataError
 from tvmquant.mixed_precision import RECORD_NAME
+from tvmquant.output_record import OUTPUTS_NAME, OutputEntry, OutputRecord
 from tvmquant.report import REPORT_NAME, write_report
 
 HOSTILE = "</script><img src=x onerror=alert(1)> <b>x</b> &lt;"
@@ -38,6 +41,21 @@ def test_another_place(library, tmp_path):
 def test_profile_times_every_layer(library):
     page = parse(write_report(library, profile=True).read_text(encoding="utf-8"))
     assert "On this machine, now" in page.all("main")[0].text
+
+
+def test_outputs_of_this_build_only(library):
+    sha256 = Manifest.load(library).library["sha256"]
+    record = OutputRecord(
+        library=sha256, items=8, outputs=[OutputEntry(name="o", sqnr_db=math.inf)]
+    )
+    record.save(library / OUTPUTS_NAME)
+    assert OutputRecord.load(library / OUTPUTS_NAME) == record
+    assert "equal" in write_report(library).read_text(encoding="utf-8")
+    record.model_copy(update={"library": "0" * 64}).save(library / OUTPUTS_NAME)
+    assert 'id="outputs"' not in write_report(library).read_text(encoding="utf-8")
+    (library / OUTPUTS_NAME).write_text("{")
+    with pytest.raises(DataError, match=r"output record .* compile the model again with --force"):
+        write_report(library)
 
 
 def damage(library, change):
