@@ -4,7 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -175,6 +177,27 @@ except SystemExit as leaving:
 print(status or 0, {HEAVY})
 """
     assert run_python(code) == "0 []"
+
+
+def test_files_are_refused_before_heavy_dependencies_are_loaded(tmp_path):
+    node = helper.make_node("Det", ["x"], ["y"])
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, 2]) for name in "xy")
+    onnx.save(helper.make_model(helper.make_graph([node], "bad", [x], [y])), tmp_path / "bad.onnx")
+    code = f"""
+import sys
+from tvmquant.cli import main
+for command in ("compile --data d.npy", "plan --data d.npy", "tune -o table", "inspect"):
+    name, *options = command.split()
+    sys.argv = ["tvmquant", name, {str(tmp_path / "bad.onnx")!r}, *options]
+    try:
+        main()
+    except SystemExit as leaving:
+        assert leaving.code == 2, (command, leaving.code)
+    else:
+        raise AssertionError(command)
+print({HEAVY})
+"""
+    assert run_python(code) == "['onnx']"
 
 
 def pinned_versions() -> dict[str, Version]:

@@ -152,14 +152,13 @@ def compile_onnx(
     TVMQuantError
         What the stages raise; nothing half-written is left.
     """
-    from tvmquant.deploy.build import TABLE_NAME, check_destination
+    from tvmquant.deploy.destination import TABLE_NAME, check_destination
 
     path, out = Path(path), Path(out)
     check_destination(out, force=True)  # before the slow stages, and before a cache is written
     clock = _Clock(stage)
     if percentile is not None and calibration_method is None:
         calibration_method = "percentile"
-    _check_method(_given(method=calibration_method, percentile=percentile))
     scheme = _given(activation_scheme=activation_scheme)
     calibration_options = {**_given(method=calibration_method, percentile=percentile), **scheme}
     quantize_options = {
@@ -178,10 +177,12 @@ def compile_onnx(
         from tvmquant.frontend import load_onnx
         from tvmquant.target import parse_target
 
-        parsed_target = parse_target(target)
-        find_linker(parsed_target)  # a mistake is told before calibration, not after
+        # mistakes are told before calibration; those of the file before TVM is loaded
         shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
         graph = load_onnx(path, input_shapes=shapes or None)
+        _check_method(_given(method=calibration_method, percentile=percentile))
+        parsed_target = parse_target(target)
+        find_linker(parsed_target)
         dataset = _open_calibration_data(graph, data, recipe, select, samples)
         fingerprints = {"graph": graph.fingerprint(), "data": dataset.fingerprint()}
         given = _read_plan(plan, graph) if plan is not None else None
@@ -305,8 +306,7 @@ def plan_onnx(
     TVMQuantError
         What the stages raise.
     """
-    from tvmquant.deploy.build import TABLE_NAME
-    from tvmquant.mixed_precision.choose import Setup, choose_plan
+    from tvmquant.deploy.destination import TABLE_NAME
     from tvmquant.mixed_precision.wishes import Wishes
 
     out = Path(out)
@@ -321,9 +321,9 @@ def plan_onnx(
         from tvmquant.frontend import load_onnx
         from tvmquant.target import parse_target
 
-        parse_target(target)
         shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
         graph = load_onnx(path, input_shapes=shapes or None)
+        parse_target(target)
         recipe = Preprocess.parse(preprocess)
         dataset = _open_calibration_data(graph, data, recipe, select, samples)
         _check_wishes(graph, wishes, target)
@@ -337,6 +337,8 @@ def plan_onnx(
                 wishes.measured,
             )  # fmt: skip
         tilings, state = database.tilings(), _table_state(database)
+    from tvmquant.mixed_precision.choose import Setup, choose_plan
+
     setup = Setup(graph, calibration, dataset, target, threads, batch, tilings, state)
     chosen = choose_plan(setup, wishes, folder, clock.stage)
     chosen.plan.save(out)

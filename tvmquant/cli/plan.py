@@ -63,7 +63,6 @@ def plan_model(
     wishes = options.parse_wishes(latency, size, bops, choices, pins, free_ends, sensitivity)
     tune_seconds = None if tune is None else options.parse_time("--tune", tune)
     from tvmquant.compilation import plan_onnx
-    from tvmquant.mixed_precision.choose import frontier
 
     chosen = plan_onnx(
         model,
@@ -81,6 +80,8 @@ def plan_model(
         tune_seconds=tune_seconds,
         stage=StageReporter(quiet=quiet),
     )
+    from tvmquant.mixed_precision.choose import frontier
+
     points = frontier(chosen) if pareto else []
     if as_json:
         print_json(

@@ -66,9 +66,10 @@ def tune_model(
     wanted = _parse_choices(choices)
     seconds = None if time is None else options.parse_time("--time", time)
     from tvmquant.frontend import load_onnx
-    from tvmquant.tuning.tune import tune
 
     graph = load_onnx(model, input_shapes=shapes or None)
+    from tvmquant.tuning.tune import tune
+
     with _progress(quiet) as (stage, report):
         tuned = tune(
             graph,

@@ -19,15 +19,14 @@ from tvmquant.deploy.describe import (
     describe_tensors,
     present_versions,
 )
+from tvmquant.deploy.destination import check_destination, only_our_files
 from tvmquant.deploy.manifest import (
     LIBRARY_NAME,
     MANIFEST_NAME,
     Manifest,
     file_sha256,
-    is_manifest,
 )
 from tvmquant.errors import ArtifactError, QuantizationError
-from tvmquant.report import REPORT_NAME
 from tvmquant.target import MAX_THREADS, is_elf, parse_target, physical_cores, triple_of
 
 if TYPE_CHECKING:
@@ -37,9 +36,6 @@ if TYPE_CHECKING:
     from tvmquant.passes.lower_to_kernels import Tilings
 
 Progress = Callable[[str], None]
-
-# where a compilation that tunes keeps its measurements, unless told otherwise
-TABLE_NAME = "table"
 
 
 def build(
@@ -183,7 +179,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _remove_abandoned(folder: Path) -> None:
     """Remove the work folders of builds of ``folder`` whose process has ended."""
     for work in folder.parent.glob(f".{glob.escape(folder.name)}.????????"):
-        if not (work.is_dir() and _only_our_files(work)):
+        if not (work.is_dir() and only_our_files(work)):
             continue
         handle = os.open(work, os.O_RDONLY)
         try:
@@ -192,31 +188,6 @@ def _remove_abandoned(folder: Path) -> None:
                 shutil.rmtree(work, ignore_errors=True)
         finally:
             os.close(handle)
-
-
-def check_destination(folder: Path, *, force: bool) -> Path:
-    """Return the absolute folder, if it may be written.
-
-    Raises
-    ------
-    ArtifactError
-        If something that tvmquant did not write is there, or an artefact and not ``force``.
-    """
-    folder = folder.absolute()
-    if not folder.exists():
-        return folder
-    manifest = folder / MANIFEST_NAME
-    if not (folder.is_dir() and (is_manifest(manifest) or _only_our_files(folder))):
-        raise ArtifactError(f"{folder} exists and is not an artefact of tvmquant; choose another")
-    if manifest.is_file() and not force:
-        raise ArtifactError(f"{folder} exists; pass force (--force) to build it again")
-    return folder
-
-
-def _only_our_files(folder: Path) -> bool:
-    """Whether a folder holds nothing but what an earlier, perhaps unfinished run wrote."""
-    ours = (LIBRARY_NAME, REPORT_NAME, TABLE_NAME)
-    return all(p.name in ours or p.suffix == ".json" for p in folder.iterdir())
 
 
 def _install(work: Path, folder: Path) -> None:

@@ -16,7 +16,7 @@ anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx
 
@@ -128,9 +128,9 @@ def take_branch(node: Node, condition: bool) -> list[onnx.NodeProto]:
     return [*branch.node, *ends]
 
 
-def computed_from(name: str, nodes: Sequence[Node]) -> list[str]:
-    """Return the names that a value is computed from and that no node computes, sorted."""
-    needed = {name}
+def computed_from(names: Iterable[str], nodes: Sequence[Node]) -> list[str]:
+    """Return the names that values are computed from and that no node computes, sorted."""
+    needed = set(names)
     for node in reversed(nodes):
         if needed.intersection(node.outputs):
             needed |= read_names(node.proto)

@@ -248,10 +248,6 @@ def _convert_pad(ctx: Context, node: Node) -> relax.Expr:
     data = ctx.tensor(0)
     shape = ctx.shape(data)
     mode = node.text("mode", "constant")
-    if mode not in _PAD_MODES:
-        raise UnsupportedNodeError(
-            f"it pads with mode={mode!r}, expected one of {', '.join(_PAD_MODES)}"
-        )
     pads = ctx.integers(1, "pads")
     if pads is None:
         raise UnsupportedNodeError("its pads are missing")

@@ -176,15 +176,7 @@ def _convert_matmul(ctx: Context, node: Node) -> relax.Var:
     return ctx.emit(relax.op.matmul(left, right))
 
 
-def _check_batch_norm(node: Node) -> str | None:
-    # before opset 14 naming further outputs, read or not, meant training
-    named = node.outputs if node.opset >= 14 else node.proto.output
-    if node.integer("training_mode", 0) or sum(1 for name in named if name) > 1:
-        return "it is in training mode; export the model in inference mode (model.eval())"
-    return None
-
-
-@converter("BatchNormalization", check=_check_batch_norm)
+@converter("BatchNormalization")
 def _convert_batch_norm(ctx: Context, node: Node) -> relax.Var:
     data = ctx.tensor(0)
     statistics = [ctx.embed(ctx.weight(index)) for index in range(1, 5)]
@@ -202,8 +194,6 @@ def _convert_batch_norm(ctx: Context, node: Node) -> relax.Var:
 
 @converter("LayerNormalization")
 def _convert_layer_norm(ctx: Context, node: Node) -> relax.Var:
-    if sum(1 for name in node.outputs if name) > 1:
-        raise UnsupportedNodeError("its mean and deviation outputs are used")
     data = ctx.tensor(0)
     shape = ctx.shape(data)
     axes = list(range(ctx.axis(len(shape), node.integer("axis", -1)), len(shape)))

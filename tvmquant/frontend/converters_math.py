@@ -281,8 +281,6 @@ def _convert_cast_like(ctx: Context, node: Node) -> relax.Expr:
 
 @converter("Identity", "Dropout")
 def _convert_identity(ctx: Context, node: Node) -> Any:
-    if sum(1 for name in node.outputs if name) > 1:
-        raise UnsupportedNodeError("its output of a mask is used")
     if node.op_type == "Dropout":
         training = ctx.optional_constant(2)
         if training is not None and bool(training.item()):

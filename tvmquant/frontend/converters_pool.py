@@ -29,13 +29,7 @@ def _read_pool_window(ctx: Context, node: Node, size: tuple[int, int]) -> Window
     return window
 
 
-def _check_max_pool(node: Node) -> str | None:
-    if len([name for name in node.outputs if name]) > 1:
-        return "its output of indices is used"
-    return None
-
-
-@converter("MaxPool", check=_check_max_pool)
+@converter("MaxPool")
 def _convert_max_pool(ctx: Context, node: Node) -> relax.Var:
     given = ctx.tensor(0)
     data = ctx.as_image(given)
@@ -97,8 +91,6 @@ def _convert_lp_pool(ctx: Context, node: Node) -> relax.Var:
     data = ctx.as_image(given)
     size = ctx.spatial(data)
     order = node.integer("p", 2)
-    if order < 1:
-        raise UnsupportedNodeError(f"p={order}, expected a number > 0")
     window = Window(size, (1, 1), (1, 1), (0, 0, 0, 0))
     if node.op_type == "LpPool":
         window = _read_pool_window(ctx, node, size)
@@ -210,8 +202,6 @@ def _reduce(ctx: Context, kind: str, data: relax.Expr, axes: list[int]) -> relax
 
 @converter("ArgMax", "ArgMin")
 def _convert_arg(ctx: Context, node: Node) -> relax.Var:
-    if node.integer("select_last_index", 0):
-        raise UnsupportedNodeError("select_last_index=1 is not supported")
     data = ctx.tensor(0)
     shape = ctx.shape(data)
     axis = ctx.axis(len(shape), node.integer("axis", 0))

@@ -14,29 +14,6 @@ from tvmquant.frontend.registry import converter
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.recurrent import GATES, recurrent
 
-_ACTIVATIONS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
-
-
-def _check_recurrent(node: Node) -> str | None:
-    kind = node.op_type
-    directions = 2 if node.text("direction", "forward") == "bidirectional" else 1
-    usual = _ACTIVATIONS[kind] * directions
-    names = [str(n if isinstance(n, str) else n.decode()) for n in _activations(node)] or usual
-    allowed = [usual, ["Relu"] * directions] if kind == "RNN" else [usual]
-    if [name.title() for name in names] not in allowed:
-        return f"its activations are {', '.join(names)}, expected {', '.join(usual)}"
-    if node.number("clip", 0.0):
-        return f"it clips its gates at {node.number('clip', 0.0):g}, which is not supported"
-    if node.integer("input_forget", 0):
-        return "it couples its input and forget gates, which is not supported"
-    if len(node.inputs) > 7 and node.inputs[7]:
-        return "it has peepholes, which are not supported; export it without"
-    return None
-
-
-def _activations(node: Node) -> list[str | bytes]:
-    return list(node.attributes.get("activations", []))
-
 
 @dataclass(frozen=True)
 class _Direction:
@@ -73,7 +50,7 @@ def _directions(ctx: Context, node: Node) -> list[_Direction]:
     ]
 
 
-@converter("LSTM", "GRU", "RNN", check=_check_recurrent)
+@converter("LSTM", "GRU", "RNN")
 def _convert_recurrent(ctx: Context, node: Node) -> tuple[relax.Var, ...]:
     kind, batch_first = node.op_type, node.integer("layout", 0) == 1
     data = ctx.tensor(0)
@@ -125,7 +102,7 @@ def _convert_recurrent(ctx: Context, node: Node) -> tuple[relax.Var, ...]:
 
 
 def _activation(node: Node) -> str:
-    names = _activations(node)
+    names = node.attributes.get("activations", [])
     first = names[0] if names and node.op_type == "RNN" else "Tanh"
     return (first if isinstance(first, str) else first.decode()).title()
 

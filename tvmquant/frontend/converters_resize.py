@@ -16,8 +16,9 @@ from tvmquant.frontend import resampling
 from tvmquant.frontend.context import Context
 from tvmquant.frontend.dimensions import UnsupportedNodeError, show
 from tvmquant.frontend.node import Node
+from tvmquant.frontend.operators import coordinates_of
 from tvmquant.frontend.registry import converter
-from tvmquant.frontend.resampling import COORDINATES, Axis
+from tvmquant.frontend.resampling import Axis
 
 _METHODS = {"nearest": "nearest_neighbor", "linear": "linear"}
 _COORDINATES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
@@ -25,32 +26,9 @@ _COORDINATES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric
 _SCALE_TOLERANCE = 1e-5
 
 
-def _check_resize(node: Node) -> str | None:
-    mode, coordinates = node.text("mode", "nearest"), _coordinates(node)
-    if mode not in (*_METHODS, "cubic"):
-        return f"mode={mode!r} is not supported, expected one of {', '.join(_METHODS)}, cubic"
-    if coordinates not in COORDINATES:
-        return (
-            f"coordinate_transformation_mode={coordinates!r} is not supported, expected one of "
-            f"{', '.join(COORDINATES)}"
-        )
-    if node.integer("antialias", 0):
-        return "antialias=1 is not supported, expected 0; average before resizing instead"
-    policy = node.text("keep_aspect_ratio_policy", "stretch")
-    if policy != "stretch":
-        return f"keep_aspect_ratio_policy={policy!r} is not supported, expected 'stretch'"
-    return None
-
-
-def _coordinates(node: Node) -> str:
-    """Return the mapping of coordinates; before opset 11 there was one only."""
-    default = "half_pixel" if node.opset >= 11 else "asymmetric"
-    return node.text("coordinate_transformation_mode", default)
-
-
 def _axes(ctx: Context, node: Node, size: tuple[int, int]) -> tuple[Axis, Axis]:
     """Return how height and width are resized, by sizes or by scales."""
-    coordinates = _coordinates(node)
+    coordinates = coordinates_of(node)
     given = node.integers("axes", [0, 1, 2, 3])
     axes = [ctx.axis(4, axis) for axis in given]
     if node.op_type == "Upsample" or node.opset < 11:
@@ -92,7 +70,7 @@ def _scales(ctx: Context, node: Node, index: int) -> np.ndarray | None:
     return ctx.optional_constant(index)
 
 
-@converter("Resize", "Upsample", check=_check_resize)
+@converter("Resize", "Upsample")
 def _convert_resize(ctx: Context, node: Node) -> relax.Var:
     data = ctx.tensor(0)
     size = ctx.spatial(data)
@@ -100,7 +78,7 @@ def _convert_resize(ctx: Context, node: Node) -> relax.Var:
     wanted = axes[0].target, axes[1].target
     if min(wanted) < 1:
         raise UnsupportedNodeError(f"it resizes to {wanted}")
-    mode, coordinates = node.text("mode", "nearest"), _coordinates(node)
+    mode, coordinates = node.text("mode", "nearest"), coordinates_of(node)
     stays = all(axis.scale == 1.0 or _is_whole(axis.extent * axis.scale) for axis in axes)
     if wanted == size and stays:
         return data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,83 +26,15 @@ from tvmquant.frontend.branches import take_branch
 from tvmquant.frontend.context import Context, NonFiniteError, Value, as_float32
 from tvmquant.frontend.dimensions import Array, Batch, Shape, UnsupportedNodeError, is_symbolic
 from tvmquant.frontend.fold import NOT_FOLDED, evaluate_constant
-from tvmquant.frontend.input_types import InputType, read_inputs
+from tvmquant.frontend.input_types import InputType
 from tvmquant.frontend.node import Node
-from tvmquant.frontend.prepare import (
-    Prepared,
-    Source,
-    check_with_onnx,
-    live_nodes,
-    name_nodes,
-    prepare,
-)
+from tvmquant.frontend.prepare import Prepared, live_nodes, name_nodes
 from tvmquant.frontend.registry import CONVERTERS
 from tvmquant.frontend.shape_ops import evaluate
 from tvmquant.frontend.support import UnsupportedNode, find_unsupported, raise_unsupported
 from tvmquant.graph import Graph
 
 _LOG = logging.getLogger(__name__)
-
-
-def load_onnx(
-    source: Source,
-    *,
-    input_shapes: Mapping[str, Sequence[int | None]] | None = None,
-    name: str | None = None,
-) -> Graph:
-    """Import an ONNX model as a float graph.
-
-    Parameters
-    ----------
-    source : path or onnx.ModelProto
-        The model. Data outside the file must lie in the file's own folder.
-    input_shapes : mapping of str to shape, optional
-        Shapes of inputs whose dimensions the model leaves open, None standing for the batch, e.g.
-        ``{"x": (None, 3, 224, 224)}``.
-    name : str, optional
-        Name of the graph, by default the stem of the file.
-
-    Returns
-    -------
-    Graph
-        Level L0. The batch is symbolic if the model leaves it open, or fixes it at 1 without
-        making use of that; otherwise it is the model's number. Floating-point numbers of any width
-        become float32.
-
-    Raises
-    ------
-    ModelError
-        If the file is damaged, holds NaN or infinite weights, or leaves a dimension open.
-    UnsupportedModelError
-        If nodes cannot be imported; the message lists all of them. A node that reads the result
-        of a listed one is judged by its attributes only.
-
-    Examples
-    --------
-    >>> graph = load_onnx("resnet50.onnx")  # doctest: +SKIP
-    >>> graph.inputs  # doctest: +SKIP
-    [('image', (None, 3, 224, 224), 'float32')]
-    """
-    model = prepare(source, name)
-    refused = find_unsupported(model.nodes, model.constants)
-    try:
-        names = {node.name for node in refused}
-        rest = [node for node in model.nodes if node.name not in names]
-        check_with_onnx(rest, f"model {model.name!r}")
-        inputs = read_inputs(model, input_shapes or {})
-        if refused:
-            _import(model, inputs, assumed_batch=False, refused=refused)
-    except UnsupportedModelError:
-        raise
-    except ModelError:
-        raise_unsupported(model.name, refused)
-        raise
-    if all(item.batch == "fixed at 1" for item in inputs):
-        try:
-            return _import(model, inputs, assumed_batch=True)
-        except UnsupportedModelError:
-            pass  # the model makes use of the batch being 1
-    return _import(model, inputs, assumed_batch=False)
 
 
 @dataclass(frozen=True)
@@ -161,11 +93,8 @@ class _Importer:
         names = {each.name for each in self.model.nodes} | self.nodes.keys()
         named = name_nodes(protos, self.model.opsets, names, f"{node.name}/")
         nodes = live_nodes(named, node.outputs)
-        known = [name for name, value in values.items() if isinstance(value, np.ndarray)]
-        refused = find_unsupported(nodes, known)
-        self.found.extend(refused)
-        skipped = {each.name for each in refused}
-        check_with_onnx([n for n in nodes if n.name not in skipped], f"model {self.model.name!r}")
+        known = {n: value.ndim for n, value in values.items() if isinstance(value, np.ndarray)}
+        self.found.extend(find_unsupported(self.model.name, nodes, known))
         self._convert_nodes(nodes)
 
     def _convert(self, node: Node) -> tuple[Value, ...]:
@@ -200,19 +129,28 @@ class _Importer:
         return ""
 
 
-def _import(
-    model: Prepared,
-    inputs: list[InputType],
-    *,
-    assumed_batch: bool,
-    refused: Sequence[UnsupportedNode] = (),
-) -> Graph:
-    """Convert a model; raise for the nodes of ``refused`` and for those found in doing so."""
+def import_model(model: Prepared, inputs: Sequence[InputType], *, assumed_batch: bool) -> Graph:
+    """Convert a model whose operators are supported.
+
+    Parameters
+    ----------
+    model : Prepared
+    inputs : sequence of InputType
+    assumed_batch : bool
+        Whether the file fixes the batch at 1 and the graph shall leave it open.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If nodes cannot be imported because of the shapes they meet, naming all of them; or if the
+        batch cannot be assumed.
+    ModelError
+        If weights are not finite.
+    """
     symbolic = assumed_batch or any(item.batch == "symbolic" for item in inputs)
     batch = tirx.Var("N", "int64") if symbolic else None
     builder = relax.BlockBuilder()
     context = Context(builder, batch, assumed_batch)
-    found = list(refused)
     parameters = []
     for item in inputs:
         own_batch = assumed_batch or item.batch == "symbolic"
@@ -222,6 +160,7 @@ def _import(
         parameters.append(parameter)
         context.values[item.name] = parameter
     context.values.update(model.constants)
+    found: list[UnsupportedNode] = []
     importer = _Importer(model, context, found)
     results: list[relax.Var] = []
     failure: ModelError | None = None

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
 
-from tvmquant.errors import UnsupportedModelError
+from tvmquant.errors import ModelError, UnsupportedModelError
 from tvmquant.frontend.branches import computed_from, subgraphs
 from tvmquant.frontend.fold import NOT_FOLDED
 from tvmquant.frontend.node import Node
-from tvmquant.frontend.registry import CHECKS, CONVERTERS
+from tvmquant.frontend.operators import CHECKS, OPERATORS
+from tvmquant.frontend.prepare import check_with_onnx
 from tvmquant.frontend.shape_ops import SHAPE_OPERATORS
 
 _ADVICE = {
@@ -45,37 +46,64 @@ class UnsupportedNode:
     reason: str
 
 
-def find_unsupported(nodes: Sequence[Node], constants: Iterable[str]) -> list[UnsupportedNode]:
+def find_unsupported(
+    model: str, nodes: Sequence[Node], constants: Mapping[str, int]
+) -> list[UnsupportedNode]:
     """Return the nodes whose operator or attributes are not supported.
 
     Parameters
     ----------
+    model : str
+        Its name.
     nodes : sequence of Node
         In topological order.
-    constants : iterable of str
-        Names of the values known at import. Nodes that depend on these and on shapes only are
-        evaluated and need no converter. Of an ``If`` whose condition does so the import takes one
-        branch.
+    constants : mapping of str to int
+        Names of the values known at import, and their ranks. Nodes that depend on these and on
+        shapes only are evaluated and need no converter. Of an ``If`` whose condition does so the
+        import takes one branch.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If a node is not supported and another one is not valid.
+    ModelError
+        If a node is not valid.
     """
-    constants = frozenset(constants)
-    known = {"", *constants}
-    found: list[UnsupportedNode] = []
-    for node in nodes:
-        if node.op_type == "If":
-            if not known.issuperset(node.inputs):
-                why = _why_not_branch(node, nodes, constants)
-                found.append(UnsupportedNode(node.name, node.op_type, why))
-            continue
-        foldable = not any(subgraphs(node.proto)) and node.op_type not in NOT_FOLDED
-        if foldable and _is_known_operator(node) and known.issuperset(node.inputs):
-            known.update(node.outputs)
-            continue
-        if node.op_type in ("Shape", "Size"):
-            known.update(node.outputs)
-        reason = _reason(node)
+    computed = _computed(nodes, constants)
+    found: dict[str, UnsupportedNode] = {}
+
+    def note(node: Node, reason: str | None) -> None:
         if reason is not None:
-            found.append(UnsupportedNode(node.name, node.op_type, reason))
-    return found
+            found[node.name] = UnsupportedNode(node.name, node.op_type, reason)
+
+    for node in computed:
+        note(node, _why_unknown(node, nodes, constants))
+    try:
+        check_with_onnx((node for node in nodes if node.name not in found), f"model {model!r}")
+    except ModelError:
+        raise_unsupported(model, list(found.values()))
+        raise
+    for node in computed:
+        if node.op_type in CHECKS:
+            note(node, CHECKS[node.op_type](node, constants))
+    return [found[node.name] for node in nodes if node.name in found]
+
+
+def _computed(nodes: Sequence[Node], constants: Iterable[str]) -> list[Node]:
+    """Return the nodes that compute with data, not with constants and shapes alone."""
+    known = {"", *constants}
+    computed = []
+    for node in nodes:
+        foldable = node.op_type not in NOT_FOLDED and _is_known_operator(node)
+        if foldable and (node.op_type == "If" or not any(subgraphs(node.proto))):
+            if known.issuperset(node.inputs):
+                if node.op_type != "If":  # a branch may compute with data
+                    known.update(node.outputs)
+                continue
+            if node.op_type in ("Shape", "Size"):
+                known.update(node.outputs)
+        computed.append(node)
+    return computed
 
 
 def raise_unsupported(model: str, found: Sequence[UnsupportedNode]) -> None:
@@ -100,28 +128,24 @@ def raise_unsupported(model: str, found: Sequence[UnsupportedNode]) -> None:
     )
 
 
-def _why_not_branch(node: Node, nodes: Sequence[Node], constants: Collection[str]) -> str:
-    names = computed_from(node.inputs[0], nodes)
-    read = ", ".join(repr(name) for name in names if name not in constants)
-    return (
-        f"which branch it takes depends on {read}; if that is a setting, store its value in the "
-        "file as an initialiser of this name, else export the model without control flow"
-    )
-
-
 def _is_known_operator(node: Node) -> bool:
     return bool(node.proto.domain in ("", "ai.onnx")) and onnx.defs.has(node.proto.op_type)
 
 
-def _reason(node: Node) -> str | None:
+def _why_unknown(node: Node, nodes: Sequence[Node], constants: Container[str]) -> str | None:
+    """Return why the operator of a node is not supported, None if it is."""
+    if node.op_type == "If":
+        names = computed_from(node.inputs, nodes)
+        read = ", ".join(repr(name) for name in names if name not in constants)
+        return (
+            f"which branch it takes depends on {read}; if that is a setting, store its value in "
+            "the file as an initialiser of this name, else export the model without control flow"
+        )
     if node.op_type in _ADVICE:
         return _ADVICE[node.op_type]
     if node.op_type in _QUANTIZED:
         return _QUANTIZED[node.op_type]
-    check = CHECKS.get(node.op_type)
-    if check is not None:
-        return check(node)
-    if node.op_type in CONVERTERS or node.op_type in SHAPE_OPERATORS:
+    if node.op_type in OPERATORS or node.op_type in SHAPE_OPERATORS:
         return None
     if _is_known_operator(node):
         return "the operator is not supported"

@@ -46,12 +46,9 @@ def read_window(node: Node, kernel: tuple[int, ...], size: tuple[int, int]) -> W
     Raises
     ------
     UnsupportedNodeError
-        If the window is neither 1-D nor 2-D, or its padding is negative.
+        As of `check_attributes`.
     """
-    if len(kernel) not in (1, 2):
-        raise UnsupportedNodeError(
-            f"its window is {len(kernel)}-D, only windows over one or two axes are supported"
-        )
+    check_attributes(node, len(kernel))
     strides = _pair(node, "strides", len(kernel))
     dilations = _pair(node, "dilations", len(kernel))
     sides = widen(kernel, 1)
@@ -67,9 +64,27 @@ def read_window(node: Node, kernel: tuple[int, ...], size: tuple[int, int]) -> W
         pads = [0, 0, 0, 0]
     else:
         pads = read_pads(node, len(kernel))
+    return replace(window, pads=(pads[0], pads[1], pads[2], pads[3]))
+
+
+def check_attributes(node: Node, rank: int) -> None:
+    """Check the attributes of a window over ``rank`` axes.
+
+    Raises
+    ------
+    UnsupportedNodeError
+        If the window is neither 1-D nor 2-D, its strides or dilations are not positive, or its
+        padding is negative.
+    """
+    if rank not in (1, 2):
+        raise UnsupportedNodeError(
+            f"its window is {rank}-D, only windows over one or two axes are supported"
+        )
+    _pair(node, "strides", rank)
+    _pair(node, "dilations", rank)
+    pads = read_pads(node, rank)
     if min(pads) < 0:
         raise UnsupportedNodeError(f"its pads are {pads}, expected numbers >= 0")
-    return replace(window, pads=(pads[0], pads[1], pads[2], pads[3]))
 
 
 def widen(values: Sequence[int], neutral: int) -> list[int]:

@@ -90,12 +90,14 @@ def test_layers_of_a_branch_have_names_of_their_own(make_model):
 
 
 def test_unsupported_nodes_of_the_taken_branch_are_listed(make_model):
-    nodes = [
-        choose("c", one("Det", "x", "a", name="hard"), one("Relu", "x", "a")),
-        helper.make_node("NoSuchOperator", ["x"], ["z"], name="new"),
+    hard = [
+        helper.make_node("Det", ["x"], ["a"], name="hard"),
+        helper.make_node("MaxPool", ["x"], ["b"], name="pool", kernel_shape=[1, 1, 1]),
+        helper.make_node("Sum", ["a", "b"], ["s"]),
     ]
-    model = make_model(nodes, IMAGE, outputs=("y", "z"), constants={"c": np.array(True)})
-    with pytest.raises(UnsupportedModelError, match=r"(?s)2 nodes.*hard \(Det\).*new \(NoSuch"):
+    nodes = [choose("c", branch(hard, "s"), one("Relu", "x", "a"))]
+    model = make_model(nodes, IMAGE, constants={"c": np.array(True)})
+    with pytest.raises(UnsupportedModelError, match=r"(?s)2 nodes.*hard \(Det\).*pool \(MaxPool"):
         load_onnx(model)
 
 

@@ -5,7 +5,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from tvmquant.errors import UnsupportedModelError
-from tvmquant.frontend import load_onnx
+from tvmquant.frontend import (
+    load_onnx,
+    onnx_import,  # noqa: F401 (it registers the converters)
+)
+from tvmquant.frontend.operators import CHECKS, OPERATORS
+from tvmquant.frontend.registry import CONVERTERS
 
 IMAGE = {"x": ("N", 3, 6, 4)}
 
@@ -42,19 +47,50 @@ def test_nodes_unsupported_because_of_shapes_are_listed_at_once(make_model):
     assert names == ["first", "second"]
 
 
-def test_both_kinds_are_listed_in_one_error_in_the_order_of_the_model(make_model):
+def test_operators_and_attributes_are_judged_in_one_error_in_the_order_of_the_model(make_model):
+    """What reads the result of such a node is judged as well, by all that its shapes do not say."""
     nodes = [
-        helper.make_node("Slice", ["x", "zero", "one"], ["a"], name="slice"),
-        helper.make_node("Det", ["x"], ["b"], name="hard"),
-        helper.make_node("Relu", ["b"], ["c"], name="after"),
-        helper.make_node("Reshape", ["x", "shape"], ["d"], name="reshape"),
-        helper.make_node("Sum", ["a", "c", "d"], ["y"], name="sum"),
+        helper.make_node("Conv", ["x", "volume"], ["a"], name="volumes"),
+        helper.make_node("Det", ["a"], ["b"], name="hard"),
+        helper.make_node("Conv", ["b", "w"], ["c"], name="holes", dilations=[1, 0]),
+        helper.make_node("Relu", ["c"], ["d"], name="fine"),
+        helper.make_node("Pad", ["d", "pads"], ["e"], name="mirror", mode="mirror"),
+        helper.make_node("AveragePool", ["e"], ["f"], name="pool", kernel_shape=[2, 2, 2]),
+        helper.make_node("Resize", ["f", "", "scales"], ["g"], name="resize", mode="area"),
+        helper.make_node("LpNormalization", ["g"], ["h"], name="norm", p=2),
+        helper.make_node("ConvTranspose", ["h", "w"], ["y"], name="steps", strides=[2, 2, 2]),
     ]
-    constants = {"zero": np.array([0]), "one": np.array([1]), "shape": np.array([0, 5])}
-    with pytest.raises(UnsupportedModelError, match="3 nodes") as caught:
+    constants = {
+        "volume": np.ones((3, 3, 1, 1, 1), np.float32),
+        "w": np.ones((3, 3, 1, 1), np.float32),
+        "pads": np.zeros(8, np.int64),
+        "scales": np.ones(4, np.float32),
+    }
+    with pytest.raises(UnsupportedModelError, match="7 nodes") as caught:
         load_onnx(make_model(nodes, IMAGE, constants=constants))
-    names = [line.split()[0] for line in str(caught.value).splitlines()[1:]]
-    assert names == ["slice", "hard", "reshape"]
+    lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
+    assert [line.split()[0] for line in lines] == [
+        "volumes", "hard", "holes", "mirror", "pool", "resize", "steps",
+    ]  # fmt: skip
+    assert lines[0] == (
+        "volumes (Conv): its window is 3-D, only windows over one or two axes are supported"
+    )
+    assert "dilations are [1, 0], expected 2 numbers >= 1" in lines[2]
+    assert "mode='mirror', expected one of constant, reflect" in lines[3]
+
+
+def test_nodes_that_are_not_valid_do_not_hide_unsupported_ones(make_model):
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"], name="relu", slope=2),
+        helper.make_node("Det", ["a"], ["y"], name="hard"),
+    ]
+    with pytest.raises(UnsupportedModelError, match=r"hard \(Det\)"):
+        load_onnx(make_model(nodes, IMAGE))
+
+
+def test_every_operator_has_a_converter():
+    assert set(CONVERTERS) == OPERATORS
+    assert CHECKS.keys() <= OPERATORS
 
 
 def test_an_operator_counts_for_more_than_an_open_shape(make_model):

@@ -1,0 +1,67 @@
+"""The door to the import: a file is judged before TVM is loaded, which takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from tvmquant.errors import UnsupportedModelError
+from tvmquant.frontend.input_types import read_inputs
+from tvmquant.frontend.prepare import Source, prepare
+from tvmquant.frontend.support import find_unsupported, raise_unsupported
+
+if TYPE_CHECKING:
+    from tvmquant.graph import Graph
+
+
+def load_onnx(
+    source: Source,
+    *,
+    input_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    name: str | None = None,
+) -> Graph:
+    """Import an ONNX model as a float graph.
+
+    Parameters
+    ----------
+    source : path or onnx.ModelProto
+        The model. Data outside the file must lie in the file's own folder.
+    input_shapes : mapping of str to shape, optional
+        Shapes of inputs whose dimensions the model leaves open, None standing for the batch, e.g.
+        ``{"x": (None, 3, 224, 224)}``.
+    name : str, optional
+        Name of the graph, by default the stem of the file.
+
+    Returns
+    -------
+    Graph
+        Level L0. The batch is symbolic if the model leaves it open, or fixes it at 1 without
+        making use of that; otherwise it is the model's number. Floating-point numbers of any width
+        become float32.
+
+    Raises
+    ------
+    ModelError
+        If the file is damaged, holds NaN or infinite weights, or leaves a dimension open.
+    UnsupportedModelError
+        If nodes cannot be imported; the message lists all whose operators or attributes are not
+        supported, or, where there are none, all that do not fit the shapes they meet.
+
+    Examples
+    --------
+    >>> graph = load_onnx("resnet50.onnx")  # doctest: +SKIP
+    >>> graph.inputs  # doctest: +SKIP
+    [('image', (None, 3, 224, 224), 'float32')]
+    """
+    model = prepare(source, name)
+    ranks = {constant: array.ndim for constant, array in model.constants.items()}
+    raise_unsupported(model.name, find_unsupported(model.name, model.nodes, ranks))
+    inputs = read_inputs(model, input_shapes or {})
+    from tvmquant.frontend.onnx_import import import_model
+
+    if all(item.batch == "fixed at 1" for item in inputs):
+        try:
+            return import_model(model, inputs, assumed_batch=True)
+        except UnsupportedModelError:
+            pass  # the model makes use of the batch being 1
+    return import_model(model, inputs, assumed_batch=False)
