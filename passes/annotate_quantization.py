@@ -22,10 +22,12 @@ there is exactly one of the *regions* that `InsertRequantize` can compute with a
   once). These keep the scale of their input, so a fake_quant stands before them only. Inputs of one
   concat form a group with a common zero point, so that concat copies bytes; each keeps a scale of
   its own, which the readers absorb (`scale_factors`). Where a reader cannot (a table), they share
-  the scale too, if their ranges are alike.
+  the scale too, if their ranges are alike;
+* an **extreme**: the greater or lesser of two tensors, or the greatest or least along axes. What is
+  made for it only needs the range of the result, beyond which nothing comes through.
 
 Constants of an accumulator vary along the output channels of its contraction, or, without one,
-along any axis but the batch. Constants that a concat joins are quantized like its other inputs.
+along any axis but the batch. Constants that are joined or compared with tensors are quantized like these.
 
 What is cast to float from an input of 8-bit integers, or from booleans that are no part of a table,
 is quantized already: scale 1, zero point 0 (128 where it is signed), whatever the data are::
@@ -73,6 +75,7 @@ MOVERS = frozenset(
         "relax.concat",
         "relax.nn.max_pool2d",
         "relax.max",
+        "relax.min",
         "relax.nn.pad",
         "relax.image.resize2d",
         "relax.take",
@@ -93,6 +96,10 @@ RESHAPES = (
 # Types whose casts to float a fake_quant passes on unchanged: zero point, qmin and qmax.
 EXACT_INPUTS = {"uint8": (0, 0, 255), "int8": (128, 0, 255), "bool": (0, 0, 1)}
 
+# of two tensors, and of one along axes
+EXTREMES = ("relax.maximum", "relax.minimum")
+REDUCED_EXTREMES = ("relax.max", "relax.min")
+
 # of a PRelu in integers
 MAX_SLOPE = 16.0
 
@@ -109,9 +116,10 @@ class Form:
     ----------
     kind : str
         ``float``, ``input`` (a parameter of the graph, as float), ``quantized``, ``mover``,
-        ``accumulator``, ``clipped`` or ``elementwise``.
+        ``accumulator``, ``clipped``, ``elementwise`` or ``extreme``.
     sources : tuple of Var
-        The tensors a mover moves, or the one an elementwise chain is a function of.
+        The tensors a mover moves or an extreme compares, or the one an elementwise chain is a
+        function of.
     residual : bool
         Whether an accumulator already has its second tensor term.
     axis : int, optional
@@ -158,11 +166,16 @@ class _RegionFinder:
         self.float_results: set[relax.Var] = set()
         # read by tables, which take one scale
         self.chain_sources: list[relax.Var] = []
+        self.comparisons: set[relax.Var] = set()
+        # the extreme that a tensor is made for only
+        self.limits: dict[relax.Var, relax.Var] = {}
         # constants that pads put beside a tensor
         self.pad_values: list[tuple[relax.Var, float]] = []
         self.ends = _only_for_the_user(function, self.uses)
         for var, value in bindings_of(function):
             self.forms[var] = self._form(var, value)
+            if self.forms[var].kind == "extreme":
+                self._limit(var)
         body = function.body.body
         for output in used_vars(body):
             if not self.is_float(output):
@@ -189,6 +202,8 @@ class _RegionFinder:
             return
         if var in self.exact:
             return
+        for source in form.sources if var in self.comparisons else ():
+            self.request(source, role)
         self.marked.setdefault(var, set()).add(role)
         if form.kind != "quantized":
             self.forms[var] = Form("quantized", form.sources)
@@ -264,6 +279,8 @@ class _RegionFinder:
         return floats and qop.is_call(call, *ELEMENTWISE)
 
     def _handler(self, call: relax.Call) -> Callable[[relax.Call], Form | None] | None:
+        if qop.is_call(call, *REDUCED_EXTREMES):
+            return self._compare
         if is_mover(call):
             return self._move
         table: dict[str, Callable[[relax.Call], Form | None]] = {
@@ -331,6 +348,22 @@ class _RegionFinder:
             self.pad_values.append((operands[0], float(getattr(call.attrs, "pad_value", 0.0))))
         return Form("mover", tuple(operands))
 
+    def _compare(self, call: relax.Call) -> Form | None:
+        """Take the greatest or least of what is held in as many bits as the result."""
+        operands = used_vars(call)
+        if all(self.form(v).kind == "float" for v in operands):
+            return None
+        moves = all(self.form(v).kind in ("quantized", "mover") for v in operands)
+        of_one = moves and len({root for v in operands for root in self.roots(v)}) == 1
+        return Form("mover" if of_one else "extreme", tuple(operands))
+
+    def _limit(self, extreme: relax.Var) -> None:
+        """Note what is made for one extreme only."""
+        self.comparisons.add(extreme)
+        for source in self.form(extreme).sources:
+            if self._absorbs(source) and self.form(source).kind not in ("quantized", "mover"):
+                self.limits[source] = extreme
+
     def _chain(self, operand: relax.Var) -> Form:
         """Extend an elementwise chain, or start one at a materialized tensor."""
         form = self.form(operand)
@@ -353,7 +386,7 @@ class _RegionFinder:
             return self._with_constant(call, tensors[0], constant, arrays[0] is not None)
         if qop.is_call(call, "relax.add", "relax.subtract", "relax.multiply"):
             return self._two_tensors(call, *tensors)
-        return None
+        return self._compare(call) if qop.is_call(call, *EXTREMES) else None
 
     def _with_constant(
         self, call: relax.Call, tensor: relax.Var, constant: Any, constant_first: bool
@@ -534,13 +567,25 @@ def _form_of_input(param: relax.Var) -> Form:
 
 
 class _ConstantsAsTensors(DataflowRewriter):
-    """Bind the constants that a concat joins with tensors, which are then quantized like these."""
+    """Bind the constants that a concat joins with tensors, which are then quantized like these.
+
+    So are constants that vary and bound a tensor: those of one number are clips, or functions.
+    """
 
     def visit_binding(self, _var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        if qop.is_call(value, *EXTREMES):
+            return self._bounded(value)
         if not qop.is_call(value, "relax.concat") or not isinstance(value.args[0], relax.Tuple):
             return None
         fields = [self._tensor(field, value) for field in value.args[0].fields]
         return relax.Call(value.op, [relax.Tuple(fields)], value.attrs, None, value.span)
+
+    def _bounded(self, call: relax.Call) -> relax.Call | None:
+        arrays = [qop.constant_array(operand) for operand in call.args]
+        if all(array is None or array.size == 1 for array in arrays):
+            return None
+        args = [self._tensor(operand, call) for operand in call.args]
+        return relax.Call(call.op, args, call.attrs, None, call.span)
 
     def _tensor(self, field: relax.Expr, call: relax.Call) -> relax.Expr:
         if not isinstance(field, tvm.ir.GenericConst) or not qop.is_float(field):
@@ -555,6 +600,7 @@ class _Annotator(DataflowRewriter):
         self.finder = _RegionFinder(self.function)
         self.scheme = activation_scheme
         self.names: set[str] = set()
+        self.ids: dict[tuple[relax.Var, str], str] = {}
         self.producer = dict(bindings_of(self.function))
         # of tensors that are read in 8 bits and otherwise: what the other readers get
         self.precise: dict[relax.Var, relax.Expr] = {}
@@ -562,13 +608,15 @@ class _Annotator(DataflowRewriter):
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         self._quantize_parameters(value)
         new = self._with_quantized_weight(value) if isinstance(value, relax.Call) else None
-        if var in self.finder.float_results and isinstance(value, relax.Call):
-            new = self._with_precise_operands(value)
         roles = self.finder.marked.get(var)
+        both = roles is not None and roles >= {ACTIVATION, OUTPUT}
+        precise = var in self.finder.float_results or (both and var in self.finder.comparisons)
+        if precise and isinstance(value, relax.Call):
+            new = self._with_precise_operands(value)
         if roles is None:
             return new
         bound = self.emit(new if new is not None else self.copy(value), str(var.name))
-        if roles >= {ACTIVATION, OUTPUT}:
+        if both:
             bound = self.emit(self._fake_quant(var, bound, value, OUTPUT), f"{var.name}_q16")
             self.precise[var] = bound
         role = ACTIVATION if ACTIVATION in roles or OUTPUT not in roles else OUTPUT
@@ -614,6 +662,15 @@ class _Annotator(DataflowRewriter):
         self.names.add(unique)
         return unique
 
+    def _id(self, var: relax.Var, value: relax.Expr, role: str) -> str:
+        """Return the name of the fake_quant that a variable has in a role."""
+        if (var, role) not in self.ids:
+            name = span_name(value) or str(var.name)
+            if role == OUTPUT and ACTIVATION in self.finder.marked[var]:
+                name = f"{name}.output"
+            self.ids[var, role] = self._unique(name)
+        return self.ids[var, role]
+
     def _fake_quant(
         self, var: relax.Var, bound: relax.Expr, value: relax.Expr, role: str
     ) -> relax.Call:
@@ -622,15 +679,14 @@ class _Annotator(DataflowRewriter):
             root is not var or any(g.same_as(var) for g in self.finder.groups.values())
         )
         shares = grouped and self.finder.shares_scale(var)
-        name = span_name(value) or str(var.name)
-        if role == OUTPUT and ACTIVATION in self.finder.marked[var]:
-            name = f"{name}.output"
+        limit = self.finder.limits.get(var)
         least, greatest = self.finder.extremes(var)
         known = _exact_scale(value) if var in self.finder.exact else {}
         return _uncalibrated(
             bound,
             {
-                "id": self._unique(name),
+                "id": self._id(var, value, role),
+                "range_of": "" if limit is None else self._id(limit, self.producer[limit], role),
                 "role": role,
                 "bits": 16 if role == OUTPUT else 8,
                 "scheme": "symmetric" if role == OUTPUT else self.scheme,

@@ -112,11 +112,12 @@ class _Filler(DataflowRewriter):
     # -- activations ----------------------------------------------------------------------------
 
     def _range(self, attrs: dict[str, Any]) -> tuple[float, float]:
-        if attrs["id"] not in self.ranges:
+        name = attrs["range_of"] or attrs["id"]
+        if name not in self.ranges:
             raise QuantizationError(
-                f"no calibrated range for the tensor {attrs['id']!r}; calibrate this model again"
+                f"no calibrated range for the tensor {name!r}; calibrate this model again"
             )
-        low, high = self.ranges[attrs["id"]]
+        low, high = self.ranges[name]
         return min(low, attrs["least"]), max(high, attrs["greatest"])
 
     def _group_quantizers(self) -> dict[str, _Quantizer]:

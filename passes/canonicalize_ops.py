@@ -15,7 +15,8 @@ Before / After, ``c`` being constants and ``C`` constants per channel::
     conv2d(pad(x, p), w, padding=q)        ->  conv2d(x, w, padding=p + q)        zeros only
     matmul(x, v), a vector of constants    ->  reshape(matmul(x, reshape(v, (K, 1))), shape)
     max_pool2d(pad(x, p), padding=q)       ->  max_pool2d(x, padding=p + q)       if no maximum
-    x + y, x - y, x * y, x / y of two ranks -> the lower one reshaped with leading extents of 1
+    x + y, x - y, x * y, x / y of two ranks -> the lower one reshaped with leading extents of 1;
+                                               so with the greater or lesser of two tensors
     permute_dims(permute_dims(x, p), q)    ->  permute_dims(x, p[q])
     x + 0, x * 1, dropout(x)[0], reshape(x, shape of x), clip(x, -inf, inf), concat([x]),
     astype(x, its own type), permute_dims(x, [0, 1, ...]), pad(x, 0)              ->  x
@@ -148,17 +149,22 @@ class _Canonicalizer(DataflowRewriter):
         rank = max(map(len, shapes))
         if all(len(shape) == rank for shape in shapes):
             return None
-        wide = [
-            x if len(shape) == rank
-            else self.emit(_at(relax.op.reshape(x, [1] * (rank - len(shape)) + shape), call.span))
-            for x, shape in zip(operands, shapes, strict=True)
-        ]  # fmt: skip
+        wide = []
+        for x, shape in zip(operands, shapes, strict=True):
+            array, extents = qop.constant_array(x), [1] * (rank - len(shape)) + shape
+            if array is not None:
+                x = qop.constant(array.reshape([int(extent) for extent in extents]))
+            elif len(shape) < rank:
+                x = self.emit(_at(relax.op.reshape(x, extents), call.span))
+            wide.append(x)
         return relax.Call(call.op, wide, call.attrs, call.ty_args)
 
     def _clip(self, var: relax.Var, call: relax.Call) -> relax.Expr | None:
         bounds = self._bounds(call)
-        if bounds is None or not str(var.ty.dtype.dtype).startswith("float"):
+        if not str(var.ty.dtype.dtype).startswith("float"):
             return None
+        if bounds is None:
+            return self._of_one_rank(call, [self.lookup(operand) for operand in call.args])
         operand, low, high = bounds
         inner = self.source(operand, *CLIPS, "relax.maximum", "relax.minimum")
         while inner is not None and (nested := self._bounds(inner)) is not None:

@@ -25,6 +25,7 @@ import tvm
 from tvm import relax
 
 from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.annotate_quantization import EXTREMES
 from tvmquant.passes.rewriter import DataflowRewriter, bindings_of
 
 TO_NHWC = (0, 2, 3, 1)
@@ -57,6 +58,8 @@ class LayoutConverter(DataflowRewriter):
             "relax.concat": self._concat,
             "relax.nn.max_pool2d": self._max_pool,
             "relax.max": self._reduce,
+            "relax.min": self._reduce,
+            **dict.fromkeys(EXTREMES, self._extreme),
             "relax.nn.pad": self._pad,
             "relax.strided_slice": self._slice,
             "relax.image.resize2d": self._resize,
@@ -136,7 +139,12 @@ class LayoutConverter(DataflowRewriter):
         if not bool(call.attrs.keepdims) or call.attrs.axis is None:
             return None
         axes = [AXIS_IN_NHWC[int(a) % 4] for a in call.attrs.axis]
-        return relax.op.max(self.nhwc(call.args[0]), axes, keepdims=True)
+        function = relax.op.max if qop.is_call(call, "relax.max") else relax.op.min
+        return function(self.nhwc(call.args[0]), axes, keepdims=True)
+
+    def _extreme(self, call: relax.Call) -> relax.Expr:
+        args = [self.nhwc(operand) for operand in call.args]
+        return relax.Call(call.op, args, call.attrs, call.ty_args)
 
     def _pad(self, call: relax.Call) -> relax.Expr:
         pairs = np.asarray([int(v) for v in call.attrs.pad_width]).reshape(4, 2)

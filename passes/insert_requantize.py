@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -53,6 +53,7 @@ from tvmquant.passes.accumulator import (
     factors_per_input,
 )
 from tvmquant.passes.annotate_quantization import (
+    EXTREMES,
     has_usable_slopes,
     is_boolean,
     is_embedding,
@@ -65,7 +66,7 @@ from tvmquant.passes.annotate_quantization import (
     output_axis,
 )
 from tvmquant.passes.elementwise import CAST, ELEMENTWISE, SELECT, evaluate, scalar_bound
-from tvmquant.passes.rewriter import DataflowRewriter, span_name, used_vars
+from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, span_name, used_vars
 from tvmquant.passes.scale_factors import compressed, varying_axes
 from tvmquant.weight_pairs import bounded_scale
 
@@ -97,7 +98,15 @@ class Chain:
         return cls(source, steps * source.scale)
 
 
-Value: TypeAlias = Quantized | Accumulator | Chain | QuantizedWeight | Any  # or a relax.Expr
+@dataclass(frozen=True)
+class Extreme:
+    """The greater or lesser of two tensors, once they have the scale that the result gets."""
+
+    call: relax.Call
+    operands: tuple[Quantized, ...]
+
+
+Value: TypeAlias = Quantized | Accumulator | Chain | Extreme | QuantizedWeight | Any  # or a relax.Expr
 
 
 class _Integerizer(DataflowRewriter):
@@ -115,6 +124,11 @@ class _Integerizer(DataflowRewriter):
         self.values: dict[relax.Var, Value] = {}
         # of tensors with factors: the same, requantized to one scale
         self.one_scale: dict[relax.Expr, Quantized] = {}
+        self.rounded = {
+            value.args[0]
+            for _, value in bindings_of(self.function)
+            if qop.is_call(value, qop.FAKE_QUANT)
+        }
 
     # -- values ---------------------------------------------------------------------------------
 
@@ -221,7 +235,9 @@ class _Integerizer(DataflowRewriter):
         if isinstance(source, Accumulator):
             return self._requantize(source, target, name, call)
         one_scale = replace(target, factors=None)
-        if isinstance(source, Chain):
+        if isinstance(source, Extreme):
+            converted = self._compared(source, one_scale, name, call)
+        elif isinstance(source, Chain):
             converted = self._table(source, one_scale, name, call)
         else:
             converted = self._quantize(source, one_scale, name, call)
@@ -235,6 +251,24 @@ class _Integerizer(DataflowRewriter):
         dtype = str(expr.ty.dtype.dtype)
         limits = np.iinfo(dtype)
         return Quantized(expr, 1.0, 0, int(limits.min), int(limits.max), dtype)
+
+    def _extreme(self, var: relax.Var, call: relax.Call, values: list[Value]) -> Value | None:
+        """Compare two tensors in the scale of the result, or in their own where it has none."""
+        operands = tuple(v for v in values if isinstance(v, Quantized))
+        if len(operands) < len(values):
+            return None
+        extreme = Extreme(call, operands)
+        if var in self.rounded:
+            return extreme
+        widest = replace(max(operands, key=lambda v: v.scale), factors=None)
+        return self._compared(extreme, widest, span_name(call), call)
+
+    def _compared(self, source: Extreme, to: Quantized, name: str, call: relax.Call) -> Quantized:
+        operands = [self._rescaled(v, to, name, call) for v in source.operands]
+        of, exprs = source.call, [v.expr for v in operands]
+        expr = self.emit(relax.Call(of.op, exprs, of.attrs, of.ty_args, of.span))
+        qmin, qmax = min(v.qmin for v in operands), max(v.qmax for v in operands)
+        return replace(to, expr=expr, qmin=qmin, qmax=qmax)
 
     def _rescaled(self, x: Quantized, to: Quantized, name: str, call: relax.Call) -> Quantized:
         """Return a tensor with the scale and zero point of ``to``."""
@@ -395,7 +429,7 @@ class _Integerizer(DataflowRewriter):
         self.values[var] = self.emit(relax.TupleGetItem(source, item.index))
         return self.values[var]
 
-    def _arithmetic(self, _var: relax.Var, call: relax.Call) -> Value | None:
+    def _arithmetic(self, var: relax.Var, call: relax.Call) -> Value | None:
         operands = [a for a in call.args if isinstance(a, relax.Var | tvm.ir.GenericConst)]
         values = [self.value(a) for a in operands]
         if any(isinstance(v, Chain) for v in values):
@@ -404,6 +438,8 @@ class _Integerizer(DataflowRewriter):
         tensors = [v for v in values if not isinstance(v, relax.Expr)]
         select = qop.is_call(call, SELECT)
         if len(tensors) > 1 and not _same_source(*tensors):
+            if qop.is_call(call, *EXTREMES):
+                return self._extreme(var, call, tensors)
             return None if select else self._two_tensors(call, tensors[0], tensors[1])
         constants = [qop.constant_array(a) for a in operands]
         if select and any(c is not None and c.size > 1 for c in constants):

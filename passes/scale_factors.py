@@ -93,7 +93,7 @@ def moved(call: relax.Call, inputs: Sequence[FloatArray]) -> FloatArray | None:
         axis = int(call.attrs.axis)
         index = call.args[1].value.numpy()
         return compressed(factors.take(index, axis)) if factors.shape[axis] > 1 else factors
-    if name == "relax.max":
+    if name in ("relax.max", "relax.min"):
         return _reduced(factors, call)
     if name in ("relax.nn.max_pool2d", "relax.image.resize2d"):
         layout = str(call.attrs.layout)

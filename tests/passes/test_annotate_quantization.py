@@ -37,7 +37,7 @@ def fake_quant(x, name, **changes):
         "fixed": 0,
     }
     if "groups" not in changes:  # an activation
-        attrs |= {"shares": "zero_point", "least": 0.0, "greatest": 0.0}
+        attrs |= {"shares": "zero_point", "least": 0.0, "greatest": 0.0, "range_of": ""}
     unset = [qop.constant(np.zeros(1, np.float32)), qop.constant(np.zeros(1, np.int32))]
     return qop.emit(qop.FAKE_QUANT, [x, *unset], attrs | changes)
 
@@ -273,6 +273,49 @@ def test_inputs_of_a_concat_share_a_scale_where_a_table_reads_them():
 
     assert shared(op.sigmoid)["a"] == shared(op.sigmoid)["b"] == "scale"
     assert shared(lambda x: op.nn.avg_pool2d(x, (2, 2)))["a"] == "zero_point"
+
+
+def compared(emit, x):
+    """Return the greater of what nothing else reads and what another layer does."""
+    a, b = (conv(emit, x, name=name) for name in "ab")
+    return a, b, emit(op.maximum(a, b), "extreme")
+
+
+def test_what_is_compared_only_has_the_range_of_the_result():
+    def body(emit, x):
+        _, b, extreme = compared(emit, x)
+        return emit(op.nn.relu(conv(emit, extreme, name="c"))), conv(emit, b, name="d")
+
+    found = {e["id"]: (e["bits"], e["range_of"]) for e in
+             edges(AnnotateQuantization()(graph(body, SHAPE)))}  # fmt: skip
+    assert {name: found[name] for name in ("a", "b", "extreme")} == {
+        "a": (8, "extreme"), "b": (8, ""), "extreme": (8, ""),
+    }  # fmt: skip
+
+
+def test_what_an_output_is_chosen_from_has_16_bits():
+    def body(emit, x):
+        extreme = compared(emit, x)[2]
+        return extreme, conv(emit, extreme, name="c")
+
+    module = AnnotateQuantization()(graph(body, SHAPE))
+    found = {e["id"]: (e["bits"], e["range_of"]) for e in edges(module)}
+    assert found["a.output"] == (16, "extreme.output")
+    assert found["extreme.output"] == (16, "")
+    assert found["extreme"] == (8, "")
+    (call,) = calls(module, "relax.maximum")
+    made = dict(bindings_of(module["main"]))
+    assert [qop.attributes(made[operand])["bits"] for operand in call.args] == [16, 16]
+
+
+def test_an_extreme_of_one_tensor_keeps_its_scale():
+    def body(emit, x):
+        y = conv(emit, x)
+        halves = [emit(op.strided_slice(y, [1], [i], [i + 2])) for i in (0, 2)]
+        return conv(emit, emit(op.minimum(*halves), "extreme"), name="c")
+
+    module = AnnotateQuantization()(graph(body, SHAPE))
+    assert "extreme" not in {e["id"] for e in edges(module)}
 
 
 def test_an_input_with_two_readers_is_quantized_once():

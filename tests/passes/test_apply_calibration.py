@@ -87,7 +87,7 @@ def test_exactly():
         return qop.emit(qop.FAKE_QUANT, [x, *map(qop.constant, constants)], {"id": name} | attrs)
 
     unset = {"role": "activation", "bits": 8, "scheme": "auto", "group": "", "axis": -1,
-             "least": 0.0, "greatest": 0.0}  # fmt: skip
+             "least": 0.0, "greatest": 0.0, "range_of": ""}  # fmt: skip
     before = lambda emit, x: emit(quantized("x", x, 0, 0, **unset, calibrated=0))  # noqa: E731
     expected = lambda emit, x: emit(  # noqa: E731
         quantized("x", x, 0.5, 0, **unset, calibrated=1, qmin=0, qmax=255)

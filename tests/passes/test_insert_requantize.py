@@ -214,6 +214,18 @@ def resized(method):
     return network
 
 
+def extreme(compare, factor):
+    """Compare what is made for that with what is read elsewhere too, or with itself pooled."""
+
+    def network(e, x):
+        a = e(op.multiply(e.conv(x, name="a"), const(factor)))
+        b = e.conv(x, name="b")
+        c = e(compare(e.conv(x, name="c"), e.mean(b)))
+        return e.conv(e(compare(a, b)), 4, name="d"), e.conv(c, 4, name="e"), e.conv(b, name="f")
+
+    return network
+
+
 LAYER = "qconv2d requantize"
 EVEN = ((2, 8, 8, 8),)
 CASES = {
@@ -253,6 +265,31 @@ CASES = {
     ),
     "a tensor less itself": Case(
         lambda e, x: (lambda y: e(op.subtract(y, y)))(e.conv(x)), f"{LAYER} requantize"
+    ),
+    "the greater of two": Case(
+        extreme(op.maximum, 1.0),
+        f"{LAYER} {LAYER} {LAYER} pool_sum requantize maximum requantize maximum "
+        f"{LAYER} {LAYER} {LAYER}",
+    ),
+    "the lesser of two of different ranges": Case(
+        extreme(op.minimum, 0.05),
+        f"{LAYER} {LAYER} {LAYER} pool_sum requantize minimum requantize minimum "
+        f"{LAYER} {LAYER} {LAYER}",
+    ),
+    "a bound for each channel": Case(
+        one_function(lambda e, y: e(op.maximum(y, const(np.linspace(-1, 1, 8)[:, None, None])))),
+        f"{LAYER} maximum {LAYER}",
+    ),
+    "the greater of two halves": Case(
+        one_function(
+            lambda e, y: e(
+                op.maximum(*(e(op.strided_slice(y, [1], [i], [i + 4])) for i in (0, 4)))
+            )
+        ),
+        f"{LAYER} strided_slice strided_slice maximum {LAYER}",
+    ),
+    "the least of the channels": Case(
+        one_function(lambda e, y: e(op.min(y, [1], keepdims=True))), f"{LAYER} min {LAYER}"
     ),
     "dense block": Case(
         dense_block,
@@ -387,7 +424,7 @@ CASES = {
     ),
     "maximum of two tensors": Case(
         lambda e, x: e.conv(e(op.maximum(e.conv(x, name="a"), e.conv(x, name="b"))), 4),
-        f"{LAYER} {LAYER} dequantize dequantize maximum quantize {LAYER}",
+        f"{LAYER} {LAYER} maximum {LAYER}",
     ),
     "means of rows": Case(
         lambda e, x: e.conv(e(op.mean(e.conv(x, name="a"), [3], keepdims=True)), 4, 1),
