@@ -278,7 +278,7 @@ CASES = {
     ),
     "a bound for each channel": Case(
         one_function(lambda e, y: e(op.maximum(y, const(np.linspace(-1, 1, 8)[:, None, None])))),
-        f"{LAYER} maximum {LAYER}",
+        f"{LAYER} broadcast_to maximum {LAYER}",
     ),
     "the greater of two halves": Case(
         one_function(
