@@ -119,7 +119,8 @@ class Evaluation:
     reference_top1, reference_top5 : float, optional
         Of the float model.
     agreement : float, optional
-        Items (for class maps: positions) whose largest output is the float model's.
+        Items (for class maps: positions) whose largest output is the float model's; None as well
+        where the output of an item is one number.
     sqnr_db : float, optional
         Of the library's first output against the float model's, over all items.
     outputs : tuple of OutputQuality
@@ -227,8 +228,12 @@ def compare_outputs(
     count = 0
     for batch, _labels in data:
         arrays = arrays_of(batch)
-        meter.add(_as_tuple(twin(*arrays)), _as_tuple(network(*arrays)))
-        count += len(arrays[0])
+        items = len(arrays[0])
+        references, results = (
+            [_by_item(each, items) for each in _as_tuple(run(*arrays))] for run in (twin, network)
+        )
+        meter.add(references, results)
+        count += items
         if progress is not None:
             progress(count, total)
     return count, meter.qualities()
@@ -303,12 +308,19 @@ class _Chunked:
         """Return the results of the real items of a chunk, which lie along the first axis."""
         count = len(chunk[0])
         results = _as_tuple(self._network(*filled_up(chunk, self._batch)))
-        return [
-            result[: len(result) // self._batch * count]
-            if result.ndim and len(result) % self._batch == 0
-            else np.atleast_1d(result)
-            for result in results
-        ]
+        return [_by_item(result, self._batch)[:count] for result in results]
+
+
+def _by_item(result: Array, items: int) -> Array:
+    """Return a result with its items in front, which a network may have joined with another axis.
+
+    What does not divide into items is the result of all of them.
+    """
+    if result.shape[:1] == (items,):
+        return result
+    if result.ndim and len(result) % items == 0:
+        return result.reshape(items, -1, *result.shape[1:])
+    return result[None]
 
 
 def _as_tuple(result: Any) -> tuple[Array, ...]:
@@ -319,7 +331,7 @@ def _as_tuple(result: Any) -> tuple[Array, ...]:
 def _outputs(network: Network, batch: Any) -> tuple[Array, ...]:
     """Return the outputs, the first one as (N, C, ...) without trailing extents of 1."""
     arrays = arrays_of(batch)
-    output, *others = _as_tuple(network(*arrays))
+    output, *others = (_by_item(each, len(arrays[0])) for each in _as_tuple(network(*arrays)))
     if not output.ndim or len(output) != len(arrays[0]):
         raise DataError(
             f"a batch of {len(arrays[0])} items gave a first output of shape {output.shape}; "
@@ -341,6 +353,7 @@ class _Tally:
         self.count = 0
         self._meter = meter
         self._labelled = False
+        self._has_reference = False
         self._classes = 0
         self._hits = {"top1": 0, "top5": 0, "reference_top1": 0, "reference_top5": 0}
         self._compared = 0
@@ -361,19 +374,22 @@ class _Tally:
             if reference is not None:
                 self._count_hits("reference_", reference, labels)
         if references is not None and reference is not None:
-            same = agreement(reference, output)
-            self._compared += same.size
-            self._agreed += int(same.sum())
+            self._has_reference = True
             self._meter.add(references, outputs)
+            if output.ndim > 1:
+                same = agreement(reference, output)
+                self._compared += same.size
+                self._agreed += int(same.sum())
 
     def evaluation(self) -> Evaluation:
         measured: dict[str, Any] = {}
         for field, hits in self._hits.items():
-            known = self._labelled and (self._compared > 0 or "reference" not in field)
+            known = self._labelled and (self._has_reference or "reference" not in field)
             if known and (field.endswith("top1") or self._classes >= TOP5_CLASSES):
                 measured[field] = 100.0 * hits / self.count
         if self._compared:
             measured["agreement"] = 100.0 * self._agreed / self._compared
+        if self._has_reference:
             measured["outputs"] = self._meter.qualities()
             measured["sqnr_db"] = measured["outputs"][0].sqnr_db
         return Evaluation(self.count, **measured)

@@ -11,18 +11,20 @@ from tvmquant.output_quality import poor_outputs
 
 
 class FixedBatch:
-    """A model of a fixed batch that returns one-hot logits of its input's first value."""
+    """A model of a fixed batch, by default one of logits (`one_hot`)."""
 
-    def __init__(self, batch):
+    def __init__(self, batch, function=None):
         self.inputs = [TensorInfo("x", [batch, 2])]
         self.batches = []
+        self.function = function or one_hot
 
     def __call__(self, x):
         self.batches.append(len(x))
-        return np.eye(12, dtype=np.float32)[x[:, 0].astype(int)]
+        return self.function(x)
 
 
 def one_hot(x):
+    """Return one-hot logits of the first value of each item."""
     return np.eye(12, dtype=np.float32)[x[:, 0].astype(int)]
 
 
@@ -184,3 +186,22 @@ def test_float_network_takes_any_batch(small_onnx, small_data):
     with np.load(small_data) as data:
         (logits,) = network(data["images"][:7])
         np.testing.assert_array_equal(logits.argmax(1), data["labels"][:7])
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: np.repeat(x, 4, axis=0),  # four rows for each item
+        lambda x: x.reshape(-1),
+        lambda x: x[0] if len(x) == 1 else x,  # the batch is dropped
+        lambda x: x.sum(axis=1),  # one number
+    ],
+)
+def test_outputs_that_do_not_begin_with_the_batch(batch, function):
+    model = FixedBatch(batch, function)
+    result = evaluate(model, items(5), reference=lambda x: function(x) * 1.01)
+    (output,) = result.outputs
+    assert result.count == 5
+    assert output.sqnr_db == pytest.approx(40.0, abs=0.2)
+    assert result.agreement in (100.0, None)

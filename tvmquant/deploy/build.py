@@ -95,8 +95,9 @@ def build(
         raise QuantizationError(f"threads = {threads}; expected 1 to {MAX_THREADS}")
     if batch > 1 and (fixed := [s for _, s, _ in graph.inputs if s and s[0] not in (None, batch)]):
         raise QuantizationError(
-            f"batch = {batch}, but the model fixes its batch to {fixed[0][0]}; leave batch out, or "
-            "export the model with a dynamic batch"
+            f"batch = {batch}, but the model fixes its batch to {fixed[0][0]}; leave batch out and "
+            "give the input's shape with another batch (input_shapes, --input-shape), or export "
+            "the model with a dynamic batch"
         )
     say = progress or (lambda _stage: None)
     folder = check_destination(Path(out), force=force)

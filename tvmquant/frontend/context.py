@@ -40,13 +40,13 @@ class Context:
         Receives the calls, inside the dataflow block of ``main``.
     batch : tirx.Var or None
         The symbolic batch, None if the batch is a number.
-    assumed_batch : bool
-        Whether the file fixes the batch at 1 and the import makes it symbolic. Whatever mixes the
-        samples of a batch is then rejected, and the import starts again with the fixed batch.
+    assumed_batch : int or None
+        The batch that the file fixes where the import makes it symbolic. Whatever mixes the samples
+        of a batch is then rejected, and the import starts again with the fixed batch.
     """
 
     def __init__(
-        self, builder: relax.BlockBuilder, batch: tirx.Var | None, assumed_batch: bool
+        self, builder: relax.BlockBuilder, batch: tirx.Var | None, assumed_batch: int | None
     ) -> None:
         self.builder = builder
         self.batch = batch
@@ -163,7 +163,7 @@ class Context:
 
     def keep_batch(self, shape: Shape, axes: Sequence[int]) -> None:
         """Reject work along the batch axis where the batch is only assumed to be symbolic."""
-        if self.assumed_batch and any(isinstance(shape[axis], Batch) for axis in axes):
+        if self.assumed_batch is not None and any(isinstance(shape[axis], Batch) for axis in axes):
             raise UnsupportedNodeError("it works along the batch axis")
 
     def axis(self, rank: int, axis: int) -> int:

@@ -55,7 +55,8 @@ def _convert_constant_of_shape(ctx: Context, node: Node) -> relax.Var:
 def _convert_reshape(ctx: Context, node: Node) -> relax.Var:
     data = ctx.tensor(0)
     shape, target = ctx.shape(data), _dimensions(ctx, 1)
-    if ctx.assumed_batch and shape and target and isinstance(shape[0], Batch) and target[0] == 1:
+    leads = bool(shape) and isinstance(shape[0], Batch)
+    if leads and target and ctx.assumed_batch is not None and target[0] == ctx.assumed_batch:
         target[0] = shape[0]
     allow_zero = node.integer("allowzero", 0) == 1
     return ctx.reshape(data, resolve_reshape(shape, target, allow_zero=allow_zero))
@@ -111,7 +112,7 @@ def _convert_concat(ctx: Context, node: Node) -> relax.Expr:
     shapes = [ctx.shape(tensor) for tensor in tensors]
     axis = ctx.axis(len(shapes[0]), node.integer("axis", 1))
     rest = [(*shape[:axis], 1, *shape[axis + 1 :]) for shape in shapes]
-    if ctx.assumed_batch and axis != 0:
+    if ctx.assumed_batch is not None and axis != 0:
         whole = broadcast_shapes(*rest)
         for index, shape in enumerate(shapes):
             wanted = (*whole[:axis], shape[axis], *whole[axis + 1 :])

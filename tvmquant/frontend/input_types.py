@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import onnx
 
@@ -28,6 +28,9 @@ _DTYPES = {
 }
 
 
+BatchKind: TypeAlias = Literal["symbolic", "fixed at 1", "fixed", "rebound"]
+
+
 @dataclass(frozen=True)
 class InputType:
     """An input of the graph.
@@ -38,15 +41,19 @@ class InputType:
     shape : tuple of int
         The first number is meaningless where the batch is symbolic.
     batch : str
-        Whether the first dimension is left open, is 1 in the file, or is some other number.
+        Whether the first dimension is left open, is 1 in the file, is some other number, or is a
+        number in the file for which the user gives another.
     dtype : str
         ``"float32"`` for floating-point numbers of any width, else an integer type or ``"bool"``.
+    declared_batch : int, optional
+        The first dimension in the file, where that is a number.
     """
 
     name: str
     shape: tuple[int, ...]
-    batch: Literal["symbolic", "fixed at 1", "fixed"]
+    batch: BatchKind
     dtype: str = "float32"
+    declared_batch: int | None = None
 
 
 def read_inputs(
@@ -58,6 +65,7 @@ def read_inputs(
     ------
     ModelError
         If a dimension other than the first is left open, is zero, or contradicts ``input_shapes``;
+        if that gives another first dimension than the file's for some inputs only;
         if an input is of a type that no library takes; if ``input_shapes`` names no input.
     """
     names = [value.name for value in model.inputs]
@@ -67,7 +75,22 @@ def read_inputs(
                 f"input_shapes names {name!r}, but the inputs of model {model.name!r} are "
                 f"{', '.join(names)}"
             )
-    return [_read(model, value, input_shapes.get(value.name)) for value in model.inputs]
+    inputs = [_read(model, value, input_shapes.get(value.name)) for value in model.inputs]
+    _check_rebound(model, inputs)
+    return inputs
+
+
+def _check_rebound(model: Prepared, inputs: Sequence[InputType]) -> None:
+    """Reject another batch than the file's unless all inputs get the same one."""
+    rebound = [item for item in inputs if item.batch == "rebound"]
+    alike = {(item.batch, item.declared_batch, item.shape[:1]) for item in inputs}
+    if rebound and len(alike) > 1:
+        first = rebound[0]
+        raise ModelError(
+            f"model {model.name!r}: input_shapes changes the batch of input {first.name!r} from "
+            f"{first.declared_batch} to {first.shape[0]}; give the same batch for all inputs: "
+            + ", ".join(f"{item.name!r} {item.shape}" for item in inputs)
+        )
 
 
 def _read(
@@ -97,12 +120,15 @@ def _read(
     ]
     open_batch = bool(declared) and not isinstance(declared[0], int)
     if open_batch and (given is None or given[0] is None):
-        batch: Literal["symbolic", "fixed at 1", "fixed"] = "symbolic"
+        batch: BatchKind = "symbolic"
     elif bool(declared) and declared[0] == 1 and (given is None or given[0] is None):
         batch = "fixed at 1"
+    elif bool(declared) and not open_batch and dims[0] != declared[0]:
+        batch = "rebound"
     else:
         batch = "fixed"
-    return InputType(value.name, tuple(dims), batch, _DTYPES[tensor.elem_type])
+    in_file = declared[0] if declared and isinstance(declared[0], int) else None
+    return InputType(value.name, tuple(dims), batch, _DTYPES[tensor.elem_type], in_file)
 
 
 def _declared(value: onnx.ValueInfoProto) -> list[int | str] | None:
@@ -124,6 +150,8 @@ def _bind(
     if isinstance(declared, int):
         if declared == 0:
             raise ModelError(f"{label} has dimension {axis} = 0, expected a number > 0")
+        if given is not None and axis == 0:
+            return _bind(label, name, axis, "", given, rank)  # where the graph allows it
         if given is not None and given != declared:
             raise ModelError(
                 f"{label} has dimension {axis} = {declared}, input_shapes gives {given}"

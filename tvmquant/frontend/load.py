@@ -28,7 +28,8 @@ def load_onnx(
         The model. Data outside the file must lie in the file's own folder.
     input_shapes : mapping of str to shape, optional
         Shapes of inputs whose dimensions the model leaves open, None standing for the batch, e.g.
-        ``{"x": (None, 3, 224, 224)}``.
+        ``{"x": (None, 3, 224, 224)}``. Where the model fixes the batch, another number takes its
+        place, unless the model makes use of it.
     name : str, optional
         Name of the graph, by default the stem of the file.
 
@@ -45,7 +46,8 @@ def load_onnx(
         If the file is damaged, holds NaN or infinite weights, or leaves a dimension open.
     UnsupportedModelError
         If nodes cannot be imported; the message lists all whose operators or attributes are not
-        supported, or, where there are none, all that do not fit the shapes they meet.
+        supported, or, where there are none, all that do not fit the shapes they meet. If the batch
+        cannot be another than the file's.
 
     Examples
     --------
@@ -57,11 +59,13 @@ def load_onnx(
     ranks = {constant: array.ndim for constant, array in model.constants.items()}
     raise_unsupported(model.name, find_unsupported(model.name, model.nodes, ranks))
     inputs = read_inputs(model, input_shapes or {})
-    from tvmquant.frontend.onnx_import import import_model
+    from tvmquant.frontend.onnx_import import import_model, import_rebound
 
     if all(item.batch == "fixed at 1" for item in inputs):
         try:
-            return import_model(model, inputs, assumed_batch=True)
+            return import_model(model, inputs, assumed_batch=1)
         except UnsupportedModelError:
             pass  # the model makes use of the batch being 1
-    return import_model(model, inputs, assumed_batch=False)
+    if any(item.batch == "rebound" for item in inputs):
+        return import_rebound(model, inputs)
+    return import_model(model, inputs)

@@ -129,15 +129,37 @@ class _Importer:
         return ""
 
 
-def import_model(model: Prepared, inputs: Sequence[InputType], *, assumed_batch: bool) -> Graph:
+def import_rebound(model: Prepared, inputs: Sequence[InputType]) -> Graph:
+    """Convert a model whose batch is a number for the number that the inputs have instead.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model makes use of its batch, or as `import_model` does.
+    """
+    declared, batch = inputs[0].declared_batch, inputs[0].shape[0]
+    try:
+        graph = import_model(model, inputs, assumed_batch=declared)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(
+            f"the batch of {declared} that the file fixes cannot become {batch}: {error}\n"
+            "leave the batch as it is, or export the model with a dynamic batch"
+        ) from None
+    (symbol,) = {dim for dim in graph.main.params[0].ty.shape.values if isinstance(dim, tirx.Var)}
+    return graph.with_module(relax.transform.BindSymbolicVars({symbol: batch})(graph.module))
+
+
+def import_model(
+    model: Prepared, inputs: Sequence[InputType], *, assumed_batch: int | None = None
+) -> Graph:
     """Convert a model whose operators are supported.
 
     Parameters
     ----------
     model : Prepared
     inputs : sequence of InputType
-    assumed_batch : bool
-        Whether the file fixes the batch at 1 and the graph shall leave it open.
+    assumed_batch : int, optional
+        The batch that the file fixes, where the graph shall leave it open.
 
     Raises
     ------
@@ -147,13 +169,13 @@ def import_model(model: Prepared, inputs: Sequence[InputType], *, assumed_batch:
     ModelError
         If weights are not finite.
     """
-    symbolic = assumed_batch or any(item.batch == "symbolic" for item in inputs)
+    symbolic = assumed_batch is not None or any(item.batch == "symbolic" for item in inputs)
     batch = tirx.Var("N", "int64") if symbolic else None
     builder = relax.BlockBuilder()
     context = Context(builder, batch, assumed_batch)
     parameters = []
     for item in inputs:
-        own_batch = assumed_batch or item.batch == "symbolic"
+        own_batch = assumed_batch is not None or item.batch == "symbolic"
         first: Shape = (Batch(),) if own_batch else item.shape[:1]
         shape = context.expression((*first, *item.shape[1:]))
         parameter = relax.Var(item.name, relax.TensorType(shape, item.dtype))
@@ -180,7 +202,7 @@ def import_model(model: Prepared, inputs: Sequence[InputType], *, assumed_batch:
         raise failure
     position = {name: index for index, name in enumerate(importer.nodes)}
     raise_unsupported(model.name, sorted(found, key=lambda node: position[node.name]))
-    if assumed_batch:
+    if assumed_batch is not None:
         _check_outputs(model, [context.shape(result) for result in results])
     return Graph(
         module=relax.transform.DeadCodeElimination()(builder.get()),

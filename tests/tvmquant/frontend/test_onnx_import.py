@@ -11,7 +11,7 @@ from tvm import relax
 
 from benchmarks import models
 from benchmarks.models.exporter import export_onnx
-from tvmquant.errors import ModelError
+from tvmquant.errors import ModelError, UnsupportedModelError
 from tvmquant.frontend import load_onnx
 from tvmquant.graph import layer_name
 from tvmquant.twin import Twin
@@ -127,6 +127,49 @@ def test_other_fixed_batches_stay(make_model, compare):
 def test_batch_can_be_bound(make_model, compare):
     graph = compare(dense_model(make_model, "N", (0, -1)), input_shapes={"x": (3, 3, 4)})
     assert graph.inputs == [("x", (3, 3, 4), "float32")]
+
+
+@pytest.mark.parametrize(("declared", "target"), [(10, (10, 12)), (10, (-1, 12)), (1, (1, -1))])
+def test_another_batch_than_the_files(make_model, declared, target):
+    """The shape that flattens says the batch, too."""
+    model = dense_model(make_model, declared, target)
+    graph = load_onnx(model, input_shapes={"x": (2, 3, 4)})
+    assert graph.inputs == [("x", (2, 3, 4), "float32")]
+    assert graph.outputs == [("y", (2, 5), "float32")]
+    x = np.random.default_rng(0).standard_normal((declared, 3, 4)).astype(np.float32)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (expected,) = session.run(None, {"x": x})
+    found = Twin(graph.module)(torch.from_numpy(np.concatenate([x, x])[:2]))
+    np.testing.assert_allclose(found.detach(), np.concatenate([expected, expected])[:2], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        ([("Reshape", ["x", "merged"], {})], r"Reshape_0 \(Reshape\): it reshapes \(N, 3, 4\)"),
+        ([("Add", ["x", "each"], {})], r"shapes \(N, 3, 4\) and \(10, 1, 1\) do not broadcast"),
+        ([("Softmax", ["x"], {"axis": 0})], "it works along the batch axis"),
+        ([("Transpose", ["x"], {"perm": [1, 0, 2]})], "does not begin with the batch"),
+    ],
+)
+def test_a_batch_that_the_model_makes_use_of_stays(make_model, nodes, reason):
+    made = [helper.make_node(kind, names, ["y"], **options) for kind, names, options in nodes]
+    constants = {"merged": np.array([30, 4]), "each": np.ones((10, 1, 1), np.float32)}
+    model = make_model(made, {"x": (10, 3, 4)}, constants=constants)
+    load_onnx(model)
+    with pytest.raises(
+        UnsupportedModelError, match=f"(?s)batch of 10 .* cannot become 2: .*{reason}"
+    ):
+        load_onnx(model, input_shapes={"x": (2, 3, 4)})
+
+
+def test_all_inputs_get_the_same_batch(make_model):
+    node = helper.make_node("Add", ["a", "b"], ["y"])
+    model = make_model([node], {"a": (10, 3), "b": (10, 3)})
+    with pytest.raises(ModelError, match=r"from 10 to 2; give the same .* 'a' \(2, 3\), 'b' \(10"):
+        load_onnx(model, input_shapes={"a": (2, 3)})
+    graph = load_onnx(model, input_shapes={"a": (2, 3), "b": (2, 3)})
+    assert [shape for _, shape, _ in (*graph.inputs, *graph.outputs)] == [(2, 3)] * 3
 
 
 # Input shapes and types
