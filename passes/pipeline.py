@@ -17,6 +17,7 @@ from tvm import relax
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.annotate_quantization import AnnotateQuantization
 from tvmquant.passes.apply_calibration import ApplyCalibration
+from tvmquant.passes.arrange_matmuls import ArrangeMatmuls
 from tvmquant.passes.assign_bit_widths import AssignBitWidths
 from tvmquant.passes.canonicalize_ops import CanonicalizeOps
 from tvmquant.passes.cast_inputs_first import CastInputsFirst
@@ -69,6 +70,7 @@ def canonicalize(module: tvm.IRModule) -> tvm.IRModule:
         FuseLayerNorm(),
         FuseSoftmax(),
         SplitReductions(),
+        ArrangeMatmuls(),
         FoldBatchNorm(),
         CanonicalizeOps(),
         CropKernels(),

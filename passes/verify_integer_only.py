@@ -24,10 +24,12 @@ REASONS = {
     RECURRENT: "every step of a recurrence reads the one before; its projection is integers",
     "relax.nn.layer_norm": "normalization over activations has no integer form yet",
     "relax.nn.group_norm": "normalization over activations has no integer form yet",
-    "relax.matmul": "a product of two activations has no integer form yet",
     "relax.image.resize2d": "only nearest-neighbour and linear resizing have an integer form",
     "relax.divide": "division by an activation has no integer form",
 }
+MATMUL = "relax.matmul"
+PRODUCT_REASON = "a product of two activations: one would have to be packed for every input"
+CONSTANT_REASON = "its constant differs along the batch, or gives the result further axes"
 DEFAULT_REASON = "the operator has no integer form"
 
 
@@ -59,10 +61,17 @@ def float_audit(module: tvm.IRModule) -> list[FloatOp]:
                 FloatOp(
                     name.removeprefix("relax.").removeprefix("nn."),
                     span_name(value) or "unnamed",
-                    REASONS.get(name, DEFAULT_REASON),
+                    _reason(value),
                 )
             )
     return found
+
+
+def _reason(call: relax.Call) -> str:
+    if not qop.is_call(call, MATMUL):
+        return REASONS.get(str(call.op.name), DEFAULT_REASON)
+    constant = any(isinstance(operand, tvm.ir.GenericConst) for operand in call.args)
+    return CONSTANT_REASON if constant else PRODUCT_REASON
 
 
 def _is_float(kind: tvm.ir.Type) -> bool:
