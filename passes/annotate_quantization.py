@@ -164,6 +164,8 @@ class _RegionFinder:
         self.exact: set[relax.Var] = set()
         # results of operators that stay float
         self.float_results: set[relax.Var] = set()
+        # what float operators divide by
+        self.divisors: set[relax.Var] = set()
         # read by tables, which take one scale
         self.chain_sources: list[relax.Var] = []
         self.comparisons: set[relax.Var] = set()
@@ -266,6 +268,8 @@ class _RegionFinder:
         for operand in used_vars(value):
             if not self.is_float(operand):
                 self.request(operand, OUTPUT)
+        if qop.is_call(value, "relax.divide") and isinstance(value.args[1], relax.Var):
+            self.divisors.update(self.roots(value.args[1]))
         return Form("float")
 
     def _reads_integers(self, call: relax.Call) -> bool:
@@ -692,6 +696,7 @@ class _Annotator(DataflowRewriter):
                 "scheme": "symmetric" if role == OUTPUT else self.scheme,
                 "group": f"concat:{root.name}" if grouped else "",
                 "shares": "scale" if shares else "zero_point",
+                "nonzero": int(role == OUTPUT and var in self.finder.divisors),
                 "least": least,
                 "greatest": greatest,
                 "axis": -1,

@@ -18,6 +18,8 @@ least beyond what each would have by itself. Where a reader takes one scale they
 union of theirs, unless that is `UNLIKE` times as wide as one of them: then it is cheaper to
 requantize for that reader.
 
+What a float operator divides by never becomes 0 unless it was calibrated with either sign.
+
 A weight that multiplies a tensor whose scales differ is quantized as what multiplies the integers,
 ``w * factors`` (`scale_factors`): its steps are ``scale * multiplier``, multiplier = 1 / factors.
 """
@@ -144,6 +146,9 @@ class _Filler(DataflowRewriter):
     def _activation(self, attrs: dict[str, Any], rank: int) -> tuple[list[Any], dict[str, int]]:
         quantizer = self.quantizers.get(attrs["id"]) or _quantizer(*self._range(attrs), attrs)
         scale, zero, qmin, qmax = quantizer
+        if attrs["nonzero"]:
+            low, high = self.ranges[attrs["id"]]
+            qmin, qmax = zero + 1 if low > 0.0 else qmin, zero - 1 if high < 0.0 else qmax
         filled = {"qmin": qmin, "qmax": qmax}
         scales = np.asarray([scale])
         if attrs["id"] in self.channel_factors:

@@ -5,6 +5,7 @@ Before / After, ``c`` being constants and ``C`` constants per channel::
     f(c1, c2)                              ->  c              computed in float64
     c + x, c * x                           ->  x + c, x * c
     x - c, c - x, x / c                    ->  x + (-c), x * (-1) + c, x * (1 / c)
+    x / x, x / f(exp(y))                   ->  x * 0 + 1, x * (1 / f(exp(y)))
     maximum(x, c), minimum(x, c)           ->  clip(x, c, inf), clip(x, -inf, c)
     clip(clip(x, a, b), c, d)              ->  clip(x, max(a, c), min(b, d)), so clamped
     clip(x, 0, inf)                        ->  relu(x)
@@ -39,7 +40,7 @@ from tvm import relax
 
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.elementwise import BINARY, UNARY, evaluate, scalar_bound
-from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, count_uses
+from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, count_uses, used_vars
 
 ARITHMETIC = ("relax.add", "relax.subtract", "relax.multiply", "relax.divide")
 RESHAPES = ("relax.reshape", "relax.flatten", "relax.nn.batch_flatten", "relax.squeeze",
@@ -120,6 +121,8 @@ class _Canonicalizer(DataflowRewriter):
         if not str(var.ty.dtype.dtype).startswith("float"):
             return None
         if all(a is None for a in arrays):
+            if qop.is_call(call, "relax.divide"):
+                return self._quotient(call, operands)
             return self._of_one_rank(call, operands)
         constant_first = arrays[0] is not None
         x = operands[1 if constant_first else 0]
@@ -142,6 +145,30 @@ class _Canonicalizer(DataflowRewriter):
             return x
         combine = relax.op.multiply if name == "relax.multiply" else relax.op.add
         return combine(x, qop.constant(constant))
+
+    def _quotient(self, call: relax.Call, operands: list[relax.Expr]) -> relax.Expr | None:
+        """Divide a tensor by itself, or by what spans so wide a range that its inverse is better.
+
+        What was rounded to 0 is not to be divided by.
+        """
+        x, divisor = operands
+        if x.same_as(divisor):
+            zeros = self.emit(_at(relax.op.multiply(x, qop.constant(np.float32(0))), call.span))
+            return relax.op.add(zeros, qop.constant(np.float32(1)))
+        if self._is_exponential(call.args[1]):
+            inverse = relax.op.divide(qop.constant(np.float32(1)), divisor)
+            inverse = self.emit(_at(inverse, call.span))
+            product = relax.op.multiply(x, inverse)
+            return self._of_one_rank(product, [x, inverse]) or product
+        return self._of_one_rank(call, operands)
+
+    def _is_exponential(self, operand: relax.Expr) -> bool:
+        """Whether a tensor is a function of an exponential."""
+        made = self.source(operand, *UNARY, *BINARY)
+        if made is None or qop.is_call(made, "relax.exp"):
+            return made is not None
+        read = used_vars(made)
+        return len(read) == 1 and self._is_exponential(read[0])
 
     def _of_one_rank(self, call: relax.Call, operands: list[relax.Expr]) -> relax.Expr | None:
         """Write out the axes that broadcasting adds to one of two tensors."""

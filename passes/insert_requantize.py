@@ -106,7 +106,9 @@ class Extreme:
     operands: tuple[Quantized, ...]
 
 
-Value: TypeAlias = Quantized | Accumulator | Chain | Extreme | QuantizedWeight | Any  # or a relax.Expr
+Value: TypeAlias = (
+    Quantized | Accumulator | Chain | Extreme | QuantizedWeight | Any
+)  # or a relax.Expr
 
 
 class _Integerizer(DataflowRewriter):

@@ -25,6 +25,8 @@ REASONS = {
     "relax.nn.layer_norm": "normalization over activations has no integer form yet",
     "relax.nn.group_norm": "normalization over activations has no integer form yet",
     "relax.image.resize2d": "only nearest-neighbour and linear resizing have an integer form",
+    "relax.mean": "what a root, a logarithm or a quotient reads needs more than 8 bits",
+    "relax.sum": "what a root, a logarithm or a quotient reads needs more than 8 bits",
     "relax.divide": "division by an activation has no integer form",
 }
 MATMUL = "relax.matmul"

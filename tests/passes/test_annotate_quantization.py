@@ -38,6 +38,7 @@ def fake_quant(x, name, **changes):
     }
     if "groups" not in changes:  # an activation
         attrs |= {"shares": "zero_point", "least": 0.0, "greatest": 0.0, "range_of": ""}
+        attrs |= {"nonzero": 0}
     unset = [qop.constant(np.zeros(1, np.float32)), qop.constant(np.zeros(1, np.int32))]
     return qop.emit(qop.FAKE_QUANT, [x, *unset], attrs | changes)
 
@@ -306,6 +307,15 @@ def test_what_an_output_is_chosen_from_has_16_bits():
     (call,) = calls(module, "relax.maximum")
     made = dict(bindings_of(module["main"]))
     assert [qop.attributes(made[operand])["bits"] for operand in call.args] == [16, 16]
+
+
+def test_what_a_float_operator_divides_by_is_not_to_be_0():
+    def body(emit, x):
+        a, b = conv(emit, x, name="a"), emit(op.abs(conv(emit, x, name="b")), "abs")
+        return emit(op.divide(a, b))
+
+    found = {e["id"]: e["nonzero"] for e in edges(AnnotateQuantization()(graph(body, SHAPE)))}
+    assert found == {"x0": 0, "a": 0, "b": 0, "abs": 1}
 
 
 def test_an_extreme_of_one_tensor_keeps_its_scale():

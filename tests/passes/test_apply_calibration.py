@@ -87,7 +87,7 @@ def test_exactly():
         return qop.emit(qop.FAKE_QUANT, [x, *map(qop.constant, constants)], {"id": name} | attrs)
 
     unset = {"role": "activation", "bits": 8, "scheme": "auto", "group": "", "axis": -1,
-             "least": 0.0, "greatest": 0.0, "range_of": ""}  # fmt: skip
+             "least": 0.0, "greatest": 0.0, "range_of": "", "nonzero": 0}  # fmt: skip
     before = lambda emit, x: emit(quantized("x", x, 0, 0, **unset, calibrated=0))  # noqa: E731
     expected = lambda emit, x: emit(  # noqa: E731
         quantized("x", x, 0.5, 0, **unset, calibrated=1, qmin=0, qmax=255)
@@ -95,6 +95,21 @@ def test_exactly():
     after = ApplyCalibration({"x": (0.0, 127.5)})(graph(before, (3,)))
     relax.analysis.well_formed(after)
     tvm.ir.assert_structural_equal(after, graph(expected, (3,)))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "limits"),
+    [((0.1, 32.767), (1, 32767)), ((-32.767, -1e-9), (-32767, -1)), ((-1.0, 1.0), (-32767, 32767))],
+)
+def test_a_divisor_of_one_sign_never_becomes_0(bounds, limits):
+    def body(emit, x):
+        return emit(op.divide(network(emit, x), emit(op.abs(network(emit, x)), "divisor")))
+
+    module = AnnotateQuantization()(graph(body, (2, 4, 6, 6)))
+    names = [qop.attributes(c)["id"] for c in calls(module, qop.FAKE_QUANT)]
+    ranges = dict.fromkeys(names, (-1.0, 1.0)) | {"divisor": bounds}
+    found = filled(ApplyCalibration(ranges)(module))
+    assert found["divisor"][2:] == limits
 
 
 def test_what_is_calibrated_is_left_alone():

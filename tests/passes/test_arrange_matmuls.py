@@ -81,9 +81,7 @@ def test_what_is_read_twice_is_exchanged_once():
 def test_the_batch_may_be_open():
     after = ArrangeMatmuls()(product((N, 3, 7, 6), (3, 5, 7), True))
     x = normal(*MAPS)
-    np.testing.assert_allclose(
-        run_twin(after, [x])[0], normal(3, 5, 7) @ x, rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(run_twin(after, [x])[0], normal(3, 5, 7) @ x, rtol=1e-4, atol=1e-5)
 
 
 STAYS = {

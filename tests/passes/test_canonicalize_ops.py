@@ -56,6 +56,16 @@ REWRITES = {
         chain(lambda x: op.subtract(const(CHANNELS), x)),
         chain(lambda x: op.multiply(x, const(-1.0)), lambda x: op.add(x, const(CHANNELS))),
     ),
+    "divide by itself": (
+        chain(lambda x: op.divide(x, x)),
+        chain(lambda x: op.multiply(x, const(0.0)), lambda x: op.add(x, const(1.0))),
+    ),
+    "divide by an exponential": (
+        lambda e, x: e(op.divide(x, e(op.add(e(op.exp(e(op.sin(x)))), const(1.0))))),
+        lambda e, x: e(
+            op.multiply(x, e(op.divide(const(1.0), e(op.add(e(op.exp(e(op.sin(x)))), const(1.0))))))
+        ),
+    ),
     "a vector times": (
         chain(lambda x: op.matmul(x, const(np.arange(SHAPE[3])))),
         chain(
