@@ -39,7 +39,8 @@ are kept in 16 bits; where something reads them in 8 bits as well, it reads them
 
     lv_q16 = fake_quant(lv) {role: "output", bits: 16}; lv_q = fake_quant(lv_q16) {bits: 8}
 
-What fits no region stays float, between a dequantize and a quantize, and is listed by
+What fits no region stays float, and with it the functions of it that make much of small values
+(`amplification`), between a dequantize and a quantize, and is listed by
 `VerifyIntegerOnly`. All widths are 8 bits until `AssignBitWidths` narrows some.
 """
 
@@ -55,6 +56,7 @@ import tvm
 from tvm import relax
 
 from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.amplification import amplified
 from tvmquant.passes.elementwise import BINARY, CAST, ELEMENTWISE, LOGICAL, SELECT
 from tvmquant.passes.rewriter import (
     DataflowRewriter,
@@ -174,6 +176,7 @@ class _RegionFinder:
         # constants that pads put beside a tensor
         self.pad_values: list[tuple[relax.Var, float]] = []
         self.ends = _only_for_the_user(function, self.uses)
+        self.amplified = amplified(function, divisors=True)
         for var, value in bindings_of(function):
             self.forms[var] = self._form(var, value)
             if self.forms[var].kind == "extreme":
@@ -258,6 +261,9 @@ class _RegionFinder:
             return Form("input")
         if var in self.ends and self._continues_floats(value):
             return Form("float")
+        if self._is_sensitive(value):
+            self.float_results.add(var)
+            return Form("float")
         handler = None if self._reads_integers(value) else self._handler(value)
         form = handler(value) if handler else None
         if form is not None:
@@ -281,6 +287,12 @@ class _RegionFinder:
     def _continues_floats(self, call: relax.Call) -> bool:
         floats = all(self.form(v).kind == "float" for v in used_vars(call))
         return floats and qop.is_call(call, *ELEMENTWISE)
+
+    def _is_sensitive(self, call: relax.Call) -> bool:
+        """Whether a function of the result of a float operator would lose its small values."""
+        read = used_vars(call)
+        known = len(read) == 1 and read[0] in self.amplified and read[0] in self.float_results
+        return known and qop.is_call(call, *ELEMENTWISE, *RESHAPES)
 
     def _handler(self, call: relax.Call) -> Callable[[relax.Call], Form | None] | None:
         if qop.is_call(call, *REDUCED_EXTREMES):

@@ -22,13 +22,13 @@ after what recognizes normalizations by their means.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 
 import numpy as np
 import tvm
 from tvm import relax
 
 from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.amplification import amplified
 from tvmquant.passes.convert_layout import TO_NCHW, TO_NHWC
 from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, used_vars
 
@@ -38,19 +38,13 @@ MAX_PRODUCTS = 2**15
 IMAGES = ("relax.nn.conv2d", "relax.nn.conv2d_transpose", "relax.nn.max_pool2d",
           "relax.nn.avg_pool2d", "relax.image.resize2d")  # fmt: skip
 ROWS = ("relax.matmul", "relax.nn.layer_norm")
-AMPLIFYING = ("relax.sqrt", "relax.rsqrt", "relax.log", "relax.power")
-SCALING = ("relax.add", "relax.multiply", "relax.reshape", "relax.nn.relu", "relax.clip")
 
 
 class _Splitter(DataflowRewriter):
     def __init__(self, module: tvm.IRModule) -> None:
         super().__init__(module)
         self.producer = dict(bindings_of(self.function))
-        self.readers: defaultdict[relax.Var, list[tuple[relax.Var, relax.Expr]]]
-        self.readers = defaultdict(list)
-        for var, value in self.producer.items():
-            for operand in used_vars(value):
-                self.readers[operand].append((var, value))
+        self.amplified = amplified(self.function)
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         if not qop.is_call(value, *REDUCTIONS) or str(value.ty.dtype.dtype) != "float32":
@@ -60,21 +54,9 @@ class _Splitter(DataflowRewriter):
         axes = sorted(int(a) % len(shape) for a in given)
         if 0 in axes or not all(isinstance(n, tvm.tirx.IntImm) for n in shape[1:]):
             return None
-        if self._is_amplified(var):
+        if var in self.amplified:
             return None
         return _Reduction(self, value, [0, *map(int, shape[1:])]).result(axes, var)
-
-    def _is_amplified(self, var: relax.Var) -> bool:
-        """Whether what reads a tensor, scaled or shifted, makes much of its small values."""
-        for reader, value in self.readers[var]:
-            if qop.is_call(value, *AMPLIFYING):
-                return True
-            if qop.is_call(value, "relax.divide") and not isinstance(value.args[0], relax.Var):
-                return True
-            constants = qop.is_call(value, *SCALING) and len(used_vars(value)) == 1
-            if constants and self._is_amplified(reader):
-                return True
-        return False
 
     def is_image(self, expr: relax.Expr) -> bool:
         """Whether the second axis of a tensor of rank 4 holds its channels."""

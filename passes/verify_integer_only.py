@@ -15,6 +15,8 @@ from tvm import relax
 
 from tvmquant.errors import QuantizationError
 from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.annotate_quantization import is_mover
+from tvmquant.passes.elementwise import ELEMENTWISE
 from tvmquant.passes.recurrent import RECURRENT
 from tvmquant.passes.rewriter import bindings_of, span_name
 
@@ -32,6 +34,7 @@ REASONS = {
 MATMUL = "relax.matmul"
 PRODUCT_REASON = "a product of two activations: one would have to be packed for every input"
 CONSTANT_REASON = "its constant differs along the batch, or gives the result further axes"
+FUNCTION_REASON = "it is a function of what a float operator gives, or is read by one"
 DEFAULT_REASON = "the operator has no integer form"
 
 
@@ -70,8 +73,10 @@ def float_audit(module: tvm.IRModule) -> list[FloatOp]:
 
 
 def _reason(call: relax.Call) -> str:
-    if not qop.is_call(call, MATMUL):
-        return REASONS.get(str(call.op.name), DEFAULT_REASON)
+    name = str(call.op.name)
+    if name != MATMUL:
+        other = FUNCTION_REASON if name in ELEMENTWISE or is_mover(call) else DEFAULT_REASON
+        return REASONS.get(name, other)
     constant = any(isinstance(operand, tvm.ir.GenericConst) for operand in call.args)
     return CONSTANT_REASON if constant else PRODUCT_REASON
 
