@@ -15,7 +15,8 @@ between ``before`` and ``after`` others are the columns of the channels-last ima
 (N, before, axes, after). Each of these steps rounds to 8 bits.
 
 What a root, a logarithm, a power or a quotient reads is left alone: small sums matter there, which
-8 bits do not tell apart (normalizations). Requires canonical form (`CanonicalizeOps`), and comes
+8 bits do not tell apart (`amplification`). So are sums of squares, which span too wide a range for
+8 bits (1 dB less on ReduceSumSquare). Requires canonical form (`CanonicalizeOps`), and comes
 after what recognizes normalizations by their means.
 """
 
@@ -54,9 +55,15 @@ class _Splitter(DataflowRewriter):
         axes = sorted(int(a) % len(shape) for a in given)
         if 0 in axes or not all(isinstance(n, tvm.tirx.IntImm) for n in shape[1:]):
             return None
-        if var in self.amplified:
+        if var in self.amplified or self._is_square(value.args[0]):
             return None
         return _Reduction(self, value, [0, *map(int, shape[1:])]).result(axes, var)
+
+    def _is_square(self, expr: relax.Expr) -> bool:
+        """Whether a tensor holds squares."""
+        made = self.producer.get(expr) if isinstance(expr, relax.Var) else None
+        product = qop.is_call(made, "relax.multiply") and made.args[0].same_as(made.args[1])
+        return product or qop.is_call(made, "relax.square")
 
     def is_image(self, expr: relax.Expr) -> bool:
         """Whether the second axis of a tensor of rank 4 holds its channels."""

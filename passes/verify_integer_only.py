@@ -20,6 +20,7 @@ from tvmquant.passes.elementwise import ELEMENTWISE
 from tvmquant.passes.recurrent import RECURRENT
 from tvmquant.passes.rewriter import bindings_of, span_name
 
+SUM_REASON = "squares, and what a root, a logarithm or a quotient reads, need more than 8 bits"
 REASONS = {
     "relax.nn.softmax": "softmax has no integer form yet",
     "relax.nn.log_softmax": "softmax has no integer form yet",
@@ -27,8 +28,8 @@ REASONS = {
     "relax.nn.layer_norm": "normalization over activations has no integer form yet",
     "relax.nn.group_norm": "normalization over activations has no integer form yet",
     "relax.image.resize2d": "only nearest-neighbour and linear resizing have an integer form",
-    "relax.mean": "what a root, a logarithm or a quotient reads needs more than 8 bits",
-    "relax.sum": "what a root, a logarithm or a quotient reads needs more than 8 bits",
+    "relax.mean": SUM_REASON,
+    "relax.sum": SUM_REASON,
     "relax.divide": "division by an activation has no integer form",
 }
 MATMUL = "relax.matmul"

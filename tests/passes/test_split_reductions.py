@@ -83,6 +83,7 @@ def test_columns_of_rows_are_averaged_where_they_lie():
 
 
 AMPLIFIED = {
+    "nothing but a sum of squares": lambda emit, m: emit(op.nn.relu(m)),
     "root": lambda emit, m: emit(op.sqrt(m)),
     "shifted root": lambda emit, m: emit(op.rsqrt(emit(op.add(m, const(1e-5))))),
     "logarithm": lambda emit, m: emit(op.log(m)),
@@ -91,9 +92,10 @@ AMPLIFIED = {
 
 
 @pytest.mark.parametrize("case", AMPLIFIED)
-def test_what_amplifies_small_sums_keeps_them_in_float(case):
+def test_squares_and_what_amplifies_small_sums_keep_them_in_float(case):
     def body(emit, x):
-        return AMPLIFIED[case](emit, emit(op.mean(emit(op.multiply(x, x)), [1], True)))
+        y = emit(op.square(x) if "squares" in case else op.abs(x))
+        return AMPLIFIED[case](emit, emit(op.mean(y, [1], True)))
 
     module = graph(body, IMAGE)
     tvm.ir.assert_structural_equal(SplitReductions()(module), module)
