@@ -6,6 +6,7 @@ Before / After, ``c`` being constants and ``C`` constants per channel::
     c + x, c * x                           ->  x + c, x * c
     x - c, c - x, x / c                    ->  x + (-c), x * (-1) + c, x * (1 / c)
     x / x, x / f(exp(y))                   ->  x * 0 + 1, x * (1 / f(exp(y)))
+    where(c, x, y)                         ->  x * c + y * (1 - c)     c known, no y that excludes
     maximum(x, c), minimum(x, c)           ->  clip(x, c, inf), clip(x, -inf, c)
     clip(clip(x, a, b), c, d)              ->  clip(x, max(a, c), min(b, d)), so clamped
     clip(x, 0, inf)                        ->  relu(x)
@@ -39,7 +40,7 @@ import tvm
 from tvm import relax
 
 from tvmquant.passes import quantized_ops as qop
-from tvmquant.passes.elementwise import BINARY, UNARY, evaluate, scalar_bound
+from tvmquant.passes.elementwise import BINARY, SELECT, UNARY, evaluate, scalar_bound
 from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, count_uses, used_vars
 
 ARITHMETIC = ("relax.add", "relax.subtract", "relax.multiply", "relax.divide")
@@ -48,6 +49,8 @@ RESHAPES = ("relax.reshape", "relax.flatten", "relax.nn.batch_flatten", "relax.s
 CLIPS = ("relax.clip", "relax.nn.relu")
 # exporters that mean "no value" write minus infinity, the least float32, or some such number
 LEAST = -1e30
+# as far from 0 is what exporters write for "leave this out"
+FAR = 1e3
 
 
 class _Canonicalizer(DataflowRewriter):
@@ -70,6 +73,7 @@ class _Canonicalizer(DataflowRewriter):
             "relax.concat": self._concat,
             "relax.astype": self._astype,
             "relax.permute_dims": self._permute_dims,
+            SELECT: self._choose,
         }
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
@@ -221,6 +225,28 @@ class _Canonicalizer(DataflowRewriter):
         at_least = qop.is_call(call, "relax.maximum")
         return (operand, bound, math.inf) if at_least else (operand, -math.inf, bound)
 
+    def _choose(self, var: relax.Var, call: relax.Call) -> relax.Expr | None:
+        """Mix two tensors, or a tensor and numbers, by a mask that is known.
+
+        Numbers so low that they exclude what they replace (from a softmax) stay what they are.
+        """
+        mask, *values = (qop.constant_array(self.lookup(a)) for a in call.args)
+        far = any(v is not None and not np.abs(v).max(initial=0) < FAR for v in values)
+        if mask is None or far or not str(var.ty.dtype.dtype).startswith("float"):
+            return None
+        terms = []
+        for share, operand, array in zip((mask, ~mask), call.args[1:], values, strict=True):
+            factor = share.astype(np.float32)
+            if array is not None:
+                terms.append(qop.constant(np.asarray(array * factor, np.float32)))
+                continue
+            product = relax.op.multiply(self.lookup(operand), qop.constant(factor))
+            terms.append(self.emit(_at(product, call.span)))
+        variable = [t for t in terms if isinstance(t, relax.Var)]
+        if len(variable) == 1 and not any(map(_is_nonzero, terms)):
+            return variable[0] if _same_type(var, variable[0]) else None
+        return relax.op.add(*sorted(terms, key=lambda t: not isinstance(t, relax.Var)))
+
     # -- shapes ---------------------------------------------------------------------------------
 
     def _reshape(self, var: relax.Var, call: relax.Call) -> relax.Expr | None:
@@ -332,6 +358,12 @@ def _at(expr: relax.Expr | None, span: tvm.ir.Span) -> relax.Expr | None:
     if not isinstance(expr, relax.Call):
         return expr
     return relax.Call(expr.op, expr.args, expr.attrs, expr.ty_args, span)
+
+
+def _is_nonzero(expr: relax.Expr) -> bool:
+    """Whether an expression is a constant that is not 0 everywhere."""
+    array = qop.constant_array(expr)
+    return array is not None and bool(np.any(array))
 
 
 def _axes(call: relax.Call) -> list[int]:

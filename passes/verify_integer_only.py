@@ -16,7 +16,7 @@ from tvm import relax
 from tvmquant.errors import QuantizationError
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.annotate_quantization import is_mover
-from tvmquant.passes.elementwise import ELEMENTWISE
+from tvmquant.passes.elementwise import ELEMENTWISE, LOGICAL, SELECT
 from tvmquant.passes.recurrent import RECURRENT
 from tvmquant.passes.rewriter import bindings_of, span_name
 
@@ -30,6 +30,8 @@ REASONS = {
     "relax.image.resize2d": "only nearest-neighbour and linear resizing have an integer form",
     "relax.mean": SUM_REASON,
     "relax.sum": SUM_REASON,
+    SELECT: "a choice between two tensors has no integer form",
+    **dict.fromkeys(LOGICAL, "a comparison of two tensors has no integer form"),
     "relax.divide": "division by an activation has no integer form",
 }
 MATMUL = "relax.matmul"

@@ -6,6 +6,7 @@ import tvm
 from tvm import relax, tirx
 
 from tests.passes.graphs import const, graph, normal, op_names, run_twin
+from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.canonicalize_ops import CanonicalizeOps
 from tvmquant.passes.rewriter import bindings_of, span_name
 
@@ -43,6 +44,7 @@ def conv(padding):
 
 
 INF = math.inf
+MASK = qop.constant(normal(*SHAPE[2:]) > 0)
 REWRITES = {
     "constant first": (
         chain(lambda x: op.add(const(CHANNELS), x), lambda x: op.multiply(const(2.0), x)),
@@ -55,6 +57,17 @@ REWRITES = {
     "subtract from a constant": (
         chain(lambda x: op.subtract(const(CHANNELS), x)),
         chain(lambda x: op.multiply(x, const(-1.0)), lambda x: op.add(x, const(CHANNELS))),
+    ),
+    "choose by a known mask": (
+        chain(lambda x: op.where(MASK, x, const(2.0))),
+        chain(
+            lambda x: op.multiply(x, const(MASK.value.numpy())),
+            lambda x: op.add(x, const(2.0 * ~MASK.value.numpy())),
+        ),
+    ),
+    "set what a known mask leaves out to 0": (
+        chain(lambda x: op.where(MASK, const(0.0), x)),
+        chain(lambda x: op.multiply(x, const(~MASK.value.numpy()))),
     ),
     "divide by itself": (
         chain(lambda x: op.divide(x, x)),
@@ -154,6 +167,7 @@ UNCHANGED = {
         lambda x: op.add(x, const(CHANNELS)), lambda x: op.multiply(x, const(2.0))
     ),
     "divide a constant": chain(lambda x: op.divide(const(1.0), x)),
+    "leave out by a known mask": chain(lambda x: op.where(MASK, x, const(-1e4))),
     "divide by 0": chain(lambda x: op.divide(x, const(0.0))),
     "two tensors": lambda emit, x: emit(op.subtract(x, emit(op.tanh(x)))),
     "x * sigmoid(x)": lambda emit, x: emit(op.multiply(x, emit(op.sigmoid(x)))),
