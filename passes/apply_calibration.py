@@ -75,9 +75,10 @@ class _Filler(DataflowRewriter):
         self.ranges = ranges
         self.weight_method = weight_method
         self.quantizers = self._group_quantizers()
+        self.producer = dict(bindings_of(self.function))
         self.layers = {
             value.args[1]: value
-            for _, value in bindings_of(self.function)
+            for value in self.producer.values()
             if qop.is_call(value, CONV2D, CONV2D_TRANSPOSE, MATMUL)
         }
         # of what the graph holds in integers, by the variable of the old function
@@ -95,7 +96,7 @@ class _Filler(DataflowRewriter):
             constants, filled = (
                 self._weight(x, attrs, self._factors(var))
                 if attrs["role"] == "weight"
-                else self._activation(attrs, len(value.ty.shape.values))
+                else self._activation(attrs, value.args[0])
             )
         if attrs["role"] != "weight":
             scale = constants[0].astype(np.float64)
@@ -143,7 +144,7 @@ class _Filler(DataflowRewriter):
             quantizers |= {a["id"]: q for a, q in zip(members, aligned, strict=True)}
         return quantizers
 
-    def _activation(self, attrs: dict[str, Any], rank: int) -> tuple[list[Any], dict[str, int]]:
+    def _activation(self, attrs: dict[str, Any], x: relax.Expr) -> tuple[list[Any], dict[str, int]]:
         quantizer = self.quantizers.get(attrs["id"]) or _quantizer(*self._range(attrs), attrs)
         scale, zero, qmin, qmax = quantizer
         if attrs["nonzero"]:
@@ -151,9 +152,10 @@ class _Filler(DataflowRewriter):
             qmin, qmax = zero + 1 if low > 0.0 else qmin, zero - 1 if high < 0.0 else qmax
         filled = {"qmin": qmin, "qmax": qmax}
         scales = np.asarray([scale])
-        if attrs["id"] in self.channel_factors:
+        axis = scale_factors.channel_axis(self.producer, x)
+        if attrs["id"] in self.channel_factors and axis is not None:
             scales = scale * np.asarray(self.channel_factors[attrs["id"]])
-            filled["axis"] = 1 if rank == 4 else rank - 1
+            filled["axis"] = axis
         return [scales.astype(np.float32), np.asarray([zero], np.int32)], filled
 
     def _follow(self, var: relax.Var, value: relax.Expr) -> None:

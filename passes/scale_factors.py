@@ -13,7 +13,7 @@ by returning None.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -23,6 +23,8 @@ import tvm_ffi
 from tvm import relax
 
 from tvmquant.arithmetic import Array, FloatArray
+from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.channel_affine import CONV2D, CONV2D_TRANSPOSE, MATMUL, result_layout
 
 Number = TypeVar("Number", bound=np.generic)
 
@@ -34,7 +36,41 @@ PAD_MODES: dict[str, Literal["edge", "reflect", "wrap"]] = {
     "circular": "wrap",
 }
 
+LAYERS = (CONV2D, CONV2D_TRANSPOSE, MATMUL)
+# What a region may end in between the layer that accumulates and the tensor.
+EPILOGUES = ("relax.nn.relu", "relax.clip", "relax.add", "relax.subtract", "relax.multiply")
+POOLS = ("relax.mean", "relax.nn.avg_pool2d")
+
 RESHAPES = ("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
+
+
+def channel_axis(values: Mapping[relax.Var, relax.Expr], var: relax.Expr) -> int | None:
+    """Return the axis of the channels of a tensor that is requantized from sums.
+
+    None of one that a table makes, that is moved, or that stands at the border. Of two tensors that
+    are added it is the axis of the first that a layer gives, seen through their quantization;
+    without one, that of an image or of the last axis.
+
+    Parameters
+    ----------
+    values : mapping of Var to Expr
+        The bindings of an annotated (L1) graph.
+    var : Var
+        What is quantized.
+    """
+    value = values.get(var) if isinstance(var, relax.Var) else None
+    if qop.is_call(value, *LAYERS):
+        return result_layout(value)[1]
+    if qop.is_call(value, *POOLS):
+        return 1
+    if not qop.is_call(value, *EPILOGUES, qop.FAKE_QUANT):
+        return None
+    operands = [arg for arg in value.args if isinstance(arg, relax.Var)]
+    found = (axis for arg in operands if (axis := channel_axis(values, arg)) is not None)
+    if len(operands) < 2 or not qop.is_call(value, "relax.add", "relax.subtract"):
+        return next(found, None)
+    rank = len(value.ty.shape.values)
+    return next(found, 1 if rank == 4 else rank - 1)
 
 
 def is_uniform(factors: Array) -> bool:

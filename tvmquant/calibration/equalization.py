@@ -37,10 +37,9 @@ from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes import scale_factors
 from tvmquant.passes.accumulator import factors_per_input
 from tvmquant.passes.annotate_quantization import ACTIVATION, is_mover
-from tvmquant.passes.channel_affine import CONV2D, CONV2D_TRANSPOSE, MATMUL
+from tvmquant.passes.channel_affine import CONV2D, MATMUL
 from tvmquant.passes.rewriter import bindings_of, span_name, used_vars
 
-LAYERS = (CONV2D, CONV2D_TRANSPOSE, MATMUL)
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # What is gained has to be worth that later data may leave the range of a channel: 3 dB.
 MOST_NOISE = 0.5
@@ -51,9 +50,6 @@ LEAST_FACTOR = 2.0**-10
 # those of one image resemble each other. (SqueezeNet, 100 images, SQNR of 250 others: 29.5 dB with
 # values counted and gains from 1 dB on, 31.6 dB with this, 31.7 dB with one scale for each tensor.)
 RESERVE = 5.0
-# What a region may end in between the layer that accumulates and the tensor.
-EPILOGUES = ("relax.nn.relu", "relax.clip", "relax.add", "relax.subtract", "relax.multiply")
-SUMS = (*LAYERS, "relax.mean", "relax.nn.avg_pool2d")
 # These read a tensor of several scales as it is.
 PLAIN_READERS = ("relax.add", "relax.subtract", "relax.mean", "relax.nn.avg_pool2d")
 
@@ -210,11 +206,11 @@ class _Finder:
                 continue
             attrs = qop.attributes(value)
             wanted = attrs["role"] == ACTIVATION and not attrs["calibrated"]
-            if not wanted or attrs.get("shares") == "scale" or not self._accumulates(value.args[0]):
+            if not wanted or attrs.get("shares") == "scale":
                 continue
             extents = list(var.ty.shape.values)
-            axis = 1 if len(extents) == 4 else len(extents) - 1
-            if len(extents) < 2 or not isinstance(extents[axis], tvm.tirx.IntImm):
+            axis = scale_factors.channel_axis(self.values, value.args[0])
+            if axis is None or len(extents) < 2 or not isinstance(extents[axis], tvm.tirx.IntImm):
                 continue
             channels = int(extents[axis])
             probe = np.arange(1.0, channels + 1.0)
@@ -222,15 +218,6 @@ class _Finder:
             readers = self._readers(var, probe)
             if channels > 1 and readers and any(r.weight is not None for r in readers):
                 yield attrs["id"], Candidate(axis, readers)
-
-    def _accumulates(self, var: relax.Var) -> bool:
-        """Whether a tensor is requantized from sums, and not made by a table or at the border."""
-        value = self.values.get(var)
-        while qop.is_call(value, *EPILOGUES, qop.FAKE_QUANT):
-            if qop.is_call(value, "relax.add", "relax.subtract") and len(used_vars(value)) == 2:
-                return True
-            value = self.values.get(value.args[0])
-        return qop.is_call(value, *SUMS)
 
     def _readers(self, var: relax.Var, probe: FloatArray) -> list[Reader] | None:
         """Return what reads a tensor through movers; None if something cannot absorb factors.
@@ -264,7 +251,7 @@ class _Finder:
                 return None
             moved = scale_factors.moved(value, inputs)
             return None if moved is None else self._readers(result, moved)
-        if qop.is_call(value, *LAYERS):
+        if qop.is_call(value, *scale_factors.LAYERS):
             return self._layer(value, probe)
         if qop.is_call(value, *PLAIN_READERS) and len(used_vars(value)) > 0:
             scalar = any(a.size == 1 for a in map(qop.constant_array, value.args) if a is not None)

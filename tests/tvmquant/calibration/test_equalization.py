@@ -145,3 +145,33 @@ def test_the_record_keeps_factors(tmp_path):
     calibration = calibrate(module, ITEMS)
     calibration.save(tmp_path / "calibration.json")
     assert type(calibration).load(tmp_path / "calibration.json").factors() == calibration.factors()
+
+
+LAST = {
+    "dense": lambda e, y: e(op.matmul(y, const(normal(6, 3) / GAIN.reshape(-1, 1))), "second"),
+    "moved to a convolution": lambda e, y: convolved(e, e(op.permute_dims(y, [0, 3, 1, 2]))),
+}
+
+
+@pytest.mark.parametrize("name", LAST)
+@pytest.mark.parametrize("residual", [False, True])
+def test_channels_may_come_last(name, residual):
+    """Behind a dense layer of images, whose rows are as many as their channels."""
+
+    def body(emit, x):
+        y = emit(op.matmul(x, const(normal(4, 6) * GAIN)), "first")
+        if residual:
+            y = emit(op.add(y, emit(op.matmul(x, const(normal(4, 6, seed=1) * GAIN)), "other")))
+        return LAST[name](emit, emit(op.nn.relu(y), "uneven"))
+
+    net = Graph(graph(body, (tirx.Var("N", "int64"), 6, 5, 4)), "L0", "last", ("x",), ("y",))
+    items = normal(16, 6, 5, 4)
+    calibration = calibrate_graph(net, items)
+    assert np.argsort(calibration.factors()["uneven"])[[0, -1]].tolist() == [2, 1]
+    quantized = quantize(net, calibration)
+    import torch
+
+    exact = Twin(net.module)(torch.from_numpy(items)).detach().numpy()
+    noise = simulate(quantized, items)[0] - exact
+    if not residual:  # its other term is rounded before, with one scale
+        assert 10 * np.log10((exact**2).sum() / (noise**2).sum()) > 35.0
