@@ -116,6 +116,24 @@ def check_dtype(dtype: np.dtype[Any], name: str, spec: InputSpec = ANY_INPUT) ->
         )
 
 
+def to_array(value: Any, name: str) -> NDArray[Any]:
+    """Return what a user hands over as an array, torch tensors of any device and type included.
+
+    Raises
+    ------
+    DataError
+        When it is no array, such as a list of rows of different lengths.
+    """
+    if hasattr(value, "detach"):  # a torch tensor, which may require a gradient
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":  # numpy has no such type
+            value = value.float()
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{name}: {type(value).__name__} is no array: {error}") from error
+
+
 def as_input(array: NDArray[Any], name: str, spec: InputSpec) -> NDArray[Any]:
     """Return values as the input's type.
 

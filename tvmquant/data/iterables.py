@@ -16,6 +16,7 @@ from tvmquant.data.items import (
     check_dtype,
     integer_labels,
     names_of,
+    to_array,
 )
 from tvmquant.errors import DataError
 
@@ -39,8 +40,7 @@ class IterableSource(Source):
     """
 
     def __init__(self, iterable: Iterable[Any], inputs: tuple[InputSpec, ...]) -> None:
-        kind = "reader" if isinstance(iterable, Reader) else "iterable"
-        self.name = f"{kind} of type {type(getattr(iterable, 'reader', iterable)).__name__}"
+        self.name = _title(iterable)
         self._inputs = inputs
         self._iterable = iterable
         self._consumed = False
@@ -106,6 +106,9 @@ class IterableSource(Source):
             array.ndim - 1 == spec.item_rank(array.dtype)
             for array, spec in zip(arrays, self._inputs, strict=True)
         ]
+        for array, spec in zip(arrays, self._inputs, strict=True):
+            if array.size == 0:
+                raise DataError(f"{self._part(name, spec)}: empty array of shape {array.shape}")
         is_batch = any(batched)
         if is_batch and not (all(batched) and len({len(array) for array in arrays}) == 1):
             shapes = ", ".join(
@@ -116,7 +119,7 @@ class IterableSource(Source):
         rows = tuple(arrays) if is_batch else tuple(array[None] for array in arrays)
         if label is None:
             return rows, None
-        labels = np.asarray(label)
+        labels = to_array(label, f"{name}, labels")
         return rows, integer_labels(labels if is_batch else labels.reshape(-1), len(rows[0]), name)
 
     def _part(self, name: str, spec: InputSpec) -> str:
@@ -173,7 +176,35 @@ class Reader:
         if self._started and self.rewinds:
             self.reader.rewind()
         self._started = True
-        return iter(self.reader.get_next, None)
+        while (batch := self.reader.get_next()) is not None:
+            yield batch
+
+
+class Indexed:
+    """What has items by their number, such as a torch ``Dataset``, as an iterable.
+
+    Parameters
+    ----------
+    items : object
+        With ``len(items)`` and ``items[i]``.
+    """
+
+    def __init__(self, items: Any) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self.items[index] for index in range(len(self.items)))
+
+
+def _title(iterable: Iterable[Any]) -> str:
+    if isinstance(iterable, Reader):
+        return f"reader of type {type(iterable.reader).__name__}"
+    if isinstance(iterable, Indexed):
+        return f"data of type {type(iterable.items).__name__}"
+    return f"iterable of type {type(iterable).__name__}"
 
 
 def values_by_name(
@@ -206,9 +237,6 @@ def _rewinds(reader: Any) -> bool:
 
 
 def _array(value: Any, name: str, spec: InputSpec) -> NDArray[Any]:
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{name}: {type(value).__name__} is no array: {error}") from error
+    array = to_array(value, name)
     check_dtype(array.dtype, name, spec)
     return array

@@ -26,8 +26,9 @@ from tvmquant.data.items import (
     as_input,
     integer_labels,
     names_of,
+    to_array,
 )
-from tvmquant.data.iterables import IterableSource, Reader, values_by_name
+from tvmquant.data.iterables import Indexed, IterableSource, Reader, values_by_name
 from tvmquant.data.preprocess import Preprocess, PreprocessLike
 from tvmquant.errors import DataError
 
@@ -318,9 +319,10 @@ def open_data(
         not); a .npy of shape (N, ...); an .npz (the inputs by name, or for one input
         ``images``/``x``/its first array; optionally ``labels``/``y``); an array (N, ...), or a pair
         of it and labels; a mapping from the inputs' names to arrays (N, ...); an iterable of items
-        or batches, as `IterableSource` says, such as a torch ``DataLoader``; or an ONNX Runtime
-        ``CalibrationDataReader``. 8-bit arrays that go to a float input are images and go through
-        `preprocess`; other arrays are taken as they are.
+        or batches, as `IterableSource` says, such as a torch ``DataLoader``; what has items by
+        their number, such as a torch ``Dataset``; or an ONNX Runtime ``CalibrationDataReader``.
+        8-bit arrays that go to a float input are images and go through `preprocess`; other arrays
+        are taken as they are.
     preprocess : Preprocess, str, path, mapping or None
         See `Preprocess.parse`.
     input_shape : sequence of int or None, optional
@@ -380,7 +382,7 @@ def _open_source(source: Any, inputs: tuple[InputSpec, ...]) -> Source:
         return _columns(source, inputs)
     if isinstance(source, (tuple, list)) and _are_columns(source, inputs):
         count = len(inputs)
-        arrays = [np.asarray(array) for array in source]
+        arrays = [to_array(array, f"{type(source).__name__} of arrays") for array in source]
         labels = None
         if len(arrays) > count:
             labels = integer_labels(arrays[count], len(arrays[0]), "labels")
@@ -392,6 +394,12 @@ def _open_source(source: Any, inputs: tuple[InputSpec, ...]) -> Source:
         )
     if isinstance(source, Iterable) and not isinstance(source, bytes):
         return IterableSource(source, inputs)
+    if (
+        hasattr(source, "__len__")
+        and hasattr(source, "__getitem__")
+        and not isinstance(source, bytes)
+    ):
+        return IterableSource(Indexed(source), inputs)
     raise DataError(
         f"data of type {type(source).__name__} cannot be read; expected a path, a numpy array, a "
         "mapping from the inputs' names to arrays, or an iterable of arrays, of such mappings or "
@@ -419,7 +427,12 @@ def _open_path(path: Path, inputs: tuple[InputSpec, ...]) -> Source:
 
 def _columns(source: Mapping[str, Any], inputs: tuple[InputSpec, ...]) -> Source:
     """Return the rows of a mapping from names to arrays."""
-    arrays = [np.asarray(value) for value in values_by_name(source, inputs, "mapping of arrays")]
+    arrays = [
+        to_array(value, f"mapping of arrays, {spec.describe()}")
+        for value, spec in zip(
+            values_by_name(source, inputs, "mapping of arrays"), inputs, strict=True
+        )
+    ]
     own = {spec.name for spec in inputs}
     label_name = next((name for name in LABELS if name in source and name not in own), None)
     labels = None

@@ -120,6 +120,39 @@ def test_a_calibration_data_reader():
         list(once)
 
 
+def test_a_reader_of_one_input_may_hand_over_arrays():
+    np.testing.assert_array_equal(read(Reader(A[:3], A[3:]), ONE)[0][0], A)
+
+
+class Numbered(torch.utils.data.Dataset):
+    """Items by their number; torch's own data sets do not say where they end either."""
+
+    def __len__(self):
+        return len(A)
+
+    def __getitem__(self, index):
+        return {"a": A[index % len(A)], "label": int(LABELS[index % len(A)])}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [Numbered(), torch.utils.data.TensorDataset(torch.from_numpy(A), torch.from_numpy(LABELS))],
+    ids=lambda source: type(source).__name__,
+)
+def test_data_sets_of_torch(source):
+    (a,), labels = read(source, ONE)
+    np.testing.assert_array_equal(a, A)
+    np.testing.assert_array_equal(labels, LABELS)
+    data = open_data(source, inputs=ONE)
+    assert data.fingerprint() == data.fingerprint() is not None
+
+
+def test_tensors_of_torch_that_numpy_does_not_read():
+    for tensor in (torch.from_numpy(A).requires_grad_(), torch.from_numpy(A).bfloat16()):
+        for source in (tensor, {"a": tensor}, [(tensor, LABELS)]):
+            np.testing.assert_array_equal(read(source, ONE)[0][0], A)
+
+
 def test_one_input_with_labels():
     for source in ((A, LABELS), {"a": A, "label": LABELS}, [(A, LABELS)], [{"a": A, "y": LABELS}]):
         (a,), labels = read(source, ONE)
@@ -146,6 +179,8 @@ def test_lists_of_batches():
         ([{"a": A[0], "b": B[0, :3]}], "input 'b': shape .3,., but the model's input 'b' takes"),
         ([{"a": A[0], "b": B[0].astype(int)}], "input 'b': dtype int64 is not supported"),
         ([*rows_of_both(), {"a": A[0], "b": B[0, :2]}], "item 5, input 'b': shape .2,."),
+        ([{"a": A[:0], "b": B[:0]}], "element 0, input 'a': empty array of shape"),
+        ({"a": [A[0], A[0, :1]], "b": B}, "mapping of arrays, input 'a': list is no array"),
     ],
 )
 def test_what_is_wrong_is_named(source, message):
