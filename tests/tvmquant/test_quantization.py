@@ -110,3 +110,34 @@ def test_bounds_hold_where_a_border_is_outside_what_the_input_reaches():
     with torch.no_grad():
         expected = Twin(imported.module)(torch.from_numpy(images)).numpy()
     assert networks.sqnr_db(expected, found) > 40
+
+
+def test_pairs_stay_free_where_bounding_them_costs_much():
+    """Inputs far from zero multiply what is lost of the weights."""
+    rng = np.random.default_rng(3)
+    shapes = ((8, 6, 3, 3), (8, 8, 3, 3), (4, 8, 1, 1))
+    weights = [rng.normal(0, (2 / np.prod(s[1:])) ** 0.5, s).astype(np.float32) for s in shapes]
+    names = ["x", "first", "second", "y"]
+    nodes = [
+        helper.make_node("Conv", [names[i], f"w{i}"], [names[i + 1]], pads=[w.shape[2] // 2] * 4)
+        for i, w in enumerate(weights)
+    ]
+    model = helper.make_model(
+        helper.make_graph(
+            nodes, "far",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 6, 9, 9])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4, 9, 9])],
+            [numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights)],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+    )  # fmt: skip
+    graph = tvmquant.load_onnx(model)
+    images = rng.normal(40, 1, (8, 6, 9, 9)).astype(np.float32)
+    calibration = tvmquant.calibrate(graph, images)
+    wanted = Twin(graph.module)(torch.from_numpy(images)).detach().numpy()
+
+    def sqnr(**options):
+        (found,) = tvmquant.simulate(tvmquant.quantize(graph, calibration, **options), images)
+        return networks.sqnr_db(wanted, found)
+
+    assert sqnr() > sqnr(bound_pairs=False) - 1.0
