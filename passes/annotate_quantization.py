@@ -27,7 +27,8 @@ there is exactly one of the *regions* that `InsertRequantize` can compute with a
   made for it only needs the range of the result, beyond which nothing comes through.
 
 Constants of an accumulator vary along the output channels of its contraction, or, without one,
-along any axis but the batch. Constants that are joined or compared with tensors are quantized like these.
+along any axis but the batch. Constants that are joined or compared with tensors are quantized like
+these.
 
 What is cast to float from an input of 8-bit integers, or from booleans that are no part of a table,
 is quantized already: scale 1, zero point 0 (128 where it is signed), whatever the data are::
@@ -161,6 +162,8 @@ class _RegionFinder:
         self.uses = count_uses(function)
         self.forms: dict[relax.Var, Form] = {p: _form_of_input(p) for p in function.params}
         self.marked: dict[relax.Var, set[str]] = {}
+        # of each mover: the tensors that it moves values of
+        self.moved: dict[relax.Var, tuple[relax.Var, ...]] = {}
         self.groups: dict[relax.Var, relax.Var] = {}
         # inputs of 8 bits and booleans, cast to float, which are integers as they are
         self.exact: set[relax.Var] = set()
@@ -178,7 +181,10 @@ class _RegionFinder:
         self.ends = _only_for_the_user(function, self.uses)
         self.amplified = amplified(function, divisors=True)
         for var, value in bindings_of(function):
-            self.forms[var] = self._form(var, value)
+            form = self.forms[var] = self._form(var, value)
+            if form.kind == "mover":
+                moved = (root for source in form.sources for root in self.roots(source))
+                self.moved[var] = tuple(dict.fromkeys(moved))
             if self.forms[var].kind == "extreme":
                 self._limit(var)
         body = function.body.body
@@ -200,13 +206,13 @@ class _RegionFinder:
         """
         if is_boolean(var):
             return
-        form = self.form(var)
-        if form.kind == "mover":
-            for source in form.sources:
-                self.request(source, role)
+        if var in self.moved:
+            for root in self.moved[var]:
+                self.request(root, role)
             return
         if var in self.exact:
             return
+        form = self.form(var)
         for source in form.sources if var in self.comparisons else ():
             self.request(source, role)
         self.marked.setdefault(var, set()).add(role)
@@ -215,10 +221,7 @@ class _RegionFinder:
 
     def roots(self, var: relax.Var) -> Iterable[relax.Var]:
         """Return the materialized tensors whose scale ``var`` carries."""
-        form = self.form(var)
-        if form.kind != "mover":
-            return [var]
-        return [root for source in form.sources for root in self.roots(source)]
+        return self.moved.get(var, (var,))
 
     def group_of(self, var: relax.Var) -> relax.Var:
         while var in self.groups:
@@ -649,17 +652,28 @@ class _Annotator(DataflowRewriter):
         """Return an operand for a reader that takes more than 8 bits."""
         if isinstance(expr, relax.Tuple):
             return relax.Tuple([self._precise(field) for field in expr.fields])
-        if not isinstance(expr, relax.Var) or expr in self.precise:
-            return self.precise.get(expr, expr)
-        value = self.producer.get(expr)
-        moves = value is not None and self.finder.form(expr).kind == "mover"
-        if not moves or not any(root in self.precise for root in self.finder.roots(expr)):
-            return self.lookup(expr)
-        if isinstance(value, relax.Call):
-            self.precise[expr] = self.emit(self._with_precise_operands(value), str(expr.name))
-        else:
-            self.precise[expr] = self._precise(value)
-        return self.precise[expr]
+        if not isinstance(expr, relax.Var):
+            return expr
+        pending = [expr]
+        while pending:
+            var = pending[-1]
+            value = self.producer.get(var)
+            missing = [v for v in used_vars(value) if self._moves_precise(v)]
+            if missing and self._moves_precise(var):
+                pending += missing
+                continue
+            pending.pop()
+            if self._moves_precise(var) and isinstance(value, relax.Call):
+                self.precise[var] = self.emit(self._with_precise_operands(value), str(var.name))
+            elif self._moves_precise(var):
+                self.precise[var] = self.precise.get(value, self.lookup(value))
+        return self.precise.get(expr, self.lookup(expr))
+
+    def _moves_precise(self, var: relax.Var) -> bool:
+        """Whether a mover has a form of more than 8 bits that is not made yet."""
+        if var in self.precise or self.finder.form(var).kind != "mover":
+            return False
+        return any(root in self.precise for root in self.finder.roots(var))
 
     def _quantize_parameters(self, value: relax.Expr) -> None:
         for operand in used_vars(value):

@@ -58,6 +58,8 @@ class _Canonicalizer(DataflowRewriter):
         super().__init__(module)
         self.uses = count_uses(self.function)
         self.producer = dict(bindings_of(self.function))
+        # (operand, low, high) of each clip, those before it that merge into it included
+        self.clips: dict[relax.Var, tuple[relax.Var, float, float]] = {}
         self.handlers: dict[str, Callable[[relax.Var, relax.Call], relax.Expr | None]] = {
             **dict.fromkeys(ARITHMETIC, self._arithmetic),
             **dict.fromkeys(RESHAPES, self._reshape),
@@ -197,11 +199,10 @@ class _Canonicalizer(DataflowRewriter):
         if bounds is None:
             return self._of_one_rank(call, [self.lookup(operand) for operand in call.args])
         operand, low, high = bounds
-        inner = self.source(operand, *CLIPS, "relax.maximum", "relax.minimum")
-        while inner is not None and (nested := self._bounds(inner)) is not None:
-            operand, inner_low, inner_high = nested
+        if operand in self.clips and self.uses[operand] == 1:
+            operand, inner_low, inner_high = self.clips[operand]
             low, high = min(max(inner_low, low), high), max(min(inner_high, high), low)
-            inner = self.source(operand, *CLIPS, "relax.maximum", "relax.minimum")
+        self.clips[var] = operand, low, high
         x = self.lookup(operand)
         if (low, high) == (-math.inf, math.inf):
             return x

@@ -8,7 +8,7 @@ operands replaced and its span (the ONNX node name) kept.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tvm
@@ -41,6 +41,32 @@ def used_vars(expr: relax.Expr) -> list[relax.Var]:
     if isinstance(expr, relax.TupleGetItem):
         return used_vars(expr.tuple_value)
     return [expr] if isinstance(expr, relax.Var) else []
+
+
+def origins(
+    expr: relax.Expr, sources: Callable[[relax.Expr], Sequence[relax.Expr] | None]
+) -> list[relax.Expr]:
+    """Return what an expression is made of, each once, however long and forked the way is.
+
+    Parameters
+    ----------
+    expr : relax.Expr
+    sources : callable
+        Returns what an expression is directly made of; None where it is an origin.
+    """
+    found: list[relax.Expr] = []
+    seen = {expr}
+    pending = [expr]
+    while pending:
+        current = pending.pop()
+        parts = sources(current)
+        if parts is None:
+            found.append(current)
+            continue
+        fresh = [part for part in dict.fromkeys(parts) if part not in seen]
+        seen.update(fresh)
+        pending += reversed(fresh)
+    return found
 
 
 def count_uses(function: relax.Function) -> Counter[relax.Var]:

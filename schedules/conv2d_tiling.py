@@ -6,6 +6,7 @@ a model of issue slots and caches finds cheapest. Both start from the same regis
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -94,6 +95,7 @@ def tilings(spec: Conv2DSpec, dots: tuple[DotProduct, ...], threads: int) -> lis
     return list(found)
 
 
+@functools.lru_cache(maxsize=1024)  # networks repeat their layers
 def default_tiling(spec: Conv2DSpec, dots: tuple[DotProduct, ...], threads: int) -> Tiling:
     """Choose a tiling from registers, caches and exact division, without measuring.
 

@@ -15,7 +15,7 @@ from tvmquant.passes import pipeline
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.annotate_quantization import WEIGHT, is_mover
 from tvmquant.passes.elementwise import CAST
-from tvmquant.passes.rewriter import bindings_of, span_name, used_vars
+from tvmquant.passes.rewriter import bindings_of, origins, span_name, used_vars
 from tvmquant.weight_pairs import groups_follow_runs
 
 if TYPE_CHECKING:
@@ -176,24 +176,29 @@ class _Reader:
 
     def _edges(self, expr: relax.Expr) -> list[dict[str, Any]]:
         """Return id and variable of the fake_quants whose integers ``expr`` holds."""
-        value = self.values.get(expr)
-        if qop.is_call(value, qop.FAKE_QUANT):
-            attrs = qop.attributes(value)
-            return [{"id": attrs["id"], "var": value.args[0], "fixed": bool(attrs["fixed"])}]
-        if isinstance(value, relax.Var):
-            return self._edges(value)
-        if isinstance(value, relax.TupleGetItem) or (
-            isinstance(value, relax.Call) and is_mover(value)
-        ):
-            return [edge for var in used_vars(value) for edge in self._edges(var)]
-        return []
+
+        def sources(expr: relax.Expr) -> list[relax.Expr] | None:
+            value = self.values.get(expr)
+            moves = isinstance(value, relax.Call) and is_mover(value)
+            moves = moves or isinstance(value, relax.Var | relax.TupleGetItem)
+            return used_vars(value) if moves else None
+
+        quants = [self.values.get(origin) for origin in origins(expr, sources)]
+        return [
+            {"id": attrs["id"], "var": value.args[0], "fixed": bool(attrs["fixed"])}
+            for value in quants
+            if qop.is_call(value, qop.FAKE_QUANT)
+            for attrs in [qop.attributes(value)]
+        ]
 
     def _reads_input(self, var: relax.Expr) -> bool:
-        value = self.values.get(var)
-        if value is None:
-            return any(var.same_as(p) for p in self.function.params)
-        moves = isinstance(value, relax.Call) and (is_mover(value) or qop.is_call(value, CAST))
-        return moves and any(self._reads_input(v) for v in used_vars(value))
+        def sources(expr: relax.Expr) -> list[relax.Expr] | None:
+            value = self.values.get(expr)
+            moves = isinstance(value, relax.Call) and (is_mover(value) or qop.is_call(value, CAST))
+            return used_vars(value) if moves else None
+
+        parameters = set(self.function.params)
+        return any(origin in parameters for origin in origins(var, sources))
 
     def _followed(self, names: set[str]) -> set[str]:
         """Return the layers whose result reaches another layer."""

@@ -453,3 +453,19 @@ def test_predicates_on_calls():
     assert is_mover(the_call(lambda x: op.image.resize2d(x, (9, 9), method="nearest_neighbor")))
     assert is_mover(the_call(lambda x: op.image.resize2d(x, (9, 9), method="linear")))
     assert not is_mover(the_call(lambda x: op.image.resize2d(x, (9, 9), method="cubic")))
+
+
+def test_movers_may_follow_each_other_without_end_and_join_again_and_again():
+    """No recursion over their number, and no search of every way through them."""
+
+    def body(emit, x):
+        y = conv(emit, x)
+        for _ in range(60):
+            halves = [emit(op.strided_slice(y, [1], [begin], [begin + 2])) for begin in (0, 2)]
+            y = emit(op.concat(halves, 1))
+        for _ in range(1200):
+            y = emit(op.nn.pad(y, [0] * 8))
+        return conv(emit, y)
+
+    module = AnnotateQuantization()(graph(body, SHAPE))
+    assert len(edges(module)) == 3

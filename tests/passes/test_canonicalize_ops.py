@@ -265,3 +265,10 @@ def test_spans_are_kept():
     module = graph(lambda emit, x: emit(op.maximum(x, const(0.0)), "Relu_3"), SHAPE)
     (_, relu), *_ = bindings_of(CanonicalizeOps()(module)["main"])
     assert span_name(relu) == "Relu_3"
+
+
+def test_clips_in_a_long_chain_merge_step_by_step():
+    bounds = [clip(-count, count) for count in range(1200, 0, -1)]
+    module = CanonicalizeOps()(graph(chain(*bounds), SHAPE))
+    (call,) = [value for _, value in bindings_of(module["main"]) if isinstance(value, relax.Call)]
+    assert [float(bound.value) for bound in call.args[1:]] == [-1.0, 1.0]
