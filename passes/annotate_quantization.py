@@ -221,7 +221,8 @@ class _RegionFinder:
 
     def roots(self, var: relax.Var) -> Iterable[relax.Var]:
         """Return the materialized tensors whose scale ``var`` carries."""
-        return self.moved.get(var, (var,))
+        found: tuple[relax.Var, ...] = self.moved.get(var, (var,))
+        return found
 
     def group_of(self, var: relax.Var) -> relax.Var:
         while var in self.groups:
