@@ -110,7 +110,7 @@ class NumpyFileSource(Source):
     """The rows of a .npy file, or of the arrays of an .npz, read one at a time.
 
     An .npz holds the rows of each input under its name; for one input also under ``images``, ``x``,
-    or else in its first array. Labels are under ``labels`` or ``y``. Files in Fortran order are
+    or else in its only array. Labels are under ``labels`` or ``y``. Files in Fortran order are
     read whole.
     """
 
@@ -204,7 +204,14 @@ def _choose_members(path: Path, inputs: tuple[InputSpec, ...]) -> tuple[list[str
         raise DataError(
             f"{path}: holds no array of inputs (found {members}); expected 'images' or 'x'"
         )
-    return [next((n for n in ("images.npy", "x.npy") if n in arrays), arrays[0])], labels
+    known = next((name for name in ("images.npy", "x.npy") if name in arrays), arrays[0])
+    if len(arrays) > 1 and known not in ("images.npy", "x.npy"):
+        named = f" as {inputs[0].name!r}" if inputs[0].name else ""
+        raise DataError(
+            f"{path}: holds {', '.join(name.removesuffix('.npy') for name in arrays)}; store the "
+            f"model's input{named}, or under 'images' or 'x'"
+        )
+    return [known], labels
 
 
 def _read_header(file: IO[bytes], name: str) -> _Header:

@@ -317,7 +317,7 @@ def open_data(
     source : path, array, mapping, iterable or calibration data reader
         A folder or uncompressed .tar of images (labelled by ``labels.csv``, by class folder, or
         not); a .npy of shape (N, ...); an .npz (the inputs by name, or for one input
-        ``images``/``x``/its first array; optionally ``labels``/``y``); an array (N, ...), or a pair
+        ``images``/``x``/its only array; optionally ``labels``/``y``); an array (N, ...), or a pair
         of it and labels; a mapping from the inputs' names to arrays (N, ...); an iterable of items
         or batches, as `IterableSource` says, such as a torch ``DataLoader``; what has items by
         their number, such as a torch ``Dataset``; or an ONNX Runtime ``CalibrationDataReader``.

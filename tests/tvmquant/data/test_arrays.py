@@ -44,7 +44,7 @@ def test_every_way_to_give_an_array(tmp_path, dtype, order, kind):
 
 @pytest.mark.parametrize(
     ("names", "expected"),
-    [(("a", "x", "y"), "x"), (("b", "a"), "b"), (("y", "z"), "z"), (("x", "images"), "images")],
+    [(("a", "x", "y"), "x"), (("b",), "b"), (("y", "z"), "z"), (("x", "images"), "images")],
 )
 def test_names_in_npz(tmp_path, names, expected):
     arrays = {name: ROWS + index for index, name in enumerate(names)}

@@ -101,6 +101,9 @@ def test_inputs_by_name_in_an_npz(tmp_path):
     np.save(tmp_path / "x.npy", A)
     with pytest.raises(DataError, match="one array, but the model has 2 inputs"):
         open_data(tmp_path / "x.npy", inputs=TWO)
+    np.savez(tmp_path / "others.npz", b=A, c=A)
+    with pytest.raises(DataError, match="holds b, c; store the model's input as 'a', or under"):
+        open_data(tmp_path / "others.npz", inputs=ONE)
     # of one input the array of its name, whatever comes first
     np.savez(tmp_path / "one.npz", x=B, a=A)
     np.testing.assert_array_equal(read(tmp_path / "one.npz", ONE)[0][0], A)
