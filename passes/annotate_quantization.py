@@ -200,24 +200,24 @@ class _RegionFinder:
         return self.forms[var]
 
     def request(self, var: relax.Var, role: str) -> None:
-        """Ask that ``var`` be held as integers; movers hand the request to their sources.
+        """Ask that ``var`` be held as integers; movers and extremes hand the request on.
 
         Booleans are never held: a comparison is a part of the tables that read it, or a table.
         """
-        if is_boolean(var):
-            return
-        if var in self.moved:
-            for root in self.moved[var]:
-                self.request(root, role)
-            return
-        if var in self.exact:
-            return
-        form = self.form(var)
-        for source in form.sources if var in self.comparisons else ():
-            self.request(source, role)
-        self.marked.setdefault(var, set()).add(role)
-        if form.kind != "quantized":
-            self.forms[var] = Form("quantized", form.sources)
+        pending = [var]
+        while pending:
+            asked = pending.pop()
+            if is_boolean(asked) or asked in self.exact:
+                continue
+            if asked in self.moved:
+                pending += self.moved[asked]
+                continue
+            form, roles = self.form(asked), self.marked.setdefault(asked, set())
+            if asked in self.comparisons and role not in roles:
+                pending += form.sources
+            roles.add(role)
+            if form.kind != "quantized":
+                self.forms[asked] = Form("quantized", form.sources)
 
     def roots(self, var: relax.Var) -> Iterable[relax.Var]:
         """Return the materialized tensors whose scale ``var`` carries."""

@@ -171,10 +171,10 @@ class _Canonicalizer(DataflowRewriter):
     def _is_exponential(self, operand: relax.Expr) -> bool:
         """Whether a tensor is a function of an exponential."""
         made = self.source(operand, *UNARY, *BINARY)
-        if made is None or qop.is_call(made, "relax.exp"):
-            return made is not None
-        read = used_vars(made)
-        return len(read) == 1 and self._is_exponential(read[0])
+        while made is not None and not qop.is_call(made, "relax.exp"):
+            read = used_vars(made)
+            made = self.source(read[0], *UNARY, *BINARY) if len(read) == 1 else None
+        return made is not None
 
     def _of_one_rank(self, call: relax.Call, operands: list[relax.Expr]) -> relax.Expr | None:
         """Write out the axes that broadcasting adds to one of two tensors."""

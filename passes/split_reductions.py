@@ -46,6 +46,7 @@ class _Splitter(DataflowRewriter):
         super().__init__(module)
         self.producer = dict(bindings_of(self.function))
         self.amplified = amplified(self.function)
+        self.rows = _channels_last(self.function)
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         if not qop.is_call(value, *REDUCTIONS) or str(value.ty.dtype.dtype) != "float32":
@@ -65,20 +66,6 @@ class _Splitter(DataflowRewriter):
         product = qop.is_call(made, "relax.multiply") and made.args[0].same_as(made.args[1])
         return product or qop.is_call(made, "relax.square")
 
-    def is_image(self, expr: relax.Expr) -> bool:
-        """Whether the second axis of a tensor of rank 4 holds its channels."""
-        while isinstance(expr, relax.Var) and expr in self.producer:
-            value = self.producer[expr]
-            if qop.is_call(value, "relax.permute_dims"):
-                return [int(a) for a in value.attrs.axes] != list(TO_NHWC)
-            if qop.is_call(value, *IMAGES, *ROWS):
-                return not qop.is_call(value, *ROWS)
-            operands = used_vars(value)
-            if not operands:
-                break
-            expr = operands[0]
-        return True
-
 
 class _Reduction:
     """The steps of one reduction, which all keep the axes that they reduce."""
@@ -93,7 +80,7 @@ class _Reduction:
 
     def result(self, axes: list[int], var: relax.Var) -> relax.Expr | None:
         """Return what replaces the call, or None where it has no other form."""
-        image = len(self.shape) == 4 and self.splitter.is_image(self.call.args[0])
+        image = len(self.shape) == 4 and self.call.args[0] not in self.splitter.rows
         spatial = len(self.shape) == 4 and set(axes) <= {2, 3}
         if spatial and self.averages:
             return None
@@ -146,6 +133,22 @@ class _Reduction:
             self._emit(relax.op.permute_dims(self.x, list(TO_NHWC)))
         self.shape[first:end] = [1] * (end - first)
         self._emit(relax.op.reshape(self.x, [self.batch, *self.shape[1:]]))
+
+
+def _channels_last(function: relax.Function) -> set[relax.Var]:
+    """Return the tensors that hold their channels last, by what made them."""
+    found: set[relax.Var] = set()
+    for var, value in bindings_of(function):
+        read = used_vars(value)
+        if qop.is_call(value, "relax.permute_dims"):
+            last = [int(a) for a in value.attrs.axes or ()] == list(TO_NHWC)
+        elif qop.is_call(value, *IMAGES, *ROWS):
+            last = qop.is_call(value, *ROWS)
+        else:
+            last = bool(read) and read[0] in found
+        if last:
+            found.add(var)
+    return found
 
 
 def _runs(axes: list[int]) -> list[tuple[int, int]]:

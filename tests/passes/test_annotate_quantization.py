@@ -294,6 +294,18 @@ def test_what_is_compared_only_has_the_range_of_the_result():
     }  # fmt: skip
 
 
+def test_extremes_may_follow_each_other_without_end_and_be_compared_with_each_other():
+    def body(emit, x):
+        y, z = conv(emit, x, name="a"), conv(emit, x, name="b")
+        for _ in range(40):
+            y = emit(op.maximum(y, emit(op.minimum(y, z))))
+        for _ in range(1200):
+            y = emit(op.maximum(z, y))
+        return y
+
+    assert {e["bits"] for e in edges(AnnotateQuantization()(graph(body, SHAPE)))} == {8, 16}
+
+
 def test_what_an_output_is_chosen_from_has_16_bits():
     def body(emit, x):
         extreme = compared(emit, x)[2]

@@ -239,6 +239,16 @@ def test_a_gemm_of_an_exporter():
     tvm.ir.assert_structural_equal(after, graph(expected, SHAPE))
 
 
+def test_a_divisor_may_be_a_long_chain():
+    def body(emit, x):
+        y = emit(op.exp(x))
+        for _ in range(1200):
+            y = emit(op.sin(y))
+        return emit(op.divide(x, y))
+
+    assert op_names(CanonicalizeOps()(graph(body, SHAPE)))[-2:] == ["divide", "multiply"]
+
+
 def test_integers_keep_their_arithmetic():
     one = relax.const(1, "int64")
     module = graph(
