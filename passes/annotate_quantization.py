@@ -48,7 +48,7 @@ What fits no region stays float, and with it the functions of it that make much 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
@@ -178,6 +178,8 @@ class _RegionFinder:
         self.limits: dict[relax.Var, relax.Var] = {}
         # constants that pads put beside a tensor
         self.pad_values: list[tuple[relax.Var, float]] = []
+        # operands of movers
+        self.moved: dict[relax.Var, tuple[relax.Var, ...]] = {}
         self.ends = _only_for_the_user(function, self.uses)
         self.amplified = amplified(function, divisors=True)
         for var, value in bindings_of(function):
@@ -244,13 +246,26 @@ class _RegionFinder:
 
     def extremes(self, var: relax.Var) -> tuple[float, float]:
         """Return the least and greatest constant that pads put beside ``var``; 0 is one of them."""
-        values = [v for source, v in self.pad_values if var in self.roots(source)]
+        values = [v for source, v in self.pad_values if var in self._held(source)]
         return min([0.0, *values]), max([0.0, *values])
+
+    def _held(self, var: relax.Var) -> Iterator[relax.Var]:
+        """Yield the materialized tensors whose integers ``var`` moves, also where it was float."""
+        if var in self.marked:
+            yield var
+            return
+        for source in self.moved.get(var, ()):
+            yield from self._held(source)
 
     def _absorbs(self, var: relax.Var) -> bool:
         return self.uses[var] == 1
 
     def _form(self, var: relax.Var, value: relax.Expr) -> Form:
+        if isinstance(value, relax.Var) or (isinstance(value, relax.Call) and is_mover(value)):
+            self.moved[var] = tuple(used_vars(value))
+        if qop.is_call(value, "relax.nn.pad"):
+            padding = float(getattr(value.attrs, "pad_value", 0.0))
+            self.pad_values += [(source, padding) for source in self.moved.get(var, ())]
         if isinstance(value, relax.Var):
             is_float = self.form(value).kind == "float"
             return Form("float") if is_float else Form("mover", (value,))
@@ -364,8 +379,6 @@ class _RegionFinder:
                     self.request(operand, role)
         if len(operands) > 1:
             self._unify([r for v in operands for r in self.roots(v)])
-        if qop.is_call(call, "relax.nn.pad"):
-            self.pad_values.append((operands[0], float(getattr(call.attrs, "pad_value", 0.0))))
         return Form("mover", tuple(operands))
 
     def _compare(self, call: relax.Call) -> Form | None:

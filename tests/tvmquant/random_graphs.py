@@ -232,7 +232,8 @@ class RandomGraph:
     def _combine(self, x: Tensor) -> None:
         kind = self.choose(["Add", "Add", "Add", "Mul", "Sub"])
         others = [t for t in self.tensors if t.shape == x.shape and t is not x]
-        broadcast = [t for t in self.tensors if t.shape == (x.shape[0], 1, 1) != x.shape]
+        spread = (x.shape[0], 1, 1)
+        broadcast = [t for t in self.tensors if len(x.shape) == 3 and t.shape == spread != x.shape]
         if broadcast and self.chance(0.4):
             other = self.choose(broadcast).name
         elif others and self.chance(0.8):

@@ -141,3 +141,31 @@ def test_pairs_stay_free_where_bounding_them_costs_much():
         return networks.sqnr_db(wanted, found)
 
     assert sqnr() > sqnr(bound_pairs=False) - 1.0
+
+
+def test_a_pad_decided_in_float_is_held_where_another_reader_asks_for_integers():
+    rng = np.random.default_rng(0)
+    weights = {f"w{i}": rng.normal(size=(4, 3, 3, 3)).astype(np.float32) for i in range(2)}
+    pads = numpy_helper.from_array(np.array([0, 0, 1, 1, 0, 0, 1, 1]), "pads")
+    value = numpy_helper.from_array(np.float32(-15), "value")
+    nodes = [
+        helper.make_node("Softmax", ["x"], ["s"], axis=1),
+        helper.make_node("Pad", ["s", "pads", "value"], ["padded"]),
+        helper.make_node("Conv", ["padded", "w0"], ["y"]),
+        helper.make_node("Conv", ["s", "w1"], ["z"]),
+    ]
+    values = {
+        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *shape])
+        for name, shape in {"x": (3, 5, 5), "y": (4, 5, 5), "z": (4, 3, 3)}.items()
+    }
+    constants = [pads, value, *(numpy_helper.from_array(w, n) for n, w in weights.items())]
+    model = helper.make_model(
+        helper.make_graph(nodes, "pad", [values["x"]], [values["y"], values["z"]], constants),
+        opset_imports=[helper.make_opsetid("", 17)],
+    )
+    graph = tvmquant.load_onnx(model)
+    images = rng.normal(0, 3, (8, 3, 5, 5)).astype(np.float32)
+    found = tvmquant.simulate(tvmquant.quantize(graph, tvmquant.calibrate(graph, images)), images)
+    wanted = Twin(graph.module)(torch.from_numpy(images))
+    for expected, integers in zip(wanted, found, strict=True):
+        assert networks.sqnr_db(expected.detach().numpy(), integers) > 25
