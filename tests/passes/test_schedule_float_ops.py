@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tvm
 from tvm import relax
+from tvm.s_tir import Schedule
 from tvm.script import ir as I  # noqa: N812
 from tvm.script import tirx as T  # noqa: N812
 
@@ -164,3 +165,19 @@ class OneElement:
 
 def test_a_single_element_has_no_loop_to_schedule() -> None:
     assert "T.sqrt" in scheduled(OneElement).script()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("columns", [16, 64, 197])
+def test_a_product_of_tensors_goes_through_rows_of_the_second(columns: int, threads: int) -> None:
+    """Of 197 columns the products took 56 times as long one after another."""
+    shapes = ((2, 50, 24), (2, 24, columns))
+    module = graph(lambda emit, a, b: emit(relax.op.matmul(a, b)), *shapes)
+    module = relax.transform.LegalizeOps()(module)
+    after = ScheduleFloatOps(make_target(NATIVE), threads)(module)
+    (kernel,) = (f for v, f in after.functions.items() if v.name_hint != "main")
+    sch = Schedule(kernel.with_attr("global_symbol", "main"))
+    assert int(sch.get(sch.get_loops(sch.get_sblock("matmul_update"))[-1]).extent) == columns
+    a, b = (normal(*shape) for shape in shapes)
+    result = run(kernel, make_target(NATIVE), [a, b])
+    np.testing.assert_allclose(result, a @ b, rtol=1e-4, atol=1e-5)
