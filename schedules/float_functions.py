@@ -22,6 +22,8 @@ _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.66
         5.0000001201e-1)  # fmt: skip
 # beyond, the result is zero, or infinite
 _EXP_RANGE = (-104.0, 89.0)
+# of the normal numbers
+_LEAST_EXPONENT = -87.33
 _TANH_RANGE = 7.90531110763549805
 _TANH = (
     (-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08,
@@ -48,15 +50,19 @@ def exp(x: tirx.PrimExpr) -> tirx.PrimExpr:
     With n = round(x / ln 2) and r = x - n ln 2, ``2**n (1 + r + r**2 P(r))``; 2**n is the product
     of two powers, each of which a float32 can hold.
     """
-    lanes = _lanes(x)
     low, high = (constant(bound, x) for bound in _EXP_RANGE)
-    x = tirx.min(tirx.max(x, low), high)
-    steps = tirx.floor(x * constant(_LOG2_E, x) + constant(0.5, x))
-    r = x - steps * constant(_LN2_HIGH, x) - steps * constant(_LN2_LOW, x)
-    mantissa = _polynomial(_EXP, r) * r * r + r + constant(1.0, x)
-    n = steps.astype("int32" if lanes == 1 else f"int32x{lanes}")
-    half = n >> _constant(1, "int32", lanes)
-    return mantissa * _power_of_two(half, lanes) * _power_of_two(n - half, lanes)
+    mantissa, n = _mantissa_and_exponent(tirx.min(tirx.max(x, low), high))
+    half = n >> _constant(1, "int32", _lanes(x))
+    return mantissa * _power_of_two(half) * _power_of_two(n - half)
+
+
+def exp_below_zero(x: tirx.PrimExpr) -> tirx.PrimExpr:
+    """Return e to the power of a float32 value or vector of at most 0, at least about 2**-126.
+
+    As `exp`, with a single power of two.
+    """
+    mantissa, n = _mantissa_and_exponent(tirx.max(x, constant(_LEAST_EXPONENT, x)))
+    return mantissa * _power_of_two(n)
 
 
 def sigmoid(x: tirx.PrimExpr) -> tirx.PrimExpr:
@@ -105,9 +111,22 @@ def _constant(value: float, dtype: str, lanes: int) -> tirx.PrimExpr:
     return scalar if lanes == 1 else tirx.Broadcast(scalar, lanes)
 
 
-def _power_of_two(n: tirx.PrimExpr, lanes: int) -> tirx.PrimExpr:
+def _mantissa_and_exponent(x: tirx.PrimExpr) -> tuple[tirx.PrimExpr, tirx.PrimExpr]:
+    """Return m and n of ``exp(x) == m * 2**n``, m near 1."""
+    lanes = _lanes(x)
+    steps = tirx.floor(x * constant(_LOG2_E, x) + constant(0.5, x))
+    r = x - steps * constant(_LN2_HIGH, x) - steps * constant(_LN2_LOW, x)
+    return _polynomial((*_EXP, 1.0, 1.0), r), steps.astype(_vector_type("int32", lanes))
+
+
+def _power_of_two(n: tirx.PrimExpr) -> tirx.PrimExpr:
+    lanes = _lanes(n)
     bits = (n + _constant(127, "int32", lanes)) << _constant(23, "int32", lanes)
-    return tirx.reinterpret("float32" if lanes == 1 else f"float32x{lanes}", bits)
+    return tirx.reinterpret(_vector_type("float32", lanes), bits)
+
+
+def _vector_type(dtype: str, lanes: int) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
 
 
 def _polynomial(coefficients: Sequence[float], x: tirx.PrimExpr) -> tirx.PrimExpr:

@@ -22,7 +22,7 @@ from typing import Any
 import tvm
 from tvm import te, tirx
 
-from tvmquant.schedules.float_functions import constant, exp
+from tvmquant.schedules.float_functions import constant, exp_below_zero
 from tvmquant.schedules.isa import vector_bits
 from tvmquant.schedules.loops import PARALLEL_BYTES, flat_view
 
@@ -119,31 +119,33 @@ class _Row:
         self.repeated = self.steps * tiling.lanes - spec.length
         self.vector = "float32" if tiling.lanes == 1 else f"float32x{tiling.lanes}"
 
-    def loop(self, body: Callable[[Any, Any], tirx.Stmt]) -> tirx.Stmt:
-        """Return the loop over the steps, ``body(first element of the row, step)``."""
+    def loop(self, body: Callable[[Any, bool], tirx.Stmt]) -> tirx.Stmt:
+        """Return the steps, ``body(first element of the row, whether it repeats some)``."""
+        whole = self.steps - bool(self.repeated)
         step = tirx.Var("step", "int32")
-        first: Any = step * self.lanes
+        steps = [
+            tirx.For(step, 0, whole, tirx.ForKind.SERIAL, body(step * self.lanes, False)),
+        ]
         if self.repeated:
-            first = tirx.min(first, self.spec.length - self.lanes)
-        return tirx.For(step, 0, self.steps, tirx.ForKind.SERIAL, body(first, step))
+            steps.append(body(tirx.const(self.spec.length - self.lanes, "int32"), True))
+        return tirx.SeqStmt(steps) if len(steps) > 1 else steps[0]
 
     def load(self, first: Any) -> tirx.PrimExpr:
         """Return the step's elements of x."""
         return self.x.vload([self.row * self.spec.length + first], self.vector)
 
-    def first_time(self, step: Any, value: Any, otherwise: Any) -> tirx.PrimExpr:
+    def first_time(self, repeats: bool, value: Any, otherwise: Any) -> tirx.PrimExpr:
         """Return a step's values, and others where the step before has seen the elements."""
-        if not self.repeated:
+        if not repeats:
             return value
         unseen = tirx.Ramp(0, 1, self.lanes) >= tirx.Broadcast(self.repeated, self.lanes)
-        whole = tirx.Broadcast(step < self.steps - 1, self.lanes)
-        return tirx.Select(tirx.Or(whole, unseen), value, otherwise)
+        return tirx.Select(unseen, value, otherwise)
 
     def reduce(
         self,
         start: tirx.PrimExpr,
         combine: Callable[[Any, Any], Any],
-        step_of: Callable[[Any, Any], tuple[list[tirx.Stmt], tirx.PrimExpr]],
+        step_of: Callable[[Any, bool], tuple[list[tirx.Stmt], tirx.PrimExpr]],
     ) -> tuple[list[tirx.Stmt], tirx.PrimExpr]:
         """Return statements that reduce a row, and the expression of what they find.
 
@@ -151,13 +153,13 @@ class _Row:
         ----------
         start : vector
         combine : function of two vectors
-        step_of : function of (first element, step)
+        step_of : function of (first element, whether the step repeats some)
             Statements, and the values that a step adds.
         """
         total = tirx.decl_buffer((self.lanes,), "float32", "total", scope="local")
 
-        def add(first: Any, step: Any) -> tirx.Stmt:
-            before, values = step_of(first, step)
+        def add(first: Any, repeats: bool) -> tirx.Stmt:
+            before, values = step_of(first, repeats)
             stored = total.vstore([0], combine(total.vload([0], self.vector), values))
             return tirx.SeqStmt([*before, stored]) if before else stored
 
@@ -180,7 +182,7 @@ class _Row:
         """Return statements that add up ``value(first element)``, and the expression of the sum."""
         zero = constant(0.0, self.load(0))
         return self.reduce(
-            zero, _add, lambda first, step: ([], self.first_time(step, value(first), zero))
+            zero, _add, lambda first, repeats: ([], self.first_time(repeats, value(first), zero))
         )
 
     def store(self, out: Any, first: Any, value: tirx.PrimExpr) -> tirx.Stmt:
@@ -207,7 +209,7 @@ def _bound(name: str, value: tirx.PrimExpr) -> tuple[tirx.Stmt, tirx.Var]:
 
 def _maximum(row: _Row) -> tuple[list[tirx.Stmt], tirx.PrimExpr]:
     """Return statements that find a row's maximum, and it in every lane."""
-    found, value = row.reduce(row.load(0), tirx.max, lambda first, _step: ([], row.load(first)))
+    found, value = row.reduce(row.load(0), tirx.max, lambda first, _repeats: ([], row.load(first)))
     bound, maximum = _bound("maximum", value)
     return [*found, bound], row.all(maximum)
 
@@ -216,26 +218,26 @@ def _softmax(row: _Row, out: Any, _inputs: list[Any]) -> list[tirx.Stmt]:
     found, maximum = _maximum(row)
     zero = constant(0.0, maximum)
 
-    def power(first: Any, step: Any) -> tuple[list[tirx.Stmt], tirx.PrimExpr]:
-        bound, value = _bound("power", exp(row.load(first) - maximum))
-        return [bound, row.store(out, first, value)], row.first_time(step, value, zero)
+    def power(first: Any, repeats: bool) -> tuple[list[tirx.Stmt], tirx.PrimExpr]:
+        bound, value = _bound("power", exp_below_zero(row.load(first) - maximum))
+        return [bound, row.store(out, first, value)], row.first_time(repeats, value, zero)
 
     added, total = row.reduce(zero, _add, power)
     bound, factor = _bound("factor", tirx.const(1.0, "float32") / total)
 
-    def scale(first: Any, step: Any) -> tirx.Stmt:
+    def scale(first: Any, repeats: bool) -> tirx.Stmt:
         value = out.vload([row.row * row.spec.length + first], row.vector)
-        return row.store(out, first, row.first_time(step, value * row.all(factor), value))
+        return row.store(out, first, row.first_time(repeats, value * row.all(factor), value))
 
     return [*found, *added, bound, row.loop(scale)]
 
 
 def _log_softmax(row: _Row, out: Any, _inputs: list[Any]) -> list[tirx.Stmt]:
     found, maximum = _maximum(row)
-    added, total = row.sum(lambda first: exp(row.load(first) - maximum))
+    added, total = row.sum(lambda first: exp_below_zero(row.load(first) - maximum))
     bound, logarithm = _bound("logarithm", tirx.log(total))
 
-    def shift(first: Any, _step: Any) -> tirx.Stmt:
+    def shift(first: Any, _repeats: bool) -> tirx.Stmt:
         return row.store(out, first, row.load(first) - maximum - row.all(logarithm))
 
     return [*found, *added, bound, row.loop(shift)]
@@ -253,7 +255,7 @@ def _layer_norm(row: _Row, out: Any, inputs: list[Any]) -> list[tirx.Stmt]:
     variance = squares / length + tirx.const(row.spec.epsilon, "float32")
     bound, factor = _bound("factor", tirx.const(1.0, "float32") / tirx.sqrt(variance))
 
-    def normalize(first: Any, _step: Any) -> tirx.Stmt:
+    def normalize(first: Any, _repeats: bool) -> tirx.Stmt:
         gamma, beta = (vector.vload([first], row.vector) for vector in inputs)
         return row.store(out, first, centered(first) * row.all(factor) * gamma + beta)
 
@@ -266,7 +268,9 @@ def _reduced(row: _Row, out: Any, _inputs: list[Any]) -> list[tirx.Stmt]:
         found, value = row.sum(row.load)
     else:
         combine = tirx.max if operation == "max" else tirx.min
-        found, value = row.reduce(row.load(0), combine, lambda first, _step: ([], row.load(first)))
+        found, value = row.reduce(
+            row.load(0), combine, lambda first, _repeats: ([], row.load(first))
+        )
     if operation == "mean":
         value = value / tirx.const(float(row.spec.length), "float32")
     return [*found, out.vstore([row.row], value)]

@@ -9,7 +9,7 @@ import pytest
 from tvm import te, tirx
 
 from tests.schedules.kernel_testing import make_target, run
-from tvmquant.schedules.float_functions import expand_functions
+from tvmquant.schedules.float_functions import exp_below_zero, expand_functions
 
 TARGET = make_target("haswell")
 FUNCTIONS = {
@@ -37,6 +37,15 @@ def test_error_is_within_four_units_in_the_last_place(name: str) -> None:
         expected = FUNCTIONS[name][1](x.astype(np.float64))
     unit = np.maximum(np.abs(expected), 1.0 if name == "erf" else 2.0**-126) * 2.0**-23
     assert np.max(np.abs(computed(name, x) - expected) / unit) <= 4
+
+
+def test_exp_below_zero() -> None:
+    x = -np.exp(np.random.default_rng(0).uniform(-12, 4.4, 4000)).astype(np.float32)
+    x = np.concatenate((x, np.array([0, -87.3, -1e9, -np.inf], np.float32)))
+    source = te.placeholder(x.shape, "float32", name="x")
+    out = te.compute(x.shape, lambda i: exp_below_zero(source(i)), name="out")
+    found = run(te.create_prim_func([source, out]), TARGET, [x])
+    np.testing.assert_allclose(found, np.exp(x.astype(np.float64)), rtol=5e-7, atol=1.3e-38)
 
 
 def test_exp_at_its_ends() -> None:
