@@ -178,8 +178,8 @@ class _RegionFinder:
         self.limits: dict[relax.Var, relax.Var] = {}
         # constants that pads put beside a tensor
         self.pad_values: list[tuple[relax.Var, float]] = []
-        # operands of movers
-        self.moved: dict[relax.Var, tuple[relax.Var, ...]] = {}
+        # what movers read, also where they are float
+        self.operands: dict[relax.Var, tuple[relax.Var, ...]] = {}
         self.ends = _only_for_the_user(function, self.uses)
         self.amplified = amplified(function, divisors=True)
         for var, value in bindings_of(function):
@@ -251,21 +251,25 @@ class _RegionFinder:
 
     def _held(self, var: relax.Var) -> Iterator[relax.Var]:
         """Yield the materialized tensors whose integers ``var`` moves, also where it was float."""
-        if var in self.marked:
-            yield var
-            return
-        for source in self.moved.get(var, ()):
-            yield from self._held(source)
+        pending, seen = [var], {var}
+        while pending:
+            moved = pending.pop()
+            if moved in self.marked:
+                yield moved
+                continue
+            sources = [v for v in self.operands.get(moved, ()) if v not in seen]
+            pending += sources
+            seen.update(sources)
 
     def _absorbs(self, var: relax.Var) -> bool:
         return self.uses[var] == 1
 
     def _form(self, var: relax.Var, value: relax.Expr) -> Form:
         if isinstance(value, relax.Var) or (isinstance(value, relax.Call) and is_mover(value)):
-            self.moved[var] = tuple(used_vars(value))
+            self.operands[var] = tuple(used_vars(value))
         if qop.is_call(value, "relax.nn.pad"):
             padding = float(getattr(value.attrs, "pad_value", 0.0))
-            self.pad_values += [(source, padding) for source in self.moved.get(var, ())]
+            self.pad_values += [(source, padding) for source in self.operands.get(var, ())]
         if isinstance(value, relax.Var):
             is_float = self.form(value).kind == "float"
             return Form("float") if is_float else Form("mover", (value,))
