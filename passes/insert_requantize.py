@@ -77,7 +77,8 @@ CONTRACTIONS = {
 }
 
 # How much of a layer's rounding error bounding pairs may make: more than this many times as much is
-# more than 1.5 dB. Of SqueezeNet's, ResNet-20's and YOLOv8n's layers 1 of 26, 3 of 20 and 4 of 63 do.
+# more than 1.5 dB. Of SqueezeNet's, ResNet-20's and YOLOv8n's layers 1 of 26, 3 of 20 and 4 of 63
+# do.
 MOST_BOUNDING_NOISE = 1.4
 
 # Here the taps that meet an output depend on its position, and so would the correction.
