@@ -1,4 +1,5 @@
-// Reads and writes the one kind of .npy file the example needs: little-endian float32, C order.
+// Reads and writes the .npy files the example needs: C order, little-endian; inputs of any type that
+// a library takes, outputs of float32.
 #pragma once
 
 #include <tvm/ffi/container/tensor.h>
@@ -9,6 +10,7 @@
 #include <regex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace npy {
@@ -26,6 +28,17 @@ struct AlignedAllocator {
   void FreeData(DLTensor* tensor) { std::free(tensor->data); }
 };
 
+// The type that a header's 'descr' names; no bits where a library takes no such input.
+inline DLDataType TypeOf(const std::string& header) {
+  const std::vector<std::pair<std::string, DLDataType>> known = {
+      {"'<f4'", {kDLFloat, 32, 1}}, {"'|u1'", {kDLUInt, 8, 1}}, {"'|i1'", {kDLInt, 8, 1}},
+      {"'<i2'", {kDLInt, 16, 1}},   {"'<i4'", {kDLInt, 32, 1}}, {"'<i8'", {kDLInt, 64, 1}},
+      {"'|b1'", {kDLBool, 8, 1}}};
+  for (const auto& [name, type] : known)
+    if (header.find(name) != std::string::npos) return type;
+  return {kDLFloat, 0, 1};
+}
+
 inline tvm::ffi::Tensor Load(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) throw std::runtime_error(path + ": cannot be opened");
@@ -37,9 +50,10 @@ inline tvm::ffi::Tensor Load(const std::string& path) {
     throw std::runtime_error(path + ": not a version 1 .npy file; save it with numpy.save");
   std::string header(preamble[8] + 256 * preamble[9], ' ');
   file.read(header.data(), header.size());
-  if (header.find("'<f4'") == std::string::npos ||
-      header.find("'fortran_order': False") == std::string::npos)
-    throw std::runtime_error(path + ": expected float32 in C order; convert it with "
+  const DLDataType dtype = TypeOf(header);
+  if (dtype.bits == 0 || header.find("'fortran_order': False") == std::string::npos)
+    throw std::runtime_error(path + ": expected float32, or the integers that the library takes, in "
+                                    "C order; convert it with "
                                     "numpy.ascontiguousarray(x, numpy.float32)");
 
   std::smatch parenthesized;
@@ -50,9 +64,9 @@ inline tvm::ffi::Tensor Load(const std::string& path) {
   for (std::sregex_iterator it(extents.begin(), extents.end(), number), end; it != end; ++it)
     shape.push_back(std::stoll(it->str()));
 
-  auto tensor = tvm::ffi::Tensor::FromNDAlloc(AlignedAllocator(), tvm::ffi::Shape(shape),
-                                              DLDataType{kDLFloat, 32, 1}, DLDevice{kDLCPU, 0});
-  if (!file.read(static_cast<char*>(tensor.data_ptr()), tensor.numel() * sizeof(float)))
+  auto tensor = tvm::ffi::Tensor::FromNDAlloc(AlignedAllocator(), tvm::ffi::Shape(shape), dtype,
+                                              DLDevice{kDLCPU, 0});
+  if (!file.read(static_cast<char*>(tensor.data_ptr()), tensor.numel() * dtype.bits / 8))
     throw std::runtime_error(path + ": shorter than its header says");
   return tensor;
 }
