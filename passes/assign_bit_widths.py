@@ -21,7 +21,7 @@ from tvm import relax
 
 from tvmquant.errors import QuantizationError
 from tvmquant.passes import quantized_ops as qop
-from tvmquant.passes.annotate_quantization import WEIGHT
+from tvmquant.passes.region_operators import WEIGHT
 from tvmquant.passes.rewriter import DataflowRewriter, span_name
 
 

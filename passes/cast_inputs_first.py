@@ -19,8 +19,8 @@ import tvm
 from tvm import relax
 
 from tvmquant.passes import quantized_ops as qop
-from tvmquant.passes.annotate_quantization import RESHAPES
 from tvmquant.passes.elementwise import CAST
+from tvmquant.passes.region_operators import RESHAPES
 from tvmquant.passes.rewriter import DataflowRewriter, bindings_of
 
 MOVERS = (*RESHAPES, "relax.strided_slice")

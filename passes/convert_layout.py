@@ -25,7 +25,7 @@ import tvm
 from tvm import relax
 
 from tvmquant.passes import quantized_ops as qop
-from tvmquant.passes.annotate_quantization import EXTREMES
+from tvmquant.passes.region_operators import EXTREMES
 from tvmquant.passes.rewriter import DataflowRewriter, bindings_of
 
 TO_NHWC = (0, 2, 3, 1)

@@ -37,7 +37,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvmquant.arithmetic import INT32_MAX, FloatArray, dot_bounds, quantize_half_even
+from tvmquant.arithmetic import INT32_MAX, dot_bounds, quantize_half_even
 from tvmquant.errors import QuantizationError
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes import scale_factors
@@ -52,9 +52,11 @@ from tvmquant.passes.accumulator import (
     choose_multipliers,
     factors_per_input,
 )
-from tvmquant.passes.annotate_quantization import (
+from tvmquant.passes.elementwise import CAST, ELEMENTWISE, SELECT, evaluate, scalar_bound
+from tvmquant.passes.region_operators import (
     EXTREMES,
     has_usable_slopes,
+    input_axis,
     is_boolean,
     is_embedding,
     is_exact_cast,
@@ -65,24 +67,15 @@ from tvmquant.passes.annotate_quantization import (
     keeps_shape,
     output_axis,
 )
-from tvmquant.passes.elementwise import CAST, ELEMENTWISE, SELECT, evaluate, scalar_bound
 from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, span_name, used_vars
+from tvmquant.passes.rounded_weights import mean_error, weight_of, with_bounded_pairs
 from tvmquant.passes.scale_factors import compressed, varying_axes
-from tvmquant.weight_pairs import bounded_scale
 
 CONTRACTIONS = {
     "relax.nn.conv2d": qop.QCONV2D,
     "relax.nn.conv2d_transpose": qop.QCONV2D_TRANSPOSE,
     "relax.matmul": qop.QDENSE,
 }
-
-# How much of a layer's rounding error bounding pairs may make: more than this many times as much is
-# more than 1.5 dB. Of SqueezeNet's, ResNet-20's and YOLOv8n's layers 1 of 26, 3 of 20 and 4 of 63
-# do.
-MOST_BOUNDING_NOISE = 1.4
-
-# Here the taps that meet an output depend on its position, and so would the correction.
-TRANSPOSED = ("relax.nn.conv2d_transpose",)
 
 
 class Chain:
@@ -227,7 +220,7 @@ class _Integerizer(DataflowRewriter):
         scale = qop.constant_array(call.args[1]).astype(np.float64)
         zero = int(qop.constant_array(call.args[2]).reshape(-1)[0])
         if attrs["role"] == "weight":
-            return _oriented_weight(call, scale, attrs)
+            return weight_of(call, scale, attrs)
         dtype = "uint8" if attrs["bits"] <= 8 else "int16"
         rank = len(call.ty.shape.values)
         scales = _along(scale, attrs["axis"], rank)
@@ -288,22 +281,6 @@ class _Integerizer(DataflowRewriter):
             self.one_scale[x.expr] = self._rescaled(x, to, span_name(call), call)
         return self.one_scale[x.expr]
 
-    def _bounded(self, layer: Contraction) -> QuantizedWeight:
-        """Bound pairs of weights, unless what that adds to the layer's error outweighs the rest."""
-        weight = layer.weight
-        depthwise = weight.values.ndim == 4 and weight.values.shape[1] == 1
-        if not self.bound_pairs or weight.fixed or weight.bits != 8 or depthwise:
-            return weight
-        scale = bounded_scale(weight.values, weight.scale)
-        if scale is None:
-            return weight
-        bounded = replace(weight, scale=scale, bounded=True)
-        powers = self.input_powers.get(span_name(layer.call))
-        if powers is None:
-            return bounded
-        free, bound = (_rounding_noise(layer, w, np.asarray(powers)) for w in (weight, bounded))
-        return bounded if bound <= MOST_BOUNDING_NOISE * free else weight
-
     def _quantize(self, x: relax.Expr, to: Quantized, name: str, call: relax.Call) -> Quantized:
         attrs = {"scale": to.scale, "zero_point": to.zero_point, "qmin": to.qmin,
                  "qmax": to.qmax, "out_dtype": to.dtype, "id": name}  # fmt: skip
@@ -344,14 +321,15 @@ class _Integerizer(DataflowRewriter):
             return None
         # a border holds the zero point, which what a table or a clip gives need not reach
         x = replace(x, qmin=min(x.qmin, x.zero_point), qmax=max(x.qmax, x.zero_point))
-        axis, rank = _input_axis(call), len(call.ty.shape.values)
+        axis, rank = input_axis(call), len(call.ty.shape.values)
         if x.factors is not None and varying_axes(x.factors) != [axis]:
             x = self._with_one_scale(x, call)
         if x.factors is not None:
             groups = int(getattr(call.attrs, "groups", 1))
             factors = factors_per_input(x.factors.reshape(-1), groups, weight.values.shape)
             weight = weight.absorbing(factors)
-        weight = self._bounded(Contraction(call, x, weight))
+        if self.bound_pairs:
+            weight = with_bounded_pairs(Contraction(call, x, weight), self.input_powers)
         scale = _along(x.scale * weight.scale, output_axis(call), rank)
         term = Term(scale, np.zeros_like(scale), contraction=Contraction(call, x, weight))
         return Accumulator((term,), np.zeros((1,) * rank))
@@ -566,7 +544,9 @@ class _Integerizer(DataflowRewriter):
         bias, scale, gain = np.broadcast_arrays(region.bias.reshape(-1), weight.scale, gain)
         unit = x.scale * np.abs(gain)
         # what correcting the bias may move it by: the scale, and with it the error, is not final
-        reserve = 2.0 * np.abs(gain * self._mean_error(layer, weight.round(scale), scale))
+        reserve = 2.0 * np.abs(
+            gain * mean_error(layer, weight.round(scale), scale, self.input_means)
+        )
         if not weight.fixed:
             least = (np.abs(bias) + reserve) / (unit * MAX_BIAS_STEPS)
             # of a channel without weights the step is the bias's alone
@@ -587,7 +567,7 @@ class _Integerizer(DataflowRewriter):
             exact = np.ldexp(np.abs(chosen.values[0]).astype(np.float64), -chosen.shift)
             scale = np.where(chosen.values[0] == 0, scale, exact * to_scale / unit)
         integers = weight.round(scale)
-        correction = gain * self._mean_error(layer, integers, scale)
+        correction = gain * mean_error(layer, integers, scale, self.input_means)
         bias = bias - np.clip(correction, -reserve, reserve)
         steps = np.rint(bias / (x.scale * scale * gain)).astype(np.int64)
         axes = tuple(range(1, integers.ndim))
@@ -605,38 +585,6 @@ class _Integerizer(DataflowRewriter):
         expr = self.emit(qop.emit(operator, args, attrs, layer.call.span), "acc")
         return expr, _with_slopes(chosen, slopes), np.zeros(1, np.int64)
 
-    def _mean_error(self, layer: Contraction, integers: Any, scale: Any) -> Any:
-        """Return what rounding the weight adds to the mean of each output channel."""
-        means = self.input_means.get(span_name(layer.call))
-        if means is None or layer.weight.fixed or qop.is_call(layer.call, *TRANSPOSED):
-            return 0.0
-        values = layer.weight.values
-        error = integers * scale.reshape((-1,) + (1,) * (values.ndim - 1)) - values
-        taps = error.reshape(*error.shape[:2], -1).sum(axis=2)
-        groups = len(means) // taps.shape[1]
-        by_group = np.asarray(means).reshape(groups, taps.shape[1])
-        if layer.x.factors is not None:  # of the integers, which the weight multiplies
-            by_group = by_group / layer.x.factors.reshape(groups, taps.shape[1])
-        outputs = taps.reshape(groups, -1, taps.shape[1])
-        return np.einsum("goi,gi->go", outputs, by_group).reshape(-1)
-
-
-def _rounding_noise(layer: Contraction, weight: QuantizedWeight, powers: FloatArray) -> float:
-    """Return the mean square that rounding input and weight adds to a layer's outputs."""
-    inputs, groups = weight.values.shape[1], len(powers) // weight.values.shape[1]
-    factors = np.ones(len(powers)) if layer.x.factors is None else layer.x.factors.reshape(-1)
-    unit = weight.scale.reshape((-1,) + (1,) * (weight.values.ndim - 1))
-    error = np.square(weight.round(weight.scale) * unit - weight.values)
-    energy = np.square(weight.values)
-
-    def by_input(values: FloatArray) -> FloatArray:
-        taps = math.prod(values.shape[2:])
-        summed: FloatArray = values.reshape(groups, -1, inputs, taps).sum(axis=(1, 3))
-        return summed.reshape(-1)
-
-    step = np.square(layer.x.scale) / 12.0
-    return float((by_input(energy) * step + by_input(error) * powers / np.square(factors)).sum())
-
 
 def _integers(array: Any, dtype: str) -> relax.Expr:
     return qop.constant(np.atleast_1d(array).astype(dtype))
@@ -647,12 +595,6 @@ def _clip_bound(real: float, to: Quantized) -> Any:
     with np.errstate(over="ignore"):
         steps = np.rint(np.clip(real / to.scales, -(2.0**31), 2.0**31)) + to.zero_point
     return np.clip(steps, to.qmin, to.qmax)
-
-
-def _input_axis(call: relax.Call) -> int:
-    """Return the axis that a contraction sums over (of its groups)."""
-    rank = len(call.args[0].ty.shape.values)
-    return rank - 1 if qop.is_call(call, "relax.matmul") else 1
 
 
 def _along(values: Any, axis: int, rank: int) -> Any:
@@ -730,27 +672,6 @@ def _contraction_attrs(layer: Contraction, name: str) -> dict[str, Any]:
     if layer.call.op.name == "relax.nn.conv2d_transpose":
         attrs["output_padding"] = [int(v) for v in source.output_padding]
     return attrs | {"groups": int(source.groups), "layout": "NCHW"}
-
-
-def _oriented_weight(call: relax.Call, scale: Any, attrs: dict[str, Any]) -> QuantizedWeight:
-    """Bring a weight to output-channels-first order."""
-    values = qop.constant_array(call.args[0]).astype(np.float64)
-    if attrs["axis"] == 1 and values.ndim == 2:  # dense (K, O)
-        values = values.T
-    elif attrs["axis"] == 1:  # transposed convolution (I, O / groups, kh, kw)
-        groups = attrs["groups"]
-        inputs, outputs, *kernel = values.shape
-        values = values.reshape(groups, inputs // groups, outputs, *kernel)
-        values = values.swapaxes(1, 2).reshape(groups * outputs, inputs // groups, *kernel)
-        scale = np.tile(np.broadcast_to(scale, (outputs,)), groups)
-    scale = np.broadcast_to(scale, (values.shape[0],))
-    group, multiplier = attrs.get("w_group", 0), None
-    if group:
-        multiplier = qop.constant_array(call.args[3])
-        multiplier = multiplier.T if attrs["axis"] == 1 else multiplier
-    return QuantizedWeight(
-        values, scale, attrs["bits"], bool(attrs["fixed"]), multiplier=multiplier, group=group
-    )
 
 
 def _as_accumulator(value: Any) -> Accumulator:

@@ -98,7 +98,7 @@ def moved(call: relax.Call, inputs: Sequence[FloatArray]) -> FloatArray | None:
     Parameters
     ----------
     call : relax.Call
-        A call for which `annotate_quantization.is_mover` holds.
+        A call for which `region_operators.is_mover` holds.
     inputs : sequence of float64 arrays
         Of the tensors that it reads, in order.
 

@@ -13,8 +13,8 @@ from tvmquant.bit_choice import W4A4, W4A8, W8A8, BitChoice
 from tvmquant.errors import QuantizationError
 from tvmquant.passes import pipeline
 from tvmquant.passes import quantized_ops as qop
-from tvmquant.passes.annotate_quantization import WEIGHT, is_mover
 from tvmquant.passes.elementwise import CAST
+from tvmquant.passes.region_operators import WEIGHT, is_mover
 from tvmquant.passes.rewriter import bindings_of, origins, span_name, used_vars
 from tvmquant.weight_pairs import groups_follow_runs
 

@@ -141,8 +141,8 @@ class _Walk:
     def _followed(self, call: Any) -> Any:
         """Return the operand of a call that keeps the operand's values, or each in its place."""
         from tvmquant.passes import quantized_ops as qop
-        from tvmquant.passes.annotate_quantization import RESHAPES
         from tvmquant.passes.elementwise import ELEMENTWISE
+        from tvmquant.passes.region_operators import RESHAPES
         from tvmquant.passes.rewriter import used_vars
 
         if not qop.is_call(call, *RESHAPES, *ELEMENTWISE):

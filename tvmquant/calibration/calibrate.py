@@ -12,12 +12,13 @@ from torch import Tensor
 
 from tvmquant.calibration.base import Observer
 from tvmquant.calibration.calibration import Calibration, EdgeRange, model_fingerprint
-from tvmquant.calibration.equalization import Equalizer, input_axis
+from tvmquant.calibration.equalization import Equalizer
 from tvmquant.calibration.observers import make_observer
 from tvmquant.data import Dataset, arrays_of, filled_up, open_data
 from tvmquant.errors import DataError
 from tvmquant.graph import Graph
 from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.region_operators import input_axis
 from tvmquant.passes.rewriter import bindings_of, span_name
 from tvmquant.passes.scale_factors import LAYERS
 from tvmquant.twin import Edge, Twin

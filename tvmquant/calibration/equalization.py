@@ -36,9 +36,9 @@ from tvmquant.arithmetic import FloatArray
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes import scale_factors
 from tvmquant.passes.accumulator import factors_per_input
-from tvmquant.passes.annotate_quantization import ACTIVATION, is_mover
-from tvmquant.passes.channel_affine import CONV2D, MATMUL
+from tvmquant.passes.region_operators import ACTIVATION, input_axis, is_mover
 from tvmquant.passes.rewriter import bindings_of, span_name, used_vars
+from tvmquant.passes.rounded_weights import outputs_first
 
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # What is gained has to be worth that later data may leave the range of a channel: 3 dB.
@@ -265,25 +265,7 @@ class _Finder:
         axis = input_axis(call)
         if weight is None or scale_factors.varying_axes(probe) != [axis]:
             return None
-        groups = int(getattr(call.attrs, "groups", 1))
-        name = span_name(call)
+        attrs = qop.attributes(quantized)
+        ordered = outputs_first(weight.astype(np.float64), attrs["axis"], attrs["groups"])
         channels = probe.reshape(-1).astype(np.int64) - 1
-        return [Reader(name, outputs_first(call, weight.astype(np.float64)), groups, channels)]
-
-
-def input_axis(call: relax.Call) -> int:
-    """Return the axis of the input channels of a convolution or dense layer."""
-    rank = len(call.args[0].ty.shape.values)
-    return rank - 1 if qop.is_call(call, MATMUL) else 1
-
-
-def outputs_first(call: relax.Call, weight: FloatArray) -> FloatArray:
-    """Return the weight of a layer as (O, I / groups, ...)."""
-    if qop.is_call(call, MATMUL):
-        return weight.T
-    if qop.is_call(call, CONV2D):
-        return weight
-    groups = int(call.attrs.groups)
-    inputs, outputs, *kernel = weight.shape
-    by_group = weight.reshape(groups, inputs // groups, outputs, *kernel).swapaxes(1, 2)
-    return by_group.reshape(groups * outputs, inputs // groups, *kernel)
+        return [Reader(span_name(call), ordered, attrs["groups"], channels)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tvm import relax
 
 from tvmquant.passes import quantized_ops as qop
-from tvmquant.passes.annotate_quantization import RESHAPES
+from tvmquant.passes.region_operators import RESHAPES
 from tvmquant.passes.rewriter import bindings_of
 
 if TYPE_CHECKING:

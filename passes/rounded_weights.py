@@ -1,0 +1,131 @@
+"""How a layer's weight is rounded, what that costs, and how its bias makes up for its mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from tvmquant.arithmetic import FloatArray
+from tvmquant.passes import quantized_ops as qop
+from tvmquant.passes.accumulator import Contraction, QuantizedWeight
+from tvmquant.passes.channel_affine import CONV2D_TRANSPOSE
+from tvmquant.passes.rewriter import span_name
+from tvmquant.weight_pairs import bounded_scale
+
+# How much of a layer's rounding error bounding pairs may make: more than this many times as much is
+# more than 1.5 dB. Of SqueezeNet's, ResNet-20's and YOLOv8n's layers 1 of 26, 3 of 20 and 4 of 63
+# do.
+MOST_BOUNDING_NOISE = 1.4
+
+
+def outputs_first(weight: FloatArray, axis: int, groups: int) -> FloatArray:
+    """Return the weight of a layer as (O, I / groups, ...).
+
+    Parameters
+    ----------
+    weight : array
+        Of a convolution (O, I / groups, kh, kw), a transposed one (I, O / groups, kh, kw), or a
+        dense layer (I, O).
+    axis : int
+        Of the outputs, 0 or 1.
+    groups : int
+    """
+    if axis == 0:
+        return weight
+    if weight.ndim == 2:
+        return weight.T
+    inputs, outputs, *kernel = weight.shape
+    by_group = weight.reshape(groups, inputs // groups, outputs, *kernel).swapaxes(1, 2)
+    return by_group.reshape(groups * outputs, inputs // groups, *kernel)
+
+
+def weight_of(call: relax.Call, scale: FloatArray, attrs: Mapping[str, Any]) -> QuantizedWeight:
+    """Return the weight of a calibrated fake_quant, output channels first."""
+    axis, groups = attrs["axis"], attrs["groups"]
+    values = qop.constant_array(call.args[0]).astype(np.float64)
+    if axis == 1 and values.ndim > 2:
+        scale = np.tile(np.broadcast_to(scale, (values.shape[1],)), groups)
+    values = outputs_first(values, axis, groups)
+    group, multiplier = attrs.get("w_group", 0), None
+    if group:
+        multiplier = outputs_first(qop.constant_array(call.args[3]), axis, groups)
+    return QuantizedWeight(
+        values, np.broadcast_to(scale, (len(values),)), attrs["bits"], bool(attrs["fixed"]),
+        multiplier=multiplier, group=group,
+    )  # fmt: skip
+
+
+def with_bounded_pairs(
+    layer: Contraction, input_powers: Mapping[str, Sequence[float]]
+) -> QuantizedWeight:
+    """Bound pairs of weights, unless what that adds to the layer's error outweighs the rest.
+
+    Parameters
+    ----------
+    layer : Contraction
+    input_powers : mapping of str to sequence of float
+        Mean square of each input channel, by layer.
+    """
+    weight = layer.weight
+    depthwise = weight.values.ndim == 4 and weight.values.shape[1] == 1
+    if weight.fixed or weight.bits != 8 or depthwise:
+        return weight
+    scale = bounded_scale(weight.values, weight.scale)
+    if scale is None:
+        return weight
+    bounded = replace(weight, scale=scale, bounded=True)
+    powers = input_powers.get(span_name(layer.call))
+    if powers is None:
+        return bounded
+    free, bound = (_rounding_noise(layer, w, np.asarray(powers)) for w in (weight, bounded))
+    return bounded if bound <= MOST_BOUNDING_NOISE * free else weight
+
+
+def mean_error(
+    layer: Contraction, integers: Any, scale: Any, input_means: Mapping[str, Sequence[float]]
+) -> Any:
+    """Return what rounding the weight adds to the mean of each output channel; 0.0 if not known.
+
+    Parameters
+    ----------
+    layer : Contraction
+    integers : int array of shape (O, ...)
+    scale : float64 array of shape (O,)
+    input_means : mapping of str to sequence of float
+        Mean of each input channel, by layer.
+    """
+    means = input_means.get(span_name(layer.call))
+    # of a transposed convolution the taps that meet an output depend on its position
+    if means is None or layer.weight.fixed or qop.is_call(layer.call, CONV2D_TRANSPOSE):
+        return 0.0
+    values = layer.weight.values
+    error = integers * scale.reshape((-1,) + (1,) * (values.ndim - 1)) - values
+    taps = error.reshape(*error.shape[:2], -1).sum(axis=2)
+    groups = len(means) // taps.shape[1]
+    by_group = np.asarray(means).reshape(groups, taps.shape[1])
+    if layer.x.factors is not None:  # of the integers, which the weight multiplies
+        by_group = by_group / layer.x.factors.reshape(groups, taps.shape[1])
+    outputs = taps.reshape(groups, -1, taps.shape[1])
+    return np.einsum("goi,gi->go", outputs, by_group).reshape(-1)
+
+
+def _rounding_noise(layer: Contraction, weight: QuantizedWeight, powers: FloatArray) -> float:
+    """Return the mean square that rounding input and weight adds to a layer's outputs."""
+    inputs, groups = weight.values.shape[1], len(powers) // weight.values.shape[1]
+    factors = np.ones(len(powers)) if layer.x.factors is None else layer.x.factors.reshape(-1)
+    unit = weight.scale.reshape((-1,) + (1,) * (weight.values.ndim - 1))
+    error = np.square(weight.round(weight.scale) * unit - weight.values)
+    energy = np.square(weight.values)
+
+    def by_input(values: FloatArray) -> FloatArray:
+        taps = math.prod(values.shape[2:])
+        summed: FloatArray = values.reshape(groups, -1, inputs, taps).sum(axis=(1, 3))
+        return summed.reshape(-1)
+
+    step = np.square(layer.x.scale) / 12.0
+    return float((by_input(energy) * step + by_input(error) * powers / np.square(factors)).sum())
