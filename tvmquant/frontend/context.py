@@ -15,6 +15,7 @@ from tvmquant.frontend.dimensions import (
     Dim,
     Shape,
     UnsupportedNodeError,
+    check_size,
     is_symbolic,
     show,
 )
@@ -182,7 +183,10 @@ class Context:
         """Append an expression under the node's name and return its result."""
         if isinstance(expr, relax.Call):
             expr = with_span(expr, self.node.name)
-        return self.builder.emit(expr)
+        result = self.builder.emit(expr)
+        if isinstance(result.ty, relax.TensorType):
+            check_size(self.shape(result))
+        return result
 
     def as_image(self, tensor: relax.Expr) -> relax.Expr:
         """Return a signal (N, C, W) as an image (N, C, 1, W) of height 1, other tensors unchanged.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,9 @@ from tvmquant.frontend.dimensions import Array, UnsupportedNodeError
 from tvmquant.frontend.node import Node
 from tvmquant.frontend.registry import converter
 from tvmquant.frontend.windows import Window, output_extent, pad_for_ceil, read_window
+
+# Of a pool of powers, each of whose taps is an operator of its own.
+MAX_TAPS = 256
 
 
 def _read_pool_window(ctx: Context, node: Node, size: tuple[int, int]) -> Window:
@@ -106,6 +110,10 @@ def _convert_lp_pool(ctx: Context, node: Node) -> relax.Var:
 
 def _taps(ctx: Context, data: relax.Expr, window: Window) -> relax.Var:
     """Emit what each tap of a window reads, (N, taps, C, OH, OW); zeros beyond the border."""
+    if math.prod(window.kernel) > MAX_TAPS:
+        raise UnsupportedNodeError(
+            f"its window {list(window.kernel)} has more than {MAX_TAPS} elements"
+        )
     top, left, bottom, right = window.pads
     if any(window.pads):
         widths = [0, 0, 0, 0, top, bottom, left, right]

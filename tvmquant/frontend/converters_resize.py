@@ -14,7 +14,7 @@ from tvm import relax
 
 from tvmquant.frontend import resampling
 from tvmquant.frontend.context import Context
-from tvmquant.frontend.dimensions import UnsupportedNodeError, show
+from tvmquant.frontend.dimensions import UnsupportedNodeError, check_size, show
 from tvmquant.frontend.node import Node
 from tvmquant.frontend.operators import coordinates_of
 from tvmquant.frontend.registry import converter
@@ -78,6 +78,7 @@ def _convert_resize(ctx: Context, node: Node) -> relax.Var:
     wanted = axes[0].target, axes[1].target
     if min(wanted) < 1:
         raise UnsupportedNodeError(f"it resizes to {wanted}")
+    check_size((*ctx.shape(data)[:2], *wanted))
     mode, coordinates = node.text("mode", "nearest"), coordinates_of(node)
     stays = all(axis.scale == 1.0 or _is_whole(axis.extent * axis.scale) for axis in axes)
     if wanted == size and stays:

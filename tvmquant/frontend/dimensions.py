@@ -15,6 +15,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+# Of a tensor of one item: 4 GiB of float32. TVM computes with 32-bit indices.
+MAX_ELEMENTS = 2**30
+# Of a constant that is computed at import.
+MAX_CONSTANT = 2**28
+
 
 class UnsupportedNodeError(Exception):
     """The reason why one node cannot be imported; collected, then reported all at once."""
@@ -95,6 +100,21 @@ def count(shape: Sequence[Dim]) -> Dim:
     for dim in shape:
         total = total * dim
     return total
+
+
+def check_size(shape: Sequence[Dim], limit: int = MAX_ELEMENTS) -> None:
+    """Reject a result before anything allocates it.
+
+    Raises
+    ------
+    UnsupportedNodeError
+        If a dimension is negative, or one item has more than ``limit`` elements.
+    """
+    sizes = [dim.factor if isinstance(dim, Batch) else dim for dim in shape]
+    if any(size < 0 for size in sizes) or math.prod(sizes) > limit:
+        raise UnsupportedNodeError(
+            f"its result has shape {show(shape)}, expected at most {limit} elements for one item"
+        )
 
 
 def resolve_reshape(shape: Shape, target: Sequence[Dim], *, allow_zero: bool = False) -> Shape:

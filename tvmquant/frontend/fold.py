@@ -9,7 +9,12 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from tvmquant.frontend.dimensions import Array, UnsupportedNodeError
+from tvmquant.frontend.dimensions import (
+    MAX_CONSTANT,
+    Array,
+    UnsupportedNodeError,
+    check_size,
+)
 from tvmquant.frontend.node import Node
 
 # Until opset 13 they take their input as a matrix, whose columns begin at their axis.
@@ -17,6 +22,9 @@ FLATTENING = ("Softmax", "LogSoftmax", "Hardmax")
 
 # Opsets from which on the reference implementation has operators that older ones have equally.
 _IMPLEMENTED_SINCE = {"DequantizeLinear": 19}
+
+# Numbers that shapes, repetitions and limits consist of.
+_FEW = 64
 
 # Their results differ from run to run.
 NOT_FOLDED = frozenset(
@@ -48,7 +56,11 @@ def evaluate_constant(node: Node, inputs: list[Array | None]) -> tuple[Array, ..
             warnings.simplefilter("ignore")
             # a float weight may be scaled into infinity; the weight check names it afterwards
             with np.errstate(all="ignore"):
-                results = ReferenceEvaluator(_model_of(node, feeds)).run(None, feeds)
+                model = _model_of(node, feeds)
+                _check_sizes(model, feeds)
+                results = ReferenceEvaluator(model).run(None, feeds)
+    except UnsupportedNodeError:
+        raise
     except Exception as error:  # the reference implementation raises anything
         raise UnsupportedNodeError(f"its constant value cannot be computed: {error}") from error
     return tuple(np.asarray(result) for result in results)
@@ -67,6 +79,21 @@ def _evaluate_flattened(node: Node, array: Array) -> tuple[Array, ...]:
     proto = onnx.helper.make_node(node.op_type, node.inputs, node.outputs, node.name, axis=1)
     (result,) = evaluate_constant(Node(proto, node.name, 13), [rows])
     return (result.reshape(array.shape),)
+
+
+def _check_sizes(model: onnx.ModelProto, feeds: dict[str, Array]) -> None:
+    """Reject a result that a few numbers make large, such as a shape or a count of repetitions."""
+    known = onnx.ModelProto()
+    known.CopyFrom(model)
+    known.graph.initializer.extend(
+        onnx.numpy_helper.from_array(array, name)
+        for name, array in feeds.items()
+        if array.size <= _FEW
+    )
+    inferred = onnx.shape_inference.infer_shapes(known)
+    for value in inferred.graph.output:
+        dims = value.type.tensor_type.shape.dim
+        check_size([dim.dim_value for dim in dims], MAX_CONSTANT)
 
 
 def _model_of(node: Node, feeds: dict[str, Array]) -> onnx.ModelProto:

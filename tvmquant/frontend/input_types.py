@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -9,6 +10,7 @@ from typing import Literal, TypeAlias
 import onnx
 
 from tvmquant.errors import ModelError
+from tvmquant.frontend.dimensions import MAX_ELEMENTS
 from tvmquant.frontend.prepare import Prepared
 
 # Of one dimension: TVM computes with 32-bit indices.
@@ -118,6 +120,11 @@ def _read(
         _bind(label, value.name, axis, dim, None if given is None else given[axis], len(declared))
         for axis, dim in enumerate(declared)
     ]
+    if math.prod(dims[1:]) > MAX_ELEMENTS or math.prod(dims) > MAX_EXTENT:
+        raise ModelError(
+            f"{label} has shape {tuple(dims)}, expected at most {MAX_ELEMENTS} elements for one "
+            "item"
+        )
     open_batch = bool(declared) and not isinstance(declared[0], int)
     if open_batch and (given is None or given[0] is None):
         batch: BatchKind = "symbolic"

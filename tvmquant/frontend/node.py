@@ -13,6 +13,19 @@ from tvmquant.errors import ModelError
 from tvmquant.frontend.dimensions import Array, UnsupportedNodeError
 
 
+def read_tensor(tensor: onnx.TensorProto) -> Array:
+    """Return the content of a tensor of the file.
+
+    Raises
+    ------
+    ValueError, TypeError, KeyError
+        If it is damaged: its data do not fill its shape, or its shape or type is none.
+    """
+    if any(dim < 0 for dim in tensor.dims):
+        raise ValueError(f"its shape is {tuple(tensor.dims)}, expected numbers >= 0")
+    return np.asarray(onnx.numpy_helper.to_array(tensor))
+
+
 @dataclass(frozen=True)
 class Node:
     """A node of an ONNX graph.
@@ -63,7 +76,7 @@ class Node:
             try:
                 value = onnx.helper.get_attribute_value(attribute)
                 if isinstance(value, onnx.TensorProto):
-                    value = onnx.numpy_helper.to_array(value)
+                    value = read_tensor(value)
                 decoded[attribute.name] = value.decode() if isinstance(value, bytes) else value
             except (ValueError, TypeError, KeyError) as error:
                 raise ModelError(

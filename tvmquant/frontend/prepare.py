@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
 import onnx
 import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -16,7 +15,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tvmquant.errors import ModelError
 from tvmquant.frontend.branches import all_graphs, read_names, separate_scopes, subgraphs
 from tvmquant.frontend.dimensions import Array
-from tvmquant.frontend.node import Node
+from tvmquant.frontend.node import Node, read_tensor
 
 Source: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
 
@@ -202,7 +201,7 @@ def _initialisers(graph: onnx.GraphProto, label: str) -> dict[str, Array]:
     constants: dict[str, Array] = {}
     for tensor in (tensor for part in parts for tensor in part.initializer):
         try:
-            constants[tensor.name] = np.asarray(onnx.numpy_helper.to_array(tensor))
+            constants[tensor.name] = read_tensor(tensor)
         except (ValueError, TypeError, KeyError) as error:
             raise ModelError(
                 f"{label}: initialiser {tensor.name!r} cannot be read, the file is damaged: {error}"

@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 from tvmquant.frontend.dimensions import UnsupportedNodeError, same_windows
 from tvmquant.frontend.node import Node
 
+# Of strides, dilations, pads and windows, which TVM multiplies as 32-bit numbers.
+MAX_REACH = 2**24
+
 
 @dataclass(frozen=True)
 class Window:
@@ -46,13 +49,18 @@ def read_window(node: Node, kernel: tuple[int, ...], size: tuple[int, int]) -> W
     Raises
     ------
     UnsupportedNodeError
-        As of `check_attributes`.
+        As of `check_attributes`, or if the window reaches beyond `MAX_REACH`.
     """
     check_attributes(node, len(kernel))
     strides = _pair(node, "strides", len(kernel))
     dilations = _pair(node, "dilations", len(kernel))
     sides = widen(kernel, 1)
     window = Window((sides[0], sides[1]), strides, dilations, (0, 0, 0, 0))
+    if max(window.reach(0), window.reach(1)) > MAX_REACH:
+        raise UnsupportedNodeError(
+            f"its window {[*kernel]} with dilations {[*dilations]} reaches over more than "
+            f"{MAX_REACH} elements"
+        )
     auto = node.text("auto_pad", "NOTSET")
     if auto in ("SAME_UPPER", "SAME_LOWER"):
         pads = [0, 0, 0, 0]
@@ -73,8 +81,8 @@ def check_attributes(node: Node, rank: int) -> None:
     Raises
     ------
     UnsupportedNodeError
-        If the window is neither 1-D nor 2-D, its strides or dilations are not positive, or its
-        padding is negative.
+        If the window is neither 1-D nor 2-D, its strides or dilations are not positive, its
+        padding is negative, or one of these is beyond `MAX_REACH`.
     """
     if rank not in (1, 2):
         raise UnsupportedNodeError(
@@ -83,8 +91,8 @@ def check_attributes(node: Node, rank: int) -> None:
     _pair(node, "strides", rank)
     _pair(node, "dilations", rank)
     pads = read_pads(node, rank)
-    if min(pads) < 0:
-        raise UnsupportedNodeError(f"its pads are {pads}, expected numbers >= 0")
+    if min(pads) < 0 or max(pads) > MAX_REACH:
+        raise UnsupportedNodeError(f"its pads are {pads}, expected 0 to {MAX_REACH}")
 
 
 def widen(values: Sequence[int], neutral: int) -> list[int]:
@@ -108,8 +116,10 @@ def read_pads(node: Node, rank: int) -> list[int]:
 
 def _pair(node: Node, name: str, rank: int) -> tuple[int, int]:
     values = node.integers(name, [1] * rank)
-    if len(values) != rank or min(values) < 1:
-        raise UnsupportedNodeError(f"its {name} are {values}, expected {rank} numbers >= 1")
+    if len(values) != rank or min(values) < 1 or max(values) > MAX_REACH:
+        raise UnsupportedNodeError(
+            f"its {name} are {values}, expected {rank} numbers from 1 to {MAX_REACH}"
+        )
     height, width = widen(values, 1)
     return height, width
 

@@ -103,6 +103,59 @@ def test_node_with_an_unknown_attribute(make_model):
     fails(make_model([node], IMAGE), "node 'relu' .* is not valid ONNX")
 
 
+def test_initialiser_with_a_negative_dimension(conv_model):
+    conv_model.graph.initializer[0].dims[0] = -1
+    fails(conv_model, r"'w' cannot be read, .* its shape is \(-1, 3, 3, 3\)")
+
+
+def numbers(*values):
+    return np.array(values, np.int64)
+
+
+HUGE = 2**31 - 1
+# operator, constants and attributes
+LARGE = {
+    "pads of a window": ("Conv", {"w": np.ones((4, 3, 3, 3), np.float32)}, {"pads": [HUGE] * 4}),
+    "dilations": ("MaxPool", {}, {"kernel_shape": [2, 2], "dilations": [HUGE, HUGE]}),
+    "reach of a window": ("MaxPool", {}, {"kernel_shape": [9, 9], "dilations": [2**23, 1]}),
+    "area": ("Pad", {"p": numbers(0, 0, 40000, 40000, 0, 0, 0, 2)}, {}),
+    "pads": ("Pad", {"p": numbers(0, 0, HUGE, 0, 0, 0, HUGE, 0)}, {}),
+    "repeats": ("Tile", {"r": numbers(1, 1, HUGE, HUGE)}, {}),
+}
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_sizes_beyond_measure_are_refused_before_anything_is_allocated(make_model, case):
+    op_type, constants, attributes = LARGE[case]
+    node = helper.make_node(op_type, ["x", *constants], ["y"], name="big", **attributes)
+    text = fails(make_model([node], IMAGE, constants=constants), rf"big \({op_type}\)")
+    assert "expected" in text or "more than" in text
+
+
+@pytest.mark.parametrize(
+    ("op_type", "operands"),
+    [
+        ("ConstantOfShape", [numbers(2**20, 2**20)]),
+        ("Expand", [np.ones(1, np.float32), numbers(2**40)]),
+        ("Tile", [np.ones(8, np.float32), numbers(2**40)]),
+        ("Range", [np.float32(0), np.float32(1e12), np.float32(1)]),
+        ("Add", [np.ones((2**15, 1), np.float32), np.ones((1, 2**15), np.float32)]),
+    ],
+)
+def test_constants_that_a_few_numbers_make_large_are_refused(make_model, op_type, operands):
+    constants = {f"c{position}": operand for position, operand in enumerate(operands)}
+    nodes = [
+        helper.make_node(op_type, list(constants), ["c"], name="big"),
+        helper.make_node("Add", ["x", "c"], ["y"]),
+    ]
+    fails(make_model(nodes, IMAGE, constants=constants), "result has shape .* expected at most")
+
+
+def test_inputs_beyond_measure(make_model):
+    model = make_model([helper.make_node("Relu", ["x"], ["y"])], {"x": ("N", 2**20, 2**20)})
+    fails(model, "input 'x' has shape .* expected at most 1073741824 elements")
+
+
 def test_sparse_initialisers(conv_model):
     sparse = conv_model.graph.sparse_initializer.add()
     sparse.values.name = "s"

@@ -75,7 +75,7 @@ def test_operators_and_attributes_are_judged_in_one_error_in_the_order_of_the_mo
     assert lines[0] == (
         "volumes (Conv): its window is 3-D, only windows over one or two axes are supported"
     )
-    assert "dilations are [1, 0], expected 2 numbers >= 1" in lines[2]
+    assert "dilations are [1, 0], expected 2 numbers from 1 to" in lines[2]
     assert "mode='mirror', expected one of constant, reflect" in lines[3]
 
 
