@@ -13,6 +13,7 @@ from tvmquant.errors import ModelError
 from tvmquant.frontend.dimensions import MAX_ELEMENTS
 from tvmquant.frontend.prepare import Prepared
 
+_GIVEN = "input_shapes (--input-shape)"
 # Of one dimension: TVM computes with 32-bit indices.
 MAX_EXTENT = 2**31 - 1
 
@@ -74,7 +75,7 @@ def read_inputs(
     for name in input_shapes:
         if name not in names:
             raise ModelError(
-                f"input_shapes names {name!r}, but the inputs of model {model.name!r} are "
+                f"{_GIVEN} names {name!r}, but the inputs of model {model.name!r} are "
                 f"{', '.join(names)}"
             )
     inputs = [_read(model, value, input_shapes.get(value.name)) for value in model.inputs]
@@ -89,7 +90,7 @@ def _check_rebound(model: Prepared, inputs: Sequence[InputType]) -> None:
     if rebound and len(alike) > 1:
         first = rebound[0]
         raise ModelError(
-            f"model {model.name!r}: input_shapes changes the batch of input {first.name!r} from "
+            f"model {model.name!r}: {_GIVEN} changes the batch of input {first.name!r} from "
             f"{first.declared_batch} to {first.shape[0]}; give the same batch for all inputs: "
             + ", ".join(f"{item.name!r} {item.shape}" for item in inputs)
         )
@@ -114,7 +115,7 @@ def _read(
         declared = [""] * len(given)
     if given is not None and len(given) != len(declared):
         raise ModelError(
-            f"{label} has {len(declared)} dimensions, input_shapes gives {len(given)}: {given}"
+            f"{label} has {len(declared)} dimensions, {_GIVEN} gives {len(given)}: {given}"
         )
     dims = [
         _bind(label, value.name, axis, dim, None if given is None else given[axis], len(declared))
@@ -160,9 +161,7 @@ def _bind(
         if given is not None and axis == 0:
             return _bind(label, name, axis, "", given, rank)  # where the graph allows it
         if given is not None and given != declared:
-            raise ModelError(
-                f"{label} has dimension {axis} = {declared}, input_shapes gives {given}"
-            )
+            raise ModelError(f"{label} has dimension {axis} = {declared}, {_GIVEN} gives {given}")
         return declared
     if given is None:
         if axis == 0:
@@ -173,7 +172,7 @@ def _bind(
         )
     if not 0 < given <= MAX_EXTENT:
         raise ModelError(
-            f"{label}: input_shapes gives dimension {axis} = {given}, expected 1 to {MAX_EXTENT}"
+            f"{label}: {_GIVEN} gives dimension {axis} = {given}, expected 1 to {MAX_EXTENT}"
         )
     return int(given)
 

@@ -186,8 +186,8 @@ BAD_SHAPES = {
     r"dimension 2 \('height'\) is left open; .*input_shapes=\{'x': \(None, 3, 224, 224\)\}": {},
     "dimension 3 is left open": {"x": (None, 3, 4, None)},
     "names 'image', but the inputs .* are x": {"image": (None, 3, 4, 4)},
-    "has 4 dimensions, input_shapes gives 3": {"x": (3, 4, 4)},
-    "dimension 1 = 3, input_shapes gives 4": {"x": (None, 4, 4, 4)},
+    r"has 4 dimensions, input_shapes \(--input-shape\) gives 3": {"x": (3, 4, 4)},
+    r"dimension 1 = 3, input_shapes \(--input-shape\) gives 4": {"x": (None, 4, 4, 4)},
     "dimension 2 = 0, expected 1 to": {"x": (None, 3, 0, 4)},
 }
 
