@@ -29,6 +29,10 @@ from tvmquant.weight_pairs import bound_pairs
 
 # A multiplier that is not exact may move the result by this much of one output step.
 MAX_MULTIPLIER_ERROR = 1.0 / 32.0
+# The multiplier of negative sums is one of few bits times the slope, rounded: it may move the least
+# or greatest number of the output by this much of one step (what rounding to steps adds grows by
+# 6 % at most), others by proportion.
+MAX_SLOPE_ERROR = 1.0 / 4.0
 # A channel whose accumulator cannot move the output further than this may have any multiplier.
 NEGLIGIBLE_STEPS = 8.0
 # |bias| in accumulator units stays below this, or a channel of near-zero weights would overflow.
@@ -261,6 +265,8 @@ def choose_multipliers(
     *,
     snap_first: bool,
     name: str,
+    slopes: FloatArray | None = None,
+    reach: Array | float = 0.0,
 ) -> Multipliers:
     """Choose dyadic multipliers, in 32 bits where that is exact enough, else in 64.
 
@@ -279,6 +285,11 @@ def choose_multipliers(
         rounded up, and needs `MIN_NARROW_BITS` bits only.
     name : str
         Layer, for the error message.
+    slopes : float64 array, optional
+        What the first and only term is multiplied by where it is negative; that multiplier is the
+        first's times the slope, rounded, and comes second.
+    reach : integer array
+        With slopes: largest magnitude, in output steps, of what they give that is not clipped.
 
     Raises
     ------
@@ -288,19 +299,24 @@ def choose_multipliers(
     for ratio in ratios:
         if not np.all(np.isfinite(ratio)):
             raise QuantizationError(f"layer {name!r}: a scale ratio is not finite")
-    shape = np.broadcast_shapes(*[np.shape(a) for a in (*ratios, *bounds, extra)])
-    narrow = _narrow(ratios, bounds, zero_point, extra, snap_first, shape)
+    sides = [] if slopes is None else [slopes]
+    shape = np.broadcast_shapes(*[np.shape(a) for a in (*ratios, *bounds, extra, *sides)])
+    narrow = _narrow(ratios, bounds, zero_point, extra, snap_first, shape, slopes, reach)
     if narrow is not None:
         return narrow
-    return _wide(ratios, bounds, zero_point, extra, shape, name)
+    return _wide(ratios, bounds, zero_point, extra, shape, name, slopes)
 
 
-def _round(ratios: list[FloatArray], shift: IntArray, snap_first: bool) -> list[IntArray]:
+def _round(
+    ratios: list[FloatArray], shift: IntArray, snap_first: bool, slopes: FloatArray | None
+) -> list[IntArray]:
     values = []
     for i, ratio in enumerate(ratios):
         exact = np.ldexp(ratio, shift)
         up = np.sign(exact) * np.ceil(np.abs(exact)) if snap_first and i == 0 else np.rint(exact)
         values.append(np.asarray(up, np.int64))
+    if slopes is not None:
+        values.append(np.rint(values[0] * slopes).astype(np.int64))
     return values
 
 
@@ -311,13 +327,18 @@ def _narrow(
     extra: Array | float,
     snap_first: bool,
     shape: tuple[int, ...],
+    slopes: FloatArray | None,
+    reach: Array | float,
 ) -> Multipliers | None:
     shift = np.full(shape, MAX_NARROW_SHIFT, np.int64)
     while True:
-        values = _round(ratios, shift, snap_first)
+        values = _round(ratios, shift, snap_first, slopes)
         total = (np.asarray(extra, np.float64) + abs(zero_point) + 2.0) * np.exp2(shift)
-        for value, bound in zip(values, bounds, strict=True):
-            total = total + np.abs(value).astype(np.float64) * bound
+        greatest = [np.abs(value).astype(np.float64) for value in values]
+        if slopes is not None:  # one of the two is used
+            greatest = [np.maximum(*greatest)]
+        for value, bound in zip(greatest, bounds, strict=True):
+            total = total + value * bound
         too_big = (total > INT32_MAX) & (shift > 1)
         if not too_big.any():
             break
@@ -329,10 +350,16 @@ def _narrow(
     error = sum(np.asarray(b, np.float64) * half_step for b in bounds[first:])
     if np.any(np.asarray(error) > MAX_MULTIPLIER_ERROR):
         return None
+    if slopes is not None:
+        # of sums that are not clipped, acc * M_n / 2**s is at most the reach
+        unclipped = reach * np.exp2(shift) / np.maximum(np.abs(values[1]), 1)
+        moved = np.minimum(unclipped, bounds[0]) * half_step
+        if np.any((slopes != 0.0) & (moved > MAX_SLOPE_ERROR)):
+            return None
     if snap_first:
         # what never moves the output by more than a few steps needs no precise multiplier
-        reach = np.abs(ratios[0]) * np.asarray(bounds[0], np.float64)
-        alive = np.broadcast_to(reach > NEGLIGIBLE_STEPS, shape)
+        moves = np.abs(ratios[0]) * np.asarray(bounds[0], np.float64)
+        alive = np.broadcast_to(moves > NEGLIGIBLE_STEPS, shape)
         if np.any(alive & (np.abs(np.broadcast_to(values[0], shape)) < 2 ** (MIN_NARROW_BITS - 1))):
             return None
     return Multipliers(tuple(values), shift, "int32")
@@ -345,11 +372,14 @@ def _wide(
     extra: Array | float,
     shape: tuple[int, ...],
     name: str,
+    slopes: FloatArray | None,
 ) -> Multipliers:
+    if slopes is not None:
+        ratios, bounds = [ratios[0], ratios[0] * slopes], [bounds[0], bounds[0]]
     largest = np.max([np.broadcast_to(np.abs(r), shape) for r in ratios], axis=0)
     _, exponent = np.frexp(largest)
     shift = np.clip(30 - exponent.astype(np.int64), 1, 52)  # multipliers below 2**30
-    values = _round(ratios, shift, False)
+    values = _round(ratios, shift, False, None)
     offset = np.ceil(np.asarray(extra, np.float64) * np.exp2(shift))
     if np.any(offset >= 2.0**62):
         raise QuantizationError(

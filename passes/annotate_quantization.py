@@ -14,8 +14,9 @@ Requires an L0 graph in canonical form (`CanonicalizeOps`). Guarantees that betw
 there is exactly one of the *regions* that `InsertRequantize` can compute with a single rounding:
 
 * an **accumulator**: convolution, dense, product, window sum or a quantized tensor, times and plus
-  constants, plus at most one more quantized tensor (the residual), then a clip, or a PRelu, which
-  gives the negative side of a contraction or of a quantized tensor a slope;
+  constants, plus at most one more quantized tensor (the residual), then a clip, or a PRelu or leaky
+  ReLU, which gives the negative side of a contraction (a PRelu also that of a quantized tensor) a
+  slope;
 * a **table**: any chain of elementwise functions of one quantized tensor, comparisons and choices
   between them included;
 * a **mover**: reshape, transpose, slice, pad, concat, max-pooling, resize (a linear one rounds

@@ -66,6 +66,7 @@ from tvmquant.passes.region_operators import (
     is_window_mean,
     keeps_shape,
     output_axis,
+    slopes_of,
 )
 from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, span_name, used_vars
 from tvmquant.passes.rounded_weights import mean_error, weight_of, with_bounded_pairs
@@ -176,8 +177,9 @@ class _Integerizer(DataflowRewriter):
             return self._move
         if name == CAST:
             return self._cast
-        if name == "relax.nn.prelu":
-            return self._prelu
+        layer = isinstance(self.value(call.args[0]), Accumulator)
+        if name == "relax.nn.prelu" or (name == "relax.nn.leakyrelu" and layer):
+            return self._slope
         return self._arithmetic if name in ELEMENTWISE else None
 
     # -- borders --------------------------------------------------------------------------------
@@ -446,13 +448,14 @@ class _Integerizer(DataflowRewriter):
             return None
         return Chain(chain.source, evaluate(call, [chain.values]))
 
-    def _prelu(self, _var: relax.Var, call: relax.Call) -> Value | None:
+    def _slope(self, _var: relax.Var, call: relax.Call) -> Value | None:
         x = self.value(call.args[0])
         if not isinstance(x, Quantized | Accumulator) or not has_usable_slopes(call):
             return None
-        slopes = qop.constant_array(call.args[1]).astype(np.float64)
         rank = len(call.ty.shape.values)
-        slopes = _along(slopes, int(call.attrs.axis) % rank, rank)
+        slopes = _along(
+            slopes_of(call).astype(np.float64), int(getattr(call.attrs, "axis", 1)) % rank, rank
+        )
         return replace(_as_accumulator(x), slopes=slopes)
 
     def _two_tensors(self, call: relax.Call, left: Value, right: Value) -> Value | None:
@@ -558,11 +561,10 @@ class _Integerizer(DataflowRewriter):
             weight.round(scale), x, bias / (unit * scale), reserve / (unit * scale)
         )
         bounds = [bound, *(t.bound.reshape(-1) for t in region.terms[1:])]
-        if slopes is not None:
-            ratios, bounds = [*ratios, ratios[0] * slopes], [bound, bound]
         chosen = choose_multipliers(
-            ratios, bounds, to.zero_point, 0.0, snap_first=not weight.fixed, name=name
-        )
+            ratios, bounds, to.zero_point, 0.0, snap_first=not weight.fixed, name=name,
+            slopes=slopes, reach=_reach(slopes, to),
+        )  # fmt: skip
         if chosen.compute_dtype == "int32" and not weight.fixed:
             exact = np.ldexp(np.abs(chosen.values[0]).astype(np.float64), -chosen.shift)
             scale = np.where(chosen.values[0] == 0, scale, exact * to_scale / unit)
@@ -583,7 +585,7 @@ class _Integerizer(DataflowRewriter):
         attrs = _contraction_attrs(layer, name)
         operator = CONTRACTIONS[layer.call.op.name]
         expr = self.emit(qop.emit(operator, args, attrs, layer.call.span), "acc")
-        return expr, _with_slopes(chosen, slopes), np.zeros(1, np.int64)
+        return expr, _by_sign(chosen, slopes), np.zeros(1, np.int64)
 
 
 def _integers(array: Any, dtype: str) -> relax.Expr:
@@ -614,21 +616,26 @@ def _multipliers(region: Accumulator, to: Quantized, name: str) -> tuple[Multipl
     scales = to.scales
     ratios = [t.scale / scales for t in region.terms]
     bounds = [t.bound for t in region.terms]
-    if region.slopes is not None:
-        ratios, bounds = [*ratios, ratios[0] * region.slopes], [*bounds, *bounds]
     chosen = choose_multipliers(
-        ratios, bounds, to.zero_point, np.abs(region.bias) / scales, snap_first=False, name=name
-    )
+        ratios, bounds, to.zero_point, np.abs(region.bias) / scales, snap_first=False, name=name,
+        slopes=region.slopes, reach=_reach(region.slopes, to),
+    )  # fmt: skip
     offset = np.rint(np.ldexp(region.bias / scales, chosen.shift)).astype(np.int64)
     return chosen, offset
 
 
-def _with_slopes(chosen: Multipliers, slopes: Any) -> Multipliers:
-    """Derive the multiplier of negative sums from the positive ones', once that is final."""
+def _reach(slopes: Any, to: Quantized) -> Any:
+    """Return how many steps of the output negative sums may take, times their slopes."""
+    if slopes is None:
+        return 0.0
+    return np.where(slopes > 0.0, to.zero_point - to.qmin, to.qmax - to.zero_point)
+
+
+def _by_sign(chosen: Multipliers, slopes: Any) -> Multipliers:
+    """Give each sign of the integers the multiplier that is its sum's in real numbers."""
     if slopes is None:
         return chosen
-    positive = chosen.values[0]
-    sloped = np.rint(positive * slopes).astype(np.int64)
+    positive, sloped = chosen.values
     flipped = positive < 0  # a negative sum of integers is a positive number
     values = np.where(flipped, sloped, positive), np.where(flipped, positive, sloped)
     return replace(chosen, values=values)

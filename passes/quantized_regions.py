@@ -241,6 +241,7 @@ class RegionFinder:
             "relax.nn.relu": self._clip,
             "relax.clip": self._clip,
             "relax.nn.prelu": self._prelu,
+            "relax.nn.leakyrelu": self._leaky_relu,
             CAST: self._cast,
             SELECT: self._select,
         }
@@ -273,12 +274,23 @@ class RegionFinder:
         if not has_usable_slopes(call):
             return None
         operand = call.args[0]
+        if self._is_one_layer(operand) and self.form(operand).axis == int(call.attrs.axis):
+            return replace(self.form(operand), kind="clipped")
+        self.request(operand, ACTIVATION)
+        return Form("clipped")
+
+    def _leaky_relu(self, call: relax.Call) -> Form:
+        """Give the sum of a layer two slopes, like a PRelu; of any other tensor it is a table."""
+        operand = call.args[0]
+        if self._is_one_layer(operand) and has_usable_slopes(call):
+            return replace(self.form(operand), kind="clipped")
+        return self._chain(operand)
+
+    def _is_one_layer(self, operand: relax.Var) -> bool:
+        """Whether an operand is a contraction, times and plus constants, that is not kept."""
         form = self.form(operand)
-        layer = form.kind == "accumulator" and form.axis == int(call.attrs.axis)
-        if not (layer and not form.residual and self._absorbs(operand)):
-            self.request(operand, ACTIVATION)
-            form = Form("accumulator")
-        return replace(form, kind="clipped")
+        layer = form.kind == "accumulator" and form.axis is not None and not form.residual
+        return layer and self._absorbs(operand)
 
     def _move(self, call: relax.Call) -> Form | None:
         operands = used_vars(call)

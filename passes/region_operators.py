@@ -47,7 +47,7 @@ EXACT_INPUTS = {"uint8": (0, 0, 255), "int8": (128, 0, 255), "bool": (0, 0, 1)}
 EXTREMES = ("relax.maximum", "relax.minimum")
 REDUCED_EXTREMES = ("relax.max", "relax.min")
 
-# of a PRelu in integers
+# of a PRelu or leaky ReLU in integers
 MAX_SLOPE = 16.0
 
 ACTIVATION, OUTPUT, WEIGHT = "activation", "output", "weight"
@@ -94,9 +94,16 @@ def varies_along(constant: Any, rank: int, axis: int | None) -> bool:
     return len(shape) == rank and all(shape[i] == 1 for i in fixed)
 
 
+def slopes_of(call: relax.Call) -> Any:
+    """Return what a PRelu or a leaky ReLU multiplies negative values by, or None if not known."""
+    if qop.is_call(call, "relax.nn.leakyrelu"):
+        return np.full(1, float(call.attrs.alpha))
+    return qop.constant_array(call.args[1])
+
+
 def has_usable_slopes(call: relax.Call) -> bool:
-    """Whether the slopes of a PRelu are known, and not so steep that one shift fits no both."""
-    slopes = qop.constant_array(call.args[1])
+    """Whether slopes are known, and not so steep that one shift fits no both sides."""
+    slopes = slopes_of(call)
     return slopes is not None and bool(np.all(np.abs(slopes) <= MAX_SLOPE))
 
 

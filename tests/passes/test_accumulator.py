@@ -10,8 +10,10 @@ from tvmquant.arithmetic import INT32_MAX, MAX_NARROW_SHIFT
 from tvmquant.errors import QuantizationError
 from tvmquant.passes.accumulator import (
     MAX_MULTIPLIER_ERROR,
+    MAX_SLOPE_ERROR,
     NEGLIGIBLE_STEPS,
     Accumulator,
+    Multipliers,
     Quantized,
     QuantizedWeight,
     Term,
@@ -23,10 +25,10 @@ bounds = st.integers(1, 2**30)
 zero_points = st.integers(0, 255)
 
 
-def choose(ratios, bounds, zero_point=0, extra=0.0, *, snap_first=False):
+def choose(ratios, bounds, zero_point=0, extra=0.0, *, snap_first=False, **slopes):
     arrays = [np.atleast_1d(np.asarray(b)) for b in bounds]
     return choose_multipliers(
-        ratios, arrays, zero_point, extra, snap_first=snap_first, name="conv_1"
+        ratios, arrays, zero_point, extra, snap_first=snap_first, name="conv_1", **slopes
     )
 
 
@@ -78,6 +80,23 @@ def test_a_typical_layer_needs_32_bits():
     # 3x3x64 weights of 8 bits, an accumulator of 18 bits
     chosen = choose([np.array([1e-3, 2e-3])], [2**18], 0, snap_first=True)
     assert chosen.compute_dtype == "int32"
+    chosen = choose(
+        [np.array([1e-3, 2e-3])], [2**18], 23, snap_first=True, slopes=np.array([0.1]), reach=23
+    )
+    assert chosen.compute_dtype == "int32"
+
+
+@given(ratios, bounds, st.floats(-16.0, 16.0), st.integers(1, 65535))
+def test_a_slope_moves_what_is_not_clipped_by_a_part_of_a_step(ratio, bound, slope, reach):
+    slopes = np.array([slope])
+    chosen = choose([ratio], [bound], snap_first=True, slopes=slopes, reach=reach)
+    first, second = (np.ldexp(v.astype(np.float64), -chosen.shift) for v in chosen.values)
+    unclipped = np.minimum(bound, reach / np.maximum(np.abs(second), 1e-300))
+    moved = np.abs(second - first * slopes) * unclipped
+    assert (moved <= np.maximum(MAX_SLOPE_ERROR, reach * 2.0**-13)).all()
+    greatest = [np.maximum(*np.abs(chosen.values))]
+    fits = largest_sum(Multipliers(tuple(greatest), chosen.shift, ""), [bound], 0)
+    assert fits <= (INT32_MAX if chosen.compute_dtype == "int32" else 2**63 - 1)
 
 
 def test_a_wide_accumulator_needs_64_bits_when_its_scale_is_fixed():

@@ -130,6 +130,18 @@ REGIONS = {
         lambda emit, x: (lambda y: emit(op.add(conv(emit, y, name="b"), y)))(conv(emit, x)),
         ["input", "conv2d", "add"],
     ),
+    "a slope of a layer": (
+        lambda emit, x: emit(op.nn.relu(emit(op.nn.leakyrelu(conv(emit, x), -0.1)))),
+        ["input", "relu"],
+    ),
+    "a slope too steep": (
+        lambda emit, x: emit(op.nn.leakyrelu(conv(emit, x), 40.0)),
+        ["input", "conv2d", "leakyrelu"],
+    ),
+    "a slope of a sum": (
+        lambda emit, x: emit(op.nn.leakyrelu(emit(op.add(conv(emit, x), x)), 0.1)),
+        ["input", "add", "leakyrelu"],
+    ),
     "a chain of functions": (
         lambda emit, x: (lambda y: emit(op.multiply(y, emit(op.sigmoid(y)))))(conv(emit, x)),
         ["input", "conv2d", "multiply"],

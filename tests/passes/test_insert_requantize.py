@@ -132,6 +132,13 @@ def sloped(e, x):
     return e.conv(e(op.nn.prelu(pooled, slopes, 1)), 4, name="c")
 
 
+def leaky(e, x):
+    """One slope of a layer, and of a sum."""
+    first = e(op.nn.leakyrelu(e.conv(x, name="a"), 0.1))
+    total = e(op.nn.leakyrelu(e(op.add(e.conv(first, name="b"), first)), 0.2))
+    return e.conv(total, 4, name="c")
+
+
 def broadcast(e, x):
     y = e.conv(x, name="a")
     pooled = e.mean(y)
@@ -302,9 +309,7 @@ CASES = {
     "x * sigmoid(x)": Case(
         one_function(lambda e, y: e(op.multiply(y, e(op.sigmoid(y))))), f"{LAYER} table {LAYER}"
     ),
-    "leaky relu": Case(
-        one_function(lambda e, y: e(op.nn.leakyrelu(y, 0.1))), f"{LAYER} table {LAYER}"
-    ),
+    "leaky relu": Case(leaky, f"{LAYER} {LAYER} table {LAYER}"),
     "squeeze-excite": Case(
         squeeze_excite,
         f"{LAYER} pool_sum requantize {LAYER} {LAYER} qmultiply requantize {LAYER}",
