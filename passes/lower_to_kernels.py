@@ -348,6 +348,7 @@ class _Lowerer(DataflowRewriter):
             nhwc_shape(x), tuple(attrs["pool_size"]), tuple(attrs["strides"]),
             tuple(attrs["padding"]), tuple(attrs["dilation"]), nhwc_shape(call)[1:3],
             dtype_of(x), attrs["input_zero_point"], epilogue, _parameter_shape(vectors),
+            dtype_of(vectors[3]) if attrs.get("residual", 0) else "uint8",
         )  # fmt: skip
         return self.call(pool.kernel(spec, self.target, self.threads), [x, *vectors], call.ty, call)
 

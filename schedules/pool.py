@@ -67,11 +67,14 @@ class SumPoolSpec(PoolSpec):
     epilogue : Epilogue or None
     parameter_shape : tuple of int
         Of multiplier, offset and shift: (1,), (C,), or (1, OH, OW, 1) where the divisor varies.
+    residual_dtype : str
+        Type of the second term, where the epilogue has one.
     """
 
     zero_point: int = 0
     epilogue: Epilogue | None = None
     parameter_shape: tuple[int, ...] = (1,)
+    residual_dtype: str = "uint8"
 
 
 @dataclass(frozen=True)
@@ -188,12 +191,16 @@ def _compute_sum(
     epilogue = spec.epilogue
     if epilogue is None:
         return te.create_prim_func([x, pool])
-    inputs = placeholders(epilogue, spec.parameter_shape[-1], positional=spec.parameter_shape)
+    parameters = spec.parameter_shape
+    inputs = placeholders(epilogue, parameters[-1], out_shape, spec.residual_dtype, parameters)
 
     def element(*index: Any) -> tirx.PrimExpr:
-        multiplier, offset, shift = (broadcast_at(t, index) for t in inputs[:3])
-        table = inputs[3] if epilogue.table else None
-        return epilogue.apply(pool(*index), multiplier, offset, shift, None, table)
+        multiplier, offset, shift, *second = (
+            broadcast_at(t, index) for t in inputs[: 5 if epilogue.residual else 3]
+        )
+        residual = (second[0], second[1]) if epilogue.residual else None
+        table = inputs[-1] if epilogue.table else None
+        return epilogue.apply(pool(*index), multiplier, offset, shift, residual, table)
 
     return te.create_prim_func([x, *inputs, te.compute(out_shape, element, name="out")])
 

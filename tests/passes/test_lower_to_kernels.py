@@ -148,6 +148,18 @@ def test_slopes_per_channel(processor: str) -> None:
     np.testing.assert_array_equal(run(module, x, processor), simulate(module, x)[0])
 
 
+@pytest.mark.parametrize("counts", [False, True])
+def test_a_pooled_tensor_less_itself(counts: bool) -> None:
+    def body(emit: Any, x: Any) -> Any:
+        pooled = emit(nn.avg_pool2d(x, (3, 3), padding=(1, 1), count_include_pad=counts))
+        return emit(op.subtract(pooled, x))
+
+    x = normal(*SHAPE)
+    module = ConvertLayout()(FuseEpilogue()(quantize(graph(body, SHAPE), [x]).integer))
+    assert [qop.attributes(call)["residual"] for call in calls(module, qop.POOL_SUM)] == [1]
+    np.testing.assert_array_equal(run(module, x, EXECUTED[0]), simulate(module, x)[0])
+
+
 def test_sums_products_and_concats_of_any_shape() -> None:
     def body(emit: Any, x: Any) -> Any:
         gate = emit(op.mean(x, [2, 3], keepdims=True))

@@ -67,16 +67,25 @@ def test_sum(window, target):
 def test_average(window, positional, compute_dtype, target):
     rng = np.random.default_rng(23)
     x = rng.integers(0, 256, window[0]).astype(np.uint8)
-    epilogue = Epilogue(compute_dtype, "uint8", 0, 255, table=positional)
+    residual = compute_dtype == "int64"
+    epilogue = Epilogue(compute_dtype, "uint8", 0, 255, residual, table=positional)
     shape = (1, *window[5], 1) if positional else (1,)
-    spec = pool.SumPoolSpec(*window, zero_point=3, epilogue=epilogue, parameter_shape=shape)
+    spec = pool.SumPoolSpec(
+        *window, zero_point=3, epilogue=epilogue, parameter_shape=shape, residual_dtype="int16"
+    )
     total = windows(x.astype(np.int64) - 3, spec, 0).sum(axis=0)
     parameters = kt.epilogue_inputs(rng, epilogue, int(np.prod(shape)), int(total.max()))
     parameters = {k: v.reshape(shape) for k, v in parameters.items()}
     table = [rng.permutation(256).astype(np.uint8)] if positional else []
-    expected = kt.apply_epilogue(epilogue, total, **parameters, table=table[0] if table else None)
+    second = []
+    if residual:
+        values = rng.integers(-total.max(), total.max(), total.shape).astype(np.int16)
+        second = [values, parameters["multiplier"][..., ::-1] >> 1]
+    expected = kt.apply_epilogue(
+        epilogue, total, **parameters, residual=second or None, table=table[0] if table else None
+    )
     assert len(np.unique(expected)) > 4
-    check(spec, [x, *parameters.values(), *table], expected, target)
+    check(spec, [x, *parameters.values(), *second, *table], expected, target)
 
 
 @pytest.mark.parametrize("target", kt.COMPILED, ids=str)
