@@ -14,8 +14,9 @@ Requires a calibrated L1 graph. Guarantees: every region found by `AnnotateQuant
 integers only, at equation (3) of `tvmquant.arithmetic`; zero points of the input are folded into
 the int32 bias (``bias - z_x * sum(w)``, padding pads with z_x); every accumulator is proven to fit
 int32. Per-channel weight scales grow by up to 1/16 so that the multiplier of a contraction is
-*exactly* dyadic and short enough for 32-bit arithmetic; scales that are fixed (``fixed: 1``,
-which no pass sets) get 64-bit arithmetic where 32 bits would not be exact enough.
+*exactly* dyadic and short enough for 32-bit arithmetic, unless that takes weights off a grid on
+which they lie; these, and scales that are fixed (``fixed: 1``, which no pass sets), get 64-bit
+arithmetic where 32 bits would not be exact enough.
 
 Where the mean of a layer's input is known, the bias is corrected for what rounding (and bounding)
 the weight adds to the mean of the output: ``bias -= sum_c E[x_c] (Q(w)_c - w_c)``. Of SqueezeNet
@@ -31,6 +32,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -69,7 +71,12 @@ from tvmquant.passes.region_operators import (
     slopes_of,
 )
 from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, span_name, used_vars
-from tvmquant.passes.rounded_weights import mean_error, weight_of, with_bounded_pairs
+from tvmquant.passes.rounded_weights import (
+    mean_error,
+    snapping_costs_little,
+    weight_of,
+    with_bounded_pairs,
+)
 from tvmquant.passes.scale_factors import compressed, varying_axes
 
 CONTRACTIONS = {
@@ -561,13 +568,18 @@ class _Integerizer(DataflowRewriter):
             weight.round(scale), x, bias / (unit * scale), reserve / (unit * scale)
         )
         bounds = [bound, *(t.bound.reshape(-1) for t in region.terms[1:])]
-        chosen = choose_multipliers(
-            ratios, bounds, to.zero_point, 0.0, snap_first=not weight.fixed, name=name,
-            slopes=slopes, reach=_reach(slopes, to),
+        multipliers = partial(
+            choose_multipliers, ratios, bounds, to.zero_point, 0.0, name=name, slopes=slopes,
+            reach=_reach(slopes, to),
         )  # fmt: skip
+        chosen = multipliers(snap_first=not weight.fixed)
         if chosen.compute_dtype == "int32" and not weight.fixed:
             exact = np.ldexp(np.abs(chosen.values[0]).astype(np.float64), -chosen.shift)
-            scale = np.where(chosen.values[0] == 0, scale, exact * to_scale / unit)
+            snapped = np.where(chosen.values[0] == 0, scale, exact * to_scale / unit)
+            if snapping_costs_little(layer, scale, snapped, self.input_powers):
+                scale = snapped
+            else:
+                chosen = multipliers(snap_first=False)
         integers = weight.round(scale)
         correction = gain * mean_error(layer, integers, scale, self.input_means)
         bias = bias - np.clip(correction, -reserve, reserve)

@@ -21,6 +21,8 @@ from tvmquant.weight_pairs import bounded_scale
 # more than 1.5 dB. Of SqueezeNet's, ResNet-20's and YOLOv8n's layers 1 of 26, 3 of 20 and 4 of 63
 # do.
 MOST_BOUNDING_NOISE = 1.4
+# The same of scales that make multipliers exact: 1 dB. Of weights that lie anywhere it is a tenth.
+MOST_SNAPPING_NOISE = 1.26
 
 
 def outputs_first(weight: FloatArray, axis: int, groups: int) -> FloatArray:
@@ -84,6 +86,33 @@ def with_bounded_pairs(
         return bounded
     free, bound = (_rounding_noise(layer, w, np.asarray(powers)) for w in (weight, bounded))
     return bounded if bound <= MOST_BOUNDING_NOISE * free else weight
+
+
+def snapping_costs_little(
+    layer: Contraction,
+    scale: FloatArray,
+    snapped: FloatArray,
+    input_powers: Mapping[str, Sequence[float]],
+) -> bool:
+    """Whether another scale, a little larger, adds little to the layer's rounding error.
+
+    It does but where weights lie on a grid, as those of networks that were trained quantized.
+
+    Parameters
+    ----------
+    layer : Contraction
+    scale, snapped : float64 arrays of shape (O,)
+    input_powers : mapping of str to sequence of float
+        Mean square of each input channel, by layer.
+    """
+    powers = input_powers.get(span_name(layer.call))
+    if powers is None:
+        return True
+    before, after = (
+        _rounding_noise(layer, replace(layer.weight, scale=s), np.asarray(powers))
+        for s in (scale, snapped)
+    )
+    return after <= MOST_SNAPPING_NOISE * before
 
 
 def mean_error(

@@ -169,3 +169,24 @@ def test_a_pad_decided_in_float_is_held_where_another_reader_asks_for_integers()
     wanted = Twin(graph.module)(torch.from_numpy(images))
     for expected, integers in zip(wanted, found, strict=True):
         assert networks.sqnr_db(expected.detach().numpy(), integers) > 25
+
+
+def test_weights_on_a_grid_stay_there():
+    """A scale a little larger, for a short multiplier, would round all of them the same way."""
+    weight = np.random.default_rng(0).choice([-1.0, 1.0], (8, 32, 3, 3)).astype(np.float32)
+    model = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4)], "grid",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 32, 6, 6])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 8, 6, 6])],
+            [numpy_helper.from_array(weight, "w")],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+    )  # fmt: skip
+    graph = tvmquant.load_onnx(model)
+    images = np.random.default_rng(1).integers(0, 2, (8, 32, 6, 6)).astype(np.float32)
+    (found,) = tvmquant.simulate(
+        tvmquant.quantize(graph, tvmquant.calibrate(graph, images)), images
+    )
+    wanted = Twin(graph.module)(torch.from_numpy(images)).detach().numpy()
+    assert networks.sqnr_db(wanted, found) > 80
