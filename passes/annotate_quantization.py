@@ -102,7 +102,8 @@ class _Annotator(DataflowRewriter):
         self.names: set[str] = set()
         self.ids: dict[tuple[relax.Var, str], str] = {}
         self.producer = dict(bindings_of(self.function))
-        # of tensors that are read in 8 bits and otherwise: what the other readers get
+        # of tensors that are read in 8 bits and otherwise: what the other readers get, the float
+        # result itself where it is one
         self.precise: dict[relax.Var, relax.Expr] = {}
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
@@ -118,6 +119,8 @@ class _Annotator(DataflowRewriter):
         bound = self.emit(new if new is not None else self.copy(value), str(var.name))
         if both:
             bound = self.emit(self._fake_quant(var, bound, value, OUTPUT), f"{var.name}_q16")
+            self.precise[var] = bound
+        elif var in self.finder.float_results:
             self.precise[var] = bound
         role = ACTIVATION if ACTIVATION in roles or OUTPUT not in roles else OUTPUT
         return self.emit(self._fake_quant(var, bound, value, role), f"{var.name}_q")

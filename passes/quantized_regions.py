@@ -192,9 +192,8 @@ class RegionFinder:
             return Form("quantized")
         if is_input_cast(value, params):
             return Form("input")
-        if var in self.ends and self._continues_floats(value):
-            return Form("float")
-        if self._is_sensitive(value):
+        ends = var in self.ends and self._continues_floats(value)
+        if ends or self._is_sensitive(value):
             self.float_results.add(var)
             return Form("float")
         handler = None if self._reads_integers(value) else self._handler(value)

@@ -458,6 +458,19 @@ def test_floats_on_their_way_to_the_user_are_not_rounded():
     assert ids == ["x0", "conv.weight", "conv"]
 
 
+def test_floats_on_their_way_to_the_user_may_be_read_in_8_bits_too():
+    def body(emit, x):
+        y = emit(op.nn.softmax(x, 1))
+        return emit(op.nn.relu(y)), conv(emit, y)
+
+    annotated = AnnotateQuantization()(graph(body, SHAPE))
+    softmax = next(var for var, value in bindings_of(annotated["main"])
+                   if qop.is_call(value, "relax.nn.softmax"))  # fmt: skip
+    assert calls(annotated, "relax.nn.relu")[0].args[0].same_as(softmax)
+    ids = [qop.attributes(call)["id"] for call in calls(annotated, qop.FAKE_QUANT)]
+    assert ids == ["lv", "conv.weight", "conv"]
+
+
 def test_predicates_on_calls():
     one = np.float32(1.0)
     assert is_linear(the_call(lambda x: op.add(x, const(one))), one, False)
