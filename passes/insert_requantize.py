@@ -160,9 +160,8 @@ class _Integerizer(DataflowRewriter):
     def _convert(self, var: relax.Var, call: relax.Call) -> Value:
         if qop.is_call(call, qop.FAKE_QUANT):
             return self._fake_quant(call)
-        if is_exact_cast(call, list(self.function.params)) and isinstance(
-            self.value(call.args[0]), relax.Expr
-        ):
+        is_exact = var in self.rounded and is_exact_cast(call, list(self.function.params))
+        if is_exact and isinstance(self.value(call.args[0]), relax.Expr):
             return self._exact(call)
         operands = [self.value(a) for a in used_vars(call)]
         integers = [v for v in operands if not isinstance(v, relax.Expr)]

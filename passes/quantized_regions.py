@@ -17,6 +17,7 @@ from tvmquant.passes.amplification import amplified
 from tvmquant.passes.elementwise import BINARY, CAST, ELEMENTWISE, LOGICAL, SELECT
 from tvmquant.passes.region_operators import (
     ACTIVATION,
+    EXACT_INPUTS,
     EXTREMES,
     OUTPUT,
     REDUCED_EXTREMES,
@@ -75,6 +76,7 @@ class RegionFinder:
         self.groups: dict[relax.Var, relax.Var] = {}
         # inputs of 8 bits and booleans, cast to float, which are integers as they are
         self.exact: set[relax.Var] = set()
+        self.padded_beyond = _padded_beyond(function)
         # results of operators that stay float
         self.float_results: set[relax.Var] = set()
         # what float operators divide by
@@ -186,7 +188,8 @@ class RegionFinder:
         if not isinstance(value, relax.Call):
             return Form("float")
         params = list(self.function.params)
-        if is_exact_cast(value, params) and self.form(value.args[0]).kind == "float":
+        is_exact = is_exact_cast(value, params) and var not in self.padded_beyond
+        if is_exact and self.form(value.args[0]).kind == "float":
             self.exact.add(var)
             self.marked[var] = {ACTIVATION}
             return Form("quantized")
@@ -416,6 +419,28 @@ class RegionFinder:
 
     def _is_chain(self, *variables: relax.Var) -> bool:
         return any(self.form(v).kind == "elementwise" for v in variables)
+
+
+def _padded_beyond(function: relax.Function) -> set[relax.Var]:
+    """Return the casts of 8-bit integers beside which pads put numbers beyond these."""
+    params = list(function.params)
+    # of what only moves them: the casts
+    moved: dict[relax.Var, set[relax.Var]] = {}
+    types: dict[relax.Var, str] = {}
+    found: set[relax.Var] = set()
+    for var, value in bindings_of(function):
+        if is_exact_cast(value, params):
+            moved[var] = {var}
+            types[var] = str(value.args[0].ty.dtype.dtype)
+        elif isinstance(value, relax.Var) or (isinstance(value, relax.Call) and is_mover(value)):
+            moved[var] = {cast for v in used_vars(value) for cast in moved.get(v, ())}
+        if qop.is_call(value, "relax.nn.pad"):
+            padding = float(getattr(value.attrs, "pad_value", 0.0))
+            for cast in moved[var]:
+                zero, qmin, qmax = EXACT_INPUTS[types[cast]]
+                if not qmin <= padding + zero <= qmax:
+                    found.add(cast)
+    return found
 
 
 def _only_for_the_user(function: relax.Function, uses: Counter[relax.Var]) -> set[relax.Var]:

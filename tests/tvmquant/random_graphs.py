@@ -591,7 +591,7 @@ def quantized_by_onnxruntime(graph: RandomGraph) -> list[np.ndarray]:
         onnx.save(graph.model, source)
         logging.disable(logging.WARNING)
         try:
-            quantize_with_onnxruntime(source, [data], quantized)
+            quantize_with_onnxruntime(source, [{"x": data}], quantized)
         finally:
             logging.disable(logging.NOTSET)
         return OnnxRuntimePeer(quantized, threads=1).run_all({"x": data})

@@ -100,6 +100,23 @@ def test_a_factor_alone_becomes_part_of_the_weights(tmp_path):
     assert sqnr_db(float_outputs(network)[0], simulate(network.quantized, images)[0]) > 40
 
 
+@pytest.mark.parametrize("read", [False, True])
+def test_a_pad_may_put_numbers_beside_bytes_that_no_byte_is(tmp_path, read):
+    node = helper.make_node
+    nodes = [
+        node("Cast", ["x"], ["a"], to=TensorProto.FLOAT),
+        node("Pad", ["a", "pads", "value"], ["b" if read else "y"]),
+        *([node("Conv", ["b", "w"], ["y"])] if read else []),
+    ]
+    constants = {"pads": np.array([0, 0, 1, 2, 0, 0, 1, 0]), "value": np.float32(-400)}
+    constants |= {"w": weights(4, 3, 3, 3)} if read else {}
+    path = write(tmp_path / "net.onnx", nodes, "uint8", (3, 8, 8), constants)
+    images = RNG.integers(0, 256, (8, 3, 8, 8)).astype(np.uint8)
+    network = compile_network(path, images)
+    assert sqnr_db(float_outputs(network)[0], simulate(network.quantized, images)[0]) > 35
+    check_library(network, tmp_path / "library")
+
+
 @pytest.mark.parametrize(
     ("dtype", "first"),
     [("int8", "requantize"), ("bool", "astype"), ("int32", "astype")],
