@@ -29,6 +29,9 @@ MAX_LOSS_DB = 4.0
 # With six factors up to 1.6, 9 of 26 layers of SqueezeNet and 9 of 54 of ResNet-50 lose more than
 # 4 dB; with these, none.
 SCALE_FACTORS = tuple(1 + step / 20 for step in range(21))
+# Then those beside the best of them: of random weights of 12, 24, 64 and 576 values per channel the
+# error is less by 0.8, 0.5, 0.4 and 0.1 dB.
+NEARER_STEPS = (-0.04, -0.03, -0.02, -0.01, 0.01, 0.02, 0.03, 0.04)
 # Rows are joined up to this many bytes each, and where every row that is copied saves at least so
 # many products of four bytes. Time of the kernel on Zen 3: 7x7x3 to 64 channels (46 saved) 0.93,
 # 3x3x3 to 64 (43) 0.90, to 32 (21) 0.93 and 0.96, 5x5x1 to 32 (19) 0.94, 3x3x3 to 16 (11) 1.07.
@@ -148,8 +151,13 @@ def bounded_scale(weight: FloatArray, scale: FloatArray) -> FloatArray | None:
 def _best_scales(runs: Array, scale: FloatArray) -> tuple[FloatArray, float]:
     """Return the best of the scales tried for every output channel, and the error with them."""
     errors = np.stack([_errors(runs, scale * factor, bound=True) for factor in SCALE_FACTORS])
-    factors = np.asarray(SCALE_FACTORS)[errors.argmin(axis=0)]
-    return scale * factors, float(errors.min(axis=0).sum())
+    coarse, best = np.asarray(SCALE_FACTORS)[errors.argmin(axis=0)], errors.min(axis=0)
+    factors = coarse
+    for step in NEARER_STEPS:
+        nearer = np.clip(coarse + step, SCALE_FACTORS[0], SCALE_FACTORS[-1])
+        error = _errors(runs, scale * nearer, bound=True)
+        factors, best = np.where(error < best, nearer, factors), np.minimum(error, best)
+    return scale * factors, float(best.sum())
 
 
 def _errors(runs: Array, scale: FloatArray, *, bound: bool) -> FloatArray:

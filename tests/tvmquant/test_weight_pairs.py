@@ -83,7 +83,8 @@ def test_scales_of_bounded_pairs_lose_little(shape):
     lost = squared_error(weight, chosen, bound_pairs(rounded(weight, chosen)))
     assert free < lost < free * 10 ** (MAX_LOSS_DB / 10)
     # better than leaving the scales as they are, and than halving the resolution
-    for other in (scale, 2 * scale):
+    coarse = scale * np.clip(np.rint(20 * chosen / scale) / 20, 1, 2)
+    for other in (scale, 2 * scale, coarse):
         assert lost < squared_error(weight, other, bound_pairs(rounded(weight, other)))
 
 
