@@ -102,7 +102,12 @@ def _convert_unsqueeze(ctx: Context, node: Node) -> relax.Var:
 @converter("Transpose")
 def _convert_transpose(ctx: Context, node: Node) -> relax.Var:
     data = ctx.tensor(0)
-    order = node.integers("perm", list(reversed(range(len(ctx.shape(data))))))
+    axes = range(len(ctx.shape(data)))
+    order = node.integers("perm", list(reversed(axes)))
+    if sorted(order) != list(axes):
+        raise UnsupportedNodeError(
+            f"perm={order} is no order of the axes of a {len(axes)}-D tensor"
+        )
     return ctx.emit(relax.op.permute_dims(data, order))
 
 
@@ -290,6 +295,8 @@ def _convert_depth_to_space(ctx: Context, node: Node) -> relax.Var:
     height, width = ctx.spatial(data)
     batch, channels = ctx.shape(data)[:2]
     block = node.integer("blocksize", 1)
+    if block < 1 or int(channels) % block**2:
+        raise UnsupportedNodeError(f"blocksize={block} does not divide {channels} channels twice")
     depth = int(channels) // block**2
     if node.text("mode", "DCR") == "DCR":
         split, order = (batch, block, block, depth, height, width), [0, 3, 4, 1, 5, 2]
@@ -305,6 +312,8 @@ def _convert_space_to_depth(ctx: Context, node: Node) -> relax.Var:
     height, width = ctx.spatial(data)
     batch, channels = ctx.shape(data)[:2]
     block = node.integer("blocksize", 1)
+    if block < 1 or height % block or width % block:
+        raise UnsupportedNodeError(f"blocksize={block} does not divide {height} x {width}")
     split = (batch, channels, height // block, block, width // block, block)
     moved = ctx.emit(relax.op.permute_dims(ctx.reshape(data, split), [0, 3, 5, 1, 2, 4]))
     return ctx.reshape(moved, (batch, channels * block**2, height // block, width // block))

@@ -49,6 +49,8 @@ def _axes(ctx: Context, node: Node, size: tuple[int, int]) -> tuple[Axis, Axis]:
         return wanted[2], wanted[3]
     if scales is None or not scales.size:
         raise UnsupportedNodeError("it has neither scales nor sizes")
+    if not np.all(np.isfinite(scales) & (scales > 0)):
+        raise UnsupportedNodeError(f"its scales are {scales.tolist()}, expected positive numbers")
     for axis, scale in zip(axes, scales.tolist(), strict=True):
         if axis < 2 and scale != 1.0:
             raise UnsupportedNodeError(f"it scales axis {axis}, expected height and width only")

@@ -139,6 +139,12 @@ def resolve_reshape(shape: Shape, target: Sequence[Dim], *, allow_zero: bool = F
                 raise UnsupportedNodeError(f"it copies dimension {axis} of a {len(shape)}-D tensor")
             dim = shape[axis]
         resolved.append(dim if isinstance(dim, Batch) else int(dim))
+    if min([d for d in resolved if not isinstance(d, Batch)], default=0) < -1:
+        raise UnsupportedNodeError(f"it reshapes to {show(target)}; dimensions are not negative")
+    if resolved.count(-1) > 1:
+        raise UnsupportedNodeError(
+            f"it reshapes to {show(target)}, which leaves two dimensions open"
+        )
     if -1 in resolved:
         rest = resolved.index(-1)
         known = count([dim for axis, dim in enumerate(resolved) if axis != rest])

@@ -100,6 +100,11 @@ def _check_lp_norm(node: Node, _: Ranks) -> str | None:
     return None if order in (1, 2) else f"p={order}, expected 1 or 2"
 
 
+def _check_lrn(node: Node, _: Ranks) -> str | None:
+    size = node.integer("size", 1)
+    return None if size >= 1 else f"size={size}, expected at least 1"
+
+
 def _check_arg(node: Node, _: Ranks) -> str | None:
     if node.integer("select_last_index", 0):
         return "select_last_index=1 is not supported"
@@ -157,6 +162,7 @@ CHECKS: dict[str, Check] = {
     "ConvTranspose": _check_window,
     "Dropout": _check_dropout,
     "GRU": _check_recurrent,
+    "LRN": _check_lrn,
     "LSTM": _check_recurrent,
     "LayerNormalization": _check_layer_norm,
     "LpNormalization": _check_lp_norm,

@@ -81,15 +81,15 @@ def check_attributes(node: Node, rank: int) -> None:
     Raises
     ------
     UnsupportedNodeError
-        If the window is neither 1-D nor 2-D, its strides or dilations are not positive, its
+        If the window is neither 1-D nor 2-D, its size, strides or dilations are not positive, its
         padding is negative, or one of these is beyond `MAX_REACH`.
     """
     if rank not in (1, 2):
         raise UnsupportedNodeError(
             f"its window is {rank}-D, only windows over one or two axes are supported"
         )
-    _pair(node, "strides", rank)
-    _pair(node, "dilations", rank)
+    for name in ("kernel_shape", "strides", "dilations"):
+        _pair(node, name, rank)
     pads = read_pads(node, rank)
     if min(pads) < 0 or max(pads) > MAX_REACH:
         raise UnsupportedNodeError(f"its pads are {pads}, expected 0 to {MAX_REACH}")
@@ -118,7 +118,7 @@ def _pair(node: Node, name: str, rank: int) -> tuple[int, int]:
     values = node.integers(name, [1] * rank)
     if len(values) != rank or min(values) < 1 or max(values) > MAX_REACH:
         raise UnsupportedNodeError(
-            f"its {name} are {values}, expected {rank} numbers from 1 to {MAX_REACH}"
+            f"{name}={values}, expected {rank} numbers from 1 to {MAX_REACH}"
         )
     height, width = widen(values, 1)
     return height, width

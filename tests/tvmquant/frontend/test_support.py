@@ -75,7 +75,7 @@ def test_operators_and_attributes_are_judged_in_one_error_in_the_order_of_the_mo
     assert lines[0] == (
         "volumes (Conv): its window is 3-D, only windows over one or two axes are supported"
     )
-    assert "dilations are [1, 0], expected 2 numbers from 1 to" in lines[2]
+    assert "dilations=[1, 0], expected 2 numbers from 1 to" in lines[2]
     assert "mode='mirror', expected one of constant, reflect" in lines[3]
 
 
@@ -114,3 +114,35 @@ def test_unused_nodes_do_not_matter(make_model):
         helper.make_node("Relu", ["x"], ["y"]),
     ]
     load_onnx(make_model(nodes, IMAGE))
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes", "constant", "message"),
+    [
+        ("DepthToSpace", {"blocksize": 2}, None, "blocksize=2 does not divide 3 channels"),
+        ("DepthToSpace", {"blocksize": 2**31 - 1}, None, "does not divide 3 channels"),
+        ("SpaceToDepth", {"blocksize": 4}, None, "blocksize=4 does not divide 6 x 4"),
+        ("SpaceToDepth", {"blocksize": 0}, None, "blocksize=0"),
+        ("Transpose", {"perm": [0, 1, 1, 2]}, None, "is no order of the axes of a 4-D tensor"),
+        ("LRN", {"size": 0}, None, "size=0, expected at least 1"),
+        ("MaxPool", {"kernel_shape": [0, 2]}, None, "kernel_shape=[0, 2], expected 2 numbers"),
+        ("Reshape", {}, np.array([0, -1, -1]), "leaves two dimensions open"),
+        ("Reshape", {}, np.array([0, -2, 36]), "dimensions are not negative"),
+        ("Resize", {}, np.array([1, 1, np.inf, 2], np.float32), "expected positive numbers"),
+        ("Resize", {}, np.array([1, 1, np.nan, 2], np.float32), "expected positive numbers"),
+        ("Resize", {}, np.array([1, 1, -2, 2], np.float32), "expected positive numbers"),
+    ],
+)
+def test_impossible_numbers_are_refused_in_words(
+    make_model, operator, attributes, constant, message
+):
+    inputs = ["x"] if constant is None else ["x", *[""] * (operator == "Resize"), "c"]
+    constants = {} if constant is None else {"c": constant}
+    model = make_model(
+        [helper.make_node(operator, inputs, ["y"], name="odd", **attributes)],
+        IMAGE,
+        constants=constants,
+    )
+    with pytest.raises(UnsupportedModelError, match=r"odd \(" + operator) as caught:
+        load_onnx(model)
+    assert message in str(caught.value)
