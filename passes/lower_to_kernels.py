@@ -97,7 +97,8 @@ class _Lowerer(DataflowRewriter):
         handler = self.handlers.get(value.op.name)
         if handler is None:
             return None
-        if not value.op.name.startswith(qop.PREFIX) and not _is_integer(var):
+        permutes = qop.is_call(value, "relax.permute_dims") and dtype_of(var) == "float32"
+        if not (value.op.name.startswith(qop.PREFIX) or _is_integer(var) or permutes):
             return None  # a float operator; TVM legalizes it
         return handler(value)
 
@@ -574,7 +575,8 @@ def _is_integer(var: relax.Var) -> bool:
 
 
 def _axes(call: relax.Call) -> tuple[int, ...]:
-    return tuple(int(a) for a in call.attrs.axes)
+    rank = len(call.args[0].ty.shape.values)
+    return tuple(int(a) for a in call.attrs.axes or reversed(range(rank)))
 
 
 def _per_channel(vector: Any, channels: int, padded: int) -> Any:

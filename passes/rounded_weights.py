@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import tvm
 from tvm import relax
 
 from tvmquant.arithmetic import FloatArray
 from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.accumulator import Contraction, QuantizedWeight
-from tvmquant.passes.channel_affine import CONV2D_TRANSPOSE
+from tvmquant.passes.channel_affine import CONV2D_TRANSPOSE, MATMUL
 from tvmquant.passes.rewriter import span_name
 from tvmquant.weight_pairs import bounded_scale
 
@@ -67,6 +68,9 @@ def with_bounded_pairs(
 ) -> QuantizedWeight:
     """Bound pairs of weights, unless what that adds to the layer's error outweighs the rest.
 
+    Dense layers of one row stay free: they are a small part of a network's time, but often its end,
+    where nothing averages errors out.
+
     Parameters
     ----------
     layer : Contraction
@@ -75,7 +79,7 @@ def with_bounded_pairs(
     """
     weight = layer.weight
     depthwise = weight.values.ndim == 4 and weight.values.shape[1] == 1
-    if weight.fixed or weight.bits != 8 or depthwise:
+    if weight.fixed or weight.bits != 8 or depthwise or _has_one_position(layer.call):
         return weight
     scale = bounded_scale(weight.values, weight.scale)
     if scale is None:
@@ -86,6 +90,12 @@ def with_bounded_pairs(
         return bounded
     free, bound = (_rounding_noise(layer, w, np.asarray(powers)) for w in (weight, bounded))
     return bounded if bound <= MOST_BOUNDING_NOISE * free else weight
+
+
+def _has_one_position(layer: relax.Call) -> bool:
+    """Whether a layer multiplies its weight by one vector of an item."""
+    extents = list(layer.ty.shape.values)[1:-1] if qop.is_call(layer, MATMUL) else [0]
+    return all(isinstance(n, tvm.tirx.IntImm) and int(n) == 1 for n in extents)
 
 
 def snapping_costs_little(

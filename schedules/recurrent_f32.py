@@ -1,6 +1,7 @@
 """The recurrence of LSTM, GRU and plain RNN layers in float32, all steps in one kernel.
 
-Strategy: 1. steps run one after the other, samples beside each other in parallel; 2. the product of
+Strategy: 1. steps run one after the other, samples beside each other in parallel, or, of a single
+sample, the blocks of a step where reading the weights takes longer than a fork; 2. the product of
 the hidden state with the weights sums into several registers for a block of outputs, so that a
 value of the state is loaded once for all of them and additions do not wait for each other; the last
 block ends with the row and computes some outputs twice; 3. the gates' functions run over the
@@ -17,7 +18,7 @@ from tvm import tirx
 from tvm.script import tirx as T  # noqa: N812  (TVMScript's customary name)
 
 from tvmquant.schedules.isa import vector_bits
-from tvmquant.schedules.loops import overlapping_lanes
+from tvmquant.schedules.loops import PARALLEL_BYTES, overlapping_lanes
 
 # vectors that a block of outputs is summed in
 ACCUMULATORS = 4
@@ -68,10 +69,20 @@ def kernel(spec: RecurrentSpec, target: tvm.target.Target, threads: int) -> tirx
     resets_first = spec.kind == "GRU" and spec.reset_first
     at_once = 2 if resets_first else gates  # gates that read the state as it is
     last, sign = (steps - 1, -1) if spec.reverse else (0, 1)
-    serial = threads == 1 or batch == 1
+    shares_samples = threads > 1 and batch > 1
+    shares_steps = threads > 1 and batch == 1 and 4 * size * width >= PARALLEL_BYTES
 
     def samples() -> Any:
-        return T.serial(batch) if serial else T.parallel(batch)
+        return T.parallel(batch) if shares_samples else T.serial(batch)
+
+    def units() -> Any:
+        """Return the loop over the blocks of all gates that read the state."""
+        count = at_once * blocks
+        return T.parallel(count) if shares_steps else T.serial(count)
+
+    def first(unit: Any) -> Any:
+        """Return the first output of a block; the last one ends with its gate."""
+        return unit // blocks * size + T.min(unit % blocks * lanes, size - lanes)
 
     def next_cell(x: Any, row: Any, c: Any, at: tuple[Any, Any], i: Any) -> Any:
         """Return the cell of an LSTM behind a step."""
@@ -110,25 +121,24 @@ def kernel(spec: RecurrentSpec, target: tvm.target.Target, threads: int) -> tirx
                 c = T.sblock_alloc_buffer((size,), "float32")
                 kept = T.sblock_alloc_buffer((size,), "float32")
                 row = T.sblock_alloc_buffer((width,), "float32")
-                total = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
+                kept_total = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
                 for i in range(size):
                     h[i] = hidden[n % states, i]
                     c[i] = cell[n % states, i]
                 for time in range(steps):
-                    for g, block in T.grid(at_once, blocks):
-                        for lane in T.vectorized(lanes):
-                            total[lane] = bias[g * size + T.min(block * lanes, size - lanes) + lane]
-                        for k in range(size):
+                    for unit in units():
+                        with T.sblock("gates"):
+                            u = T.axis.spatial(at_once * blocks, unit)
+                            T.reads(weight[0:size, 0:width], bias[0:width], h[0:size])
+                            T.writes(row[0:width])
+                            total = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
                             for lane in T.vectorized(lanes):
-                                total[lane] = (
-                                    total[lane]
-                                    + h[k]
-                                    * weight[
-                                        k, g * size + T.min(block * lanes, size - lanes) + lane
-                                    ]
-                                )
-                        for lane in T.vectorized(lanes):
-                            row[g * size + T.min(block * lanes, size - lanes) + lane] = total[lane]
+                                total[lane] = bias[first(u) + lane]
+                            for k in range(size):
+                                for lane in T.vectorized(lanes):
+                                    total[lane] = total[lane] + h[k] * weight[k, first(u) + lane]
+                            for lane in T.vectorized(lanes):
+                                row[first(u) + lane] = total[lane]
                     if resets_first:
                         for i in range(size):
                             kept[i] = h[i] * _sigmoid(
@@ -136,22 +146,22 @@ def kernel(spec: RecurrentSpec, target: tvm.target.Target, threads: int) -> tirx
                             )
                         for block in range(blocks):
                             for lane in T.vectorized(lanes):
-                                total[lane] = bias[
+                                kept_total[lane] = bias[
                                     2 * size + T.min(block * lanes, size - lanes) + lane
                                 ]
                             for k in range(size):
                                 for lane in T.vectorized(lanes):
-                                    total[lane] = (
-                                        total[lane]
+                                    kept_total[lane] = (
+                                        kept_total[lane]
                                         + kept[k]
                                         * weight[
                                             k, 2 * size + T.min(block * lanes, size - lanes) + lane
                                         ]
                                     )
                             for lane in T.vectorized(lanes):
-                                row[2 * size + T.min(block * lanes, size - lanes) + lane] = total[
-                                    lane
-                                ]
+                                row[2 * size + T.min(block * lanes, size - lanes) + lane] = (
+                                    kept_total[lane]
+                                )
                     for i in range(size):
                         if spec.kind == "LSTM":
                             c[i] = next_cell(x, row, c, (last + sign * time, n), i)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from tvm import relax
 
-from tvmquant.frontend.context import Context
+from tvmquant.frontend.context import Context, Value
 from tvmquant.frontend.dimensions import Array, UnsupportedNodeError, broadcast_shapes, count
 from tvmquant.frontend.node import Node
 from tvmquant.frontend.registry import converter
@@ -133,9 +133,9 @@ def _convert_clip(ctx: Context, node: Node) -> relax.Var:
     limits = [ctx.value(1), ctx.value(2)]
     if any(limit is not None and not isinstance(limit, np.ndarray) for limit in limits):
         result = data
-        if limits[0] is not None:
+        if limits[0] is not None and not _is_everywhere(limits[0], -INFINITY):
             result = ctx.emit(relax.op.maximum(result, ctx.tensor(1)))
-        if limits[1] is not None:
+        if limits[1] is not None and not _is_everywhere(limits[1], INFINITY):
             result = ctx.emit(relax.op.minimum(result, ctx.tensor(2)))
         return result
     low = _limit(ctx, 1, node.number("min", -INFINITY))
@@ -145,6 +145,10 @@ def _convert_clip(ctx: Context, node: Node) -> relax.Var:
     if (low, high) == (-INFINITY, INFINITY):
         return data
     return _clip(ctx, data, low, high)
+
+
+def _is_everywhere(value: Value, number: float) -> bool:
+    return isinstance(value, np.ndarray) and bool(np.all(value == number))
 
 
 def _limit(ctx: Context, index: int, default: float) -> float:

@@ -155,13 +155,9 @@ def _declared(value: onnx.ValueInfoProto) -> list[int | str] | None:
 def _bind(
     label: str, name: str, axis: int, declared: int | str, given: int | None, rank: int
 ) -> int:
-    if isinstance(declared, int):
-        if declared == 0:
-            raise ModelError(f"{label} has dimension {axis} = 0, expected a number > 0")
-        if given is not None and axis == 0:
-            return _bind(label, name, axis, "", given, rank)  # where the graph allows it
-        if given is not None and given != declared:
-            raise ModelError(f"{label} has dimension {axis} = {declared}, {_GIVEN} gives {given}")
+    if declared == 0:
+        raise ModelError(f"{label} has dimension {axis} = 0, expected a number > 0")
+    if isinstance(declared, int) and given is None:
         return declared
     if given is None:
         if axis == 0:

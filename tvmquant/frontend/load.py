@@ -28,7 +28,7 @@ def load_onnx(
         The model. Data outside the file must lie in the file's own folder.
     input_shapes : mapping of str to shape, optional
         Shapes of inputs whose dimensions the model leaves open, None standing for the batch, e.g.
-        ``{"x": (None, 3, 224, 224)}``. Where the model fixes the batch, another number takes its
+        ``{"x": (None, 3, 224, 224)}``. Where the model fixes a dimension, another number takes its
         place, unless the model makes use of it.
     name : str, optional
         Name of the graph, by default the stem of the file.

@@ -141,6 +141,15 @@ def test_clip_with_computed_limits(make_model, compare, operators):
     assert operators(compare(model)) == ["maximum"]
 
 
+def test_clip_with_a_computed_limit_and_an_infinite_one(make_model, compare, operators):
+    model = make_model(
+        [helper.make_node("Clip", ["x", "z", "c"], ["y"])],
+        {**IMAGE, "z": ()},
+        constants={"c": np.float32(np.inf)},
+    )
+    assert operators(compare(model)) == ["maximum"]
+
+
 def test_clip_without_limits_vanishes(make_model, operators):
     nodes = [helper.make_node("Clip", ["x"], ["a"]), helper.make_node("Neg", ["a"], ["y"])]
     assert operators(load_onnx(make_model(nodes, IMAGE))) == ["negative"]

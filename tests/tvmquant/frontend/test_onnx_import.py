@@ -187,7 +187,6 @@ BAD_SHAPES = {
     "dimension 3 is left open": {"x": (None, 3, 4, None)},
     "names 'image', but the inputs .* are x": {"image": (None, 3, 4, 4)},
     r"has 4 dimensions, input_shapes \(--input-shape\) gives 3": {"x": (3, 4, 4)},
-    r"dimension 1 = 3, input_shapes \(--input-shape\) gives 4": {"x": (None, 4, 4, 4)},
     "dimension 2 = 0, expected 1 to": {"x": (None, 3, 0, 4)},
 }
 
@@ -197,6 +196,17 @@ def test_bad_input_shapes(make_model, message):
     model = make_model([helper.make_node("Relu", ["x"], ["y"])], {"x": ("N", 3, "height", None)})
     with pytest.raises(ModelError, match=message):
         load_onnx(model, input_shapes=BAD_SHAPES[message])
+
+
+def test_another_size_than_the_files_is_taken_where_the_model_makes_no_use_of_it(make_model):
+    weight = np.ones((2, 3, 1, 1), np.float32)
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], name="conv")]
+    model = make_model(nodes, {"x": (10, 3, 32, 32)}, constants={"w": weight})
+    graph = load_onnx(model, input_shapes={"x": (10, 3, 48, 40)})
+    assert graph.inputs == [("x", (10, 3, 48, 40), "float32")]
+    assert graph.outputs == [("y", (10, 2, 48, 40), "float32")]
+    with pytest.raises(UnsupportedModelError, match=r"conv \(Conv\): its weight has shape"):
+        load_onnx(model, input_shapes={"x": (10, 4, 32, 32)})
 
 
 def test_input_of_no_elements(make_model):
