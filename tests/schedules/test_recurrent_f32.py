@@ -32,7 +32,8 @@ def test_equals_the_simulator(case, target):
         width = {"LSTM": 4, "GRU": 3, "RNN": 1}[attrs["kind"]] * size
         shapes = [(steps, batch, width), (size, width), (width,), *2 * [(states, size)]]
         inputs = [rng.standard_normal(shape).astype(np.float32) / 2 for shape in shapes]
+        inputs[1] /= max(1.0, size**0.5 / 4)  # or the state of a RNN with ReLU grows with each step
         chosen = kt.make_target(target)
         found = kt.run(recurrent_f32.kernel(spec, chosen, 2), chosen, inputs)
         expected = recurrent(OpCall(case, inputs, attrs))
-        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-5)
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=4e-6)
