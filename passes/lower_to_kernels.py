@@ -97,8 +97,9 @@ class _Lowerer(DataflowRewriter):
         handler = self.handlers.get(value.op.name)
         if handler is None:
             return None
-        permutes = qop.is_call(value, "relax.permute_dims") and dtype_of(var) == "float32"
-        if not (value.op.name.startswith(qop.PREFIX) or _is_integer(var) or permutes):
+        if qop.is_call(value, "relax.permute_dims") and _moves_nothing(value):
+            return self.reshaped(self.lookup(value.args[0]), static_shape(var))
+        if not value.op.name.startswith(qop.PREFIX) and not _is_integer(var):
             return None  # a float operator; TVM legalizes it
         return handler(value)
 
@@ -490,9 +491,6 @@ class _Lowerer(DataflowRewriter):
         array = qop.constant_array(x)
         if array is not None:
             return qop.constant(array.transpose(axes))
-        moved = [a for a in axes if shape[a] > 1]
-        if moved == sorted(moved):
-            return self.reshaped(x, static_shape(call))  # only extents of 1 change places
         return self._moved(structural.PermuteSpec(shape, axes, dtype_of(x)), [x], call)
 
     def _concat(self, call: relax.Call) -> relax.Expr:
@@ -572,6 +570,13 @@ def _tiles(attrs: dict[str, Any], weight: Any) -> bool:
 def _is_integer(var: relax.Var) -> bool:
     types = var.ty.fields if isinstance(var.ty, relax.TupleType) else [var.ty]
     return all(str(t.dtype.dtype) in ("uint8", "int8", "int16", "int32") for t in types)
+
+
+def _moves_nothing(permute: relax.Call) -> bool:
+    """Whether only extents of 1 change places."""
+    shape = static_shape(permute.args[0])
+    moved = [axis for axis in _axes(permute) if shape[axis] > 1]
+    return moved == sorted(moved)
 
 
 def _axes(call: relax.Call) -> tuple[int, ...]:
