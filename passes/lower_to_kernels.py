@@ -385,38 +385,44 @@ class _Lowerer(DataflowRewriter):
 
     def _requantize(self, call: relax.Call) -> relax.Expr:
         attrs = qop.attributes(call)
-        x, *extra = (self.lookup(a) for a in call.args)
+        x, *extra = (self._of_a_rank(a) for a in call.args)
         attrs["residual"] = int(len(extra) > 3 and not attrs.get("slopes", 0))
         epilogue, vectors = self._folded_epilogue(attrs, extra)
         residual = vectors[3] if attrs["residual"] else None
         spec = elementwise.RequantizeSpec(
-            static_shape(call), dtype_of(x), epilogue, _parameter_shape(vectors),
+            static_shape(call) or (1,), dtype_of(x), epilogue, _parameter_shape(vectors),
             static_shape(residual) if residual is not None else None,
             dtype_of(residual) if residual is not None else "uint8", static_shape(x),
         )  # fmt: skip
-        return self.call(
-            elementwise.kernel(spec, self.target, self.threads), [x, *vectors], call.ty, call
-        )
+        return self._elementwise(spec, [x, *vectors], call)
 
     def _multiply(self, call: relax.Call) -> relax.Expr:
         attrs = qop.attributes(call)
-        a, b, *extra = (self.lookup(arg) for arg in call.args)
+        a, b, *extra = (self._of_a_rank(arg) for arg in call.args)
         epilogue, vectors = self._epilogue(attrs, extra)
         spec = elementwise.MultiplySpec(
             static_shape(a), static_shape(b), attrs["a_zero_point"], attrs["b_zero_point"],
             epilogue, _parameter_shape(vectors),
             dtype_of(vectors[3]) if attrs.get("residual", 0) else "uint8",
         )  # fmt: skip
-        return self.call(
-            elementwise.kernel(spec, self.target, self.threads), [a, b, *vectors], call.ty, call
-        )
+        return self._elementwise(spec, [a, b, *vectors], call)
 
     def _table(self, call: relax.Call) -> relax.Expr:
-        q, values = (self.lookup(a) for a in call.args)
+        q, values = (self._of_a_rank(a) for a in call.args)
         spec = elementwise.TableSpec(static_shape(q), dtype_of(values))
-        return self.call(
-            elementwise.kernel(spec, self.target, self.threads), [q, values], call.ty, call
-        )
+        return self._elementwise(spec, [q, values], call)
+
+    def _of_a_rank(self, expr: relax.Expr) -> relax.Expr:
+        """Return an operand of an elementwise kernel, a scalar as a vector of one element."""
+        found = self.lookup(expr)
+        return found if static_shape(found) else self.reshaped(found, (1,))
+
+    def _elementwise(
+        self, spec: elementwise.Spec, args: list[relax.Expr], call: relax.Call
+    ) -> relax.Expr:
+        out = relax.TensorType(elementwise.output_shape(spec), dtype_of(call))
+        kernel = elementwise.kernel(spec, self.target, self.threads)
+        return self.reshaped(self.call(kernel, args, out, call), static_shape(call))
 
     # -- borders --------------------------------------------------------------------------------
 

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+import tvmquant
 from benchmarks.models.exporter import export_onnx
 from tests.tvmquant.networks import as_tuple, compile_network, images_of
 from tvmquant.deploy.build import build
@@ -90,3 +92,28 @@ def test_an_odd_map_in_two_threads(every_kind, tmp_path):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_kind_of_kernel(shape, target, threads, every_kind, tmp_path):
     check(*every_kind(shape), tmp_path / "library", target, threads)
+
+
+def test_functions_of_one_number(tmp_path):
+    """A batch that the model fixes at 1 may vanish with the last axis: a tensor without axes."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("ReduceMax", ["r"], ["m"], keepdims=0),
+        helper.make_node("Sub", ["m", "c"], ["d"]),
+        helper.make_node("Sigmoid", ["d"], ["y"]),
+        helper.make_node("Tanh", ["m"], ["t"]),
+        helper.make_node("Mul", ["r", "t"], ["z"]),
+    ]
+    shapes = {"x": [1, 3, 4, 4], "y": [], "z": [1, 3, 4, 4]}
+    values = {n: helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes.items()}
+    constant = numpy_helper.from_array(np.float32(1.5), "c")
+    graph = helper.make_graph(nodes, "one", [values["x"]], [values["y"], values["z"]], [constant])
+    imported = tvmquant.load_onnx(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    )
+    images = np.random.default_rng(0).normal(size=(4, 3, 4, 4)).astype(np.float32)
+    quantized = tvmquant.quantize(imported, tvmquant.calibrate(imported, images))
+    tvmquant.build(quantized, out=tmp_path / "library")
+    found = tvmquant.load(tmp_path / "library")(images[:1])
+    for expected, output in zip(tvmquant.simulate(quantized, images[:1]), found, strict=True):
+        np.testing.assert_array_equal(output, expected)
