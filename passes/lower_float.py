@@ -357,9 +357,6 @@ class _Lowerer(DataflowRewriter):
         shape = static_shape(x)
         rank = len(shape)
         axes = tuple(int(a) for a in call.attrs.axes or reversed(range(rank)))
-        moved = [axis for axis in axes if shape[axis] > 1]
-        if moved == sorted(moved):
-            return self.reshaped(x, static_shape(call))  # only extents of 1 change places
         spec = structural.PermuteSpec(shape, axes, "float32")
         kernel = structural.kernel(spec, self.target, self.threads)
         return self.call(kernel, [x], static_shape(call), call)
