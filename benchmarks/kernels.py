@@ -20,8 +20,8 @@ from tvm.script import tirx as T  # noqa: N812  (TVMScript's customary name)
 from benchmarks.rows import Row, RowMaker, machine_facts
 from tvmquant.benchmark import measure_interleaved
 from tvmquant.errors import TargetError
-from tvmquant.passes import quantized_ops as qop
-from tvmquant.passes.rewriter import bindings_of
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of
 from tvmquant.schedules import conv2d, isa
 from tvmquant.schedules.epilogue import Epilogue
 from tvmquant.schedules.isa import DotProduct

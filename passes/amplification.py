@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tvm import relax
 
-from tvmquant.passes import quantized_ops as qop
-from tvmquant.passes.rewriter import bindings_of, used_vars
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of, used_vars
 
 AMPLIFYING = ("relax.sqrt", "relax.rsqrt", "relax.log", "relax.power")
 SCALING = ("relax.add", "relax.multiply", "relax.reshape", "relax.nn.relu", "relax.clip",

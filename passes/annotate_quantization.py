@@ -54,7 +54,8 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, span_name, used_vars
 from tvmquant.passes.quantized_regions import RegionFinder
 from tvmquant.passes.region_operators import (
     ACTIVATION,
@@ -63,7 +64,6 @@ from tvmquant.passes.region_operators import (
     OUTPUT,
     WEIGHT,
 )
-from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, span_name, used_vars
 
 
 class _ConstantsAsTensors(DataflowRewriter):

@@ -36,12 +36,12 @@ from tvm import relax
 
 from tvmquant.arithmetic import FloatArray
 from tvmquant.errors import QuantizationError
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, used_vars
 from tvmquant.passes import scale_factors
 from tvmquant.passes.accumulator import factors_per_input
 from tvmquant.passes.channel_affine import CONV2D, CONV2D_TRANSPOSE, MATMUL
 from tvmquant.passes.region_operators import is_mover
-from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, used_vars
 from tvmquant.quantizer import affine_parameters, grouped_weight_scales, weight_scales
 
 # scale, zero point, qmin, qmax

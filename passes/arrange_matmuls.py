@@ -25,9 +25,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import DataflowRewriter, count_uses, used_vars
 from tvmquant.passes.elementwise import ELEMENTWISE
-from tvmquant.passes.rewriter import DataflowRewriter, count_uses, used_vars
 
 
 class _Arranger(DataflowRewriter):

@@ -20,9 +20,9 @@ import tvm
 from tvm import relax
 
 from tvmquant.errors import QuantizationError
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import DataflowRewriter, span_name
 from tvmquant.passes.region_operators import WEIGHT
-from tvmquant.passes.rewriter import DataflowRewriter, span_name
 
 
 class _Assigner(DataflowRewriter):

@@ -39,9 +39,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, count_uses, used_vars
 from tvmquant.passes.elementwise import BINARY, SELECT, UNARY, evaluate, scalar_bound
-from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, count_uses, used_vars
 
 ARITHMETIC = ("relax.add", "relax.subtract", "relax.multiply", "relax.divide")
 RESHAPES = ("relax.reshape", "relax.flatten", "relax.nn.batch_flatten", "relax.squeeze",

@@ -18,10 +18,10 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import DataflowRewriter, bindings_of
 from tvmquant.passes.elementwise import CAST
 from tvmquant.passes.region_operators import RESHAPES
-from tvmquant.passes.rewriter import DataflowRewriter, bindings_of
 
 MOVERS = (*RESHAPES, "relax.strided_slice")
 

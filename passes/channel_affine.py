@@ -15,7 +15,7 @@ import tvm
 from tvm import relax
 
 from tvmquant.arithmetic import FloatArray
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
 
 CONV2D = "relax.nn.conv2d"
 CONV2D_TRANSPOSE = "relax.nn.conv2d_transpose"

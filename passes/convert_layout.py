@@ -24,9 +24,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import DataflowRewriter, bindings_of
 from tvmquant.passes.region_operators import EXTREMES
-from tvmquant.passes.rewriter import DataflowRewriter, bindings_of
 
 TO_NHWC = (0, 2, 3, 1)
 TO_NCHW = (0, 3, 1, 2)

@@ -20,8 +20,8 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvmquant.passes import quantized_ops as qop
-from tvmquant.passes.rewriter import DataflowRewriter
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import DataflowRewriter
 
 
 class _Cropper(DataflowRewriter):

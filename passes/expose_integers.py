@@ -21,8 +21,8 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from tvmquant.passes.quantized_ops import is_float
-from tvmquant.passes.rewriter import bindings_of, used_vars
+from tvmquant.ir.quantized_ops import is_float
+from tvmquant.ir.rewriter import bindings_of, used_vars
 
 
 def _kernel(value: relax.Expr) -> str:

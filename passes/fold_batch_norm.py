@@ -35,7 +35,8 @@ from tvm import relax
 
 from tvmquant.arithmetic import FloatArray
 from tvmquant.errors import ModelError
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, count_uses, span_name
 from tvmquant.passes.channel_affine import (
     ONE,
     ZERO,
@@ -45,7 +46,6 @@ from tvmquant.passes.channel_affine import (
     contraction_of,
     result_layout,
 )
-from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, count_uses, span_name
 
 BATCH_NORM = "relax.nn.batch_norm"
 

@@ -20,8 +20,8 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
-from tvmquant.passes import quantized_ops as qop
-from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, count_uses
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, count_uses
 
 CONTRACTIONS = (qop.QCONV2D, qop.QCONV2D_TRANSPOSE, qop.QDENSE)
 

@@ -18,9 +18,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, count_uses
 from tvmquant.passes.channel_affine import channel_vector
-from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, count_uses
 
 GROUP_NORM = "relax.nn.group_norm"
 

@@ -28,8 +28,8 @@ import tvm_ffi
 from tvm import relax
 from tvm.ir import GenericConst
 
-from tvmquant.passes import quantized_ops as qop
-from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, count_uses
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, count_uses
 
 LAYER_NORM = "relax.nn.layer_norm"
 SQUARES = ("relax.square", "relax.power", "relax.multiply")

@@ -18,8 +18,8 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
-from tvmquant.passes import quantized_ops as qop
-from tvmquant.passes.rewriter import DataflowRewriter, bindings_of
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import DataflowRewriter, bindings_of
 
 
 class _Fuser(DataflowRewriter):

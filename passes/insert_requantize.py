@@ -41,7 +41,8 @@ from tvm import relax
 
 from tvmquant.arithmetic import INT32_MAX, dot_bounds, quantize_half_even
 from tvmquant.errors import QuantizationError
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, span_name, used_vars
 from tvmquant.passes import scale_factors
 from tvmquant.passes.accumulator import (
     MAX_BIAS_STEPS,
@@ -70,7 +71,6 @@ from tvmquant.passes.region_operators import (
     output_axis,
     slopes_of,
 )
-from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, span_name, used_vars
 from tvmquant.passes.rounded_weights import (
     mean_error,
     snapping_costs_little,

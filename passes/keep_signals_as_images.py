@@ -23,9 +23,9 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import DataflowRewriter
 from tvmquant.passes.elementwise import ELEMENTWISE
-from tvmquant.passes.rewriter import DataflowRewriter
 
 # where axis i of a signal stands in the image
 AXIS_OF_IMAGE = (0, 1, 3)

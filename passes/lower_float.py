@@ -26,12 +26,12 @@ import numpy as np
 import tvm
 from tvm import relax, tirx
 
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, count_uses, used_vars
+from tvmquant.ir.tensor_types import dtype_of, integers, nhwc_shape, static_shape
 from tvmquant.passes.convert_layout import AXIS_IN_NHWC, LayoutConverter
 from tvmquant.passes.elementwise import BINARY, UNARY
 from tvmquant.passes.recurrent import RECURRENT
-from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, count_uses, used_vars
-from tvmquant.passes.tensor_types import dtype_of, integers, nhwc_shape, static_shape
 from tvmquant.schedules import (
     conv2d,
     float_window,

@@ -22,9 +22,9 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from tvmquant.ir.rewriter import DataflowRewriter
+from tvmquant.ir.tensor_types import dtype_of, integers, static_shape
 from tvmquant.passes.lower_float import OPAQUE
-from tvmquant.passes.rewriter import DataflowRewriter
-from tvmquant.passes.tensor_types import dtype_of, integers, static_shape
 from tvmquant.schedules import float_rows
 
 _SOFTMAX = ("relax.nn.softmax", "relax.nn.log_softmax")

@@ -25,11 +25,11 @@ import numpy as np
 import tvm
 from tvm import relax, tirx
 
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, count_uses, span_name
+from tvmquant.ir.tensor_types import dtype_of, integers, nhwc_shape, static_shape
 from tvmquant.passes.convert_layout import TO_NCHW, TO_NHWC
 from tvmquant.passes.recurrent import RECURRENT
-from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, count_uses, span_name
-from tvmquant.passes.tensor_types import dtype_of, integers, nhwc_shape, static_shape
 from tvmquant.resize import coordinates, linear, nearest
 from tvmquant.schedules import (
     border,

@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 import tvm
 from tvm import relax
 
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of
 from tvmquant.passes.annotate_quantization import AnnotateQuantization
 from tvmquant.passes.apply_calibration import ApplyCalibration
 from tvmquant.passes.arrange_matmuls import ArrangeMatmuls
@@ -35,7 +36,6 @@ from tvmquant.passes.lower_float import LowerFloat
 from tvmquant.passes.lower_rows import LowerRows
 from tvmquant.passes.lower_to_kernels import LowerToKernels, Tilings, default_tilings
 from tvmquant.passes.place_concats import PlaceConcats
-from tvmquant.passes.rewriter import bindings_of
 from tvmquant.passes.schedule_float_ops import ScheduleFloatOps
 from tvmquant.passes.split_reductions import SplitReductions
 from tvmquant.passes.store_weights import StoreWeights

@@ -25,8 +25,8 @@ import tvm
 import tvm_ffi
 from tvm import relax, s_tir, tirx
 
-from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, count_uses
-from tvmquant.passes.tensor_types import dtype_of, static_shape
+from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, count_uses
+from tvmquant.ir.tensor_types import dtype_of, static_shape
 from tvmquant.schedules import structural
 
 CALL_TIR = "relax.call_tir"

@@ -12,7 +12,8 @@ from typing import Any
 
 from tvm import relax
 
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of, count_uses, used_vars
 from tvmquant.passes.amplification import amplified
 from tvmquant.passes.elementwise import BINARY, CAST, ELEMENTWISE, LOGICAL, SELECT
 from tvmquant.passes.region_operators import (
@@ -35,7 +36,6 @@ from tvmquant.passes.region_operators import (
     keeps_shape,
     output_axis,
 )
-from tvmquant.passes.rewriter import bindings_of, count_uses, used_vars
 
 
 @dataclass(frozen=True)

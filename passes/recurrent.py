@@ -37,7 +37,7 @@ import tvm
 from tvm import relax
 from tvm.ir import Op
 
-from tvmquant.passes.quantized_ops import register
+from tvmquant.ir.quantized_ops import register
 
 # not among those of `quantized_ops`, by which an integer graph is known
 RECURRENT = "relax.nn.recurrent"

@@ -12,10 +12,10 @@ import tvm
 from tvm import relax
 
 from tvmquant.arithmetic import FloatArray
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import span_name
 from tvmquant.passes.accumulator import Contraction, QuantizedWeight
 from tvmquant.passes.channel_affine import CONV2D_TRANSPOSE, MATMUL
-from tvmquant.passes.rewriter import span_name
 from tvmquant.weight_pairs import bounded_scale
 
 # How much of a layer's rounding error bounding pairs may make: more than this many times as much is

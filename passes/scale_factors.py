@@ -23,7 +23,7 @@ import tvm_ffi
 from tvm import relax
 
 from tvmquant.arithmetic import Array, FloatArray
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
 from tvmquant.passes.channel_affine import CONV2D, CONV2D_TRANSPOSE, MATMUL, result_layout
 
 Number = TypeVar("Number", bound=np.generic)

@@ -28,10 +28,10 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, used_vars
 from tvmquant.passes.amplification import amplified
 from tvmquant.passes.convert_layout import TO_NCHW, TO_NHWC
-from tvmquant.passes.rewriter import DataflowRewriter, bindings_of, used_vars
 
 REDUCTIONS = ("relax.mean", "relax.sum")
 # an accumulator of 32 bits holds as many products of 8 bits

@@ -18,7 +18,7 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
 
 FUNCTION = "tvmquant_weight"
 WEIGHTS = "tvmquant.weights"

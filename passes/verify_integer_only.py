@@ -14,11 +14,11 @@ import tvm
 from tvm import relax
 
 from tvmquant.errors import QuantizationError
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of, span_name
 from tvmquant.passes.elementwise import ELEMENTWISE, LOGICAL, SELECT
 from tvmquant.passes.recurrent import RECURRENT
 from tvmquant.passes.region_operators import is_mover
-from tvmquant.passes.rewriter import bindings_of, span_name
 
 SUM_REASON = "squares, and what a root, a logarithm or a quotient reads, need more than 8 bits"
 REASONS = {

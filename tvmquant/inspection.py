@@ -48,9 +48,9 @@ def preview(
         As `tvmquant.quantize` and `tvmquant.build` would.
     """
     from tvmquant.deploy.describe import describe_layers
+    from tvmquant.ir import quantized_ops as qop
+    from tvmquant.ir.rewriter import bindings_of
     from tvmquant.passes import pipeline
-    from tvmquant.passes import quantized_ops as qop
-    from tvmquant.passes.rewriter import bindings_of
     from tvmquant.passes.verify_integer_only import float_audit
     from tvmquant.target import parse_target, physical_cores
 

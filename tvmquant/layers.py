@@ -11,11 +11,11 @@ from tvm import relax
 
 from tvmquant.bit_choice import W4A4, W4A8, W8A8, BitChoice
 from tvmquant.errors import QuantizationError
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of, origins, span_name, used_vars
 from tvmquant.passes import pipeline
-from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.elementwise import CAST
 from tvmquant.passes.region_operators import WEIGHT, is_mover
-from tvmquant.passes.rewriter import bindings_of, origins, span_name, used_vars
 from tvmquant.weight_pairs import groups_follow_runs
 
 if TYPE_CHECKING:

@@ -55,7 +55,7 @@ def find_blocks(graph: Graph) -> list[list[Block]]:
     """
     from tvm import relax
 
-    from tvmquant.passes.rewriter import bindings_of
+    from tvmquant.ir.rewriter import bindings_of
 
     function = graph.main
     values = dict(bindings_of(function))
@@ -93,7 +93,7 @@ class _Walk:
         """Return the concat that a value is, but for its shape and functions of single values."""
         from tvm import relax
 
-        from tvmquant.passes import quantized_ops as qop
+        from tvmquant.ir import quantized_ops as qop
 
         value = self._values.get(var)
         while value is not None:
@@ -111,7 +111,7 @@ class _Walk:
         """Return the inputs of the concat that a value is, each with where it comes to lie."""
         from tvm import relax
 
-        from tvmquant.passes import quantized_ops as qop
+        from tvmquant.ir import quantized_ops as qop
 
         if self._joint(var) is None:
             return []
@@ -140,10 +140,10 @@ class _Walk:
 
     def _followed(self, call: Any) -> Any:
         """Return the operand of a call that keeps the operand's values, or each in its place."""
-        from tvmquant.passes import quantized_ops as qop
+        from tvmquant.ir import quantized_ops as qop
+        from tvmquant.ir.rewriter import used_vars
         from tvmquant.passes.elementwise import ELEMENTWISE
         from tvmquant.passes.region_operators import RESHAPES
-        from tvmquant.passes.rewriter import used_vars
 
         if not qop.is_call(call, *RESHAPES, *ELEMENTWISE):
             return None

@@ -10,7 +10,8 @@ import tvm
 from tvm import relax, tirx
 from tvm.ir import SourceName, Span
 
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import DataflowRewriter, bindings_of
 from tvmquant.passes.annotate_quantization import AnnotateQuantization
 from tvmquant.passes.apply_calibration import ApplyCalibration
 from tvmquant.passes.assign_bit_widths import AssignBitWidths
@@ -19,7 +20,6 @@ from tvmquant.passes.convert_layout import ConvertLayout
 from tvmquant.passes.fold_batch_norm import FoldBatchNorm
 from tvmquant.passes.fuse_epilogue import FuseEpilogue
 from tvmquant.passes.insert_requantize import InsertRequantize
-from tvmquant.passes.rewriter import DataflowRewriter, bindings_of
 from tvmquant.simulator import simulate
 from tvmquant.twin import Twin
 

@@ -4,10 +4,10 @@ import tvm
 from tvm import relax, tirx
 
 from tests.passes.graphs import calls, const, graph, normal, op_names, run_twin
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of
 from tvmquant.passes.annotate_quantization import AnnotateQuantization
 from tvmquant.passes.region_operators import is_linear, is_mover, is_window_mean, varies_along
-from tvmquant.passes.rewriter import bindings_of
 
 op = relax.op
 SHAPE = (2, 4, 6, 6)

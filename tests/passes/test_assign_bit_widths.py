@@ -4,7 +4,7 @@ from tvm import relax
 
 from tests.passes.graphs import FixScales, calls, const, graph, normal
 from tvmquant.errors import QuantizationError
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
 from tvmquant.passes.annotate_quantization import AnnotateQuantization
 from tvmquant.passes.apply_calibration import ApplyCalibration
 from tvmquant.passes.assign_bit_widths import AssignBitWidths

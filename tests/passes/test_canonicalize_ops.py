@@ -6,9 +6,9 @@ import tvm
 from tvm import relax, tirx
 
 from tests.passes.graphs import const, graph, normal, op_names, run_twin
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of, span_name
 from tvmquant.passes.canonicalize_ops import CanonicalizeOps
-from tvmquant.passes.rewriter import bindings_of, span_name
 
 op = relax.op
 SHAPE = (2, 4, 6, 6)

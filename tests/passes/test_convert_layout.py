@@ -4,7 +4,7 @@ import tvm
 from tvm import relax
 
 from tests.passes.graphs import calls, graph, op_names
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
 from tvmquant.passes.convert_layout import ConvertLayout
 from tvmquant.simulator import simulate
 

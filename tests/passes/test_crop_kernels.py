@@ -4,7 +4,7 @@ import tvm
 from tvm import relax
 
 from tests.passes.graphs import calls, const, graph, normal, run_twin
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
 from tvmquant.passes.crop_kernels import CropKernels
 
 op = relax.op

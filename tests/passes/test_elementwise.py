@@ -5,8 +5,8 @@ import pytest
 from tvm import relax
 
 from tests.passes.graphs import const, graph, run_twin
+from tvmquant.ir.rewriter import bindings_of
 from tvmquant.passes.elementwise import BINARY, ELEMENTWISE, LOGICAL, UNARY, evaluate, scalar_bound
-from tvmquant.passes.rewriter import bindings_of
 
 op = relax.op
 X = np.linspace(-4, 4, 81).astype(np.float32)

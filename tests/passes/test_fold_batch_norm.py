@@ -5,8 +5,8 @@ from tvm import relax
 
 from tests.passes.graphs import const, graph, normal, op_names, run_twin
 from tvmquant.errors import ModelError
+from tvmquant.ir.rewriter import bindings_of, span_name
 from tvmquant.passes.fold_batch_norm import FoldBatchNorm
-from tvmquant.passes.rewriter import bindings_of, span_name
 
 op = relax.op
 EPSILON = 1e-5

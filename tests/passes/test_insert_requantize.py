@@ -19,11 +19,11 @@ from tests.passes.graphs import (
     run_twin,
 )
 from tvmquant.errors import QuantizationError
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of, span_name
 from tvmquant.passes.annotate_quantization import AnnotateQuantization
 from tvmquant.passes.apply_calibration import ApplyCalibration
 from tvmquant.passes.insert_requantize import InsertRequantize
-from tvmquant.passes.rewriter import bindings_of, span_name
 from tvmquant.quantizer import GROUP_LEVELS
 from tvmquant.simulator import simulate
 from tvmquant.twin import Twin

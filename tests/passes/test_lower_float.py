@@ -10,10 +10,10 @@ from tvm import relax
 
 from tests.passes.graphs import graph, kernel_graph, quantize, run_twin
 from tests.schedules.kernel_testing import EXECUTED, make_target
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of
 from tvmquant.passes import pipeline
-from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.lower_float import OPAQUE, LowerFloat
-from tvmquant.passes.rewriter import bindings_of
 from tvmquant.schedules import conv2d
 from tvmquant.schedules.conv2d import Conv2DSpec
 from tvmquant.schedules.epilogue import FloatEpilogue

@@ -12,12 +12,12 @@ from tvm import relax
 from tests.passes.graphs import calls, const, graph, kernel_graph, normal, quantize
 from tests.schedules.kernel_testing import EXECUTED, make_target
 from tvmquant.errors import QuantizationError
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import DataflowRewriter, bindings_of
 from tvmquant.passes import pipeline
-from tvmquant.passes import quantized_ops as qop
 from tvmquant.passes.convert_layout import ConvertLayout
 from tvmquant.passes.fuse_epilogue import FuseEpilogue
 from tvmquant.passes.lower_to_kernels import LowerToKernels
-from tvmquant.passes.rewriter import DataflowRewriter, bindings_of
 from tvmquant.schedules import conv2d
 from tvmquant.schedules.conv2d import Conv2DSpec
 from tvmquant.simulator import simulate

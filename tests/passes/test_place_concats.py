@@ -15,11 +15,11 @@ from tvm.script import tirx as T  # noqa: N812
 
 from tests.passes.graphs import const, graph, normal, quantize
 from tests.schedules.kernel_testing import EXECUTED, make_target
+from tvmquant.ir.rewriter import bindings_of
 from tvmquant.passes import pipeline
 from tvmquant.passes.convert_layout import ConvertLayout
 from tvmquant.passes.fuse_epilogue import FuseEpilogue
 from tvmquant.passes.place_concats import PlaceConcats, place
-from tvmquant.passes.rewriter import bindings_of
 from tvmquant.simulator import simulate
 
 op, nn = relax.op, relax.op.nn

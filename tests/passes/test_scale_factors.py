@@ -3,9 +3,9 @@ import pytest
 from tvm import relax, tirx
 
 from tests.passes.graphs import calls, check, const, graph, normal
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of
 from tvmquant.passes import scale_factors
-from tvmquant.passes.rewriter import bindings_of
 
 op = relax.op
 SHAPE = (2, 4, 8, 8)

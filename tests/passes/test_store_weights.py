@@ -8,7 +8,7 @@ import numpy as np
 import tvm
 from tvm import relax, tirx
 
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
 from tvmquant.passes.store_weights import LEAST_BYTES, WEIGHTS, StoreWeights
 
 LARGE = np.arange(LEAST_BYTES, dtype=np.uint8).view(np.int8).reshape(64, -1)

@@ -12,8 +12,8 @@ from tvmquant.benchmark import random_inputs
 from tvmquant.bit_choice import W4A4, W4A8, W8A8
 from tvmquant.deploy.loader import load
 from tvmquant.errors import DataError
+from tvmquant.ir import quantized_ops as qop
 from tvmquant.layers import quantizable_layers
-from tvmquant.passes import quantized_ops as qop
 from tvmquant.simulator import simulate
 
 RNG = np.random.default_rng(0)

@@ -8,9 +8,9 @@ from benchmarks.models.exporter import export_onnx
 from tvmquant.allocation import allocate
 from tvmquant.bit_choice import W4A4, W4A8, W8A8, BitChoice
 from tvmquant.errors import AllocationError, QuantizationError
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of, span_name
 from tvmquant.layers import quantizable_layers
-from tvmquant.passes import quantized_ops as qop
-from tvmquant.passes.rewriter import bindings_of, span_name
 
 
 class Network(nn.Module):

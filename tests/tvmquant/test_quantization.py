@@ -8,9 +8,9 @@ from tests.tvmquant import networks
 from tests.tvmquant.networks import MIXTURE_SHAPE
 from tvmquant.bit_choice import W4A4, W4A8, W8A8, BitChoice
 from tvmquant.errors import QuantizationError
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of
 from tvmquant.layers import quantizable_layers
-from tvmquant.passes import quantized_ops as qop
-from tvmquant.passes.rewriter import bindings_of
 from tvmquant.quantization import activation_bits, apply_calibration
 from tvmquant.twin import Twin
 

@@ -6,8 +6,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.tvmquant.networks import check_library, compile_network, float_outputs, sqnr_db
-from tvmquant.passes import quantized_ops as qop
-from tvmquant.passes.rewriter import bindings_of
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of
 from tvmquant.simulator import simulate
 
 RNG = np.random.default_rng(0)

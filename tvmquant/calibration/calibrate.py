@@ -17,9 +17,9 @@ from tvmquant.calibration.observers import make_observer
 from tvmquant.data import Dataset, arrays_of, filled_up, open_data
 from tvmquant.errors import DataError
 from tvmquant.graph import Graph
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of, span_name
 from tvmquant.passes.region_operators import input_axis
-from tvmquant.passes.rewriter import bindings_of, span_name
 from tvmquant.passes.scale_factors import LAYERS
 from tvmquant.twin import Edge, Twin
 

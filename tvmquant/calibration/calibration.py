@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from tvm import relax
 
 from tvmquant.errors import DataError
-from tvmquant.passes import quantized_ops as qop
-from tvmquant.passes.rewriter import bindings_of
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of
 from tvmquant.quantizer import Scheme, affine_parameters
 from tvmquant.records import load_record, save_record
 

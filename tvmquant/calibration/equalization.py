@@ -33,11 +33,11 @@ from torch import Tensor
 from tvm import relax
 
 from tvmquant.arithmetic import FloatArray
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of, span_name, used_vars
 from tvmquant.passes import scale_factors
 from tvmquant.passes.accumulator import factors_per_input
 from tvmquant.passes.region_operators import ACTIVATION, input_axis, is_mover
-from tvmquant.passes.rewriter import bindings_of, span_name, used_vars
 from tvmquant.passes.rounded_weights import outputs_first
 
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -12,9 +12,9 @@ from tvm import relax
 from tvmquant.arithmetic import Array
 from tvmquant.deploy.manifest import LayerInfo, TensorInfo
 from tvmquant.graph import Graph, layer_name
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of, used_vars
 from tvmquant.passes.convert_layout import TO_NHWC
-from tvmquant.passes.rewriter import bindings_of, used_vars
 from tvmquant.target import required_features, triple_of
 
 if TYPE_CHECKING:

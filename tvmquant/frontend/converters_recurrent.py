@@ -11,7 +11,7 @@ from tvmquant.frontend.context import Context
 from tvmquant.frontend.dimensions import Array, Batch, UnsupportedNodeError, show
 from tvmquant.frontend.node import Node
 from tvmquant.frontend.registry import converter
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
 from tvmquant.passes.recurrent import GATES, recurrent
 
 

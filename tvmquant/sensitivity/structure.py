@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tvm import relax
 
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of
 from tvmquant.passes.region_operators import RESHAPES
-from tvmquant.passes.rewriter import bindings_of
 
 if TYPE_CHECKING:
     import tvm

@@ -12,7 +12,7 @@ import numpy as np
 from tvmquant import arithmetic
 from tvmquant.arithmetic import Array
 from tvmquant.errors import QuantizationError
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
 from tvmquant.simulator import accumulate
 from tvmquant.simulator.calls import (
     OpCall,

@@ -10,8 +10,8 @@ from tvm import relax, sym
 
 from tvmquant.arithmetic import Array
 from tvmquant.errors import DataError, QuantizationError
-from tvmquant.passes import quantized_ops as qop
-from tvmquant.passes.rewriter import bindings_of, span_name, used_vars
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of, span_name, used_vars
 from tvmquant.simulator.calls import OpCall, Operator
 from tvmquant.simulator.float_ops import FLOAT_OPS
 from tvmquant.simulator.float_windows import FLOAT_WINDOW_OPS

@@ -12,8 +12,8 @@ import numpy as np
 
 from tvmquant.bit_choice import DEFAULT_CHOICES, BitChoice
 from tvmquant.errors import ModelError, QuantizationError, TuningError
-from tvmquant.passes import quantized_ops as qop
-from tvmquant.passes.rewriter import bindings_of, span_name
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of, span_name
 from tvmquant.target import parse_target, physical_cores
 from tvmquant.tuning.database import Database
 from tvmquant.tuning.latency import LatencyTable

@@ -20,8 +20,8 @@ from torch import Tensor
 from tvm import relax
 
 from tvmquant.errors import UnsupportedModelError
+from tvmquant.ir.rewriter import span_name
 from tvmquant.passes.recurrent import RECURRENT
-from tvmquant.passes.rewriter import span_name
 from tvmquant.twin.attributes import integers, is_integer, number, static_shape
 from tvmquant.twin.fake_quantize import along_axis
 from tvmquant.twin.recurrent import recurrent

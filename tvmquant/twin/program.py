@@ -14,8 +14,8 @@ from torch import Tensor
 from tvm import relax
 
 from tvmquant.errors import ModelError
-from tvmquant.passes import quantized_ops as qop
-from tvmquant.passes.rewriter import bindings_of, span_name
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of, span_name
 from tvmquant.twin.attributes import static_shape
 from tvmquant.twin.fake_quantize import along_axis, fake_quantize_half_even
 from tvmquant.twin.operators import make_function

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tvm import relax
 
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
 
 
 def recurrent(call: relax.Call) -> Callable[..., Tensor]:

@@ -5,8 +5,8 @@ from tvm import relax, tirx
 from tests.passes.graphs import calls, const, graph, normal
 from tvmquant.calibration import calibrate
 from tvmquant.graph import Graph
+from tvmquant.ir import quantized_ops as qop
 from tvmquant.passes import pipeline
-from tvmquant.passes import quantized_ops as qop
 from tvmquant.quantization import calibrate as calibrate_graph
 from tvmquant.quantization import quantize
 from tvmquant.simulator import simulate

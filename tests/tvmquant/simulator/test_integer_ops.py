@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from tvmquant import arithmetic
 from tvmquant.errors import QuantizationError
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
 from tvmquant.simulator import calls
 
 NHWC = (0, 2, 3, 1)

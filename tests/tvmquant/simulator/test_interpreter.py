@@ -10,7 +10,7 @@ from tvm.ir import SourceName, Span
 
 from tvmquant import frontend
 from tvmquant.errors import DataError, QuantizationError
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
 from tvmquant.simulator import simulate
 from tvmquant.simulator.interpreter import OPERATORS
 

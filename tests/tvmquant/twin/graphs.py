@@ -8,7 +8,7 @@ import tvm
 from tvm import relax
 from tvm.ir import SourceName, Span
 
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
 
 
 def named(call: relax.Call, name: str) -> relax.Call:

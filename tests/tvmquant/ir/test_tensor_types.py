@@ -1,7 +1,7 @@
 import pytest
 from tvm import relax, tirx
 
-from tvmquant.passes.tensor_types import dtype_of, integers, nhwc_shape, static_shape
+from tvmquant.ir.tensor_types import dtype_of, integers, nhwc_shape, static_shape
 
 
 def variable(shape, dtype="uint8"):

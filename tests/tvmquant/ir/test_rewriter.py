@@ -5,7 +5,7 @@ from tvm import relax
 
 from tests.passes.graphs import const, graph, op_names
 from tvmquant.errors import ModelError
-from tvmquant.passes.rewriter import (
+from tvmquant.ir.rewriter import (
     DataflowRewriter,
     bindings_of,
     count_uses,

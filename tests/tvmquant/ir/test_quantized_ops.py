@@ -3,7 +3,7 @@ import pytest
 from tvm import relax, tirx
 from tvm.ir import SourceName, Span
 
-from tvmquant.passes import quantized_ops as qop
+from tvmquant.ir import quantized_ops as qop
 
 N = tirx.Var("n", "int64")
 WINDOW = {"strides": [2, 2], "padding": [1, 1, 1, 1], "dilation": [1, 1], "out_dtype": "int32"}
