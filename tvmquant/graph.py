@@ -9,7 +9,10 @@ call, which Relax's passes preserve and which is no part of structural equality.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import tvm
 from tvm import relax, tirx
@@ -18,6 +21,8 @@ from tvmquant.data.items import InputSpec
 from tvmquant.errors import ModelError
 
 Signature = list[tuple[str, tuple[int | None, ...], str]]
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,34 @@ class Graph:
     def with_module(self, module: tvm.IRModule, level: str | None = None) -> Graph:
         """Return the graph with another module, and another level if one is given."""
         return replace(self, module=module, level=level or self.level)
+
+    def once(
+        self,
+        function: Callable[Concatenate[Graph, Arguments], Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """Return what a function makes of the graph, calling it at most once for its arguments.
+
+        A graph never changes, so what follows from it alone stays true. The result is kept as long
+        as the graph is and must not be changed either.
+
+        Parameters
+        ----------
+        function : callable
+            Takes the graph, then the arguments; of a module, so that all callers name the same one.
+        *args, **kwargs
+            Hashable.
+        """
+        key = (function, args, frozenset(kwargs.items()))
+        if key not in self._known:
+            self._known[key] = function(self, *args, **kwargs)
+        known: Result = self._known[key]
+        return known
+
+    @cached_property
+    def _known(self) -> dict[Any, Any]:
+        return {}
 
     @property
     def main(self) -> relax.Function:
@@ -103,24 +136,7 @@ class Graph:
 
         Equal for graphs imported from equal files, in any process.
         """
-        digest = hashlib.sha256(self.level.encode())
-        for part in (self.input_names, self.output_names):
-            digest.update("\0".join(part).encode() + b"\1")
-        digest.update(self.module.script(show_meta=False).encode())
-
-        def visit(node: relax.Expr) -> None:
-            if isinstance(node, relax.Call):
-                digest.update(layer_name(node).encode() + b"\0")
-            elif isinstance(node, tvm.ir.GenericConst):
-                value = node.value.numpy()
-                digest.update(f"{value.dtype}{value.shape}".encode())
-                digest.update(value.tobytes())
-
-        for variable in sorted(self.module.get_global_vars(), key=lambda var: var.name_hint):
-            function = self.module[variable]
-            if isinstance(function, relax.Function):
-                relax.analysis.post_order_visit(function, visit)
-        return digest.hexdigest()
+        return self.once(_fingerprint)
 
 
 def make_span(name: str) -> tvm.ir.Span:
@@ -136,6 +152,27 @@ def with_span(call: relax.Call, name: str) -> relax.Call:
 def layer_name(call: relax.Call) -> str:
     """Return the name of the ONNX node that ``call`` came from, or ``""`` if it has none."""
     return "" if call.span is None else str(call.span.source_name.name)
+
+
+def _fingerprint(graph: Graph) -> str:
+    digest = hashlib.sha256(graph.level.encode())
+    for part in (graph.input_names, graph.output_names):
+        digest.update("\0".join(part).encode() + b"\1")
+    digest.update(graph.module.script(show_meta=False).encode())
+
+    def visit(node: relax.Expr) -> None:
+        if isinstance(node, relax.Call):
+            digest.update(layer_name(node).encode() + b"\0")
+        elif isinstance(node, tvm.ir.GenericConst):
+            value = node.value.numpy()
+            digest.update(f"{value.dtype}{value.shape}".encode())
+            digest.update(value.tobytes())
+
+    for variable in sorted(graph.module.get_global_vars(), key=lambda var: var.name_hint):
+        function = graph.module[variable]
+        if isinstance(function, relax.Function):
+            relax.analysis.post_order_visit(function, visit)
+    return digest.hexdigest()
 
 
 def _describe(name: str, ty: relax.TensorType) -> tuple[str, tuple[int | None, ...], str]:

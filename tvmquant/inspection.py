@@ -50,18 +50,19 @@ def preview(
     from tvmquant.deploy.describe import describe_layers
     from tvmquant.ir import quantized_ops as qop
     from tvmquant.ir.rewriter import bindings_of
+    from tvmquant.levels import annotated
     from tvmquant.passes import pipeline
     from tvmquant.passes.verify_integer_only import float_audit
     from tvmquant.target import parse_target, physical_cores
 
-    annotated = pipeline.annotate(pipeline.canonicalize(graph.module))
+    network = annotated(graph).module
     edges = [
         qop.attributes(value)["id"]
-        for _, value in bindings_of(annotated["main"])
+        for _, value in bindings_of(network["main"])
         if qop.is_call(value, qop.FAKE_QUANT)
     ]
     ranges = dict.fromkeys(edges, NOMINAL_RANGE)
-    calibrated = pipeline.apply_calibration(annotated, ranges, weight_method="minmax")
+    calibrated = pipeline.apply_calibration(network, ranges, weight_method="minmax")
     integer = pipeline.integerize(calibrated)
     lowered = pipeline.lower(integer, parse_target(target), threads or physical_cores(), batch)
     return Preview(describe_layers(integer, lowered), float_audit(integer))

@@ -13,7 +13,7 @@ from tvmquant.bit_choice import W4A4, W4A8, W8A8, BitChoice
 from tvmquant.errors import QuantizationError
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, origins, span_name, used_vars
-from tvmquant.passes import pipeline
+from tvmquant.levels import annotated
 from tvmquant.passes.elementwise import CAST
 from tvmquant.passes.region_operators import WEIGHT, is_mover
 from tvmquant.weight_pairs import groups_follow_runs
@@ -93,15 +93,11 @@ def quantizable_layers(graph: Graph) -> tuple[Layer, ...]:
     """
     if graph.level not in ("L0", "L1"):
         raise QuantizationError(f"expected a float or annotated graph, found level {graph.level}")
-    module = graph.module
-    if graph.level == "L0":
-        module = pipeline.annotate(pipeline.canonicalize(module))
-    return layers_of(module)
+    return (annotated(graph) if graph.level == "L0" else graph).once(_layers)
 
 
-def layers_of(module: tvm.IRModule) -> tuple[Layer, ...]:
-    """List the layers of an annotated (L1) module in execution order."""
-    return tuple(_Reader(module).layers())
+def _layers(graph: Graph) -> tuple[Layer, ...]:
+    return tuple(_Reader(graph.module).layers())
 
 
 class _Reader:

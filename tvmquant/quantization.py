@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from tvmquant.bit_choice import W8A8, BitChoice
 from tvmquant.errors import QuantizationError
-from tvmquant.layers import Layer, layers_of
+from tvmquant.layers import Layer, quantizable_layers
+from tvmquant.levels import annotated
 from tvmquant.passes import pipeline
 
 if TYPE_CHECKING:
@@ -56,10 +57,9 @@ def calibrate(
     """
     from tvmquant.calibration import calibrate as run
 
-    annotated = _annotated(graph, activation_scheme)
     return run(
-        annotated, data, method=method, limit=limit, batch_size=batch_size, progress=progress,
-        **options,
+        annotated(graph, activation_scheme), data, method=method, limit=limit,
+        batch_size=batch_size, progress=progress, **options,
     )  # fmt: skip
 
 
@@ -135,19 +135,19 @@ def apply_calibration(
 
     Parameters and errors are those of `quantize`; the result has level L1.
     """
-    annotated = _annotated(graph, activation_scheme)
-    calibration.check_model(annotated.module)
+    network = annotated(graph, activation_scheme)
+    calibration.check_model(network)
     wanted = dict(choices or {})
-    activations = activation_bits(layers_of(annotated.module), wanted)
+    activations = activation_bits(quantizable_layers(network), wanted)
     module = pipeline.apply_calibration(
-        annotated.module,
+        network.module,
         calibration.ranges(activations),
         weights={name: (choice.w_bits, choice.w_group) for name, choice in wanted.items()},
         activations=activations,
         weight_method=weight_method,
         factors=calibration.factors(),
     )
-    return annotated.with_module(module)
+    return network.with_module(module)
 
 
 def activation_bits(layers: Sequence[Layer], choices: Mapping[str, BitChoice]) -> dict[str, int]:
@@ -181,10 +181,3 @@ def activation_bits(layers: Sequence[Layer], choices: Mapping[str, BitChoice]) -
             )
         bits.update(dict.fromkeys(layer.edges, choice.a_bits))
     return bits
-
-
-def _annotated(graph: Graph, activation_scheme: str) -> Graph:
-    if graph.level != "L0":
-        raise QuantizationError(f"expected a float graph (L0), found level {graph.level}")
-    module = pipeline.annotate(pipeline.canonicalize(graph.module), activation_scheme)
-    return graph.with_module(module, "L1")

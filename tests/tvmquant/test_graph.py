@@ -107,3 +107,31 @@ def test_the_batch_that_a_model_fixes():
     assert FakeGraph((10, 3), (10, 4)).fixed_batch() == 10
     with pytest.raises(ModelError, match=r"'input1' \(4, 3\)"):
         FakeGraph((10, 3), (4, 3)).fixed_batch()
+
+
+def test_what_follows_from_a_graph_is_computed_once_for_its_arguments():
+    calls = []
+
+    def scaled(graph, factor):
+        calls.append((graph, factor))
+        return [factor]
+
+    graph = build()
+    assert graph.once(scaled, 2) is graph.once(scaled, 2)
+    assert graph.once(scaled, 3) == [3]
+    assert calls == [(graph, 2), (graph, 3)]
+    assert graph == build().with_module(graph.module)  # what is known of it is no part of it
+
+
+def test_what_fails_is_tried_again():
+    answers = iter([ModelError("not yet"), None])
+
+    def fails_once(_graph):
+        if (error := next(answers)) is not None:
+            raise error
+        return "done"
+
+    graph = build()
+    with pytest.raises(ModelError):
+        graph.once(fails_once)
+    assert graph.once(fails_once) == "done"

@@ -11,6 +11,7 @@ from tvmquant.errors import AllocationError, QuantizationError
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, span_name
 from tvmquant.layers import quantizable_layers
+from tvmquant.levels import annotated
 
 
 class Network(nn.Module):
@@ -37,7 +38,7 @@ def layers(tmp_path, level="L0"):
     path = export_onnx(Network(), tmp_path / "network.onnx", (3, 8, 8))
     graph = tvmquant.load_onnx(path)
     if level == "L1":
-        graph = tvmquant.quantization._annotated(graph, "asymmetric")
+        graph = annotated(graph)
     return {layer.id.split("/")[1]: layer for layer in quantizable_layers(graph)}
 
 

@@ -112,7 +112,7 @@ def calibrate(
         bits: {name: o.range_for(bits) for name, o in observers.items()} for bits in NARROW_BITS
     }
     return Calibration(
-        model=model_fingerprint(module),
+        model=model_fingerprint(graph),
         data=dataset.fingerprint(),
         count=count,
         edges={

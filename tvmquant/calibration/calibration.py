@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import numpy as np
 import tvm
@@ -17,6 +17,9 @@ from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of
 from tvmquant.quantizer import Scheme, affine_parameters
 from tvmquant.records import load_record, save_record
+
+if TYPE_CHECKING:
+    from tvmquant.graph import Graph
 
 SCHEMA_VERSION: Final = 3
 
@@ -126,9 +129,9 @@ class Calibration(BaseModel):
             )
         return affine_parameters(*edge.range(bits), bits=bits, scheme=scheme)
 
-    def check_model(self, module: tvm.IRModule) -> None:
+    def check_model(self, graph: Graph) -> None:
         """Raise `DataError` unless this is the calibration of an annotated graph."""
-        expected = model_fingerprint(module)
+        expected = model_fingerprint(graph)
         if self.model != expected:
             raise DataError(
                 f"this calibration belongs to another model (fingerprint {self.model[:12]}..., "
@@ -158,7 +161,7 @@ class Calibration(BaseModel):
         return load_record(cls, path, "calibrate again")
 
 
-def model_fingerprint(module: tvm.IRModule) -> str:
+def model_fingerprint(graph: Graph) -> str:
     """Return a digest of what a graph computes in float, and of its edges' ids.
 
     Two graphs with the same fingerprint have the same activations. Bit widths, schemes and scales
@@ -166,15 +169,19 @@ def model_fingerprint(module: tvm.IRModule) -> str:
 
     Parameters
     ----------
-    module : tvm.IRModule
-        Annotated graph.
+    graph : Graph
+        Annotated (L1).
 
     Returns
     -------
     str
         SHA-256 in hexadecimal digits, equal in every process.
     """
-    function = module["main"]
+    return graph.once(_model_fingerprint)
+
+
+def _model_fingerprint(graph: Graph) -> str:
+    function = graph.main
     numbers: dict[Any, int] = {}
     constants: dict[Any, str] = {}
 

@@ -83,6 +83,7 @@ def build(
     QuantizationError
         If the graph is of another level, or batch or threads make no sense.
     """
+    from tvmquant.levels import canonical
     from tvmquant.passes import pipeline
     from tvmquant.passes.lower_to_kernels import default_tilings
     from tvmquant.passes.verify_integer_only import float_audit
@@ -105,7 +106,7 @@ def build(
     count = threads or physical_cores()
 
     say("kernels")
-    module = graph.module if graph.level == "L2" else pipeline.canonicalize(graph.module)
+    module = (graph if graph.level == "L2" else canonical(graph)).module
     lowered = pipeline.lower(module, tvm_target, count, batch, tilings or default_tilings)
     entries = pipeline.expose_integers(lowered)
     stored = pipeline.store_weights(entries) if is_elf(triple_of(tvm_target.attrs)) else entries
