@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import Row, RowMaker, machine_facts
 from tvmquant.data import Dataset, open_data
 from tvmquant.errors import DataError
-
-Stage = Callable[[str], AbstractContextManager[Callable[[int, int | None], None]]]
+from tvmquant.progress import Stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +74,7 @@ def run(
     folder : Path
         Holds ``models/`` and ``data/``.
     stage : callable
-        Called with the name of each stage; see `tvmquant.compilation.compile_onnx`.
+        Called with the name of each stage; see `tvmquant.progress.Stage`.
     models : sequence of str
         Of `TASKS`.
     limit : int, optional

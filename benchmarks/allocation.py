@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ from tvmquant.bit_choice import W4A4, W4A8, W8A8, BitChoice
 from tvmquant.errors import DataError
 from tvmquant.layers import Layer, quantizable_layers
 from tvmquant.network_latency import NetworkLatency, measure_network, uniform_choices
+from tvmquant.progress import Stage
 
-Stage = Callable[[str], AbstractContextManager[Callable[[int, int | None], None]]]
 Plan = dict[str, BitChoice]
 
 CHOICES = (W8A8, W4A8, W4A4)
@@ -83,7 +82,7 @@ def run(
     data : Path
         Folder with ``models/`` and ``data/``.
     stage : callable
-        Called with the name of each stage; see `tvmquant.compilation.compile_onnx`.
+        Called with the name of each stage; see `tvmquant.progress.Stage`.
     target, threads
         As of `tvmquant.build`.
     repeats : int

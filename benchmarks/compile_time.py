@@ -8,7 +8,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,7 @@ import numpy as np
 from benchmarks import models as networks
 from benchmarks.rows import Row, RowMaker, machine_facts
 from tvmquant.errors import TVMQuantError
-
-Stage = Callable[[str], AbstractContextManager[Callable[[int, int | None], None]]]
+from tvmquant.progress import Stage
 
 # run in a fresh interpreter each; the last line printed is the time in seconds
 _IMPORT = (
@@ -52,7 +50,7 @@ def run(
     Parameters
     ----------
     stage : callable
-        Called with the name of each stage; see `tvmquant.compilation.compile_onnx`.
+        Called with the name of each stage; see `tvmquant.progress.Stage`.
     threads : int
         As of `tvmquant.build`.
     model : str

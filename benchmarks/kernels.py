@@ -22,13 +22,13 @@ from tvmquant.benchmark import measure_interleaved
 from tvmquant.errors import TargetError
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of
+from tvmquant.progress import Progress
 from tvmquant.schedules import conv2d, isa
 from tvmquant.schedules.epilogue import Epilogue
 from tvmquant.schedules.isa import DotProduct
 from tvmquant.target import parse_target
 
 Runner = Callable[[], object]
-Progress = Callable[[int, int | None], None]
 
 # every dot product that the peak takes feeds the next one of the same register; this many
 # independent ones hide its latency (4 to 5 cycles, at 2 a cycle) and leave registers for operands

@@ -9,7 +9,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,11 +23,11 @@ from tvmquant.benchmark import Latency, measure_interleaved
 from tvmquant.cli.output import print_warning
 from tvmquant.deploy.manifest import LayerInfo
 from tvmquant.errors import DataError, TargetError
+from tvmquant.progress import Stage
 
 if TYPE_CHECKING:
     from tvmquant.graph import Graph
 
-Stage = Callable[[str], AbstractContextManager[Callable[[int, int | None], None]]]
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
@@ -97,7 +96,7 @@ def run(
     data : Path
         Folder of the trained models.
     stage : callable
-        Called with the name of each stage; see `tvmquant.compilation.compile_onnx`.
+        Called with the name of each stage; see `tvmquant.progress.Stage`.
     peers : sequence of str
         Of `ENGINES`.
     threads : sequence of int

@@ -14,7 +14,6 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,11 +22,11 @@ import numpy as np
 from benchmarks.rows import Row, RowMaker, machine_facts
 from tvmquant.cli.output import print_warning
 from tvmquant.errors import DataError
+from tvmquant.progress import Stage
 
 if TYPE_CHECKING:
     from benchmarks import latency, peers
 
-Stage = Callable[[str], AbstractContextManager[Callable[[int, int | None], None]]]
 
 OURS = "tvmquant-int8"
 RUNS = 10

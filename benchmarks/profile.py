@@ -12,8 +12,7 @@ import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,7 @@ from benchmarks import latency
 from benchmarks.rows import Row, RowMaker, machine_facts
 from tvmquant.deploy.manifest import LayerInfo
 from tvmquant.errors import DataError
-
-Stage = Callable[[str], AbstractContextManager[Callable[[int, int | None], None]]]
+from tvmquant.progress import Stage
 
 CONFIG = "tvmquant-int8"
 # of the array whose reading gives the memory's speed: what the caches keep of a network's weights

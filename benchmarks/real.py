@@ -12,7 +12,6 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +23,13 @@ from benchmarks.real_data import Recipe, find_recipe
 from benchmarks.rows import Row, RowMaker, machine_facts
 from tvmquant.cli.options import parse_input_shapes
 from tvmquant.errors import DataError, TVMQuantError
+from tvmquant.progress import Stage
 
 if TYPE_CHECKING:
     import onnx
 
     from tvmquant.benchmark import Latency
 
-Stage = Callable[[str], AbstractContextManager[Callable[[int, int | None], None]]]
 Feeds = dict[str, NDArray[Any]]
 Shape = tuple[int | None, ...]
 
@@ -134,7 +133,7 @@ def run(
     models : sequence of Path
         ONNX files.
     stage : callable
-        Called with the name of each stage; see `tvmquant.compilation.compile_onnx`.
+        Called with the name of each stage; see `tvmquant.progress.Stage`.
     recipes : mapping of str to Recipe
         By patterns of the files' names; see `benchmarks.real_data`.
     default : Recipe, optional

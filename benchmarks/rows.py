@@ -8,11 +8,11 @@ import math
 import os
 import platform
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from tvmquant.atomic_write import atomic_write
 from tvmquant.errors import DataError
 
 Row: TypeAlias = "dict[str, str | int | float | None]"
@@ -97,11 +97,8 @@ def check_destination(path: Path | None) -> None:
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write rows as one JSON list, a row a line. The file appears complete or not at all."""
     lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
-    path = path.absolute()
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        complete = Path(folder, path.name)
-        complete.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-        os.replace(complete, path)
+    with atomic_write(path) as part:
+        part.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 def print_rows(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,7 @@ import numpy as np
 from benchmarks import models as networks
 from benchmarks.rows import Row, RowMaker, machine_facts
 from tvmquant.bit_choice import W8A8
-
-Stage = Callable[[str], AbstractContextManager[Callable[[int, int | None], None]]]
+from tvmquant.progress import Stage
 
 IMAGES = 8
 
@@ -36,7 +33,7 @@ def run(
     model : str
         Of `benchmarks.models`.
     stage : callable
-        Called with the name of each stage; see `tvmquant.compilation.compile_onnx`.
+        Called with the name of each stage; see `tvmquant.progress.Stage`.
     target, threads
         As of `tvmquant.build`.
     seconds : float

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvmquant.errors import DataError
+from tvmquant.progress import Progress
 
 if TYPE_CHECKING:
     from tvmquant.deploy.loader import Model
     from tvmquant.deploy.manifest import TensorInfo
 
 Runner = Callable[[], object]
-Progress = Callable[[int, int | None], None]
 
 DEFAULT_REPEATS = 100
 DEFAULT_WARMUP = 10

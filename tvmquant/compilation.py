@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from tvmquant.bit_choice import W8A8, BitChoice
 from tvmquant.data import Dataset, Preprocess, open_data
 from tvmquant.data.preprocess import PreprocessLike
 from tvmquant.errors import AllocationError, ArtifactError, DataError
+from tvmquant.progress import Clock, Progress, Stage, silent_stage
 
 if TYPE_CHECKING:
     import tvm
@@ -30,21 +28,12 @@ if TYPE_CHECKING:
     from tvmquant.output_quality import OutputQuality
     from tvmquant.tuning import Database
 
-Progress: TypeAlias = Callable[[int, "int | None"], None]
-# Opens a stage by its name, such as "calibrate", and yields what reports its progress.
-Stage: TypeAlias = Callable[[str], AbstractContextManager[Progress]]
 
 PLAN_NAME = "plan.json"
 # More images hardly move the ranges, which are extremes or histograms over every pixel of them.
 DEFAULT_SAMPLES = 512
 # Items that the finished library and the float model are compared on.
 COMPARED = 8
-
-
-@contextlib.contextmanager
-def silent_stage(_name: str) -> Iterator[Progress]:
-    """Show nothing of a stage."""
-    yield lambda _done, _total: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +145,7 @@ def compile_onnx(
 
     path, out = Path(path), Path(out)
     check_destination(out, force=True)  # before the slow stages, and before a cache is written
-    clock = _Clock(stage)
+    clock = Clock(stage)
     if percentile is not None and calibration_method is None:
         calibration_method = "percentile"
     scheme = _given(activation_scheme=activation_scheme)
@@ -312,7 +301,7 @@ def plan_onnx(
     out = Path(out)
     if out.is_dir():
         raise DataError(f"{out} is a folder; name a file for the plan, such as {out / PLAN_NAME}")
-    clock = _Clock(stage)
+    clock = Clock(stage)
     wishes = wishes or Wishes()
     folder = out.with_name(f"{out.stem}-measurements")
     if tune_seconds is not None:
@@ -346,7 +335,7 @@ def plan_onnx(
 
 
 def _calibration(
-    clock: _Clock, graph: Graph, dataset: Dataset, folder: Path, options: Mapping[str, Any]
+    clock: Clock, graph: Graph, dataset: Dataset, folder: Path, options: Mapping[str, Any]
 ) -> tuple[Calibration, bool]:
     """Return the ranges, and whether a file in the folder had them."""
     with clock.stage("calibrate") as progress:
@@ -425,7 +414,7 @@ def _table_state(database: Database) -> str:
 
 
 def _tuned(
-    clock: _Clock,
+    clock: Clock,
     graph: Graph,
     calibration: Calibration,
     table: Path,
@@ -501,21 +490,6 @@ def _existing_plan(out: Path) -> Plan | None:
 
     path = out / PLAN_NAME
     return Plan.load(path) if path.is_file() else None
-
-
-class _Clock:
-    """Time stages and hand their progress on."""
-
-    def __init__(self, stage: Stage) -> None:
-        self.seconds: dict[str, float] = {}
-        self._stage = stage
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[Progress]:
-        start = time.perf_counter()
-        with self._stage(name) as progress:
-            yield progress
-        self.seconds[name] = time.perf_counter() - start
 
 
 def _given(**options: Any) -> dict[str, Any]:

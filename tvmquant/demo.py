@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tvmquant.atomic_write import atomic_write
 from tvmquant.benchmark import Latency, compare, random_inputs, runner
-from tvmquant.compilation import Stage, compile_onnx, silent_stage
+from tvmquant.compilation import compile_onnx
 from tvmquant.data import Preprocess, open_data
 from tvmquant.errors import DataError
 from tvmquant.evaluation import Evaluation, evaluate, float_network
+from tvmquant.progress import Stage, silent_stage
 
 if TYPE_CHECKING:
     import torch
@@ -289,20 +291,18 @@ def export(network: torch.nn.Module, path: Path, images: NDArray[np.float32]) ->
     """
     import torch
 
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            # of PyTorch about its own exporter
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                network,
-                (torch.from_numpy(images),),
-                str(part),
-                dynamo=False,
-                input_names=["image"],
-                output_names=["logits"],
-                dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},
-            )
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with (
+        atomic_write(path) as part,
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")  # of PyTorch about its own exporter
+        torch.onnx.export(
+            network,
+            (torch.from_numpy(images),),
+            str(part),
+            dynamo=False,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},
+        )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tvmquant.data import Dataset, InputSpec, arrays_of, filled_up, open_data
 from tvmquant.errors import DataError
 from tvmquant.output_quality import OutputMeter, OutputQuality, decibels, signal_and_noise
+from tvmquant.progress import Progress
 
 if TYPE_CHECKING:
     from tvmquant.graph import Graph
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 # From one array for each input to the results.
 Network = Callable[..., Any]
-Progress = Callable[[int, int | None], None]
 
 # A top-5 accuracy is reported where chance alone does not reach it.
 TOP5_CLASSES = 10

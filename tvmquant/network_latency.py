@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tvmquant.bit_choice import W8A8, BitChoice
 from tvmquant.errors import AllocationError
 from tvmquant.layers import Layer, quantizable_layers
+from tvmquant.progress import Progress
 from tvmquant.records import load_record, save_record
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from tvmquant.deploy.loader import Model
     from tvmquant.graph import Graph
 
-Progress = Callable[[int, "int | None"], None]
 
 SCHEMA_VERSION: Final = 1
 # Rounds of timing, each of `RUNS` runs of every network; of fast ones more, so that a round takes

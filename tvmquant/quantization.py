@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tvmquant.bit_choice import W8A8, BitChoice
@@ -15,6 +15,7 @@ from tvmquant.passes import pipeline
 if TYPE_CHECKING:
     from tvmquant.calibration import Calibration
     from tvmquant.graph import Graph
+    from tvmquant.progress import Progress
 
 
 def calibrate(
@@ -25,7 +26,7 @@ def calibrate(
     limit: int | None = None,
     batch_size: int = 16,
     activation_scheme: str = "asymmetric",
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Calibration:
     """Choose the range of every activation of a float graph from sample inputs.

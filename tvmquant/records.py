@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from tvmquant.atomic_write import atomic_write
 from tvmquant.errors import DataError
 
 Record = TypeVar("Record", bound=BaseModel)
@@ -22,17 +23,13 @@ def save_record(record: BaseModel, path: str | os.PathLike[str]) -> None:
     DataError
         When the file cannot be written.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, target)
+        with atomic_write(path) as part:
+            part.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise DataError(
-            f"{_name(record)} cannot be written to {str(target)!r}: {error.strerror}"
+            f"{_name(record)} cannot be written to {str(path)!r}: {error.strerror}"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_record(cls: type[Record], path: str | os.PathLike[str], remedy: str) -> Record:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Literal, get_args
 
 import torch
 from torch import nn
+
+from tvmquant.atomic_write import atomic_write
 
 Style = Literal["torchscript", "dynamo"]
 
@@ -75,12 +76,8 @@ def export_onnx(
     with _without_exporter_chatter():
         model = write(network, image, opset=opset, fold_bn=fold_bn, dynamic_batch=dynamic_batch)
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with atomic_write(path) as part:
         part.write_bytes(model)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from tvmquant.allocation.explain import explain_choices, explain_infeasible
 from tvmquant.allocation.space import Space
 from tvmquant.bit_choice import DEFAULT_CHOICES, BitChoice
 from tvmquant.errors import AllocationError
+from tvmquant.progress import Progress
 
 if TYPE_CHECKING:
     from tvmquant.layers import Layer
@@ -112,7 +113,7 @@ def pareto(
     pinned: Mapping[str, BitChoice] | None = None,
     choices: Sequence[BitChoice] = DEFAULT_CHOICES,
     pin_ends: bool = True,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Allocation]:
     """Return the plans of least perturbation for limits on one quantity, between the extremes.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,9 +21,8 @@ from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, span_name
 from tvmquant.passes.region_operators import input_axis
 from tvmquant.passes.scale_factors import LAYERS
+from tvmquant.progress import Progress
 from tvmquant.twin import Edge, Twin
-
-Progress = Callable[[int, int | None], None]
 
 DEFAULT_METHOD = "mse"
 # Narrower widths that ranges are chosen for as well.

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from tvmquant.compilation import Progress
     from tvmquant.output_quality import OutputQuality
+    from tvmquant.progress import Progress
 
     TitledTable = tuple[str, Table]
 

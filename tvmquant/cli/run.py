@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tvmquant.atomic_write import atomic_write
 from tvmquant.cli import options
 from tvmquant.cli.output import StageReporter, print_json
 from tvmquant.errors import DataError
@@ -96,15 +96,11 @@ def _write(path: Path, names: list[str], outputs: tuple[Any, ...]) -> None:
     """Write the outputs; the file appears complete or not at all."""
     import numpy as np
 
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
+        with atomic_write(path) as part, part.open("wb") as file:
             if path.suffix == ".npz":
                 np.savez(file, **dict(zip(names, outputs, strict=True)))
             else:
                 np.save(file, outputs[0])
-        part.replace(path)
     except OSError as error:
         raise DataError(f"output {str(path)!r} cannot be written: {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)

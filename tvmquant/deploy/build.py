@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from tvmquant.graph import Graph
     from tvmquant.passes.lower_to_kernels import Tilings
 
-Progress = Callable[[str], None]
-
 
 def build(
     graph: Graph,
@@ -49,7 +47,7 @@ def build(
     model: dict[str, Any] | None = None,
     preprocess: dict[str, Any] | None = None,
     tilings: Tilings | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Manifest:
     """Compile an integer graph (or, for comparison, a float one) into a folder.
 

@@ -12,8 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,7 @@ from tvmquant.network_latency import (
     uniform_choices,
     with_wide_activations,
 )
+from tvmquant.progress import Progress, Stage
 from tvmquant.sensitivity import Sensitivity, estimate_sensitivity
 from tvmquant.sensitivity.methods import check_method
 from tvmquant.target import (
@@ -47,9 +47,6 @@ if TYPE_CHECKING:
     from tvmquant.calibration import Calibration
     from tvmquant.data import Dataset
     from tvmquant.graph import Graph
-
-Progress = Callable[[int, "int | None"], None]
-Stage = Callable[[str], AbstractContextManager[Progress]]
 
 # Images that sensitivity is estimated with; traces converge within these.
 SENSITIVITY_SAMPLES = 64

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+from tvmquant.atomic_write import atomic_write
 from tvmquant.errors import DataError
 
 REPORT_NAME: Final = "report.html"
@@ -70,12 +71,9 @@ def write_report(
 
 
 def _write(path: Path, page: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        # A name out of a JSON file may hold half a surrogate pair, which UTF-8 cannot express.
-        temporary.write_text(page, encoding="utf-8", errors="replace")
-        os.replace(temporary, path)
+        with atomic_write(path) as part:
+            # A name out of a JSON file may hold half a surrogate pair, which UTF-8 cannot express.
+            part.write_text(page, encoding="utf-8", errors="replace")
     except OSError as error:
         raise DataError(f"report {str(path)!r} cannot be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -55,10 +55,11 @@ from typing import TYPE_CHECKING, Any, Final
 from tvmquant.bit_choice import DEFAULT_CHOICES, BitChoice
 from tvmquant.data import Dataset, open_data
 from tvmquant.errors import DataError, SensitivityError
+from tvmquant.progress import Progress
 from tvmquant.quantizer import check_scheme, check_weight_method
 from tvmquant.sensitivity.curvature import PROBES, Fisher, Hessian
 from tvmquant.sensitivity.direct import Control, OutputGrowth
-from tvmquant.sensitivity.estimator import Estimator, Progress, Settings
+from tvmquant.sensitivity.estimator import Estimator, Settings
 from tvmquant.sensitivity.loss import check_loss
 from tvmquant.sensitivity.methods import check_method
 from tvmquant.sensitivity.quantizers import make_quantizers

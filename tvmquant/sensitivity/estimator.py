@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from tvmquant.data import Dataset, arrays_of, filled_up
 from tvmquant.errors import DataError, SensitivityError
+from tvmquant.progress import Progress
 from tvmquant.sensitivity.loss import Loss, choose_loss
 from tvmquant.sensitivity.quantizers import Quantizers, activation_name, weight_name
 from tvmquant.sensitivity.record import LayerSensitivity, Sensitivity
 
-Progress = Callable[[int, "int | None"], None]
 Terms = dict[str, dict[str, float]]
 
 

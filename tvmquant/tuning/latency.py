@@ -6,11 +6,11 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tvmquant.atomic_write import atomic_write
 from tvmquant.errors import DataError, TuningError
 from tvmquant.records import load_record, save_record
 from tvmquant.tuning.database import Database
@@ -258,15 +258,13 @@ class LatencyTable(BaseModel):
         columns = [*Entry.model_fields, "gain", "target", "threads"]
         columns += [f"{name}_version" for name in self.versions]
 
-        final = Path(path)
-        temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
         try:
-            with temporary.open("w", encoding="utf-8", newline="") as file:
+            with (
+                atomic_write(path) as part,
+                part.open("w", encoding="utf-8", newline="") as file,
+            ):
                 writer = csv.DictWriter(file, columns, lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(rows)
-            os.replace(temporary, final)
         except OSError as error:
-            raise DataError(f"{final} cannot be written: {error.strerror}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+            raise DataError(f"{path} cannot be written: {error.strerror}") from error
