@@ -366,7 +366,7 @@ def test_a_plan_does_not_spoil_a_library(tmp_path, branches_onnx, branches_data,
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-@pytest.mark.parametrize("name", ["plan", "mixed-precision", "latency"])
+@pytest.mark.parametrize("name", ["plan", "mixed-precision"])
 def test_damaged_files_of_an_earlier_run(
     tmp_path, branches_onnx, branches_data, branches_library, name
 ):
@@ -374,8 +374,6 @@ def test_damaged_files_of_an_earlier_run(
     (damaged,) = out.glob(f"{name}*.json")
     damaged.write_text("{}")
     options = ["--size", "0.85x", "--choices", "w4a8", "--sensitivity", "output", "--quiet"]
-    if name == "latency":
-        options.append("--force")
     message = run_cli(
         "compile", branches_onnx, "--data", branches_data, "-o", out, "--threads", 1, *options
     )

@@ -9,7 +9,7 @@ import pytest
 import tvmquant
 from tvmquant.allocation import Plan
 from tvmquant.bit_choice import W4A4, W4A8, BitChoice
-from tvmquant.compilation import COMPARED, compile_onnx
+from tvmquant.compilation import compile_onnx
 from tvmquant.deploy.manifest import Manifest
 from tvmquant.errors import (
     AllocationError,
@@ -23,6 +23,7 @@ from tvmquant.errors import (
 from tvmquant.layers import quantizable_layers
 from tvmquant.mixed_precision import MixedPrecisionRecord, Wishes
 from tvmquant.output_record import OUTPUTS_NAME, OutputRecord
+from tvmquant.session import COMPARED
 from tvmquant.target import parse_target
 from tvmquant.tuning import Database
 from tvmquant.tuning.database import Record

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tvmquant.deploy.manifest import LIBRARY_NAME, MANIFEST_NAME, is_manifest
 from tvmquant.errors import ArtifactError
-from tvmquant.report import REPORT_NAME
 
+REPORT_NAME = "report.html"
 # where a compilation that tunes keeps its measurements, unless told otherwise
 TABLE_NAME = "table"
 

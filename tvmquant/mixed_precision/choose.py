@@ -9,8 +9,6 @@ The first two are kept as JSON files, so that other budgets cost only the third.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +31,7 @@ from tvmquant.network_latency import (
 from tvmquant.progress import Progress, Stage
 from tvmquant.sensitivity import Sensitivity, estimate_sensitivity
 from tvmquant.sensitivity.methods import check_method
+from tvmquant.stage_cache import taken_up
 from tvmquant.target import (
     CPUINFO_NAMES,
     architecture_of,
@@ -116,33 +115,28 @@ def measure_latency(
 
     pin_ends = _ends_are_w8a8(quantizable_layers(setup.graph), wishes)
     target, threads = parse_target(setup.target), setup.threads or physical_cores()
-    key = json.dumps(
-        [
-            # versions, processor and options of the target, which a file may outlive
-            Header.of(target, threads).model_dump_json(),
-            setup.graph.fingerprint(), setup.target, setup.threads, setup.batch,
-            setup.tuning_state, sorted(map(str, wishes.measured)), pin_ends,
-            sorted((str(k), str(v)) for k, v in setup.quantize_options.items()),
-        ]
-    )  # fmt: skip
-    path = cache / f"latency-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-    if path.is_file():
-        return NetworkLatency.load(path)
-    latency = measure_network(
-        setup.graph,
-        setup.calibration,
-        choices=wishes.measured,
-        target=setup.target,
-        threads=setup.threads,
-        batch=setup.batch,
-        tilings=setup.tilings,
-        pin_ends=pin_ends,
-        quantize_options=setup.quantize_options,
-        progress=progress,
-    )
-    cache.mkdir(parents=True, exist_ok=True)
-    latency.save(path)
-    return latency
+    follows_from = [
+        # versions, processor and options of the target, which a file may outlive
+        Header.of(target, threads).model_dump_json(),
+        setup.graph.fingerprint(), setup.target, setup.threads, setup.batch,
+        setup.tuning_state, sorted(map(str, wishes.measured)), pin_ends, setup.quantize_options,
+    ]  # fmt: skip
+
+    def measure() -> NetworkLatency:
+        return measure_network(
+            setup.graph,
+            setup.calibration,
+            choices=wishes.measured,
+            target=setup.target,
+            threads=setup.threads,
+            batch=setup.batch,
+            tilings=setup.tilings,
+            pin_ends=pin_ends,
+            quantize_options=setup.quantize_options,
+            progress=progress,
+        )
+
+    return taken_up(cache, "latency", NetworkLatency, follows_from, measure)[0]
 
 
 def _ends_are_w8a8(layers: Sequence[Layer], wishes: Wishes) -> bool:

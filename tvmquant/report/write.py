@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final
 
 from tvmquant.atomic_write import atomic_write
 from tvmquant.errors import DataError
-
-REPORT_NAME: Final = "report.html"
 
 
 def write_report(
@@ -48,6 +45,7 @@ def write_report(
     >>> tvmquant.write_report("resnet50-int8")          # doctest: +SKIP
     PosixPath('resnet50-int8/report.html')
     """
+    from tvmquant.deploy.destination import REPORT_NAME
     from tvmquant.deploy.manifest import Manifest
     from tvmquant.mixed_precision import RECORD_NAME, MixedPrecisionRecord
     from tvmquant.output_record import read_outputs

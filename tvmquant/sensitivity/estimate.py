@@ -43,13 +43,10 @@ matrix-vector products, 2002 (equation 4).
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tvmquant.bit_choice import DEFAULT_CHOICES, BitChoice
@@ -63,7 +60,8 @@ from tvmquant.sensitivity.estimator import Estimator, Settings
 from tvmquant.sensitivity.loss import check_loss
 from tvmquant.sensitivity.methods import check_method
 from tvmquant.sensitivity.quantizers import make_quantizers
-from tvmquant.sensitivity.record import SCHEMA_VERSION, Sensitivity
+from tvmquant.sensitivity.record import Sensitivity
+from tvmquant.stage_cache import taken_up
 
 if TYPE_CHECKING:
     from tvmquant.calibration import Calibration
@@ -171,52 +169,29 @@ def estimate_sensitivity(
         dataset = dataset.rebatched(fixed_batch)
     fingerprint = dataset.fingerprint()
     settings = Settings(labels, loss, tolerance, max_probes, batch_size, seed, fixed_batch)
-    path = None
-    if cache is not None and fingerprint is not None:
-        names = sorted(str(choice) for choice in choices)
-        parts = [method, names, activation_scheme, weight_method, *astuple(settings)]
-        path = _cache_path(cache, graph, fingerprint, calibration, parts)
-        if (kept := _kept(path)) is not None:
-            return kept
-    quantizers = make_quantizers(
-        graph, calibration, choices, activation_scheme=activation_scheme,
-        weight_method=weight_method,
-    )  # fmt: skip
-    estimator = _ESTIMATORS[method](
-        quantizers, dataset, fingerprint is not None, settings, progress
-    )
-    estimator.run()
-    found = estimator.result(method, graph.fingerprint(), fingerprint)
-    if not found.converged and found.relative_error is not None:
-        _LOG.warning(
-            "the standard error of the traces is %.1f %% after %d probes of %d items, not "
-            "%.1f %%; use more images or a greater max_probes",
-            100.0 * found.relative_error, found.probes, found.count, 100.0 * tolerance,
+
+    def estimate() -> Sensitivity:
+        quantizers = make_quantizers(
+            graph, calibration, choices, activation_scheme=activation_scheme,
+            weight_method=weight_method,
         )  # fmt: skip
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        found.save(path)
-    return found
+        estimator = _ESTIMATORS[method](
+            quantizers, dataset, fingerprint is not None, settings, progress
+        )
+        estimator.run()
+        found = estimator.result(method, graph.fingerprint(), fingerprint)
+        if not found.converged and found.relative_error is not None:
+            _LOG.warning(
+                "the standard error of the traces is %.1f %% after %d probes of %d items, not "
+                "%.1f %%; use more images or a greater max_probes",
+                100.0 * found.relative_error, found.probes, found.count, 100.0 * tolerance,
+            )  # fmt: skip
+        return found
 
-
-def _cache_path(
-    folder: str | os.PathLike[str],
-    graph: Graph,
-    data: str,
-    calibration: Calibration,
-    settings: list[Any],
-) -> Path:
-    parts = [SCHEMA_VERSION, graph.fingerprint(), data, calibration.model_dump_json(), *settings]
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    return Path(folder, f"sensitivity-{key}.json")
-
-
-def _kept(path: Path) -> Sensitivity | None:
-    """Return what an earlier call left, unless it is missing or damaged."""
-    if not path.is_file():
-        return None
-    try:
-        return Sensitivity.load(path)
-    except DataError as error:
-        _LOG.warning("%s", error)
-        return None
+    names = sorted(str(choice) for choice in choices)
+    follows_from = [
+        graph.fingerprint(), fingerprint, calibration.model_dump_json(), method, names,
+        activation_scheme, weight_method, *astuple(settings),
+    ]  # fmt: skip
+    folder = cache if fingerprint is not None else None
+    return taken_up(folder, "sensitivity", Sensitivity, follows_from, estimate)[0]

@@ -8,11 +8,12 @@ import pytest
 
 import tvmquant.report.page
 from tests.tvmquant.report.page import open_in_browser, parse
+from tvmquant.deploy.destination import REPORT_NAME
 from tvmquant.deploy.manifest import Manifest
 from tvmquant.errors import ArtifactError, DataError
 from tvmquant.mixed_precision import RECORD_NAME
 from tvmquant.output_record import OUTPUTS_NAME, OutputEntry, OutputRecord
-from tvmquant.report import REPORT_NAME, write_report
+from tvmquant.report import write_report
 
 HOSTILE = "</script><img src=x onerror=alert(1)> <b>x</b> &lt;"
 

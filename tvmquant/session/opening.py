@@ -1,0 +1,129 @@
+"""Open a session: everything that can be refused is refused here, before the slow stages."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvmquant.data import Dataset, Preprocess, open_data
+from tvmquant.data.preprocess import PreprocessLike
+from tvmquant.errors import AllocationError, DataError
+from tvmquant.progress import Clock
+from tvmquant.session.options import Options
+from tvmquant.session.session import Session
+
+if TYPE_CHECKING:
+    from tvmquant.allocation import Plan
+    from tvmquant.graph import Graph
+    from tvmquant.mixed_precision import Wishes
+    from tvmquant.tuning import Database
+
+# More images hardly move the ranges, which are extremes or histograms over every pixel of them.
+DEFAULT_SAMPLES = 512
+
+
+def open_session(
+    path: str | os.PathLike[str],
+    data: Any,
+    *,
+    folder: Path,
+    clock: Clock,
+    preprocess: PreprocessLike,
+    select: str | Mapping[str, Any] | None,
+    samples: int | None,
+    input_shapes: Mapping[str, Sequence[int | None]] | None,
+    target: str,
+    threads: int | None,
+    batch: int,
+    table: str | os.PathLike[str] | None,
+    tune_seconds: float | None,
+    wishes: Wishes | None,
+    plan: str | os.PathLike[str] | None = None,
+    options: Options | None = None,
+) -> Session:
+    """Load the network, open its data, and refuse whatever the slow stages could not use.
+
+    Parameters are those of `tvmquant.compile_onnx` and `Session`.
+
+    Raises
+    ------
+    TVMQuantError
+        When the file, the data, the target or an option is wrong.
+    """
+    from tvmquant.deploy.compiler import find_linker
+    from tvmquant.deploy.destination import TABLE_NAME
+    from tvmquant.frontend import load_onnx
+
+    options, path = options or Options(), Path(path)
+    if wishes is not None and plan is not None:
+        raise AllocationError(
+            "a plan already says the bit widths; leave out either the plan or budgets and choices"
+        )
+    recipe = Preprocess.parse(preprocess)
+    if tune_seconds is not None:
+        table = table or folder / TABLE_NAME
+    # mistakes of the file are told before TVM is loaded
+    shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
+    graph = load_onnx(path, input_shapes=shapes or None)
+
+    from tvmquant.target import parse_target
+
+    options.check()
+    find_linker(parse_target(target))
+    dataset = _open_calibration_data(graph, data, recipe, select, samples)
+    given = _read_plan(plan, graph) if plan is not None else None
+    if wishes is not None:
+        _check_wishes(graph, wishes, target)
+    return Session(
+        path=path, graph=graph, data=dataset, recipe=recipe, folder=folder, target=target,
+        threads=threads, batch=batch, input_shapes=shapes, clock=clock, options=options,
+        wishes=wishes, given=given, tune_seconds=tune_seconds,
+        table=_open_table(table, target, threads, create=tune_seconds is not None),
+    )  # fmt: skip
+
+
+def _open_calibration_data(
+    graph: Graph, data: Any, recipe: Preprocess, select: Any, samples: int | None
+) -> Dataset:
+    dataset = open_data(data, recipe, inputs=graph.item_inputs(), select=select)
+    if samples is None:
+        return dataset
+    if samples < 1:
+        raise DataError(f"samples = {samples}; expected at least 1")
+    step = max(1, len(dataset) // samples) if dataset.has_length else 1
+    return dataset.subset(step=step, limit=samples)
+
+
+def _read_plan(path: str | os.PathLike[str], graph: Graph) -> Plan:
+    """Return a plan for the graph, with no more predictions than hold for an edited one too."""
+    from tvmquant.allocation import Plan
+    from tvmquant.allocation.costs import Costs
+    from tvmquant.layers import quantizable_layers
+
+    plan = Plan.load(path)
+    layers = quantizable_layers(graph)
+    plan.check(layers, graph.fingerprint())
+    costs, choices = Costs(), plan.choices
+    known = {name: costs.total(name, layers, choices) for name in ("size", "bops")}
+    return plan.model_copy(update={"predicted": known})
+
+
+def _check_wishes(graph: Graph, wishes: Wishes, target: str) -> None:
+    from tvmquant.layers import quantizable_layers
+    from tvmquant.mixed_precision.choose import check_target, check_wishes
+
+    check_target(target)
+    check_wishes(quantizable_layers(graph), wishes)
+
+
+def _open_table(
+    table: str | os.PathLike[str] | None, target: str, threads: int | None, *, create: bool
+) -> Database | None:
+    if table is None:
+        return None
+    from tvmquant.target import parse_target, physical_cores
+    from tvmquant.tuning import Database
+
+    return Database(table, parse_target(target), threads or physical_cores(), create=create)

@@ -1,0 +1,62 @@
+"""How to calibrate and to round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to calibrate and to round; None stands for the default of the stage.
+
+    Parameters
+    ----------
+    calibration_method, percentile
+        As of `tvmquant.calibrate`. A percentile alone selects that method.
+    activation_scheme, weight_method, bound_pairs, strict
+        As of `tvmquant.quantize`.
+    """
+
+    calibration_method: str | None = None
+    percentile: float | None = None
+    activation_scheme: str | None = None
+    weight_method: str | None = None
+    bound_pairs: bool | None = None
+    strict: bool = False
+
+    @property
+    def observer(self) -> dict[str, Any]:
+        """Method and options of the observer."""
+        method = self.calibration_method or ("percentile" if self.percentile is not None else None)
+        return _given(method=method, percentile=self.percentile)
+
+    @property
+    def calibration(self) -> dict[str, Any]:
+        """Arguments of `tvmquant.calibrate`."""
+        return {**self.observer, **_given(activation_scheme=self.activation_scheme)}
+
+    @property
+    def rounding(self) -> dict[str, Any]:
+        """Arguments of `tvmquant.quantize`, but for ``strict``."""
+        return _given(
+            weight_method=self.weight_method,
+            bound_pairs=self.bound_pairs,
+            activation_scheme=self.activation_scheme,
+        )
+
+    def check(self) -> None:
+        """Raise what the stages would, before the slow ones begin."""
+        from tvmquant.calibration import make_observer
+        from tvmquant.quantizer import check_scheme, check_weight_method
+
+        if self.activation_scheme is not None:
+            check_scheme(self.activation_scheme)
+        if self.weight_method is not None:
+            check_weight_method(self.weight_method)
+        if self.observer:
+            make_observer(**self.observer)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}

@@ -1,0 +1,285 @@
+"""One network, its data and its target, and the stages between an ONNX file and a library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvmquant.bit_choice import W8A8
+from tvmquant.data import Dataset, Preprocess
+from tvmquant.errors import ArtifactError
+from tvmquant.progress import Clock, Progress
+from tvmquant.session.options import Options
+from tvmquant.stage_cache import taken_up
+
+if TYPE_CHECKING:
+    import tvm
+
+    from tvmquant.allocation import Plan
+    from tvmquant.calibration import Calibration
+    from tvmquant.deploy.manifest import Manifest
+    from tvmquant.graph import Graph
+    from tvmquant.mixed_precision import MixedPrecisionRecord, Wishes
+    from tvmquant.mixed_precision.choose import Chosen
+    from tvmquant.output_quality import OutputQuality
+    from tvmquant.tuning import Database
+
+# Items that the finished library and the float model are compared on.
+COMPARED = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What is compiled, and for what; made by `open_session`.
+
+    Parameters
+    ----------
+    path : Path
+        The ONNX file.
+    graph : Graph
+        Level L0.
+    data : Dataset
+        To calibrate with.
+    recipe : Preprocess
+        How its images are read.
+    folder : Path
+        Where stages keep their results.
+    target : str
+    threads : int, optional
+    batch : int
+        As of `tvmquant.build`.
+    input_shapes : dict
+        As of `tvmquant.load_onnx`.
+    clock : Clock
+        Times the stages and shows them.
+    options : Options
+    wishes : Wishes, optional
+        Budgets that bit widths are chosen for.
+    given : Plan, optional
+        Bit widths that are given instead.
+    table : Database, optional
+        Measurements of kernels, as they are when the session opens.
+    tune_seconds : float, optional
+        Measure for so long first.
+    """
+
+    path: Path
+    graph: Graph
+    data: Dataset
+    recipe: Preprocess
+    folder: Path
+    target: str
+    threads: int | None
+    batch: int
+    input_shapes: Mapping[str, tuple[int | None, ...]]
+    clock: Clock
+    options: Options = field(default_factory=Options)
+    wishes: Wishes | None = None
+    given: Plan | None = None
+    table: Database | None = None
+    tune_seconds: float | None = None
+
+    @cached_property
+    def parsed_target(self) -> tvm.target.Target:
+        """The target."""
+        from tvmquant.target import parse_target
+
+        return parse_target(self.target)
+
+    @cached_property
+    def data_fingerprint(self) -> str | None:
+        """Of the data; None where they can be read only once."""
+        return self.data.fingerprint()
+
+    @property
+    def calibration(self) -> Calibration:
+        """The range of every activation."""
+        return self._calibration[0]
+
+    @property
+    def calibration_cached(self) -> bool:
+        """Whether an earlier session had calibrated."""
+        return self._calibration[1]
+
+    @cached_property
+    def _calibration(self) -> tuple[Calibration, bool]:
+        from tvmquant.calibration import Calibration
+        from tvmquant.quantization import calibrate
+
+        options = self.options.calibration
+        with self.clock.stage("calibrate") as progress:
+            return taken_up(
+                self.folder if self.data_fingerprint is not None else None,
+                "calibration",
+                Calibration,
+                [self.graph.fingerprint(), self.data_fingerprint, options],
+                lambda: calibrate(self.graph, self.data, progress=progress, **options),
+            )
+
+    @cached_property
+    def database(self) -> Database | None:
+        """The table, with what was measured first where that was asked for."""
+        if self.table is None or self.tune_seconds is None:
+            return self.table
+        from tvmquant.tuning.tune import tune
+
+        calibration, seconds = self.calibration, self.tune_seconds
+        planned = self.given.choices.values() if self.given else [W8A8]
+        with self.clock.stage("tune") as progress:
+            tuned = tune(
+                self.graph, self.table.folder, target=self.target, threads=self.threads,
+                choices=self.wishes.measured if self.wishes else planned,
+                calibration=calibration, batch=self.batch, seconds=seconds,
+                progress=lambda state: progress(round(state.elapsed), round(seconds)),
+            )  # fmt: skip
+        if tuned.tuning.interrupted:
+            raise KeyboardInterrupt  # what was measured is kept
+        return tuned.database
+
+    @cached_property
+    def tilings(self) -> Any:
+        """Tilings of kernels as `tvmquant.build` takes them; None: the analytic ones."""
+        return None if self.database is None else self.database.tilings()
+
+    @cached_property
+    def chosen(self) -> Chosen | None:
+        """What the wishes led to; None where there are none."""
+        if self.wishes is None:
+            return None
+        from tvmquant.mixed_precision.choose import Setup, choose_plan
+
+        setup = Setup(
+            self.graph, self.calibration, self.data, self.target, self.threads, self.batch,
+            self.tilings, _state(self.database) or "", self.options.rounding,
+        )  # fmt: skip
+        return choose_plan(setup, self.wishes, self.folder, self.clock.stage)
+
+    @property
+    def plan(self) -> Plan | None:
+        """The bit widths, chosen or given; None where every layer has 8 bits."""
+        return self.given if self.chosen is None else self.chosen.plan
+
+    @cached_property
+    def quantized(self) -> Graph:
+        """The integer graph (L2)."""
+        from tvmquant.quantization import quantize
+
+        calibration, plan = self.calibration, self.plan
+        with self.clock.stage("quantize"):
+            return quantize(
+                self.graph,
+                calibration,
+                choices=plan.choices if plan else None,
+                strict=self.options.strict,
+                **self.options.rounding,
+            )
+
+    def settings(self, *, tuned: bool) -> dict[str, Any]:
+        """Return all that a library follows from, as JSON values.
+
+        Parameters
+        ----------
+        tuned : bool
+            With the measurements after tuning, not those that the session found.
+        """
+        database = self.database if tuned else self.table
+        given = self.given
+        return {
+            "graph": self.graph.fingerprint(),
+            "data": self.data_fingerprint,
+            "calibration": self.options.calibration,
+            "quantization": {**self.options.rounding, "strict": self.options.strict},
+            "target": self.target,
+            "threads": self.threads,
+            "batch": self.batch,
+            "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
+            "wishes": self.wishes.settings() if self.wishes else None,
+            "plan": {name: layer.choice for name, layer in given.layers.items()} if given else None,
+            "table": _state(database),
+        }
+
+    def build(self, *, force: bool) -> tuple[Manifest, tuple[str, ...]]:
+        """Build the library into the folder.
+
+        Returns
+        -------
+        Manifest
+        tuple of str
+            Layers of which the table has no measurement, so that they took the analytic tiling.
+        """
+        from tvmquant.deploy.build import build
+        from tvmquant.deploy.manifest import file_sha256
+        from tvmquant.session.library_folder import replace_plan
+        from tvmquant.tuning.database import noting
+
+        tilings, quantized, settings = self.tilings, self.quantized, self.settings(tuned=True)
+        untuned: list[str] = []
+        with self.clock.stage("build"):
+            manifest = build(
+                quantized,
+                target=self.target,
+                out=self.folder,
+                threads=self.threads,
+                batch=self.batch,
+                force=force,
+                model={
+                    "path": str(self.path.absolute()),
+                    "sha256": file_sha256(self.path),
+                    "bytes": self.path.stat().st_size,
+                    "settings": settings,
+                },
+                preprocess=self.recipe.model_dump(mode="json"),
+                tilings=None if tilings is None else noting(tilings, untuned),
+            )
+            replace_plan(self.folder, self.plan)
+        return manifest, tuple(untuned)
+
+    def compare(self, manifest: Manifest) -> tuple[OutputQuality, ...]:
+        """Compare the library with the float model on a few items, and keep what that finds.
+
+        Empty where the data can be read only once, or the library is for another processor.
+        """
+        if self.data_fingerprint is None:  # calibrating has read them, once and for all
+            return ()
+        with self.clock.stage("compare") as progress:
+            return self._compare(manifest, progress)
+
+    def _compare(self, manifest: Manifest, progress: Progress) -> tuple[OutputQuality, ...]:
+        from tvmquant.deploy.loader import load
+        from tvmquant.evaluation import compare_outputs
+        from tvmquant.output_record import OUTPUTS_NAME, OutputRecord
+
+        try:
+            model = load(self.folder)
+        except ArtifactError:  # for another processor
+            return ()
+        step = max(1, len(self.data) // COMPARED) if self.data.has_length else 1
+        few = self.data.subset(step=step, limit=COMPARED)
+        count, outputs = compare_outputs(model, few, self.graph, progress)
+        record = OutputRecord.of(manifest.library["sha256"], count, outputs)
+        record.save(self.folder / OUTPUTS_NAME)
+        return outputs
+
+    def measure(self) -> MixedPrecisionRecord | None:
+        """Time the library that was built from a chosen plan, and keep what led to it."""
+        if self.chosen is None:
+            return None
+        from tvmquant.benchmark import measure, random_inputs
+        from tvmquant.deploy.loader import load
+        from tvmquant.mixed_precision import RECORD_NAME
+        from tvmquant.mixed_precision.choose import make_record
+
+        with self.clock.stage("measure") as progress:
+            model = load(self.folder)
+            latency = measure(model, random_inputs(model.inputs), progress=progress)
+            record = make_record(self.chosen, latency.median_ms)
+            record.save(self.folder / RECORD_NAME)
+        return record
+
+
+def _state(database: Database | None) -> str | None:
+    """Tell measurements apart: a file of them only ever grows."""
+    return None if database is None else f"{database.path.absolute()}, {len(database)} records"
