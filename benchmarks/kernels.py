@@ -37,17 +37,6 @@ ACCUMULATORS = {16: 12, 32: 24}
 PEAK_STEPS = 40_000
 
 
-# the LLVM intrinsics of a dot product, in the order of their use
-INSTRUCTIONS: dict[DotProduct, tuple[str, ...]] = {
-    isa.VNNI_512: ("llvm.x86.avx512.vpdpbusd.512",),
-    isa.VNNI_256: ("llvm.x86.avx512.vpdpbusd.256",),
-    isa.PMADDUBSW_512: ("llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"),
-    isa.PMADDUBSW_256: ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"),
-    isa.PMADDWD_512: ("llvm.x86.avx512.pmaddw.d.512",),
-    isa.PMADDWD_256: ("llvm.x86.avx2.pmadd.wd",),
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class Layer:
     """A layer of ResNet-50 and how often it occurs.
@@ -337,20 +326,26 @@ def peak_kernel(dot: DotProduct, threads: int) -> tirx.PrimFunc:
     Raises
     ------
     TargetError
-        When the dot product is no instruction that this module knows (``generic``).
+        When the dot product is plain code (``generic``), or has no `isa.multiplier`.
 
     Notes
     -----
     The bytes of an accumulator are also the broadcast operand of its next dot product: each depends
     on the one before, so that the compiler can neither move it out of the loop nor merge two.
     """
-    if dot not in INSTRUCTIONS:
+    multiply_add = isa.multiplier(dot)
+    if multiply_add is None:
         raise TargetError(
             "the target has no dot-product instruction whose peak could be measured; expected an "
             "x86 processor with AVX2 or later"
         )
     count, lanes = ACCUMULATORS[dot.registers], dot.lanes
     vector = f"int32x{lanes}"
+
+    def step(acc: Any) -> Any:
+        """Return the accumulator after one dot product of its own bytes with themselves."""
+        operand = T.reinterpret(f"{dot.weight_dtype}x{dot.group * lanes}", acc)
+        return multiply_add(dot, acc, operand, operand)
 
     @T.prim_func(s_tir=True)
     def peak(
@@ -364,26 +359,8 @@ def peak_kernel(dot: DotProduct, threads: int) -> tirx.PrimFunc:
                 registers[j, T.ramp(0, 1, lanes)] = start.vload([task, j, 0], dtype=vector)
             for _ in range(PEAK_STEPS):
                 for j in T.unroll(count):
-                    registers[j, T.ramp(0, 1, lanes)] = _step(
-                        dot, registers.vload([j, 0], dtype=vector)
-                    )
+                    registers[j, T.ramp(0, 1, lanes)] = step(registers.vload([j, 0], dtype=vector))
             for j in T.unroll(count):
                 final[task, j, T.ramp(0, 1, lanes)] = registers.vload([j, 0], dtype=vector)
 
     return peak
-
-
-def _step(dot: DotProduct, acc: Any) -> Any:
-    """Return the accumulator after one dot product of its own bytes with themselves."""
-    vector, words, octets = f"int32x{dot.lanes}", f"int16x{2 * dot.lanes}", f"int8x{4 * dot.lanes}"
-    first, *rest = INSTRUCTIONS[dot]
-    if not rest and dot.group == 4:
-        operand = T.reinterpret(octets, acc)
-        return T.call_llvm_pure_intrin(vector, first, acc, operand, operand)
-    if not rest:
-        operand = T.reinterpret(words, acc)
-        return acc + T.call_llvm_pure_intrin(vector, first, operand, operand)
-    operand = T.reinterpret(octets, acc)
-    pairs = T.call_llvm_pure_intrin(words, first, operand, operand)
-    ones = T.broadcast(T.int16(1), 2 * dot.lanes)
-    return acc + T.call_llvm_pure_intrin(vector, rest[0], pairs, ones)

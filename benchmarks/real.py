@@ -359,7 +359,7 @@ def quantize_with_onnxruntime(case: Case) -> Outcome:
     Where sums of two products saturate at 16 bits, with 7-bit weights.
     """
     from benchmarks import peers
-    from tvmquant.schedules.isa import dot_products, saturates
+    from tvmquant.schedules.isa import dot_products
     from tvmquant.target import parse_target
 
     count = len(next(iter(case.calibration.values())))
@@ -367,7 +367,7 @@ def quantize_with_onnxruntime(case: Case) -> Outcome:
         {name: array[i : i + case.batch] for name, array in case.calibration.items()}
         for i in range(0, count, case.batch)
     )
-    narrow = any(map(saturates, dot_products(parse_target(case.target))))
+    narrow = any(dot.saturates for dot in dot_products(parse_target(case.target)))
     peers.quantize_with_onnxruntime(case.shaped, batches, case.quantized, reduce_range=narrow)
     return Outcome("", _on_all(case, _onnxruntime(case, case.quantized).run_all))
 

@@ -61,7 +61,7 @@ from tvm import te, tirx
 from tvm.s_tir import Schedule
 
 from tvmquant.errors import TargetError
-from tvmquant.schedules import x86_intrinsics
+from tvmquant.schedules import isa
 from tvmquant.schedules.conv2d_packing import (
     BIAS,
     check_narrow,
@@ -74,9 +74,8 @@ from tvmquant.schedules.conv2d_packing import (
 )
 from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling, round_up
 from tvmquant.schedules.conv2d_tiling import default_tiling, tilings
-from tvmquant.schedules.dot_stages import Stage
 from tvmquant.schedules.epilogue import Epilogue, FloatEpilogue, apply_at, placeholders
-from tvmquant.schedules.isa import DotProduct, dot_products, fma, saturates
+from tvmquant.schedules.isa import DotProduct, Stage, dot_products, fma
 from tvmquant.schedules.patch_intrinsics import join_rows
 from tvmquant.schedules.skip_padding import asks, skip_padding
 
@@ -406,7 +405,7 @@ def schedule(sch: Schedule, spec: Conv2DSpec, tiling: Tiling) -> None:
         if e.chained:
             stage = Stage.SCALE if spec.w_group else Stage.WIDEN
         first, *_ = [*halves, lane]
-        sch.tensorize(first, x86_intrinsics.intrinsic(dot, stage))
+        sch.tensorize(first, isa.intrinsic(dot, stage))
     sch.unroll(w_in)
     sch.unroll(o_mid)
 
@@ -429,7 +428,7 @@ def _schedule_chain(sch: Schedule, tiling: Tiling, e: Extents) -> None:
     sch.unroll(channels)
     sch.unroll(columns)
     stage = Stage.CHAIN_NIBBLES if e.in_registers else Stage.CHAIN
-    sch.tensorize(half if e.in_registers else lane, x86_intrinsics.intrinsic(tiling.dot, stage))
+    sch.tensorize(half if e.in_registers else lane, isa.intrinsic(tiling.dot, stage))
     sch.unroll(w)
     sch.unroll(o_mid)
 
@@ -439,8 +438,9 @@ def _schedule_unpacking(sch: Schedule, block: Any, spec: Conv2DSpec, tiling: Til
     unpacked = sch.get_sblock("unpacked")
     sch.compute_at(unpacked, block, preserve_unit_loops=True)
     half, lane, j = sch.get_loops(unpacked)[-3:]
-    if tiling.dot.tensorized and spec.w_group and not Extents.of(spec, tiling).chained:
-        sch.tensorize(half, x86_intrinsics.intrinsic(tiling.dot, Stage.UNPACK_SCALED))
+    scaled = spec.w_group > 0 and not Extents.of(spec, tiling).chained
+    if scaled and isa.offers(tiling.dot, Stage.UNPACK_SCALED):
+        sch.tensorize(half, isa.intrinsic(tiling.dot, Stage.UNPACK_SCALED))
         return
     sch.unroll(half)
     sch.vectorize(sch.fuse(lane, j))
@@ -479,7 +479,7 @@ def kernel(spec: Conv2DSpec, tiling: Tiling, operation: str = "conv2d") -> tirx.
     TargetError
         When the tiling adds up more products in 16 bits than the spec's chain proves to fit.
     """
-    if saturates(tiling.dot) and tiling.chain > spec.chain:
+    if tiling.dot.saturates and tiling.chain > spec.chain:
         raise TargetError(
             f"tiling {tiling} of {operation} adds up {tiling.chain} steps in 16 bits, its weights "
             f"allow {spec.chain}; choose one of schedules.conv2d.tilings"

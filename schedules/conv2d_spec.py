@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tvmquant.schedules.epilogue import Epilogue, FloatEpilogue
-from tvmquant.schedules.isa import DotProduct, saturates
+from tvmquant.schedules.isa import DotProduct
 from tvmquant.weight_pairs import groups_follow_runs, joins_rows
 
 
@@ -171,7 +171,7 @@ class Tiling:
         ``"rows"`` or ``"channels"``, or ``"none"``: the tasks, cut as for rows, follow each other.
     chain : int
         Steps whose products are added in 16 bits before they are widened to 32, at most the spec's
-        chain; 1: each is widened by itself. Above 1 with dot products that `saturates` only.
+        chain; 1: each is widened by itself. Above 1 with dot products that saturate only.
     unpack : str
         Where 4-bit weights become operands: ``"block"``, once for all pixels that a task computes
         of a block of output channels, or ``"registers"``, in every tile.
@@ -240,7 +240,7 @@ class Extents:
     def of(cls, spec: Conv2DSpec, tiling: Tiling) -> Extents:
         """Return the extents of a spec cut by a tiling."""
         group = tiling.dot.group
-        chained = saturates(tiling.dot) and (tiling.chain > 1 or spec.w_group > 0)
+        chained = tiling.dot.saturates and (tiling.chain > 1 or spec.w_group > 0)
         in_registers = spec.w_bits == 4 and tiling.unpack == "registers"
         whole = tiling.chain if chained else 2 if in_registers else 1
         steps = round_up(-(-spec.run // group), whole)

@@ -15,7 +15,7 @@ import numpy as np
 
 from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling, round_up
 from tvmquant.schedules.epilogue import Epilogue
-from tvmquant.schedules.isa import VNNI_512, DotProduct, saturates
+from tvmquant.schedules.isa import DotProduct, Stage, narrowed, offers
 from tvmquant.schedules.skip_padding import asks, share
 
 # Input rows of one task, kept in the second-level cache beside the weights of one channel block.
@@ -44,11 +44,9 @@ CHANNEL_TILES = (1, 2, 3, 4, 6, 8)
 WIDEST_TILE = 28
 # Where a chain is at least this long, widening every product by itself cannot be faster.
 LONG_CHAIN = 8
-# Accumulators of AVX512-VNNI that TVM keeps on the stack, 1 KiB: larger buffers are on the heap,
-# and LLVM cannot leave out every store into them, least in the loops that ask for padding. Extra
-# time of those that are, as a share (14x14 256->256 3x3 with 6x4: 504 us, with a residual 690; with
+# Extra time, as a share, of accumulators that are not `IssueCost.stacked`, and that in the loops
+# that ask for padding (AVX512-VNNI, 14x14 256->256 3x3 with 6x4: 504 us, with a residual 690; with
 # 7x2 481 and 489; on the stack 6x4 takes 493 and 510).
-LOCAL_VECTORS = 16
 ON_HEAP = 0.06
 ASKING_ON_HEAP = 0.2
 # Cycles that unpacking takes for one vector of operands: with a store and a load, or in registers
@@ -170,12 +168,12 @@ def _columns(spec: Conv2DSpec) -> Iterator[tuple[int, bool]]:
 
 def _usable(spec: Conv2DSpec, dots: tuple[DotProduct, ...]) -> list[DotProduct]:
     """Keep the dot products that suit weights and groups; narrow the generic one until it does."""
-    allowed = [d for d in dots if d.tensorized and (spec.chain > 0 or not saturates(d))]
+    allowed = [d for d in dots if d.tensorized and (spec.chain > 0 or not d.saturates)]
     if spec.groups == 1:
         return allowed or [dots[-1]]
     outputs, inputs = spec.outputs // spec.groups, spec.channels // spec.groups
     fitting = [d for d in allowed if outputs % d.lanes == 0 and inputs % d.group == 0]
-    return fitting or [replace(dots[-1], lanes=math.gcd(outputs, dots[-1].lanes))]
+    return fitting or [narrowed(dots[-1], math.gcd(outputs, dots[-1].lanes))]
 
 
 def _chains(spec: Conv2DSpec, dot: DotProduct) -> list[int]:
@@ -183,7 +181,7 @@ def _chains(spec: Conv2DSpec, dot: DotProduct) -> list[int]:
 
     A chain must not leave its group of weights.
     """
-    if not saturates(dot) or spec.dtype == "float32":
+    if not dot.saturates:
         return [1]
     if spec.w_group:
         return [math.gcd(spec.chain, spec.w_group // dot.group)]
@@ -198,8 +196,10 @@ def _unpackings(spec: Conv2DSpec, dot: DotProduct, chain: int) -> list[str]:
     """Return where 4-bit weights can be unpacked; registers hold both nibbles of every byte."""
     if spec.w_bits == 8:
         return ["block"]
-    chained = saturates(dot) and (chain > 1 or spec.w_group > 0)
+    chained = dot.saturates and (chain > 1 or spec.w_group > 0)
     if (chained and chain % 2) or (spec.w_group and not chained):
+        return ["block"]
+    if dot.tensorized and not offers(dot, Stage.CHAIN_NIBBLES if chained else Stage.DOT_NIBBLES):
         return ["block"]
     return ["block", "registers"]
 
@@ -216,8 +216,7 @@ def _registers(spec: Conv2DSpec, tile: _RegisterTile) -> int:
         return accumulators + 2 * channels + 4  # two masks
     if tile.chain > 1:
         return accumulators + channels + (2 if channels > 1 else 1)
-    # pmaddubsw needs a vector of ones and two of intermediate sums
-    return accumulators + channels + (4 if saturates(dot) else 3 if dot.registers > 16 else 2)
+    return accumulators + channels + dot.cost.scratch
 
 
 # -- cost -----------------------------------------------------------------------------------------
@@ -226,23 +225,22 @@ def _registers(spec: Conv2DSpec, tile: _RegisterTile) -> int:
 def _cost(spec: Conv2DSpec, tiling: Tiling) -> float:
     """Estimate cycles of the layer, up to a constant.
 
-    One step of the reduction issues ``columns * channels`` dot products (one instruction of VNNI,
-    two with pmaddwd, three with pmaddubsw, two with pmaddubsw in long chains), reads ``channels``
-    vectors and broadcasts ``columns`` scalars.
+    One step of the reduction issues ``columns * channels`` dot products (two instructions each in
+    long chains), reads ``channels`` vectors and broadcasts ``columns`` scalars.
     """
-    dot, columns, channels = tiling.dot, tiling.column_tile, tiling.channel_tile
+    dot, cost, columns, channels = (
+        tiling.dot, tiling.dot.cost, tiling.column_tile, tiling.channel_tile
+    )  # fmt: skip
     e = Extents.of(spec, tiling)
     tiles = e.rows * e.columns / columns
     products = columns * channels
-    wide = dot.registers > 16
-    per_step = dot.lanes / 16.0 if wide else 0.5
-    loads = columns * 0.5 + channels * (1.0 if dot.lanes == 16 else 0.5)
+    loads = columns * 0.5 + channels * cost.load
     if e.chained:
         # a chain ends with two instructions; accumulators that find no register go through memory
         spilled = 2 * products + channels + 2 > dot.registers
         instructions = 2 + (3.2 if spilled else 2.0) / tiling.chain
-        multiply = products * (1 + 1 / tiling.chain) * per_step
-        issue = products * instructions / (2 if wide and dot.lanes == 16 else 4)
+        multiply = products * (1 + 1 / tiling.chain) * cost.multiplication
+        issue = products * instructions / cost.per_cycle
         weights = e.steps * e.taps * spec.run_rows * channels * dot.lanes * dot.group
         if weights > RESIDENT_WEIGHTS:
             loads += channels * dot.lanes * dot.group / SECOND_LEVEL_BANDWIDTH
@@ -250,15 +248,13 @@ def _cost(spec: Conv2DSpec, tiling: Tiling) -> float:
         step = max(multiply, loads, 1.3 * issue) + 0.05 * (columns + channels) + 0.15
         stores = 1.5 * columns  # few channels at a time: the lines of the output come again
     else:
-        instructions = 3 if saturates(dot) else 1 if spec.dtype == "float32" else 4 // dot.group
-        multiplications = 2 if saturates(dot) else 1
-        multiply = products * multiplications * per_step
-        issue = (products * instructions + columns + channels + 2) / 5.0
+        multiply = products * cost.multiplications * cost.multiplication
+        issue = (products * cost.instructions + columns + channels + 2) / 5.0
         # operands compete with the products for ports, weights from the second-level cache most:
         # measured 98 GMAC/s with 5x2, 97 with 4x2 and 3x3, 94 with 2x4 and 7x1
         step = max(multiply, loads, issue) + 0.19 * columns + 0.25 * channels
         stores = 0.0
-        if dot == VNNI_512 and products > LOCAL_VECTORS:
+        if cost.stacked is not None and products > cost.stacked:
             step *= 1 + (ASKING_ON_HEAP if asks(spec, tiling) else ON_HEAP)
             stores = 2.0 * products
     if e.in_registers:

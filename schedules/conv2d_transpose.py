@@ -21,7 +21,7 @@ Strategy
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,9 +30,9 @@ import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
-from tvmquant.schedules import x86_intrinsics
+from tvmquant.schedules import isa
 from tvmquant.schedules.epilogue import Epilogue, apply_at, placeholders
-from tvmquant.schedules.isa import DotProduct, dot_products, saturates
+from tvmquant.schedules.isa import DotProduct, dot_products, narrowed
 from tvmquant.schedules.loops import (
     PARALLEL_BYTES,
     overlap_tails,
@@ -40,8 +40,6 @@ from tvmquant.schedules.loops import (
     vectorize,
 )
 
-# Accumulators in registers; beside them live one vector of weights per channel and a broadcast.
-ACCUMULATORS = {16: 12, 32: 26}
 COPY_LANES = 16
 
 
@@ -387,19 +385,24 @@ def schedule(sch: Schedule, spec: Conv2DTransposeSpec, tiling: Tiling) -> None:
     for loop in (channels, phases, columns):
         sch.unroll(loop)
     if dot.tensorized:
-        sch.tensorize(lane, x86_intrinsics.intrinsic(dot))
+        sch.tensorize(lane, isa.intrinsic(dot))
     for loop in (v_in, j, o_mid):
         sch.unroll(loop)
 
 
+def accumulators(dot: DotProduct) -> int:
+    """Return how many are in registers, beside vectors of weights, a broadcast and a sum."""
+    return dot.registers - dot.registers // 8 - 2
+
+
 def default_tiling(spec: Conv2DTransposeSpec, target: tvm.target.Target, threads: int) -> Tiling:
     """Choose a tiling from registers and exact division, without measuring."""
-    dots = [d for d in dot_products(target) if not saturates(d)]
+    dots = dot_products(target, exact=True)
     per_group = spec.outputs // spec.groups
     usable = [d for d in dots if d.tensorized and (spec.groups == 1 or per_group % d.lanes == 0)]
     generic = dots[-1]
     if spec.groups > 1:
-        generic = replace(generic, lanes=math.gcd(per_group, generic.lanes))
+        generic = narrowed(generic, math.gcd(per_group, generic.lanes))
     dot = min(usable or [generic], key=lambda d: _round_up(spec.outputs, d.lanes))
     vectors = -(-spec.outputs // dot.lanes)
     channel_tile = (
@@ -409,7 +412,7 @@ def default_tiling(spec: Conv2DTransposeSpec, target: tvm.target.Target, threads
     divides = spec.outputs % dot.lanes == 0 and all(
         extent % stride == 0 for extent, stride in zip(spec.out_size, spec.strides, strict=True)
     )
-    most = max(1, ACCUMULATORS[dot.registers] // (channel_tile * spec.strides[1]))
+    most = max(1, accumulators(dot) // (channel_tile * spec.strides[1]))
     widths = range(1, min(steps, most) + 1)
     exact = max(t for t in widths if steps % t == 0)
     column_tile = exact if 2 * exact >= widths[-1] else widths[-1]

@@ -6,7 +6,7 @@ followed by `tvmquant.schedules.epilogue`; m is the channel multiplier.
 Strategy
 
 1. *Rows in groups.* The dot-product instructions sum ``group`` products per lane: two or four rows
-   of the window at one column are interleaved in registers (`depthwise_intrinsics`), the last
+   of the window at one column are interleaved in registers (`isa.taps`), the last
    group filled up with zero weights. The interleaved column serves every output column that sees
    it: they are neighbours in the register tile, unrolled. Where pairs of rows leave one over, it
    is interleaved with itself instead, in pairs of columns: 5 dot products in place of 6 for 3x3,
@@ -52,10 +52,10 @@ import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
-from tvmquant.schedules import depthwise_intrinsics
+from tvmquant.schedules import isa
 from tvmquant.schedules.align_stack import align_stack
 from tvmquant.schedules.epilogue import Epilogue, apply_at, placeholders
-from tvmquant.schedules.isa import DotProduct, dot_products, saturates
+from tvmquant.schedules.isa import DotProduct, Stage, dot_products, taps
 from tvmquant.schedules.loops import PARALLEL_BYTES, lanes_for
 
 # The padded rows of a task are copied at half the speed beyond each of these,
@@ -219,7 +219,7 @@ def _finishes(spec: DepthwiseConv2DSpec, tiling: Tiling) -> bool:
 
 def _widened(spec: DepthwiseConv2DSpec, tiling: Tiling) -> bool:
     """Whether rows are interleaved as words, which changes the order of channels in a step."""
-    widens = depthwise_intrinsics.widens(tiling.dot, tiling.vectors)
+    widens = taps.widens(tiling.dot, tiling.vectors)
     return widens and _finishes(spec, tiling)
 
 
@@ -234,7 +234,7 @@ def pack_vector(
 
 
 def _channel_order(tiling: Tiling) -> list[int]:
-    return [depthwise_intrinsics.channel(i, tiling.dot) for i in range(tiling.lanes)]
+    return [taps.channel(i, tiling.dot) for i in range(tiling.lanes)]
 
 
 def pack_weight(
@@ -298,8 +298,8 @@ def compute(spec: DepthwiseConv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     widened, along = _widened(spec, tiling), _pairs_along(spec, tiling)
     pairs = -(-spec.kernel[1] // 2)
     reach_h = (height - copies) * spec.strides[0] + rows_read(spec, tiling)
-    taps = 2 * pairs if along else spec.kernel[1]
-    reach_w = (columns - 1) * spec.strides[1] + (taps - 1) * spec.dilation[1] + 1
+    across = 2 * pairs if along else spec.kernel[1]
+    reach_w = (columns - 1) * spec.strides[1] + (across - 1) * spec.dilation[1] + 1
     rows = _padded_rows(x, spec, reach_h, reach_w, padded)
 
     rk = te.reduce_axis((0, group), "rk")
@@ -307,7 +307,7 @@ def compute(spec: DepthwiseConv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     def product(n: Any, row: Any, column: Any, h: Any, o: Any, step: Any) -> Any:
         channel = o
         if widened:
-            channel = o // lanes * lanes + depthwise_intrinsics.channel(o % lanes, tiling.dot)
+            channel = o // lanes * lanes + taps.channel(o % lanes, tiling.dot)
         value = rows[n, row, column, channel]
         factor = weight[o // lanes, h % copies, step, o % lanes, rk]
         return value.astype("int32") * factor.astype("int32")
@@ -347,7 +347,7 @@ def compute(spec: DepthwiseConv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     def ordered(n: Any, h: Any, w: Any, o: Any) -> Any:
         if not widened:
             return finished[n, h, w, o]
-        lane = depthwise_intrinsics.lane(o % lanes, tiling.dot)
+        lane = taps.lane(o % lanes, tiling.dot)
         return finished[n, h, w, o // lanes * lanes + lane]
 
     out = te.compute(out_shape, ordered, name="out")
@@ -425,7 +425,7 @@ def schedule(sch: Schedule, spec: DepthwiseConv2DSpec, tiling: Tiling) -> None:
         sch.unroll(row)
         if dot.tensorized:
             widened, along = _widened(spec, tiling), block is not acc
-            name = depthwise_intrinsics.intrinsic(dot, tiling.vectors, widened, along)
+            name = isa.taps_intrinsic(dot, tiling.vectors, widened=widened, along=along)
             sch.tensorize(lane, name)
         for loop in (*steps, h_tile):
             sch.unroll(loop)
@@ -433,7 +433,7 @@ def schedule(sch: Schedule, spec: DepthwiseConv2DSpec, tiling: Tiling) -> None:
 
 def default_tiling(spec: DepthwiseConv2DSpec, target: tvm.target.Target, threads: int) -> Tiling:
     """Choose a tiling from registers, caches and exact division, without measuring."""
-    dots = [d for d in dot_products(target) if not saturates(d)]
+    dots = dot_products(target, Stage.TAPS, exact=True)
     usable = [d for d in dots if d.tensorized and _pays(spec, d)] or [dots[-1]]
     # the instruction that computes fewest lanes in vain, the widest of equals
     dot = min(usable, key=lambda d: _round_up(spec.outputs, d.lanes))

@@ -21,7 +21,7 @@ from tvmquant.errors import TargetError
 from tvmquant.schedules import conv2d, conv2d_tiling, conv2d_transpose, depthwise_conv2d
 from tvmquant.schedules.conv2d_spec import Extents
 from tvmquant.schedules.epilogue import Epilogue
-from tvmquant.schedules.isa import PMADDUBSW_256, DotProduct, dot_products, saturates
+from tvmquant.schedules.isa import CHAIN_GROUP, DotProduct, Stage, dot_products, narrowed
 
 # The longest unrolled reduction of a depthwise kernel: LLVM's time grows faster than its length.
 UNROLLED = 256
@@ -124,10 +124,9 @@ def _timing_chain(spec: conv2d.Conv2DSpec) -> int:
     """Return the longest chain that tilings of a spec use: equal for bounds that differ in vain."""
     if spec.chain == 0:
         return 0
-    group = PMADDUBSW_256.group
     if spec.w_group:
-        return math.gcd(spec.chain, spec.w_group // group)
-    steps = -(-spec.run // group)
+        return math.gcd(spec.chain, spec.w_group // CHAIN_GROUP)
+    steps = -(-spec.run // CHAIN_GROUP)
     longest = min(spec.chain, steps)
     exact = max(d for d in range(1, longest + 1) if steps % d == 0)
     return max(exact, -(-steps // -(-steps // longest)))
@@ -158,9 +157,9 @@ def _conv2d_figures(
 def _depthwise_tilings(
     spec: depthwise_conv2d.DepthwiseConv2DSpec, target: tvm.target.Target, threads: int
 ) -> Iterator[depthwise_conv2d.Tiling]:
-    for dot in dot_products(target):
+    for dot in dot_products(target, Stage.TAPS, exact=True):
         # the rows that a dot product interleaves have to be neighbours
-        if saturates(dot) or (dot.tensorized and spec.dilation[0] > 1):
+        if dot.tensorized and spec.dilation[0] > 1:
             continue
         row_tiles = [1, 2] if dot.tensorized and depthwise_conv2d.shares_rows(spec, dot) else [1]
         for vectors, row_tile, column_tile in itertools.product(
@@ -213,9 +212,7 @@ def _transpose_tilings(
 ) -> Iterator[conv2d_transpose.Tiling]:
     per_group = spec.outputs // spec.groups
     steps = -(-spec.out_size[1] // spec.strides[1])
-    for dot in dot_products(target):
-        if saturates(dot):
-            continue
+    for dot in dot_products(target, exact=True):
         usable = _narrowed(dot, per_group) if spec.groups > 1 else dot
         if usable is None:
             continue
@@ -226,7 +223,7 @@ def _transpose_tilings(
             divides = spec.outputs % lanes == 0 and all(
                 e % s == 0 for e, s in zip(spec.out_size, spec.strides, strict=True)
             )
-            most = conv2d_transpose.ACCUMULATORS[usable.registers]
+            most = conv2d_transpose.accumulators(usable)
             most //= channel_tile * spec.strides[1]
             for column_tile in range(1, min(steps, most) + 1):
                 whole = divides and steps % column_tile == 0
@@ -242,7 +239,7 @@ def _narrowed(dot: DotProduct, outputs: int) -> DotProduct | None:
     """Return a dot product whose lanes stay within one group of outputs, if there is one."""
     if outputs % dot.lanes == 0:
         return dot
-    return None if dot.tensorized else replace(dot, lanes=math.gcd(outputs, dot.lanes))
+    return None if dot.tensorized else narrowed(dot, math.gcd(outputs, dot.lanes))
 
 
 def _transpose_figures(

@@ -14,7 +14,7 @@ from typing import Any
 import tvm
 from tvm import tirx
 
-from tvmquant.schedules.isa import has_feature, is_x86, vector_bits
+from tvmquant.schedules.isa import X86, architecture, has_feature, vector_bits
 
 ENTRIES = 256
 PIECE = 16
@@ -23,7 +23,7 @@ _SHUFFLES = {32: "llvm.x86.avx2.pshuf.b", 64: "llvm.x86.avx512.pshuf.b.512"}
 
 def vector_lanes(target: tvm.target.Target) -> int:
     """Return the bytes that `lookup` handles at once on a target, 0 where it cannot."""
-    if not is_x86(target) or not has_feature(target, "avx2"):
+    if architecture(target) not in X86.architectures or not has_feature(target, "avx2"):
         return 0
     return vector_bits(target) // 8
 

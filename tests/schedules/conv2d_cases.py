@@ -9,11 +9,11 @@ import pytest
 from tvm.s_tir import TensorIntrin
 
 from tests.schedules.kernel_testing import apply_epilogue, epilogue_inputs
-from tvmquant.schedules import conv2d, x86_intrinsics
+from tvmquant.schedules import conv2d, isa
 from tvmquant.schedules.conv2d import Conv2DSpec, Tiling
-from tvmquant.schedules.dot_stages import Stage, describe
 from tvmquant.schedules.epilogue import Epilogue
-from tvmquant.schedules.isa import DotProduct
+from tvmquant.schedules.isa import DotProduct, Stage
+from tvmquant.schedules.isa.stages import describe
 
 NARROW = Epilogue("int32", "uint8", 0, 255)
 WIDE_ADD = Epilogue("int64", "uint8", 4, 250, residual=True)
@@ -147,4 +147,4 @@ def use_plain_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
             TensorIntrin.register(name, description, description)
         return name
 
-    monkeypatch.setattr(x86_intrinsics, "intrinsic", register)
+    monkeypatch.setattr(isa, "intrinsic", register)

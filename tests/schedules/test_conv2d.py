@@ -24,15 +24,8 @@ from tvmquant.schedules import conv2d
 from tvmquant.schedules.conv2d import Conv2DSpec, Tiling
 from tvmquant.schedules.conv2d_spec import round_up
 from tvmquant.schedules.epilogue import Epilogue
-from tvmquant.schedules.isa import (
-    PMADDWD_256,
-    PMADDWD_512,
-    VNNI_256,
-    VNNI_512,
-    DotProduct,
-    dot_products,
-    saturates,
-)
+from tvmquant.schedules.isa import DotProduct, dot_products
+from tvmquant.schedules.isa.x86 import PMADDWD_256, PMADDWD_512, VNNI_256, VNNI_512
 
 # layers whose groups divide into no vector of eight outputs
 WITHOUT_PAIRS = ("odd groups", "dilated groups")
@@ -61,7 +54,7 @@ def executed() -> list[tuple[str, int]]:
     return [
         (name, chain)
         for dots, name in found.items()
-        for chain in range(1 + any(map(saturates, dots)))
+        for chain in range(1 + any(dot.saturates for dot in dots))
     ]
 
 
@@ -72,7 +65,7 @@ def test_default_tiling_is_exact(name: str, mcpu: str, chain: int) -> None:
     target = make_target(mcpu)
     spec = replace(LAYERS[name].flattened(), chain=chain)
     tiling = conv2d.target_tiling(spec, target, threads=2)
-    assert saturates(tiling.dot) == (chain == 1 and name not in WITHOUT_PAIRS)
+    assert tiling.dot.saturates == (chain == 1 and name not in WITHOUT_PAIRS)
     inputs, expected = case(spec, tiling)
     np.testing.assert_array_equal(run(conv2d.kernel(spec, tiling), target, inputs), expected)
 

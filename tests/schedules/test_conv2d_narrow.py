@@ -13,14 +13,13 @@ from tests.schedules.kernel_testing import NATIVE, build, make_target, run
 from tvmquant.errors import TargetError
 from tvmquant.schedules import conv2d
 from tvmquant.schedules.conv2d import Conv2DSpec, Tiling
-from tvmquant.schedules.isa import (
+from tvmquant.schedules.isa import DotProduct, dot_products
+from tvmquant.schedules.isa.x86 import (
     PMADDUBSW_256,
     PMADDUBSW_512,
     PMADDWD_256,
     VNNI_256,
     VNNI_512,
-    DotProduct,
-    dot_products,
 )
 
 # what each choice makes of a spec, and the largest activation

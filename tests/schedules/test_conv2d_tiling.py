@@ -9,8 +9,9 @@ import pytest
 from tests.schedules.kernel_testing import make_target
 from tests.schedules.network_layers import network_layers
 from tvmquant.schedules.conv2d_spec import Conv2DSpec
-from tvmquant.schedules.conv2d_tiling import LOCAL_VECTORS, balance, default_tiling, tasks
+from tvmquant.schedules.conv2d_tiling import balance, default_tiling, tasks
 from tvmquant.schedules.isa import dot_products
+from tvmquant.schedules.isa.x86 import VNNI_512
 
 TARGETS = {
     "generic": "x86-64",
@@ -57,7 +58,8 @@ def test_accumulators_stay_on_the_stack(size: int, threads: int) -> None:
     channels = 64 * 56 // size
     spec = Conv2DSpec(1, size, size, channels, channels, (3, 3), padding=(1, 1, 1, 1))
     tiling = default_tiling(spec, dot_products(make_target("znver4")), threads)
-    assert tiling.column_tile * tiling.channel_tile <= LOCAL_VECTORS
+    assert tiling.dot == VNNI_512
+    assert tiling.column_tile * tiling.channel_tile <= VNNI_512.cost.stacked
     assert not tiling.flat
 
 

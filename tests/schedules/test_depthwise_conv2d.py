@@ -11,9 +11,10 @@ from tvm.s_tir import TensorIntrin
 from tests.schedules import kernel_testing as kt
 from tests.schedules.random_windows import EXAMPLES, windows
 from tvmquant.schedules import depthwise_conv2d as depthwise
-from tvmquant.schedules import depthwise_intrinsics
+from tvmquant.schedules import isa
 from tvmquant.schedules.epilogue import Epilogue
-from tvmquant.schedules.isa import PMADDWD_512, VNNI_256, VNNI_512
+from tvmquant.schedules.isa.taps import describe
+from tvmquant.schedules.isa.x86 import PMADDWD_512, VNNI_256, VNNI_512
 
 TARGETS = [kt.NATIVE, *kt.EXECUTED]
 Spec = depthwise.DepthwiseConv2DSpec
@@ -153,13 +154,13 @@ def test_schedule_of_other_instructions_by_their_description(
     """What cannot run here runs with the descriptions of its intrinsics instead."""
     spec = replace(SPECS[2], kernel=(3, 3), padding=(1, 1, 1, 1), channels=channels)
 
-    def described(*parameters):
-        description = depthwise_intrinsics.description_only(*parameters)
-        name = "test." + "_".join(str(getattr(p, "name", p)) for p in parameters)
-        TensorIntrin.register(name, description.desc, description.impl, override=True)
+    def described(*parameters, **options):
+        description = describe(*parameters, **options)
+        name = f"test.{dot.name}_{vectors}_{options}"
+        TensorIntrin.register(name, description, description, override=True)
         return name
 
-    monkeypatch.setattr(depthwise_intrinsics, "intrinsic", described)
+    monkeypatch.setattr(isa, "taps_intrinsic", described)
     spec = replace(spec, strides=(stride, stride))
     check(spec, kt.NATIVE, depthwise.Tiling(dot, vectors, 2, 4, 2, 1))
 

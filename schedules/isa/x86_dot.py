@@ -1,4 +1,4 @@
-"""Integer dot-product instructions of x86: what implements the stages of `schedules.dot_stages`.
+"""Integer dot products of x86: what implements the stages of `isa.stages`.
 
 All compute, for every lane i, ``C[i] += sum_k A[k] * B[i, k]`` with A broadcast to all lanes. TVM's
 own VNNI intrinsics are not used: the LLVM of this wheel expects byte vectors as operands.
@@ -21,30 +21,22 @@ from __future__ import annotations
 from typing import Any
 
 from tvm import tirx
-from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T  # noqa: N812  (TVMScript's customary name)
 
-from tvmquant.schedules.dot_stages import Stage, describe
-from tvmquant.schedules.isa import (
-    PMADDUBSW_256,
-    PMADDUBSW_512,
-    VNNI_256,
-    VNNI_512,
-    DotProduct,
-)
+from tvmquant.schedules.isa.dot_product import DotProduct, Stage
 
-_VNNI = {
-    VNNI_512: "llvm.x86.avx512.vpdpbusd.512",
-    VNNI_256: "llvm.x86.avx512.vpdpbusd.256",
-}
-_PMADDUBSW = {
-    PMADDUBSW_512: "llvm.x86.avx512.pmaddubs.w.512",
-    PMADDUBSW_256: "llvm.x86.avx2.pmadd.ub.sw",
-}
-_PMADDWD = {
-    16: "llvm.x86.avx512.pmaddw.d.512",
-    8: "llvm.x86.avx2.pmadd.wd",
-}
+# By the bits of a register.
+_VNNI = {512: "llvm.x86.avx512.vpdpbusd.512", 256: "llvm.x86.avx512.vpdpbusd.256"}
+_PMADDUBSW = {512: "llvm.x86.avx512.pmaddubs.w.512", 256: "llvm.x86.avx2.pmadd.ub.sw"}
+_PMADDWD = {512: "llvm.x86.avx512.pmaddw.d.512", 256: "llvm.x86.avx2.pmadd.wd"}
+
+
+def llvm_names(dot: DotProduct) -> tuple[str, ...]:
+    """Return the LLVM intrinsics that multiply for a dot product, in the order of their use."""
+    bits = 32 * dot.lanes
+    if dot.saturates:
+        return (_PMADDUBSW[bits], _PMADDWD[bits])
+    return (_VNNI[bits] if dot.group == 4 else _PMADDWD[bits],)
 
 
 def _broadcast(dot: DotProduct, operand: Any, first: int) -> Any:
@@ -82,23 +74,23 @@ def _replicated(dot: DotProduct, factors: Any, count: int) -> Any:
 
 def _pairs(dot: DotProduct, a: Any, b: Any) -> Any:
     """Return sums of two byte products in 16 bits."""
-    return T.call_llvm_pure_intrin(f"int16x{2 * dot.lanes}", _PMADDUBSW[dot], a, b)
+    return T.call_llvm_pure_intrin(f"int16x{2 * dot.lanes}", llvm_names(dot)[0], a, b)
 
 
 def _widened(dot: DotProduct, a: Any, b: Any) -> Any:
     """Return sums of two word products in 32 bits."""
-    return T.call_llvm_pure_intrin(f"int32x{dot.lanes}", _PMADDWD[dot.lanes], a, b)
+    return T.call_llvm_pure_intrin(f"int32x{dot.lanes}", llvm_names(dot)[-1], a, b)
 
 
 def _ones(dot: DotProduct) -> Any:
     return T.broadcast(T.int16(1), 2 * dot.lanes)
 
 
-def _multiply_add(dot: DotProduct, total: Any, a: Any, b: Any) -> Any:
+def multiply_add(dot: DotProduct, total: Any, a: Any, b: Any) -> Any:
     """Return ``total`` plus the dot products of two vectors of operands."""
-    if dot in _VNNI:
-        return T.call_llvm_pure_intrin(f"int32x{dot.lanes}", _VNNI[dot], total, a, b)
-    if dot in _PMADDUBSW:
+    if dot.group == 4 and not dot.saturates:
+        return T.call_llvm_pure_intrin(f"int32x{dot.lanes}", llvm_names(dot)[0], total, a, b)
+    if dot.saturates:
         a, b = _pairs(dot, a, b), _ones(dot)
     return total + _widened(dot, a, b)
 
@@ -115,7 +107,7 @@ def _dot(dot: DotProduct) -> tirx.PrimFunc:
         with T.sblock("root"):
             T.reads(C[0:lanes], A[0:group], B[0:lanes, 0:group])
             T.writes(C[0:lanes])
-            C[T.ramp(T.int32(0), 1, lanes)] = _multiply_add(
+            C[T.ramp(T.int32(0), 1, lanes)] = multiply_add(
                 dot,
                 C.vload([0], dtype=f"int32x{lanes}"),
                 _broadcast(dot, A, 0),
@@ -137,9 +129,9 @@ def _dot_nibbles(dot: DotProduct) -> tirx.PrimFunc:
         with T.sblock("root"):
             T.reads(C[0:lanes], A[0 : 2 * group], B[0:lanes, 0:group])
             T.writes(C[0:lanes])
-            C[T.ramp(T.int32(0), 1, lanes)] = _multiply_add(
+            C[T.ramp(T.int32(0), 1, lanes)] = multiply_add(
                 dot,
-                _multiply_add(
+                multiply_add(
                     dot,
                     C.vload([0], dtype=f"int32x{lanes}"),
                     _broadcast(dot, A, 0),
@@ -251,7 +243,7 @@ def _unpack_scaled(dot: DotProduct) -> tirx.PrimFunc:
     return implementation
 
 
-_IMPLEMENTATIONS = {
+IMPLEMENTATIONS = {
     Stage.DOT: _dot,
     Stage.DOT_NIBBLES: _dot_nibbles,
     Stage.CHAIN: _chain,
@@ -260,11 +252,3 @@ _IMPLEMENTATIONS = {
     Stage.SCALE: _scale,
     Stage.UNPACK_SCALED: _unpack_scaled,
 }
-
-
-def intrinsic(dot: DotProduct, stage: Stage = Stage.DOT) -> str:
-    """Register an intrinsic of a dot product on first use and return its name."""
-    name = f"tvmquant.{dot.name}.{stage.value}"
-    if TensorIntrin.get(name, allow_missing=True) is None:
-        TensorIntrin.register(name, describe(dot, stage), _IMPLEMENTATIONS[stage](dot))
-    return name

@@ -1,30 +1,15 @@
 """What the intrinsics of dot products compute, as plain loops that any target runs.
 
-One convolution uses some of these stages: `Stage.DOT` alone, or, to add up products in 16 bits
-first, `Stage.CHAIN` and then `Stage.WIDEN` or `Stage.SCALE`. Four-bit weights lie two in a byte, as
-``w + 8``, the low nibble first; ``NIBBLES`` stages unpack them themselves.
+Four-bit weights lie two in a byte, as ``w + 8``, the low nibble first; ``NIBBLES`` stages unpack
+them themselves.
 """
 
 from __future__ import annotations
 
-import enum
-
 from tvm import tirx
 from tvm.script import tirx as T  # noqa: N812  (TVMScript's customary name)
 
-from tvmquant.schedules.isa import DotProduct
-
-
-class Stage(enum.Enum):
-    """What one intrinsic does of a dot product."""
-
-    DOT = "dot"
-    DOT_NIBBLES = "dot_nibbles"
-    CHAIN = "chain"
-    CHAIN_NIBBLES = "chain_nibbles"
-    WIDEN = "widen"
-    SCALE = "scale"
-    UNPACK_SCALED = "unpack_scaled"
+from tvmquant.schedules.isa.dot_product import DotProduct, Stage
 
 
 def describe(dot: DotProduct, stage: Stage = Stage.DOT) -> tirx.PrimFunc:

@@ -1,0 +1,58 @@
+"""Instruction sets as data: what a target multiplies with, what that costs, and its intrinsics.
+
+Each module of an architecture defines its `DotProduct` values and an `InstructionSet`; a new one is
+registered in the list below.
+"""
+
+from tvmquant.schedules.isa.dot_product import (
+    CHAIN_GROUP,
+    DotProduct,
+    IssueCost,
+    Stage,
+    narrowed,
+)
+from tvmquant.schedules.isa.registry import (
+    InstructionSet,
+    Level,
+    VectorUnit,
+    architecture,
+    dot_products,
+    fma,
+    has_feature,
+    intrinsic,
+    multiplier,
+    multiplies_in_pairs,
+    offers,
+    register,
+    taps_intrinsic,
+    unregister,
+    vector_bits,
+)
+from tvmquant.schedules.isa.x86 import X86
+
+__all__ = [
+    "CHAIN_GROUP",
+    "X86",
+    "DotProduct",
+    "InstructionSet",
+    "IssueCost",
+    "Level",
+    "Stage",
+    "VectorUnit",
+    "architecture",
+    "dot_products",
+    "fma",
+    "has_feature",
+    "intrinsic",
+    "multiplier",
+    "multiplies_in_pairs",
+    "narrowed",
+    "offers",
+    "register",
+    "taps_intrinsic",
+    "unregister",
+    "vector_bits",
+]
+
+for _instructions in (X86,):
+    register(_instructions)

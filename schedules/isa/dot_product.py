@@ -1,0 +1,133 @@
+"""What an instruction that multiplies and adds is, in numbers: all that kernels know of it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+# Products that one step of a chain adds up, in two sums of 16 bits: `Stage.CHAIN`.
+CHAIN_GROUP = 4
+
+
+class Stage(enum.Enum):
+    """What one intrinsic does of a dot product; `stages.describe` and `taps.describe` say how.
+
+    A convolution uses `DOT` alone, or, to add up products in 16 bits first, `CHAIN` and then
+    `WIDEN` or `SCALE`; with 4-bit weights that it unpacks in registers, those with nibbles.
+    `UNPACK_SCALED` makes operands of 4-bit weights in groups. A depthwise convolution uses `TAPS`.
+    """
+
+    DOT = "dot"
+    DOT_NIBBLES = "dot_nibbles"
+    CHAIN = "chain"
+    CHAIN_NIBBLES = "chain_nibbles"
+    WIDEN = "widen"
+    SCALE = "scale"
+    UNPACK_SCALED = "unpack_scaled"
+    TAPS = "taps"
+
+
+@dataclass(frozen=True)
+class IssueCost:
+    """What one dot product takes of a processor: by this, tilings are compared.
+
+    Parameters
+    ----------
+    multiplication : float
+        Cycles for which a multiplying instruction takes the ports that multiply.
+    multiplications, instructions : int
+        How many of these, and how many instructions in all, one dot product takes.
+    load : float
+        Cycles for which the load of a vector of weights takes the ports that load.
+    per_cycle : float
+        Vector instructions issued in a cycle.
+    scratch : int
+        Registers beside accumulators and one vector of weights for each vector of outputs: the
+        broadcast input, and intermediate sums. Measured as what still runs without spilling.
+    stacked : int or None
+        Accumulators that TVM keeps on the stack: those of a larger tile are on the heap, and LLVM
+        cannot leave out every store into them. None where that was not seen to cost time.
+    """
+
+    multiplication: float
+    multiplications: int
+    instructions: int
+    load: float
+    per_cycle: float
+    scratch: int
+    stacked: int | None = None
+
+
+@dataclass(frozen=True)
+class DotProduct:
+    """An instruction, or a few, that accumulate products into lanes of 32 bits.
+
+    Parameters
+    ----------
+    name : str
+        Of the kernels that use it, of their tilings' records, and of its intrinsics.
+    lanes : int
+        Accumulators per vector register: output channels computed side by side.
+    group : int
+        Products summed into one lane: input channels read together.
+    input_dtype, weight_dtype : str
+        Operand types as they lie in memory.
+    registers : int
+        Vector registers of the architecture.
+    cost : IssueCost
+    rows : int
+        Output pixels whose operands are multiplied together; 1 where the input is broadcast to all
+        lanes.
+    tensorized : bool
+        False where plain vector code is emitted and LLVM picks the instructions.
+    accumulator_dtype : str
+        ``"int32"``, or ``"float32"`` with operands of that type.
+    saturates : bool
+        Whether pairs of products are added in 16 bits, which is exact only for weights proven to
+        fit; the group is `CHAIN_GROUP` then.
+    part : int
+        Words of a part of a register within which instructions interleave words, where taps are
+        widened before (`taps.widens`); 0 where they are not.
+    """
+
+    name: str
+    lanes: int
+    group: int
+    input_dtype: str
+    weight_dtype: str
+    registers: int
+    cost: IssueCost
+    rows: int = 1
+    tensorized: bool = True
+    accumulator_dtype: str = "int32"
+    saturates: bool = False
+    part: int = 0
+
+
+def generic(lanes: int) -> DotProduct:
+    """Return what any target computes: one product a lane, of which LLVM makes what it can."""
+    cost = IssueCost(0.5, 1, 4, _load(lanes), 4.0, scratch=2)
+    return DotProduct("generic", lanes, 1, "uint8", "int8", 16, cost, tensorized=False)
+
+
+def multiply_add(lanes: int, registers: int) -> DotProduct:
+    """Return the float32 multiply-add, which LLVM contracts from the two operations."""
+    wide = registers > 16
+    cost = IssueCost(lanes / 16 if wide else 0.5, 1, 1, _load(lanes), 4.0, scratch=3 if wide else 2)
+    return DotProduct(
+        f"fma{32 * lanes}", lanes, 1, "float32", "float32", registers, cost, tensorized=False,
+        accumulator_dtype="float32",
+    )  # fmt: skip
+
+
+def narrowed(dot: DotProduct, lanes: int) -> DotProduct:
+    """Return plain vector code of fewer lanes, under the name of the whole vector's."""
+    if dot.accumulator_dtype == "float32":
+        narrow = multiply_add(lanes, dot.registers)
+    else:
+        narrow = generic(lanes)
+    return DotProduct(**{**vars(narrow), "name": dot.name})
+
+
+def _load(lanes: int) -> float:
+    return 1.0 if lanes == 16 else 0.5
