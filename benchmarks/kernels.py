@@ -22,11 +22,11 @@ from tvmquant.benchmark import measure_interleaved
 from tvmquant.errors import TargetError
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of
+from tvmquant.machine import Machine
 from tvmquant.progress import Progress
 from tvmquant.schedules import conv2d, isa
 from tvmquant.schedules.epilogue import Epilogue
 from tvmquant.schedules.isa import DotProduct
-from tvmquant.target import parse_target
 
 Runner = Callable[[], object]
 
@@ -161,14 +161,14 @@ def run(
         When the target has no dot-product instruction.
     """
     facts = machine_facts(target)
-    tvm_target = parse_target(target)
-    dot = isa.dot_products(tvm_target)[0]
-    peak, peak_macs = _peak_runner(dot, tvm_target, threads)
+    machine = Machine.of(target, threads)
+    dot = isa.dot_products(machine.target)[0]
+    peak, peak_macs = _peak_runner(dot, machine)
     chosen = resnet50_layers(batch) if layers is None else layers
     make = RowMaker("kernels", threads, facts)
     measured = []
     for index, layer in enumerate(chosen):
-        runner, name = _layer_runner(layer.spec, tvm_target, threads)
+        runner, name = _layer_runner(layer.spec, machine)
         times = measure_interleaved({"peak": peak, "layer": runner}, repeats=repeats, warmup=5)
         medians = {key: float(np.median(seconds)) for key, seconds in times.items()}
         measured.append((layer, name, medians["layer"], peak_macs / medians["peak"]))
@@ -202,9 +202,7 @@ def _rows(make: RowMaker, measured: list[tuple[Layer, str, float, float]]) -> It
     yield make("resnet50", "tvmquant-int8", "fraction_of_peak", geomean, "", layer="geomean")
 
 
-def _layer_runner(
-    spec: conv2d.Conv2DSpec, target: tvm.target.Target, threads: int
-) -> tuple[Runner, str]:
+def _layer_runner(spec: conv2d.Conv2DSpec, machine: Machine) -> tuple[Runner, str]:
     """Return a function that runs a layer once on random operands, and the kernel's name."""
     flat = spec.flattened()
     rng = np.random.default_rng(0)
@@ -212,11 +210,11 @@ def _layer_runner(
     # within what `tvmquant.weight_pairs` makes of the weights where a target needs it
     weight = rng.integers(-64, 65, window, dtype=np.int8)
     flat = dataclasses.replace(flat, chain=conv2d.provable_chain(weight, flat))
-    tiling = conv2d.target_tiling(flat, target, threads)
+    tiling = conv2d.target_tiling(flat, machine)
     kernel = conv2d.kernel(flat, tiling)
     arguments = [_random(rng, parameter) for parameter in kernel.params]
     arguments[1] = tvm.runtime.tensor(conv2d.pack_weight(weight, flat, tiling))
-    return _bound(kernel, target, threads, arguments), str(kernel.attrs["tvmquant.kernel"])
+    return _bound(kernel, machine, arguments), str(kernel.attrs["tvmquant.kernel"])
 
 
 def _random(rng: np.random.Generator, parameter: tirx.Var) -> tvm.runtime.Tensor:
@@ -226,13 +224,11 @@ def _random(rng: np.random.Generator, parameter: tirx.Var) -> tvm.runtime.Tensor
     return tvm.runtime.tensor(rng.integers(0, high, shape, dtype=dtype))
 
 
-def _bound(
-    function: tirx.PrimFunc, target: tvm.target.Target, threads: int, arguments: list[Any]
-) -> Runner:
+def _bound(function: tirx.PrimFunc, machine: Machine, arguments: list[Any]) -> Runner:
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-    compiled = tvm.compile(module, target=target)
+    compiled = tvm.compile(module, target=machine.target)
     entry = compiled["main"]
-    _start_threads(threads)
+    _start_threads(machine.threads)
     return lambda: entry(*arguments)
 
 
@@ -257,7 +253,7 @@ def _start_threads(threads: int) -> None:
 
 def peak_macs(dot: DotProduct, target: str, threads: int, repeats: int = 50) -> float:
     """Return the multiply-accumulates a second that a dot product reaches on registers alone."""
-    runner, macs = _peak_runner(dot, parse_target(target), threads)
+    runner, macs = _peak_runner(dot, Machine.of(target, threads))
     seconds = measure_interleaved({"peak": runner}, repeats=repeats, warmup=3)["peak"]
     return macs / min(seconds)
 
@@ -276,7 +272,7 @@ def network_peaks(target: str, threads: int) -> tuple[float, float]:
     TargetError
         As of `peak_kernel`.
     """
-    dots = isa.dot_products(parse_target(target))
+    dots = isa.dot_products(Machine.of(target).target)
     words = next((dot for dot in dots if dot.group == 2), dots[0])
     return peak_macs(dots[0], target, threads), peak_macs(words, target, threads)
 
@@ -298,14 +294,14 @@ def useful_macs(module: tvm.IRModule, batch: int) -> dict[str, int]:
     return found
 
 
-def _peak_runner(dot: DotProduct, target: tvm.target.Target, threads: int) -> tuple[Runner, int]:
+def _peak_runner(dot: DotProduct, machine: Machine) -> tuple[Runner, int]:
     """Return a function that keeps every thread multiplying, and its multiply-accumulates."""
-    accumulators = ACCUMULATORS[dot.registers]
+    accumulators, threads = ACCUMULATORS[dot.registers], machine.threads
     rng = np.random.default_rng(0)
     seeds = rng.integers(1, 1 << 20, (threads, accumulators, dot.lanes), dtype=np.int32)
     result = tvm.runtime.tensor(np.zeros_like(seeds))
     kernel = peak_kernel(dot, threads)
-    runner = _bound(kernel, target, threads, [tvm.runtime.tensor(seeds), result])
+    runner = _bound(kernel, machine, [tvm.runtime.tensor(seeds), result])
     return runner, threads * PEAK_STEPS * accumulators * dot.lanes * dot.group
 
 

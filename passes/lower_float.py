@@ -29,6 +29,7 @@ from tvm import relax, tirx
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, count_uses, used_vars
 from tvmquant.ir.tensor_types import dtype_of, integers, nhwc_shape, static_shape
+from tvmquant.machine import Machine
 from tvmquant.passes.convert_layout import AXIS_IN_NHWC, LayoutConverter
 from tvmquant.passes.elementwise import BINARY, UNARY
 from tvmquant.passes.recurrent import RECURRENT
@@ -211,10 +212,9 @@ def _plan_layers(function: relax.Function) -> dict[relax.Var, _Layer]:
 
 
 class _Lowerer(DataflowRewriter):
-    def __init__(self, module: tvm.IRModule, target: tvm.target.Target, threads: int) -> None:
+    def __init__(self, module: tvm.IRModule, machine: Machine) -> None:
         super().__init__(module)
-        self.target = target
-        self.threads = threads
+        self.machine = machine
         self.layers = _plan_layers(self.function)
         self.inside = {var for layer in self.layers.values() for var in layer.inside}
         self.handlers: dict[str, Callable[[relax.Call], relax.Expr | None]] = {
@@ -266,7 +266,7 @@ class _Lowerer(DataflowRewriter):
             )  # fmt: skip
             taps = qop.constant(np.ascontiguousarray(weight[..., 0].transpose(1, 2, 0)))
             args = [x, taps, _bias(layer, weight.shape[0]), *self._residual(layer)]
-            kernel = float_window.kernel(window, self.target, self.threads)
+            kernel = float_window.kernel(window, self.machine)
             return self.call(kernel, args, static_shape(var), layer.call)
         convolution = conv2d.Conv2DSpec(
             *nhwc_shape(x), weight.shape[0], weight.shape[1:3], strides, padding, dilation, groups
@@ -285,7 +285,7 @@ class _Lowerer(DataflowRewriter):
         operation: str,
     ) -> relax.Expr:  # fmt: skip
         spec = replace(spec, epilogue=layer.epilogue, dtype="float32").flattened()
-        tiling = conv2d.target_tiling(spec, self.target, self.threads)
+        tiling = conv2d.target_tiling(spec, self.machine)
         out_shape = conv2d.output_shape(spec, tiling)
         args = [
             self.reshaped(x, conv2d.input_shape(spec, tiling)),
@@ -311,7 +311,7 @@ class _Lowerer(DataflowRewriter):
             call.op.name.removeprefix("relax.nn."), nhwc_shape(x), size, strides, padding, dilation,
             nhwc_shape(call)[1:3], nhwc_shape(x)[3], FloatEpilogue(), bool(a.count_include_pad),
         )  # fmt: skip
-        kernel = float_window.kernel(spec, self.target, self.threads)
+        kernel = float_window.kernel(spec, self.machine)
         return self.call(kernel, [x], static_shape(call), call)
 
     def _mean(self, call: relax.Call) -> relax.Expr | None:
@@ -325,7 +325,7 @@ class _Lowerer(DataflowRewriter):
             "avg_pool2d", shape, shape[1:3], (1, 1), (0, 0, 0, 0), (1, 1), (1, 1), shape[3],
             FloatEpilogue(),
         )  # fmt: skip
-        kernel = float_window.kernel(spec, self.target, self.threads)
+        kernel = float_window.kernel(spec, self.machine)
         pooled = self.call(kernel, [x], (shape[0], 1, 1, shape[3]), call)
         return self.reshaped(pooled, static_shape(call))
 
@@ -337,7 +337,7 @@ class _Lowerer(DataflowRewriter):
             steps, batch, hidden, a["kind"], bool(a["reverse"]), bool(a["reset_first"]),
             a["activation"], a["state"], static_shape(args[3])[0],
         )  # fmt: skip
-        kernel = recurrent_f32.kernel(spec, self.target, self.threads)
+        kernel = recurrent_f32.kernel(spec, self.machine)
         return self.call(kernel, args, static_shape(call), call)
 
     def _group_norm(self, call: relax.Call) -> relax.Expr:
@@ -347,7 +347,7 @@ class _Lowerer(DataflowRewriter):
         x, gamma, beta = (self.lookup(a) for a in call.args)
         rows = self.reshaped(x, (spec.rows, spec.channels * spec.positions))
         shape = (spec.rows, spec.channels, spec.positions)
-        kernel = group_norm_f32.kernel(spec, self.target, self.threads)
+        kernel = group_norm_f32.kernel(spec, self.machine)
         return self.reshaped(
             self.call(kernel, [rows, gamma, beta], shape, call), static_shape(call)
         )
@@ -358,14 +358,14 @@ class _Lowerer(DataflowRewriter):
         rank = len(shape)
         axes = tuple(int(a) for a in call.attrs.axes or reversed(range(rank)))
         spec = structural.PermuteSpec(shape, axes, "float32")
-        kernel = structural.kernel(spec, self.target, self.threads)
+        kernel = structural.kernel(spec, self.machine)
         return self.call(kernel, [x], static_shape(call), call)
 
     def _concat(self, call: relax.Call) -> relax.Expr:
         inputs = [self.lookup(field) for field in call.args[0].fields]
         shapes = tuple(static_shape(x) for x in inputs)
         spec = structural.ConcatSpec(shapes, int(call.attrs.axis) % len(shapes[0]), "float32")
-        kernel = structural.kernel(spec, self.target, self.threads)
+        kernel = structural.kernel(spec, self.machine)
         return self.call(kernel, inputs, static_shape(call), call)
 
 
@@ -383,18 +383,16 @@ class LowerFloat:
 
     Parameters
     ----------
-    target : Target
-    threads : int
+    machine : Machine
         Threads that the kernels divide their work for.
     """
 
-    def __init__(self, target: tvm.target.Target, threads: int) -> None:
-        self.target = target
-        self.threads = threads
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
 
     def transform_module(
         self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
     ) -> tvm.IRModule:
         """Return the module with float32 kernels."""
         channels_last = _ChannelsLast(module).rewrite()
-        return _Lowerer(channels_last, self.target, self.threads).rewrite()
+        return _Lowerer(channels_last, self.machine).rewrite()

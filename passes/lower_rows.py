@@ -24,6 +24,7 @@ from tvm import relax
 
 from tvmquant.ir.rewriter import DataflowRewriter
 from tvmquant.ir.tensor_types import dtype_of, integers, static_shape
+from tvmquant.machine import Machine
 from tvmquant.passes.lower_float import OPAQUE
 from tvmquant.schedules import float_rows
 
@@ -33,10 +34,9 @@ _REDUCTIONS = tuple(f"relax.{name}" for name in float_rows.REDUCTIONS)
 
 
 class _Lowerer(DataflowRewriter):
-    def __init__(self, module: tvm.IRModule, target: tvm.target.Target, threads: int) -> None:
+    def __init__(self, module: tvm.IRModule, machine: Machine) -> None:
         super().__init__(module)
-        self.target = target
-        self.threads = threads
+        self.machine = machine
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         if not isinstance(value, relax.Call) or not hasattr(value.op, "name"):
@@ -63,7 +63,7 @@ class _Lowerer(DataflowRewriter):
         args += [self._reshaped(p, (spec.length,)) for p in parameters]
         reduces = spec.operation in float_rows.REDUCTIONS
         out = (spec.rows,) if reduces else (spec.rows, spec.length)
-        kernel = float_rows.kernel(spec, self.target, self.threads)
+        kernel = float_rows.kernel(spec, self.machine)
         name = str(kernel.attrs["tvmquant.kernel"])
         kernel = kernel.without_attr("global_symbol").with_attr("op_pattern", OPAQUE)
         function = self.builder.add_func(kernel, name)
@@ -90,17 +90,15 @@ class LowerRows:
 
     Parameters
     ----------
-    target : Target
-    threads : int
+    machine : Machine
         Threads that the kernels divide their work for.
     """
 
-    def __init__(self, target: tvm.target.Target, threads: int) -> None:
-        self.target = target
-        self.threads = threads
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
 
     def transform_module(
         self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
     ) -> tvm.IRModule:
         """Return the module with kernels for rows."""
-        return _Lowerer(module, self.target, self.threads).rewrite()
+        return _Lowerer(module, self.machine).rewrite()

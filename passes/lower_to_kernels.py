@@ -28,6 +28,7 @@ from tvm import relax, tirx
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, count_uses, span_name
 from tvmquant.ir.tensor_types import dtype_of, integers, nhwc_shape, static_shape
+from tvmquant.machine import Machine
 from tvmquant.passes.convert_layout import TO_NCHW, TO_NHWC
 from tvmquant.passes.recurrent import RECURRENT
 from tvmquant.resize import coordinates, linear, nearest
@@ -56,12 +57,9 @@ def default_tilings(_family: str, _spec: Any, _layer: str) -> None:
 
 
 class _Lowerer(DataflowRewriter):
-    def __init__(
-        self, module: tvm.IRModule, target: tvm.target.Target, threads: int, tilings: Tilings
-    ) -> None:
+    def __init__(self, module: tvm.IRModule, machine: Machine, tilings: Tilings) -> None:
         super().__init__(module)
-        self.target = target
-        self.threads = threads
+        self.machine = machine
         self.tilings = tilings
         self.uses = count_uses(self.function)
         self.producer = dict(bindings_of(self.function))
@@ -203,7 +201,7 @@ class _Lowerer(DataflowRewriter):
         flat = replace(flat, epilogue=epilogue, residual_dtype=dtype)
         flat, weight, scale = self._narrowed(flat, attrs, weight, span_name(call))
         tiling = self.tilings("conv2d", flat, span_name(call)) or conv2d.target_tiling(
-            flat, self.target, self.threads
+            flat, self.machine
         )
         padded = conv2d.padded_outputs(flat, tiling)
         _, vectors = self._epilogue(attrs, extra, spec.outputs, padded)
@@ -238,7 +236,7 @@ class _Lowerer(DataflowRewriter):
             weight, scale = conv2d.factor_groups(weight, spec, layer)
         elif w_bits == 4:
             conv2d.check_narrow(weight, layer)
-        if multiplies_in_pairs(self.target):
+        if multiplies_in_pairs(self.machine.target):
             chain = conv2d.provable_chain(weight, spec, attrs["input_qmin"], attrs["input_qmax"])
             spec = replace(spec, chain=chain)
         return spec, weight, scale
@@ -256,7 +254,7 @@ class _Lowerer(DataflowRewriter):
         )  # fmt: skip
         tiling = self.tilings(
             "depthwise_conv2d", layer, span_name(call)
-        ) or depthwise_conv2d.default_tiling(layer, self.target, self.threads)
+        ) or depthwise_conv2d.default_tiling(layer, self.machine)
         padded = depthwise_conv2d.padded_outputs(layer, tiling)
         _, vectors = self._epilogue(attrs, extra, spec.outputs, padded)
         packed = qop.constant(depthwise_conv2d.pack_weight(weight[..., 0], layer, tiling))
@@ -288,7 +286,7 @@ class _Lowerer(DataflowRewriter):
         )  # fmt: skip
         tiling = self.tilings(
             "conv2d_transpose", layer, span_name(call)
-        ) or conv2d_transpose.default_tiling(layer, self.target, self.threads)
+        ) or conv2d_transpose.default_tiling(layer, self.machine)
         padded = conv2d_transpose.padded_outputs(layer, tiling)
         _, vectors = self._epilogue(attrs, extra, outputs, padded)
         packed = conv2d_transpose.pack_weight(array, layer, tiling)
@@ -335,7 +333,7 @@ class _Lowerer(DataflowRewriter):
         shape = (batch * height, width, rows, columns * outputs)
         spec = structural.PermuteSpec(shape, (0, 2, 1, 3), attrs["out_dtype"])
         out = relax.TensorType(structural.output_shape(spec), attrs["out_dtype"])
-        kernel = structural.kernel(spec, self.target, self.threads)
+        kernel = structural.kernel(spec, self.machine)
         return self.reshaped(
             self.call(kernel, [self.reshaped(result, shape)], out, call), static_shape(call)
         )
@@ -352,7 +350,7 @@ class _Lowerer(DataflowRewriter):
             dtype_of(x), attrs["input_zero_point"], epilogue, _parameter_shape(vectors),
             dtype_of(vectors[3]) if attrs.get("residual", 0) else "uint8",
         )  # fmt: skip
-        return self.call(pool.kernel(spec, self.target, self.threads), [x, *vectors], call.ty, call)
+        return self.call(pool.kernel(spec, self.machine), [x, *vectors], call.ty, call)
 
     def _max_pool(self, call: relax.Call) -> relax.Expr | None:
         a = call.attrs
@@ -365,7 +363,7 @@ class _Lowerer(DataflowRewriter):
         spec = pool.MaxPoolSpec(
             nhwc_shape(x), size, strides, padding, dilation, nhwc_shape(call)[1:3], dtype_of(x)
         )
-        return self.call(pool.kernel(spec, self.target, self.threads), [x], call.ty, call)
+        return self.call(pool.kernel(spec, self.machine), [x], call.ty, call)
 
     def _global_max(self, call: relax.Call) -> relax.Expr | None:
         x = self.lookup(call.args[0])
@@ -378,7 +376,7 @@ class _Lowerer(DataflowRewriter):
             shape, (shape[1], shape[2]), (1, 1), (0, 0, 0, 0), (1, 1), (1, 1), dtype_of(x)
         )
         out = relax.TensorType((shape[0], 1, 1, shape[3]), dtype_of(x))
-        result = self.call(pool.kernel(spec, self.target, self.threads), [x], out, call)
+        result = self.call(pool.kernel(spec, self.machine), [x], out, call)
         return self.reshaped(result, static_shape(call))
 
     # -- elementwise ----------------------------------------------------------------------------
@@ -421,7 +419,7 @@ class _Lowerer(DataflowRewriter):
         self, spec: elementwise.Spec, args: list[relax.Expr], call: relax.Call
     ) -> relax.Expr:
         out = relax.TensorType(elementwise.output_shape(spec), dtype_of(call))
-        kernel = elementwise.kernel(spec, self.target, self.threads)
+        kernel = elementwise.kernel(spec, self.machine)
         return self.reshaped(self.call(kernel, args, out, call), static_shape(call))
 
     # -- borders --------------------------------------------------------------------------------
@@ -438,7 +436,7 @@ class _Lowerer(DataflowRewriter):
             static_shape(x), attrs["scale"], attrs["zero_point"], attrs["qmin"], attrs["qmax"],
             attrs["out_dtype"], to_nhwc=to_nhwc,
         )  # fmt: skip
-        return self.call(border.kernel(spec, self.target, self.threads), [x], result.ty, call)
+        return self.call(border.kernel(spec, self.machine), [x], result.ty, call)
 
     def _dequantize(self, call: relax.Call) -> relax.Expr:
         attrs = qop.attributes(call)
@@ -452,7 +450,7 @@ class _Lowerer(DataflowRewriter):
         spec = border.DequantizeSpec(
             static_shape(q), dtype_of(q), attrs["zero_point"], scales.shape, to_nchw
         )
-        kernel = border.kernel(spec, self.target, self.threads)
+        kernel = border.kernel(spec, self.machine)
         return self.call(kernel, [q, qop.constant(scales)], call.ty, call)
 
     # -- float ----------------------------------------------------------------------------------
@@ -465,7 +463,7 @@ class _Lowerer(DataflowRewriter):
             steps, batch, hidden, a["kind"], bool(a["reverse"]), bool(a["reset_first"]),
             a["activation"], a["state"], static_shape(args[3])[0],
         )  # fmt: skip
-        kernel = recurrent_f32.kernel(spec, self.target, self.threads)
+        kernel = recurrent_f32.kernel(spec, self.machine)
         return self.call(kernel, args, call.ty, call)
 
     def _group_norm(self, call: relax.Call) -> relax.Expr:
@@ -475,13 +473,13 @@ class _Lowerer(DataflowRewriter):
         x, gamma, beta = (self.lookup(a) for a in call.args)
         out = relax.TensorType((spec.rows, spec.channels, spec.positions), "float32")
         rows = self.reshaped(x, (spec.rows, spec.channels * spec.positions))
-        kernel = group_norm_f32.kernel(spec, self.target, self.threads)
+        kernel = group_norm_f32.kernel(spec, self.machine)
         return self.reshaped(self.call(kernel, [rows, gamma, beta], out, call), static_shape(call))
 
     # -- movement -------------------------------------------------------------------------------
 
     def _moved(self, spec: structural.Spec, args: list[relax.Expr], call: relax.Call) -> relax.Expr:
-        kernel = structural.kernel(spec, self.target, self.threads)
+        kernel = structural.kernel(spec, self.machine)
         return self.call(kernel, args, call.ty, call)
 
     def _permute(self, call: relax.Call) -> relax.Expr:
@@ -552,7 +550,7 @@ class _Lowerer(DataflowRewriter):
                 for extent, target in zip(extents, size, strict=True)
             ]
             layer = linear_resize.LinearResizeSpec(nhwc_shape(x), size, dtype_of(x))
-            kernel = linear_resize.kernel(layer, self.target, self.threads)
+            kernel = linear_resize.kernel(layer, self.machine)
             return self.call(kernel, [x, *map(qop.constant, taps)], call.ty, call)
         if str(a.method) != "nearest_neighbor":
             return None
@@ -619,22 +617,18 @@ class LowerToKernels:
 
     Parameters
     ----------
-    target : Target
-    threads : int
+    machine : Machine
         Threads that the kernels divide their work for.
     tilings : callable, optional
         Where tuned tilings come from; see `Tilings`.
     """
 
-    def __init__(
-        self, target: tvm.target.Target, threads: int, tilings: Tilings = default_tilings
-    ) -> None:
-        self.target = target
-        self.threads = threads
+    def __init__(self, machine: Machine, tilings: Tilings = default_tilings) -> None:
+        self.machine = machine
         self.tilings = tilings
 
     def transform_module(
         self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
     ) -> tvm.IRModule:
         """Return the L3 module."""
-        return _Lowerer(module, self.target, self.threads, self.tilings).rewrite()
+        return _Lowerer(module, self.machine, self.tilings).rewrite()

@@ -16,6 +16,7 @@ from tvm import relax
 
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of
+from tvmquant.machine import Machine
 from tvmquant.passes.annotate_quantization import AnnotateQuantization
 from tvmquant.passes.apply_calibration import ApplyCalibration
 from tvmquant.passes.arrange_matmuls import ArrangeMatmuls
@@ -115,8 +116,7 @@ def integerize(
 
 def lower(
     module: tvm.IRModule,
-    target: tvm.target.Target,
-    threads: int,
+    machine: Machine,
     batch: int,
     tilings: Tilings = default_tilings,
 ) -> tvm.IRModule:
@@ -128,13 +128,13 @@ def lower(
         "5-kernels",
         [
             *(bind if symbols else []),
-            LowerToKernels(target, threads, tilings),
-            PlaceConcats(target, threads),
-            *([] if integer else [LowerFloat(target, threads)]),
-            LowerRows(target, threads),
+            LowerToKernels(machine, tilings),
+            PlaceConcats(machine),
+            *([] if integer else [LowerFloat(machine)]),
+            LowerRows(machine),
             relax.transform.LegalizeOps(),
             *([] if integer else _FUSE_ELEMENTWISE),
-            ScheduleFloatOps(target, threads),
+            ScheduleFloatOps(machine),
         ],
         module,
     )

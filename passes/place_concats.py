@@ -27,6 +27,7 @@ from tvm import relax, s_tir, tirx
 
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, count_uses
 from tvmquant.ir.tensor_types import dtype_of, static_shape
+from tvmquant.machine import Machine
 from tvmquant.schedules import structural
 
 CALL_TIR = "relax.call_tir"
@@ -60,10 +61,9 @@ class _Part:
 
 
 class _Placer(DataflowRewriter):
-    def __init__(self, module: tvm.IRModule, target: tvm.target.Target, threads: int) -> None:
+    def __init__(self, module: tvm.IRModule, machine: Machine) -> None:
         super().__init__(module)
-        self.target = target
-        self.threads = threads
+        self.machine = machine
         self.uses = count_uses(self.function)
         self.producer = dict(bindings_of(self.function))
         # the concatenation and the part that a kernel's variable is placed in
@@ -141,7 +141,7 @@ class _Placer(DataflowRewriter):
             if part.call is None:
                 zeros, ones = (0,) * len(part.shape), (1,) * len(part.shape)
                 spec = structural.SliceSpec(part.shape, zeros, ones, part.shape, dtype_of(var))
-                kernel = structural.kernel(spec, self.target, self.threads)
+                kernel = structural.kernel(spec, self.machine)
                 kernel = kernel.with_attr("tvmquant.kernel", f"concat_{spec.dtype}")
                 self._write(var, part, kernel, [self.lookup(part.value)], value)
         result = self.begun[var]
@@ -241,17 +241,15 @@ class PlaceConcats:
 
     Parameters
     ----------
-    target : Target
-    threads : int
+    machine : Machine
         Of the kernels that copy what cannot be written in place.
     """
 
-    def __init__(self, target: tvm.target.Target, threads: int) -> None:
-        self.target = target
-        self.threads = threads
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
 
     def transform_module(
         self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
     ) -> tvm.IRModule:
         """Return the module with fewer copies."""
-        return _Placer(module, self.target, self.threads).rewrite()
+        return _Placer(module, self.machine).rewrite()

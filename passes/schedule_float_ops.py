@@ -26,6 +26,7 @@ from typing import Any
 import tvm
 from tvm.s_tir import Schedule
 
+from tvmquant.machine import Machine
 from tvmquant.schedules.float_functions import expand_functions
 from tvmquant.schedules.isa import vector_bits
 from tvmquant.schedules.loops import (
@@ -43,15 +44,13 @@ TASKS_PER_THREAD = 4
 REDUCTION = "2"
 
 
-def _schedule(
-    function: tvm.tirx.PrimFunc, target: tvm.target.Target, threads: int
-) -> tvm.tirx.PrimFunc:
+def _schedule(function: tvm.tirx.PrimFunc, machine: Machine) -> tvm.tirx.PrimFunc:
     sch = Schedule(expand_functions(function))
     for block in sch.get_child_blocks(sch.get_sblock("root")):
         if _belongs_to_its_reader(sch, block):
             sch.compute_inline(block)
     for block in sch.get_child_blocks(sch.get_sblock("root")):
-        _schedule_block(sch, block, vector_bits(target) // 32, threads)
+        _schedule_block(sch, block, vector_bits(machine.target) // 32, machine.threads)
     return overlap_tails(sch.mod["main"])
 
 
@@ -142,13 +141,11 @@ class ScheduleFloatOps:
 
     Parameters
     ----------
-    target : Target
-    threads : int
+    machine : Machine
     """
 
-    def __init__(self, target: tvm.target.Target, threads: int) -> None:
-        self.target = target
-        self.threads = threads
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
 
     def transform_module(
         self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
@@ -162,7 +159,5 @@ class ScheduleFloatOps:
                 continue
             symbol = str(variable.name_hint)
             named = function.with_attr("global_symbol", symbol)
-            module[variable] = _schedule(named, self.target, self.threads).without_attr(
-                "global_symbol"
-            )
+            module[variable] = _schedule(named, self.machine).without_attr("global_symbol")
         return module

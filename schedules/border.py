@@ -16,10 +16,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
+from tvmquant.machine import Machine
 from tvmquant.schedules.isa import vector_bits
 from tvmquant.schedules.loops import (
     PARALLEL_BYTES,
@@ -106,18 +106,16 @@ class Tiling:
     threads: int
 
 
-def default_tiling(
-    spec: QuantizeSpec | DequantizeSpec, target: tvm.target.Target, threads: int
-) -> Tiling:
+def default_tiling(spec: QuantizeSpec | DequantizeSpec, machine: Machine) -> Tiling:
     """Return a tiling with two float vectors per step: two divisions in flight."""
-    widest = 2 * vector_bits(target) // 32
+    widest = 2 * vector_bits(machine.target) // 32
     shape = _output_shape(spec)
     if _stays(spec) and product(getattr(spec, "scale_shape", (1,))) == 1:
-        return Tiling(overlapping_lanes(product(shape), widest), "flat", threads)
+        return Tiling(overlapping_lanes(product(shape), widest), "flat", machine.threads)
     image = isinstance(spec, QuantizeSpec) and shape[-1] <= IMAGE_CHANNELS
     if image and shape[-1] > 1 and shape[-2] > 1:
-        return Tiling(overlapping_lanes(shape[-2], widest), "interleaved", threads)
-    return Tiling(overlapping_lanes(shape[-1], widest), "output", threads)
+        return Tiling(overlapping_lanes(shape[-2], widest), "interleaved", machine.threads)
+    return Tiling(overlapping_lanes(shape[-1], widest), "output", machine.threads)
 
 
 def quantize(spec: QuantizeSpec) -> tirx.PrimFunc:
@@ -233,11 +231,9 @@ def interleaved(spec: QuantizeSpec, tiling: Tiling) -> tirx.PrimFunc:
     return te.create_prim_func([x, out])
 
 
-def kernel(
-    spec: QuantizeSpec | DequantizeSpec, target: tvm.target.Target, threads: int
-) -> tirx.PrimFunc:
-    """Return the scheduled kernel for ``threads`` threads."""
-    tiling = default_tiling(spec, target, threads)
+def kernel(spec: QuantizeSpec | DequantizeSpec, machine: Machine) -> tirx.PrimFunc:
+    """Return the scheduled kernel for a machine."""
+    tiling = default_tiling(spec, machine)
     if isinstance(spec, QuantizeSpec):
         name = f"quantize_f32_{spec.out_dtype}"
     else:

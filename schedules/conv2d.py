@@ -56,11 +56,11 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
 from tvmquant.errors import TargetError
+from tvmquant.machine import Machine
 from tvmquant.schedules import isa
 from tvmquant.schedules.conv2d_packing import (
     BIAS,
@@ -528,7 +528,8 @@ def _types(spec: Conv2DSpec) -> str:
     return f"u8s{spec.w_bits}{groups}s32"
 
 
-def target_tiling(spec: Conv2DSpec, target: tvm.target.Target, threads: int) -> Tiling:
-    """Choose the default tiling of a (flattened) layer for a target."""
+def target_tiling(spec: Conv2DSpec, machine: Machine) -> Tiling:
+    """Choose the default tiling of a (flattened) layer for a machine."""
+    target = machine.target
     dots = (fma(target),) if spec.dtype == "float32" else dot_products(target)
-    return default_tiling(spec, dots, threads)
+    return default_tiling(spec, dots, machine)

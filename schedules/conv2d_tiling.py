@@ -13,21 +13,24 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tvmquant.machine import Caches, Machine
 from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling, round_up
 from tvmquant.schedules.epilogue import Epilogue
 from tvmquant.schedules.isa import DotProduct, Stage, narrowed, offers
 from tvmquant.schedules.skip_padding import asks, share
 
-# Input rows of one task, kept in the second-level cache beside the weights of one channel block.
-ROWS_BYTES = 128 * 1024
-# Pixels of a 1x1 layer handled by one task stay in the first-level cache,
-CHUNK_BYTES = 24 * 1024
+# Shares of the caches. Input rows of one task are kept in the second level beside the weights of
+# one channel block.
+ROWS = 1 / 4
+# Pixels of a 1x1 layer handled by one task stay in the first level,
+CHUNK = 3 / 4
 # or, where 4-bit weights are unpacked for each task, in the second: so that more share them.
-UNPACKED_CHUNK_BYTES = 96 * 1024
-# Activations that fit here are cheap to read again for every block of output channels.
-RESIDENT_BYTES = 384 * 1024
-# Weights of a tile that stay in the first-level cache from pixel to pixel; beyond, bytes per cycle
-RESIDENT_WEIGHTS = 28 * 1024
+UNPACKED_CHUNK = 3 / 16
+# Activations that fit into this share of the second are cheap to read again for every block of
+# output channels.
+RESIDENT = 3 / 4
+# Weights of a tile that stay in the first level from pixel to pixel; beyond, bytes per cycle
+RESIDENT_WEIGHTS = 7 / 8
 SECOND_LEVEL_BANDWIDTH = 30.0
 # and where a network's other layers have displaced them, from the third.
 THIRD_LEVEL_BANDWIDTH = 20.0
@@ -67,7 +70,7 @@ class _RegisterTile:
     flat: bool
 
 
-def tilings(spec: Conv2DSpec, dots: tuple[DotProduct, ...], threads: int) -> list[Tiling]:
+def tilings(spec: Conv2DSpec, dots: tuple[DotProduct, ...], machine: Machine) -> list[Tiling]:
     """List the tilings that a (flattened) layer can have.
 
     Parameters
@@ -77,8 +80,8 @@ def tilings(spec: Conv2DSpec, dots: tuple[DotProduct, ...], threads: int) -> lis
     dots : tuple of DotProduct
         What the target offers (`isa.dot_products`); those whose 16-bit sums the spec's chain does
         not allow are left out.
-    threads : int
-        Threads that share the work.
+    machine : Machine
+        Its threads share the work, its caches hold what is read again.
 
     Returns
     -------
@@ -86,15 +89,15 @@ def tilings(spec: Conv2DSpec, dots: tuple[DotProduct, ...], threads: int) -> lis
         Every register tile with the tasks that `default_tiling` would cut for it, with half and
         twice as many pixels a task, and with tasks over output channels. Never empty.
     """
-    found: dict[Tiling, None] = {default_tiling(spec, dots, threads): None}
-    for tile in _register_tiles(spec, dots):
-        for tiling in _task_choices(spec, tile, threads):
+    found: dict[Tiling, None] = {default_tiling(spec, dots, machine): None}
+    for tile in _register_tiles(spec, dots, machine.caches):
+        for tiling in _task_choices(spec, tile, machine):
             found[tiling] = None
     return list(found)
 
 
 @functools.lru_cache(maxsize=1024)  # networks repeat their layers
-def default_tiling(spec: Conv2DSpec, dots: tuple[DotProduct, ...], threads: int) -> Tiling:
+def default_tiling(spec: Conv2DSpec, dots: tuple[DotProduct, ...], machine: Machine) -> Tiling:
     """Choose a tiling from registers, caches and exact division, without measuring.
 
     Parameters
@@ -103,20 +106,21 @@ def default_tiling(spec: Conv2DSpec, dots: tuple[DotProduct, ...], threads: int)
         Pointwise layers already `flattened`.
     dots : tuple of DotProduct
         What the target offers (`isa.dot_products`).
-    threads : int
-        Threads that share the work.
+    machine : Machine
+        Its threads share the work, its caches hold what is read again.
     """
-    tiles = [_tasks(spec, tile, threads) for tile in _register_tiles(spec, dots)]
-    ordered = sorted(((_cost(spec, tiling), i) for i, tiling in enumerate(tiles)))
+    threads, caches = machine.threads, machine.caches
+    tiles = [_tasks(spec, tile, machine) for tile in _register_tiles(spec, dots, caches)]
+    ordered = sorted(((_cost(spec, tiling, caches), i) for i, tiling in enumerate(tiles)))
     if threads > 1 and ordered[0][0] + _streaming(spec, tiles[0]) < LEAST_PARALLEL_CYCLES:
-        return replace(default_tiling(spec, dots, 1), parallel="none")
+        return replace(default_tiling(spec, dots, machine.with_threads(1)), parallel="none")
     best, least = tiles[ordered[0][1]], (True, math.inf)
     for alone, i in ordered:
         if (False, alone) >= least:  # however well its tasks divide
             break
         for tiling in _divisions(spec, tiles[i], threads):
             used = balance(tasks(spec, tiling), threads)
-            time = (used < LEAST_BALANCE, _cost(spec, tiling) / used)
+            time = (used < LEAST_BALANCE, _cost(spec, tiling, caches) / used)
             if time < least:
                 best, least = tiling, time
     return best
@@ -141,7 +145,9 @@ def balance(count: int, threads: int) -> float:
 # -- register tiles -------------------------------------------------------------------------------
 
 
-def _register_tiles(spec: Conv2DSpec, dots: tuple[DotProduct, ...]) -> Iterator[_RegisterTile]:
+def _register_tiles(
+    spec: Conv2DSpec, dots: tuple[DotProduct, ...], caches: Caches
+) -> Iterator[_RegisterTile]:
     """Yield every tile that fits in the registers; one column by one vector fits any layer."""
     for dot in _usable(spec, dots):
         for chain in _chains(spec, dot):
@@ -149,16 +155,17 @@ def _register_tiles(spec: Conv2DSpec, dots: tuple[DotProduct, ...]) -> Iterator[
                 for channels in CHANNEL_TILES:
                     if spec.groups > 1 and (spec.outputs // spec.groups) % (dot.lanes * channels):
                         continue
-                    for columns, flat in _columns(spec):
+                    for columns, flat in _columns(spec, caches):
                         tile = _RegisterTile(dot, columns, channels, chain, unpack, flat)
                         if _registers(spec, tile) <= dot.registers:
                             yield tile
 
 
-def _columns(spec: Conv2DSpec) -> Iterator[tuple[int, bool]]:
+def _columns(spec: Conv2DSpec, caches: Caches) -> Iterator[tuple[int, bool]]:
     """Yield how many pixels a tile can hold, of a row, or flat where rows would leave a rest."""
     inputs = spec.height * spec.width * spec.channels
-    flat = spec.out_height > 1 and inputs <= RESIDENT_BYTES and not spec.joined
+    resident = inputs <= RESIDENT * caches.second_level
+    flat = spec.out_height > 1 and resident and not spec.joined
     for columns in range(1, min(WIDEST_TILE, max(spec.pixels, 1)) + 1):
         if columns <= max(spec.out_width, 1):
             yield columns, False
@@ -222,7 +229,7 @@ def _registers(spec: Conv2DSpec, tile: _RegisterTile) -> int:
 # -- cost -----------------------------------------------------------------------------------------
 
 
-def _cost(spec: Conv2DSpec, tiling: Tiling) -> float:
+def _cost(spec: Conv2DSpec, tiling: Tiling, caches: Caches) -> float:
     """Estimate cycles of the layer, up to a constant.
 
     One step of the reduction issues ``columns * channels`` dot products (two instructions each in
@@ -242,7 +249,7 @@ def _cost(spec: Conv2DSpec, tiling: Tiling) -> float:
         multiply = products * (1 + 1 / tiling.chain) * cost.multiplication
         issue = products * instructions / cost.per_cycle
         weights = e.steps * e.taps * spec.run_rows * channels * dot.lanes * dot.group
-        if weights > RESIDENT_WEIGHTS:
+        if weights > RESIDENT_WEIGHTS * caches.first_level:
             loads += channels * dot.lanes * dot.group / SECOND_LEVEL_BANDWIDTH
         # of the least times of 13 tiles with chains of 8 and 96
         step = max(multiply, loads, 1.3 * issue) + 0.05 * (columns + channels) + 0.15
@@ -299,10 +306,10 @@ def _copying(spec: Conv2DSpec, tiling: Tiling) -> float:
 # -- tasks ----------------------------------------------------------------------------------------
 
 
-def _task_choices(spec: Conv2DSpec, tile: _RegisterTile, threads: int) -> Iterator[Tiling]:
+def _task_choices(spec: Conv2DSpec, tile: _RegisterTile, machine: Machine) -> Iterator[Tiling]:
     """Yield the divisions of a layer into tasks that are worth trying."""
-    chosen = _tasks(spec, tile, threads)
-    by_rows = _by_rows(spec, tile, threads)
+    chosen = _tasks(spec, tile, machine)
+    by_rows = _by_rows(spec, tile, machine)
     yield chosen
     yield by_rows
     if not spec.joined:
@@ -319,24 +326,24 @@ def _task_choices(spec: Conv2DSpec, tile: _RegisterTile, threads: int) -> Iterat
         yield replace(by_rows, row_block=min(block, spec.out_height))
 
 
-def _tasks(spec: Conv2DSpec, tile: _RegisterTile, threads: int) -> Tiling:
-    """Divide the layer into tasks for ``threads`` threads."""
-    dot = tile.dot
+def _tasks(spec: Conv2DSpec, tile: _RegisterTile, machine: Machine) -> Tiling:
+    """Divide the layer into tasks for the threads of a machine."""
+    dot, threads, caches = tile.dot, machine.threads, machine.caches
     item = np.dtype(dot.input_dtype).itemsize
     window = spec.kernel[0] * spec.kernel[1] * spec.channels // spec.groups
     weights = window * spec.outputs * np.dtype(dot.weight_dtype).itemsize
     inputs = spec.batch * spec.height * spec.width * spec.channels * item
-    by_rows = _by_rows(spec, tile, threads)
+    by_rows = _by_rows(spec, tile, machine)
     if spec.joined:
         return by_rows
     blocks = -(-spec.outputs // (dot.lanes * tile.channels))
     by_channels = _by_channels(spec, by_rows)
     rows_balance = balance(tasks(spec, by_rows), threads) * _useful(spec, by_rows)
     channels_balance = balance(blocks, threads) * _useful(spec, by_channels)
-    if inputs <= RESIDENT_BYTES and weights > inputs:
+    if inputs <= RESIDENT * caches.second_level and weights > inputs:
         least = 0.85
     else:
-        least = 1.05 if inputs <= ROWS_BYTES else 1.25
+        least = 1.05 if inputs <= ROWS * caches.second_level else 1.25
     return by_channels if channels_balance >= least * rows_balance else by_rows
 
 
@@ -369,25 +376,27 @@ def _by_channels(spec: Conv2DSpec, by_rows: Tiling) -> Tiling:
     return replace(by_rows, parallel="channels", row_block=height, column_block=width)
 
 
-def _by_rows(spec: Conv2DSpec, tile: _RegisterTile, threads: int) -> Tiling:
+def _by_rows(spec: Conv2DSpec, tile: _RegisterTile, machine: Machine) -> Tiling:
     item = np.dtype(tile.dot.input_dtype).itemsize
+    threads, caches = machine.threads, machine.caches
+    chunk = int(CHUNK * caches.first_level)
     height, width = spec.out_extents(flat=tile.flat)
     if tile.flat:
         row_block, column_block = height, round_up(width, tile.columns)
     elif spec.joined:
-        limit = max(1, CHUNK_BYTES // (spec.run * item * tile.columns))
+        limit = max(1, chunk // (spec.run * item * tile.columns))
         tiles = -(-width // tile.columns)
         row_block = _best_divisor(height, max(1, limit // tiles), spec.batch, threads)
         column_block = tile.columns * -(-tiles // -(-tiles // limit))
     elif height == 1:  # a flattened layer: cut the row
         tiles = -(-width // tile.columns)
         shared = spec.w_bits == 4 and tile.unpack == "block"
-        most = UNPACKED_CHUNK_BYTES if shared else CHUNK_BYTES
+        most = int(UNPACKED_CHUNK * caches.second_level) if shared else chunk
         limit = max(1, most // (tile.columns * spec.channels * item))
         row_block, column_block = 1, tile.columns * _chunk(tiles, limit, threads)
     else:
         row_bytes = spec.width * spec.channels * item * spec.strides[0]
-        limit = max(1, min(8, ROWS_BYTES // row_bytes))
+        limit = max(1, min(8, int(ROWS * caches.second_level) // row_bytes))
         row_block = _best_divisor(height, limit, spec.batch, threads)
         column_block = round_up(width, tile.columns)
     return Tiling(

@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
+from tvmquant.machine import Machine
 from tvmquant.schedules import isa
 from tvmquant.schedules.epilogue import Epilogue, apply_at, placeholders
 from tvmquant.schedules.isa import DotProduct, dot_products, narrowed
@@ -395,9 +395,9 @@ def accumulators(dot: DotProduct) -> int:
     return dot.registers - dot.registers // 8 - 2
 
 
-def default_tiling(spec: Conv2DTransposeSpec, target: tvm.target.Target, threads: int) -> Tiling:
+def default_tiling(spec: Conv2DTransposeSpec, machine: Machine) -> Tiling:
     """Choose a tiling from registers and exact division, without measuring."""
-    dots = dot_products(target, exact=True)
+    dots = dot_products(machine.target, exact=True)
     per_group = spec.outputs // spec.groups
     usable = [d for d in dots if d.tensorized and (spec.groups == 1 or per_group % d.lanes == 0)]
     generic = dots[-1]
@@ -419,7 +419,8 @@ def default_tiling(spec: Conv2DTransposeSpec, target: tvm.target.Target, threads
     fused = divides and steps % column_tile == 0
     pixels = spec.batch * spec.height * spec.width
     macs = pixels * math.prod(spec.kernel) * per_group * spec.channels
-    return Tiling(dot, column_tile, channel_tile, fused, threads > 1 and macs >= 4 * PARALLEL_BYTES)
+    parallel = machine.threads > 1 and macs >= 4 * PARALLEL_BYTES
+    return Tiling(dot, column_tile, channel_tile, fused, parallel)
 
 
 def kernel(spec: Conv2DTransposeSpec, tiling: Tiling) -> tirx.PrimFunc:

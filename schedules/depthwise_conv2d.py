@@ -48,21 +48,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
+from tvmquant.machine import Machine
 from tvmquant.schedules import isa
 from tvmquant.schedules.align_stack import align_stack
 from tvmquant.schedules.epilogue import Epilogue, apply_at, placeholders
 from tvmquant.schedules.isa import DotProduct, Stage, dot_products, taps
 from tvmquant.schedules.loops import PARALLEL_BYTES, lanes_for
 
-# The padded rows of a task are copied at half the speed beyond each of these,
-ROWS_BYTES = (16 * 1024, 256 * 1024)
+# The padded rows of a task are copied at half the speed beyond this share of each cache,
+ROWS = 1 / 2
 # and what one row of outputs reads stays in the first-level cache within this.
-WINDOW_BYTES = 24 * 1024
-LINE_BYTES = 64
+WINDOW = 3 / 4
 # Output columns unrolled together,
 WIDEST_TILE = 8
 # and dot products: 5x5 would have 420, and MobileNetV3-small take 1.02 times as long
@@ -431,9 +430,9 @@ def schedule(sch: Schedule, spec: DepthwiseConv2DSpec, tiling: Tiling) -> None:
             sch.unroll(loop)
 
 
-def default_tiling(spec: DepthwiseConv2DSpec, target: tvm.target.Target, threads: int) -> Tiling:
+def default_tiling(spec: DepthwiseConv2DSpec, machine: Machine) -> Tiling:
     """Choose a tiling from registers, caches and exact division, without measuring."""
-    dots = dot_products(target, Stage.TAPS, exact=True)
+    dots = dot_products(machine.target, Stage.TAPS, exact=True)
     usable = [d for d in dots if d.tensorized and _pays(spec, d)] or [dots[-1]]
     # the instruction that computes fewest lanes in vain, the widest of equals
     dot = min(usable, key=lambda d: _round_up(spec.outputs, d.lanes))
@@ -459,8 +458,8 @@ def default_tiling(spec: DepthwiseConv2DSpec, target: tvm.target.Target, threads
         if steps % channel_block == 0
         for row_block in range(1, -(-spec.out_height // first.row_tile) + 1)
     ]
-    best = min(candidates, key=lambda tiling: _cycles(spec, tiling, threads))
-    return replace(best, parallel=threads > 1 and spec.macs >= 2 * PARALLEL_BYTES)
+    best = min(candidates, key=lambda tiling: _cycles(spec, tiling, machine))
+    return replace(best, parallel=machine.threads > 1 and spec.macs >= 2 * PARALLEL_BYTES)
 
 
 def shares_rows(spec: DepthwiseConv2DSpec, dot: DotProduct) -> bool:
@@ -488,7 +487,7 @@ def _pays(spec: DepthwiseConv2DSpec, dot: DotProduct) -> bool:
     return _widened(spec, Tiling(dot, 2, 1, 1, 1, 1))
 
 
-def _cycles(spec: DepthwiseConv2DSpec, tiling: Tiling, threads: int) -> float:
+def _cycles(spec: DepthwiseConv2DSpec, tiling: Tiling, machine: Machine) -> float:
     """Estimate the cycles of the busiest thread."""
     height = tiling.row_block * tiling.row_tile
     window = rows_read(spec, tiling)
@@ -500,12 +499,13 @@ def _cycles(spec: DepthwiseConv2DSpec, tiling: Tiling, threads: int) -> float:
     copied = ((height - _copies(spec, tiling)) * spec.strides[0] + window) * columns
     width = tiling.channel_block * tiling.lanes
     copy = copied * (1 + width / COPY_BYTES)
-    for size in ROWS_BYTES:
+    caches = machine.caches
+    for size in (ROWS * caches.first_level, ROWS * caches.second_level):
         copy *= 2 if copied * width > size else 1
     # one step of channels touches a line of each pixel
-    if window * columns * min(width, LINE_BYTES) > WINDOW_BYTES:
+    if window * columns * min(width, caches.line) > WINDOW * caches.first_level:
         multiply *= 1.25
-    return -(-tasks // threads) * (multiply + copy + TASK_CYCLES)
+    return -(-tasks // machine.threads) * (multiply + copy + TASK_CYCLES)
 
 
 def kernel(spec: DepthwiseConv2DSpec, tiling: Tiling) -> tirx.PrimFunc:

@@ -15,10 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
+from tvmquant.machine import Machine
 from tvmquant.schedules import table_lookup
 from tvmquant.schedules.epilogue import Epilogue, placeholders
 from tvmquant.schedules.isa import vector_bits
@@ -126,10 +126,10 @@ class Tiling:
     threads: int
 
 
-def default_tiling(spec: Spec, target: tvm.target.Target, threads: int) -> Tiling:
+def default_tiling(spec: Spec, machine: Machine) -> Tiling:
     """Return a tiling with two vectors of the compute type per step, enough to hide latencies."""
     epilogue = getattr(spec, "epilogue", None)
-    vector = vector_bits(target) // (
+    vector = vector_bits(machine.target) // (
         64 if epilogue is not None and epilogue.compute_dtype == "int64" else 32
     )
     shape = output_shape(spec)
@@ -137,7 +137,7 @@ def default_tiling(spec: Spec, target: tvm.target.Target, threads: int) -> Tilin
     flat = all(product(t.shape) in (1, total) for t in _operands(spec)[0])
     flatten = flat and bool(shape[-1] % vector or product(shape[:-1]) == 1)
     extent = total if flatten else shape[-1]
-    return Tiling(overlapping_lanes(extent, 2 * vector), flatten, threads)
+    return Tiling(overlapping_lanes(extent, 2 * vector), flatten, machine.threads)
 
 
 def compute(spec: Spec) -> tirx.PrimFunc:
@@ -206,13 +206,13 @@ def byte_table(spec: TableSpec, lanes: int, threads: int) -> tirx.PrimFunc:
     return te.create_prim_func([q, values, out])
 
 
-def kernel(spec: Spec, target: tvm.target.Target, threads: int) -> tirx.PrimFunc:
-    """Return the scheduled kernel for ``threads`` threads."""
-    lanes = table_lookup.vector_lanes(target)
+def kernel(spec: Spec, machine: Machine) -> tirx.PrimFunc:
+    """Return the scheduled kernel for a machine."""
+    lanes = table_lookup.vector_lanes(machine.target)
     if isinstance(spec, TableSpec) and spec.out_dtype == "uint8" and lanes:
-        func = byte_table(spec, lanes, threads)
+        func = byte_table(spec, lanes, machine.threads)
         return func.with_attr("tvmquant.kernel", f"table_u8_uint8_pshufb{8 * lanes}")
-    tiling = default_tiling(spec, target, threads)
+    tiling = default_tiling(spec, machine)
     if tiling.flatten:
         func = flattened(spec, tiling)
     else:

@@ -19,9 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import tvm
 from tvm import te, tirx
 
+from tvmquant.machine import Machine
 from tvmquant.schedules.float_functions import constant, exp_below_zero
 from tvmquant.schedules.isa import vector_bits
 from tvmquant.schedules.loops import PARALLEL_BYTES, flat_view
@@ -65,9 +65,9 @@ class Tiling:
     threads: int
 
 
-def default_tiling(spec: RowsSpec, target: tvm.target.Target, threads: int) -> Tiling:
+def default_tiling(spec: RowsSpec, machine: Machine) -> Tiling:
     """Return a tiling of up to four vectors per step, which divide the row if possible."""
-    vector = vector_bits(target) // 32
+    vector = vector_bits(machine.target) // 32
 
     def cost(lanes: int) -> float:
         steps, registers = -(-spec.length // lanes), -(-lanes // vector)
@@ -75,16 +75,16 @@ def default_tiling(spec: RowsSpec, target: tvm.target.Target, threads: int) -> T
 
     lanes = [1 << i for i in range((VECTORS * vector).bit_length()) if 1 << i <= spec.length]
     pays = 4 * spec.rows * spec.length >= PARALLEL_BYTES
-    return Tiling(min(reversed(lanes), key=cost), threads if pays else 1)
+    return Tiling(min(reversed(lanes), key=cost), machine.threads if pays else 1)
 
 
-def kernel(spec: RowsSpec, target: tvm.target.Target, threads: int) -> tirx.PrimFunc:
+def kernel(spec: RowsSpec, machine: Machine) -> tirx.PrimFunc:
     """Return the scheduled kernel: ``(x, output)``, for a layer normalization with gamma and beta.
 
     x is of shape (rows, length), gamma and beta of (length,); the output is as x, of a reduction
     (rows,).
     """
-    tiling = default_tiling(spec, target, threads)
+    tiling = default_tiling(spec, machine)
     inputs = [te.placeholder((spec.rows, spec.length), "float32", name="x")]
     if spec.operation == "layer_norm":
         inputs += [te.placeholder((spec.length,), "float32", name=n) for n in ("gamma", "beta")]

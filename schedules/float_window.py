@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
+from tvmquant.machine import Machine
 from tvmquant.schedules.epilogue import FloatEpilogue, placeholders
 from tvmquant.schedules.isa import vector_bits
 
-# The padded rows of a task stay in the second-level cache.
-ROWS_BYTES = 64 * 1024
+# Share of the second-level cache that the padded rows of a task stay in.
+ROWS = 1 / 8
 # Channels of a task: two lines of the cache from every pixel.
 BLOCK_CHANNELS = 32
 WIDEST_TILE = 8
@@ -97,14 +97,16 @@ class Tiling:
     threads: int
 
 
-def default_tiling(spec: FloatWindowSpec, target: tvm.target.Target, threads: int) -> Tiling:
+def default_tiling(spec: FloatWindowSpec, machine: Machine) -> Tiling:
     """Choose a tiling by exact division, without measuring."""
-    lanes = math.gcd(spec.outputs, vector_bits(target) // 32)
+    lanes = math.gcd(spec.outputs, vector_bits(machine.target) // 32)
     channel_block = lanes * _divisor(spec.outputs // lanes, max(1, BLOCK_CHANNELS // lanes))
     row_bytes = 4 * channel_block * spec.reach(1) * spec.strides[0]
-    row_block = _divisor(spec.out_size[0], max(1, min(8, ROWS_BYTES // row_bytes)))
+    row_block = _divisor(
+        spec.out_size[0], max(1, min(8, int(ROWS * machine.caches.second_level) // row_bytes))
+    )
     column_tile = _divisor(spec.out_size[1], WIDEST_TILE)
-    return Tiling(lanes, column_tile, row_block, channel_block, threads)
+    return Tiling(lanes, column_tile, row_block, channel_block, machine.threads)
 
 
 def _divisor(extent: int, limit: int) -> int:
@@ -212,10 +214,10 @@ def schedule(sch: Schedule, spec: FloatWindowSpec, tiling: Tiling) -> None:
         sch.unroll(rx)
 
 
-def kernel(spec: FloatWindowSpec, target: tvm.target.Target, threads: int) -> tirx.PrimFunc:
-    """Return the scheduled kernel for ``threads`` threads."""
+def kernel(spec: FloatWindowSpec, machine: Machine) -> tirx.PrimFunc:
+    """Return the scheduled kernel for a machine."""
     sch = Schedule(compute(spec))
-    tiling = default_tiling(spec, target, threads)
+    tiling = default_tiling(spec, machine)
     schedule(sch, spec, tiling)
     name = f"{spec.operation}_nhwc_f32_{tiling.column_tile}x{tiling.lanes}"
     return sch.mod["main"].with_attr("tvmquant.kernel", name)

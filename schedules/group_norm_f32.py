@@ -16,10 +16,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
+from tvmquant.machine import Machine
 from tvmquant.schedules.isa import vector_bits
 from tvmquant.schedules.loops import overlap_tails, overlapping_lanes, parallel_chunks, vectorize
 
@@ -79,13 +79,15 @@ class Tiling:
     threads: int
 
 
-def default_tiling(spec: GroupNormSpec, target: tvm.target.Target, threads: int) -> Tiling:
+def default_tiling(spec: GroupNormSpec, machine: Machine) -> Tiling:
     """Return whole registers, fewer of them for groups that would mostly be tail."""
-    lanes = vector_bits(target) // 32
+    lanes = vector_bits(machine.target) // 32
     run = spec.channels * spec.positions
     wide = lanes * ACCUMULATORS
     return Tiling(
-        wide if run >= 4 * wide else lanes, overlapping_lanes(spec.positions, lanes), threads
+        wide if run >= 4 * wide else lanes,
+        overlapping_lanes(spec.positions, lanes),
+        machine.threads,
     )
 
 
@@ -172,9 +174,9 @@ def schedule(sch: Schedule, spec: GroupNormSpec, tiling: Tiling) -> None:
     parallel_chunks(sch, row, tiling.threads, work)
 
 
-def kernel(spec: GroupNormSpec, target: tvm.target.Target, threads: int) -> tirx.PrimFunc:
-    """Return the scheduled kernel for ``threads`` threads."""
-    tiling = default_tiling(spec, target, threads)
+def kernel(spec: GroupNormSpec, machine: Machine) -> tirx.PrimFunc:
+    """Return the scheduled kernel for a machine."""
+    tiling = default_tiling(spec, machine)
     sch = Schedule(compute(spec, tiling))
     schedule(sch, spec, tiling)
     return overlap_tails(sch.mod["main"]).with_attr("tvmquant.kernel", "group_norm_f32")

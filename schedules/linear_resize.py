@@ -14,10 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
+from tvmquant.machine import Machine
 from tvmquant.resize import WEIGHT_BITS
 from tvmquant.schedules.isa import vector_bits
 from tvmquant.schedules.loops import (
@@ -82,12 +82,12 @@ def compute(spec: LinearResizeSpec) -> tirx.PrimFunc:
     return te.create_prim_func([x, rows, columns, te.compute(output_shape(spec), element, "out")])
 
 
-def kernel(spec: LinearResizeSpec, target: tvm.target.Target, threads: int) -> tirx.PrimFunc:
-    """Return the scheduled kernel for ``threads`` threads."""
+def kernel(spec: LinearResizeSpec, machine: Machine) -> tirx.PrimFunc:
+    """Return the scheduled kernel for a machine."""
     sch = Schedule(compute(spec))
     n, h, _w, c = sch.get_loops(sch.get_sblock("out"))
-    widest = 2 * vector_bits(target) // (32 if spec.sum_dtype == "int32" else 64)
+    widest = 2 * vector_bits(machine.target) // (32 if spec.sum_dtype == "int32" else 64)
     vectorize(sch, c, overlapping_lanes(spec.shape[3], widest))
-    parallel_chunks(sch, sch.fuse(n, h), threads, 16 * product(output_shape(spec)))
+    parallel_chunks(sch, sch.fuse(n, h), machine.threads, 16 * product(output_shape(spec)))
     func = overlap_tails(sch.mod["main"])
     return func.with_attr("tvmquant.kernel", f"resize_linear_{spec.dtype}")

@@ -14,10 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
+from tvmquant.machine import Machine
 from tvmquant.schedules.epilogue import Epilogue, placeholders
 from tvmquant.schedules.isa import vector_bits
 from tvmquant.schedules.loops import PARALLEL_BYTES, broadcast_at, lanes_for
@@ -98,21 +98,21 @@ class Tiling:
     threads: int
 
 
-def default_tiling(spec: PoolSpec, target: tvm.target.Target, threads: int) -> Tiling:
+def default_tiling(spec: PoolSpec, machine: Machine) -> Tiling:
     """Return a tiling that fills registers: one of bytes for maxima, two of int32 for sums."""
-    bits = vector_bits(target)
+    bits = vector_bits(machine.target)
     sums = isinstance(spec, SumPoolSpec)
     widest = 2 * bits // 32 if sums else bits // (8 if spec.dtype == "uint8" else 16)
     n, _, _, channels = spec.shape
     # a single wide block per pixel would leave nothing to run in parallel
-    outside = n * spec.out_size[0] < min(threads, channels // widest)
+    outside = n * spec.out_size[0] < min(machine.threads, channels // widest)
     taps = spec.pool_size[0] * spec.pool_size[1]
     work = n * spec.out_size[0] * spec.out_size[1] * channels * taps
     return Tiling(
         lanes_for(channels, widest),
         outside,
         taps <= UNROLLED_TAPS,
-        threads if work >= 2 * PARALLEL_BYTES else 1,
+        machine.threads if work >= 2 * PARALLEL_BYTES else 1,
     )
 
 
@@ -166,10 +166,10 @@ def schedule(sch: Schedule, spec: PoolSpec, tiling: Tiling) -> None:
         sch.unroll(rx)
 
 
-def kernel(spec: PoolSpec, target: tvm.target.Target, threads: int) -> tirx.PrimFunc:
-    """Return the scheduled kernel for ``threads`` threads."""
+def kernel(spec: PoolSpec, machine: Machine) -> tirx.PrimFunc:
+    """Return the scheduled kernel for a machine."""
     sch = Schedule(compute(spec))
-    schedule(sch, spec, default_tiling(spec, target, threads))
+    schedule(sch, spec, default_tiling(spec, machine))
     name = "sum_pool2d_nhwc_u8s32" if isinstance(spec, SumPoolSpec) else "max_pool2d_nhwc"
     if getattr(spec, "epilogue", None) is not None:
         name += "_requantize"

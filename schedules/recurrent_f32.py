@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import tvm
 from tvm import tirx
 from tvm.script import tirx as T  # noqa: N812  (TVMScript's customary name)
 
+from tvmquant.machine import Machine
 from tvmquant.schedules.isa import vector_bits
 from tvmquant.schedules.loops import PARALLEL_BYTES, overlapping_lanes
 
@@ -59,18 +59,18 @@ def _sigmoid(x: Any) -> Any:
     return T.float32(1) / (T.float32(1) + T.exp(-x))
 
 
-def kernel(spec: RecurrentSpec, target: tvm.target.Target, threads: int) -> tirx.PrimFunc:
-    """Return the kernel for ``threads`` threads."""
+def kernel(spec: RecurrentSpec, machine: Machine) -> tirx.PrimFunc:
+    """Return the kernel for a machine."""
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[spec.kind]
     steps, batch, size, states = spec.steps, spec.batch, spec.hidden, spec.states
     width = gates * size
-    lanes = overlapping_lanes(size, ACCUMULATORS * vector_bits(target) // 32)
+    lanes = overlapping_lanes(size, ACCUMULATORS * vector_bits(machine.target) // 32)
     blocks = -(-size // lanes)
     resets_first = spec.kind == "GRU" and spec.reset_first
     at_once = 2 if resets_first else gates  # gates that read the state as it is
     last, sign = (steps - 1, -1) if spec.reverse else (0, 1)
-    shares_samples = threads > 1 and batch > 1
-    shares_steps = threads > 1 and batch == 1 and 4 * size * width >= PARALLEL_BYTES
+    shares_samples = machine.threads > 1 and batch > 1
+    shares_steps = machine.threads > 1 and batch == 1 and 4 * size * width >= PARALLEL_BYTES
 
     def samples() -> Any:
         return T.parallel(batch) if shares_samples else T.serial(batch)

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
-import tvm
 from tvm import tirx
 
 from tvmquant.errors import TargetError
+from tvmquant.machine import Machine
 from tvmquant.schedules import conv2d, conv2d_tiling, conv2d_transpose, depthwise_conv2d
 from tvmquant.schedules.conv2d_spec import Extents
 from tvmquant.schedules.epilogue import Epilogue
@@ -37,9 +37,9 @@ class Family:
     ----------
     name : str
         As `tvmquant.passes.lower_to_kernels.Tilings` receives it.
-    default : callable (spec, target, threads) -> tiling
+    default : callable (spec, machine) -> tiling
         The analytic choice.
-    others : callable (spec, target, threads) -> iterator of tilings
+    others : callable (spec, machine) -> iterator of tilings
         Every tiling that computes the spec exactly; may hold the default.
     kernel : callable (spec, tiling) -> PrimFunc
         The scheduled kernel.
@@ -50,15 +50,15 @@ class Family:
     """
 
     name: str
-    default: Callable[[Any, tvm.target.Target, int], Any]
-    others: Callable[[Any, tvm.target.Target, int], Iterator[Any]]
+    default: Callable[[Any, Machine], Any]
+    others: Callable[[Any, Machine], Iterator[Any]]
     kernel: Callable[[Any, Any], tirx.PrimFunc]
     figures: Callable[[Any, Any, int], dict[str, float]]
 
-    def tilings(self, spec: Any, target: tvm.target.Target, threads: int) -> list[Any]:
+    def tilings(self, spec: Any, machine: Machine) -> list[Any]:
         """Return every distinct tiling of a spec, the default first."""
-        default = self.default(spec, target, threads)
-        return list(dict.fromkeys([default, *self.others(spec, target, threads)]))
+        default = self.default(spec, machine)
+        return list(dict.fromkeys([default, *self.others(spec, machine)]))
 
 
 def timing_spec(spec: Any) -> Any:
@@ -96,11 +96,9 @@ def _divisors(value: int) -> list[int]:
 # -- conv2d ---------------------------------------------------------------------------------------
 
 
-def _conv2d_tilings(
-    spec: conv2d.Conv2DSpec, target: tvm.target.Target, threads: int
-) -> Iterator[conv2d.Tiling]:
+def _conv2d_tilings(spec: conv2d.Conv2DSpec, machine: Machine) -> Iterator[conv2d.Tiling]:
     """Yield the register tiles that the schedule offers, each with more ways to cut tasks."""
-    offered = conv2d.tilings(spec, dot_products(target), threads)
+    offered = conv2d.tilings(spec, dot_products(machine.target), machine)
     yield from offered
     tiles = dict.fromkeys(
         replace(t, row_block=1, column_block=t.column_tile, parallel="rows") for t in offered
@@ -155,9 +153,9 @@ def _conv2d_figures(
 
 
 def _depthwise_tilings(
-    spec: depthwise_conv2d.DepthwiseConv2DSpec, target: tvm.target.Target, threads: int
+    spec: depthwise_conv2d.DepthwiseConv2DSpec, machine: Machine
 ) -> Iterator[depthwise_conv2d.Tiling]:
-    for dot in dot_products(target, Stage.TAPS, exact=True):
+    for dot in dot_products(machine.target, Stage.TAPS, exact=True):
         # the rows that a dot product interleaves have to be neighbours
         if dot.tensorized and spec.dilation[0] > 1:
             continue
@@ -175,7 +173,7 @@ def _depthwise_tilings(
             rows = -(-spec.out_height // row_tile)
             for row_block in {min(block, rows) for block in BLOCKS}:
                 for channel_block in _divisors(steps):
-                    for parallel in [True, False] if threads > 1 else [False]:
+                    for parallel in [True, False] if machine.threads > 1 else [False]:
                         yield depthwise_conv2d.Tiling(
                             dot, vectors, row_tile, column_tile, row_block, channel_block, parallel
                         )
@@ -208,11 +206,11 @@ def _depthwise_figures(
 
 
 def _transpose_tilings(
-    spec: conv2d_transpose.Conv2DTransposeSpec, target: tvm.target.Target, threads: int
+    spec: conv2d_transpose.Conv2DTransposeSpec, machine: Machine
 ) -> Iterator[conv2d_transpose.Tiling]:
     per_group = spec.outputs // spec.groups
     steps = -(-spec.out_size[1] // spec.strides[1])
-    for dot in dot_products(target, exact=True):
+    for dot in dot_products(machine.target, exact=True):
         usable = _narrowed(dot, per_group) if spec.groups > 1 else dot
         if usable is None:
             continue
@@ -228,7 +226,8 @@ def _transpose_tilings(
             for column_tile in range(1, min(steps, most) + 1):
                 whole = divides and steps % column_tile == 0
                 for fused, parallel in itertools.product(
-                    [True, False] if whole else [False], [True, False] if threads > 1 else [False]
+                    [True, False] if whole else [False],
+                    [True, False] if machine.threads > 1 else [False],
                 ):
                     yield conv2d_transpose.Tiling(
                         usable, column_tile, channel_tile, fused, parallel

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
+from tvmquant.machine import Machine
 from tvmquant.schedules.isa import vector_bits
 from tvmquant.schedules.loops import (
     PARALLEL_BYTES,
@@ -143,15 +143,15 @@ class Tiling:
     threads: int
 
 
-def default_tiling(spec: Spec, target: tvm.target.Target, threads: int) -> Tiling:
+def default_tiling(spec: Spec, machine: Machine) -> Tiling:
     """Return a tiling that moves one full register per step."""
     shape = output_shape(spec)
     size = 2 if spec.dtype == "int16" else 1
-    widest = vector_bits(target) // (8 * size)
+    widest = vector_bits(machine.target) // (8 * size)
     pays = size * product(shape) >= 2 * PARALLEL_BYTES
     if isinstance(spec, ConcatSpec):
-        return Tiling(lanes_for(shape[-1], widest), threads if pays else 1)
-    return Tiling(overlapping_lanes(shape[-1], widest), threads if pays else 1)
+        return Tiling(lanes_for(shape[-1], widest), machine.threads if pays else 1)
+    return Tiling(overlapping_lanes(shape[-1], widest), machine.threads if pays else 1)
 
 
 def output_shape(spec: Spec) -> tuple[int, ...]:
@@ -261,9 +261,9 @@ def concat(spec: ConcatSpec, tiling: Tiling) -> tirx.PrimFunc:
     return te.create_prim_func([*inputs, out])
 
 
-def kernel(spec: Spec, target: tvm.target.Target, threads: int) -> tirx.PrimFunc:
-    """Return the scheduled kernel for ``threads`` threads."""
-    tiling = default_tiling(spec, target, threads)
+def kernel(spec: Spec, machine: Machine) -> tirx.PrimFunc:
+    """Return the scheduled kernel for a machine."""
+    tiling = default_tiling(spec, machine)
     if isinstance(spec, ConcatSpec):
         func = concat(spec, tiling)
     else:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tvmquant.machine import Machine
+
 
 class _Lent:
     """A builder or runner that outlives the tuner which would close it."""
@@ -22,11 +24,10 @@ class _Lent:
 
 
 @functools.cache
-def _builder(target: str) -> _Lent:
-    from tvmquant.target import parse_target
+def _builder(machine: Machine) -> _Lent:
     from tvmquant.tuning.measure import KernelBuilder
 
-    return _Lent(KernelBuilder(parse_target(target)))
+    return _Lent(KernelBuilder(machine))
 
 
 @functools.cache
@@ -54,7 +55,7 @@ def brief_tuning() -> Iterator[None]:
         patch.setattr(measure, "_EVALUATION", moment)
         for name in ("CONFIRMATIONS", "MOST_CONFIRMATIONS"):
             patch.setattr(tuner, name, 2)
-        patch.setattr(tuner, "KernelBuilder", lambda target: _builder(str(target)))
+        patch.setattr(tuner, "KernelBuilder", _builder)
         for module in (tuner, tune):
             patch.setattr(module, "HostRunner", _runner)
         yield

@@ -158,7 +158,7 @@ def _earlier(session: Session) -> Compilation | None:
     from tvmquant.session import library_folder
 
     folder, settings = session.folder, session.settings(tuned=False)
-    manifest = library_folder.up_to_date(folder, settings, session.parsed_target)
+    manifest = library_folder.up_to_date(folder, settings, session.machine)
     if manifest is None:
         return None
     chosen = session.wishes is not None

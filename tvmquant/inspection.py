@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tvmquant.deploy.manifest import LayerInfo
     from tvmquant.graph import Graph
+    from tvmquant.machine import TargetLike
     from tvmquant.passes.verify_integer_only import FloatOp
 
 # Which operators become integer, and by which kernel, does not depend on the calibrated ranges.
@@ -31,7 +32,7 @@ class Preview:
 
 
 def preview(
-    graph: Graph, *, target: str = "native", threads: int | None = None, batch: int = 1
+    graph: Graph, *, target: TargetLike = "native", threads: int | None = None, batch: int = 1
 ) -> Preview:
     """Return the layers that a float (L0) graph would be compiled into.
 
@@ -51,9 +52,9 @@ def preview(
     from tvmquant.ir import quantized_ops as qop
     from tvmquant.ir.rewriter import bindings_of
     from tvmquant.levels import annotated
+    from tvmquant.machine import Machine
     from tvmquant.passes import pipeline
     from tvmquant.passes.verify_integer_only import float_audit
-    from tvmquant.target import parse_target, physical_cores
 
     network = annotated(graph).module
     edges = [
@@ -64,5 +65,5 @@ def preview(
     ranges = dict.fromkeys(edges, NOMINAL_RANGE)
     calibrated = pipeline.apply_calibration(network, ranges, weight_method="minmax")
     integer = pipeline.integerize(calibrated)
-    lowered = pipeline.lower(integer, parse_target(target), threads or physical_cores(), batch)
+    lowered = pipeline.lower(integer, Machine.of(target, threads), batch)
     return Preview(describe_layers(integer, lowered), float_audit(integer))

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tvmquant.calibration import Calibration
     from tvmquant.deploy.loader import Model
     from tvmquant.graph import Graph
+    from tvmquant.machine import TargetLike
 
 
 SCHEMA_VERSION: Final = 1
@@ -169,7 +170,7 @@ def measure_network(
     calibration: Calibration,
     *,
     choices: Sequence[BitChoice],
-    target: Any = "native",
+    target: TargetLike = "native",
     threads: int | None = None,
     batch: int = 1,
     tilings: Any = None,
@@ -203,9 +204,11 @@ def measure_network(
     """
     from tvmquant.deploy.build import build
     from tvmquant.deploy.loader import load
+    from tvmquant.machine import Machine
     from tvmquant.quantization import quantize
     from tvmquant.tuning.database import noting
 
+    machine = Machine.of(target, threads)
     untuned: list[str] = []
     noted = None if tilings is None else noting(tilings, untuned)
     layers = quantizable_layers(graph)
@@ -220,7 +223,7 @@ def measure_network(
             quantized = quantize(
                 graph, calibration, choices=plans[choice], **(quantize_options or {})
             )
-            build(quantized, target=target, out=folder, threads=threads, batch=batch, tilings=noted)
+            build(quantized, target=machine, out=folder, batch=batch, tilings=noted)
             networks[choice] = load(folder)
             if progress is not None:
                 progress(index + 1, total)

@@ -214,12 +214,25 @@ def is_elf(triple: str) -> bool:
     return (system_of(triple) or platform.system().lower()) in ("linux", "android", "freebsd")
 
 
-def required_features(target: tvm.target.Target) -> list[str]:
-    """Return the processor features that code for ``target`` may use, as LLVM names them."""
+def target_options(target: tvm.target.Target) -> dict[str, Any]:
+    """Return the options of a target as JSON values."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, (str, int, float, bool)):
+            return value
+        return [str(item) for item in value]
+
+    return {
+        "kind": target.kind.name,
+        **{str(name): plain(value) for name, value in sorted(target.attrs.items())},
+    }
+
+
+def supported_features(target: tvm.target.Target) -> frozenset[str]:
+    """Return the features of the processor that ``target`` describes, as LLVM names them."""
     import tvm
 
-    names = {str(f) for f in tvm.target.codegen.llvm_get_cpu_features(target)}
-    return sorted(names & CPUINFO_NAMES.keys())
+    return frozenset(str(f) for f in tvm.target.codegen.llvm_get_cpu_features(target))
 
 
 def host_features() -> frozenset[str]:

@@ -12,6 +12,7 @@ from tests.passes.graphs import graph, kernel_graph, quantize, run_twin
 from tests.schedules.kernel_testing import EXECUTED, make_target
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of
+from tvmquant.machine import Machine
 from tvmquant.passes import pipeline
 from tvmquant.passes.lower_float import OPAQUE, LowerFloat
 from tvmquant.schedules import conv2d
@@ -39,7 +40,7 @@ def biased(emit: Any, x: Any, outputs: int = 8) -> Any:
 
 
 def lower(module: tvm.IRModule, processor: str = "haswell") -> tvm.IRModule:
-    return pipeline.lower(pipeline.canonicalize(module), make_target(processor), 2, 1)
+    return pipeline.lower(pipeline.canonicalize(module), Machine.of(make_target(processor), 2), 1)
 
 
 def kernels(module: tvm.IRModule) -> list[str]:
@@ -160,7 +161,7 @@ def test_a_dense_layer_becomes_one_kernel() -> None:
 
     target = make_target("haswell")
     spec = Conv2DSpec(2, 1, 1, 16, 5, epilogue=FloatEpilogue(low=0.0), dtype="float32").flattened()
-    tiling = conv2d.target_tiling(spec, target, 2)
+    tiling = conv2d.target_tiling(spec, Machine.of(target, 2))
     weight = WEIGHTS[16, 5].value.numpy().T[:, None, None, :]
     bias = np.zeros(conv2d.padded_outputs(spec, tiling), np.float32)
     bias[:5] = WEIGHTS[5,].value.numpy()
@@ -172,16 +173,16 @@ def test_a_dense_layer_becomes_one_kernel() -> None:
         *(relax.TensorType(shape, "float32") for shape in ((2, 16), (1, 1, 2, 5), (2, 5))),
     )
 
-    after = LowerFloat(target, 2)(graph(before, (2, 16)))
+    after = LowerFloat(Machine.of(target, 2))(graph(before, (2, 16)))
 
     tvm.ir.assert_structural_equal(after, expected)
-    tvm.ir.assert_structural_equal(LowerFloat(target, 2)(after), after)
+    tvm.ir.assert_structural_equal(LowerFloat(Machine.of(target, 2))(after), after)
 
 
 def test_a_product_of_two_inputs_is_left_alone() -> None:
     module = graph(lambda emit, x, y: emit(op.matmul(x, y)), (2, 16), (16, 5))
 
-    after = LowerFloat(make_target("haswell"), 2)(module)
+    after = LowerFloat(Machine.of("haswell", 2))(module)
 
     tvm.ir.assert_structural_equal(after, module)
 

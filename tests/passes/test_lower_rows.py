@@ -12,6 +12,7 @@ from tvm import relax
 
 from tests.passes.graphs import graph
 from tests.schedules.kernel_testing import make_target
+from tvmquant.machine import Machine
 from tvmquant.passes.lower_rows import LowerRows
 from tvmquant.simulator import simulate
 
@@ -33,7 +34,7 @@ OTHERS: dict[str, Callable[[Any], relax.Expr]] = {
 
 
 def lowered(module: tvm.IRModule) -> tvm.IRModule:
-    return LowerRows(make_target("haswell"), 2)(module)
+    return LowerRows(Machine.of("haswell", 2))(module)
 
 
 @pytest.mark.parametrize("name", ON_ROWS)

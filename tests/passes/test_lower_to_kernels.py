@@ -14,6 +14,7 @@ from tests.schedules.kernel_testing import EXECUTED, make_target
 from tvmquant.errors import QuantizationError
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of
+from tvmquant.machine import Machine
 from tvmquant.passes import pipeline
 from tvmquant.passes.convert_layout import ConvertLayout
 from tvmquant.passes.fuse_epilogue import FuseEpilogue
@@ -56,7 +57,7 @@ def integers(bits: int, group: int = 0, a_bits: int = 8) -> tuple[tvm.IRModule, 
 
 
 def lowered(module: tvm.IRModule, processor: str) -> tvm.IRModule:
-    return pipeline.lower(module, make_target(processor), 2, 1)
+    return pipeline.lower(module, Machine.of(make_target(processor), 2), 1)
 
 
 def run(module: tvm.IRModule, x: Any, processor: str) -> Any:
@@ -94,7 +95,7 @@ def test_a_dense_layer_becomes_one_kernel() -> None:
 
     target = make_target("znver4")
     spec = Conv2DSpec(2, 1, 1, 16, 5).flattened()
-    tiling = conv2d.target_tiling(spec, target, 2)
+    tiling = conv2d.target_tiling(spec, Machine.of(target, 2))
     lengthened = np.zeros(conv2d.padded_outputs(spec, tiling), np.int32)
     lengthened[:5] = bias
     expected = kernel_graph(
@@ -106,10 +107,10 @@ def test_a_dense_layer_becomes_one_kernel() -> None:
         relax.TensorType((2, 5), "int32"),
     )
 
-    after = LowerToKernels(target, 2)(graph(before, (2, 16), dtype="uint8"))
+    after = LowerToKernels(Machine.of(target, 2))(graph(before, (2, 16), dtype="uint8"))
 
     tvm.ir.assert_structural_equal(after, expected)
-    tvm.ir.assert_structural_equal(LowerToKernels(target, 2)(after), after)
+    tvm.ir.assert_structural_equal(LowerToKernels(Machine.of(target, 2))(after), after)
 
 
 def test_float_operators_are_left_alone() -> None:
@@ -117,7 +118,7 @@ def test_float_operators_are_left_alone() -> None:
         return emit(nn.max_pool2d(emit(op.permute_dims(x, [0, 3, 1, 2])), (2, 2)))
 
     module = graph(body, (1, 6, 6, 4))
-    tvm.ir.assert_structural_equal(LowerToKernels(make_target("haswell"), 2)(module), module)
+    tvm.ir.assert_structural_equal(LowerToKernels(Machine.of("haswell", 2))(module), module)
 
 
 def test_what_moves_extents_of_1_only_is_a_view_also_in_float() -> None:
@@ -126,7 +127,7 @@ def test_what_moves_extents_of_1_only_is_a_view_also_in_float() -> None:
     def body(emit: Any, x: Any) -> Any:
         return emit(nn.relu(emit(op.permute_dims(x, [0, 2, 1, 3]))))
 
-    lowered = LowerToKernels(make_target("haswell"), 2)(graph(body, (1, 20, 1, 6)))
+    lowered = LowerToKernels(Machine.of("haswell", 2))(graph(body, (1, 20, 1, 6)))
     calls = [v for _, v in bindings_of(lowered["main"]) if isinstance(v, relax.Call)]
     operators = [call.op.name for call in calls]
     assert operators[:2] == ["relax.reshape", "relax.nn.relu"]
@@ -233,7 +234,7 @@ def test_tuning_sees_what_weights_and_inputs_allow(a_bits: int, processor: str, 
     def record(_family: str, spec: Any, layer: str) -> None:
         seen[layer] = spec
 
-    pipeline.lower(module, make_target(processor), 2, 1, record)
+    pipeline.lower(module, Machine.of(make_target(processor), 2), 1, record)
     assert seen["last"].chain == chain
     assert seen["last"].epilogue.residual
     assert {spec.w_bits for spec in seen.values()} == {4}

@@ -8,7 +8,7 @@ import tvm
 from tvm import relax
 
 from tests.passes.graphs import const, graph, normal
-from tests.schedules.kernel_testing import make_target
+from tvmquant.machine import Machine
 from tvmquant.passes import pipeline
 from tvmquant.twin import Twin
 
@@ -34,7 +34,7 @@ def levels() -> dict[str, tvm.IRModule]:
     ranges = {edge.id: (-4.0, 4.0) for edge in edges}
     found["3-calibrated"] = pipeline.apply_calibration(found["2-annotated"], ranges)
     found["4-integer"] = pipeline.integerize(found["3-calibrated"], strict=True)
-    found["5-kernels"] = pipeline.lower(found["4-integer"], make_target("haswell"), 2, 2)
+    found["5-kernels"] = pipeline.lower(found["4-integer"], Machine.of("haswell", 2), 2)
     found["6-entries"] = pipeline.expose_integers(found["5-kernels"])
     found["7-weights"] = pipeline.store_weights(found["6-entries"])
     return found

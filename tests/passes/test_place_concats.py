@@ -16,6 +16,7 @@ from tvm.script import tirx as T  # noqa: N812
 from tests.passes.graphs import const, graph, normal, quantize
 from tests.schedules.kernel_testing import EXECUTED, make_target
 from tvmquant.ir.rewriter import bindings_of
+from tvmquant.machine import Machine
 from tvmquant.passes import pipeline
 from tvmquant.passes.convert_layout import ConvertLayout
 from tvmquant.passes.fuse_epilogue import FuseEpilogue
@@ -105,7 +106,7 @@ def called(module: tvm.IRModule) -> list[str]:
 def test_the_integers_stay(network: Callable[[Emit, Any], Any], processor: str) -> None:
     module, x = integers(network)
     target = make_target(processor)
-    lowered = pipeline.lower(module, target, 2, 1)
+    lowered = pipeline.lower(module, Machine.of(target, 2), 1)
     names = called(lowered)
     parts, concats = NETWORKS[network]
     assert [name.rpartition("_")[2] for name in names if "_into" in name] == parts
@@ -199,7 +200,7 @@ class Expected:
 
 
 def test_parts_are_written_where_they_end_up() -> None:
-    after = PlaceConcats(make_target("haswell"), 1)(Before)
+    after = PlaceConcats(Machine.of("haswell", 1))(Before)
     after = relax.transform.CanonicalizeBindings()(after)
     tvm.ir.assert_structural_equal(after, Expected)
 
@@ -216,7 +217,7 @@ def test_what_hands_its_result_on_is_left_alone() -> None:
     functions = dict(Before.functions_items())
     functions[Before.get_global_var("twofold")] = passes_its_result_on
     module = tvm.IRModule(functions)
-    after = PlaceConcats(make_target("haswell"), 1)(module)
+    after = PlaceConcats(Machine.of("haswell", 1))(module)
     assert len(called(after)) == len(called(module))
     assert not any("_into" in name for name in called(after))
 

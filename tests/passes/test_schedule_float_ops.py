@@ -15,6 +15,7 @@ from tvm.script import tirx as T  # noqa: N812
 
 from tests.passes.graphs import graph, normal
 from tests.schedules.kernel_testing import NATIVE, make_target, run
+from tvmquant.machine import Machine
 from tvmquant.passes.schedule_float_ops import ScheduleFloatOps
 
 
@@ -47,7 +48,7 @@ class Expected:
 
 
 def scheduled(module: tvm.IRModule, threads: int = 2) -> tvm.IRModule:
-    return ScheduleFloatOps(make_target("haswell"), threads)(module)
+    return ScheduleFloatOps(Machine.of("haswell", threads))(module)
 
 
 def test_an_elementwise_chain_is_one_parallel_pass() -> None:
@@ -103,7 +104,7 @@ def test_any_extent_compiles(shape: tuple[int, ...], target: str, threads: int) 
         return emit(relax.op.reshape(emit(doubled), (math.prod(shape),)))
 
     legal = relax.transform.LegalizeOps()(graph(body, shape))
-    compiled = ScheduleFloatOps(make_target(target), threads)(legal)
+    compiled = ScheduleFloatOps(Machine.of(make_target(target), threads))(legal)
     tvm.compile(compiled, target=make_target(target))
 
 
@@ -115,7 +116,9 @@ def test_linear_resize_to_any_width(width: int, target: str) -> None:
         return emit(relax.op.image.resize2d(x, size, layout="NCHW", method="linear"))
 
     legal = relax.transform.LegalizeOps()(graph(body, (1, 2, 5, 7)))
-    tvm.compile(ScheduleFloatOps(make_target(target), 1)(legal), target=make_target(target))
+    tvm.compile(
+        ScheduleFloatOps(Machine.of(make_target(target), 1))(legal), target=make_target(target)
+    )
 
 
 @I.ir_module
@@ -148,7 +151,7 @@ def test_no_element_of_an_intermediate_is_computed_twice() -> None:
     """TVM may let ``t`` lie where ``s`` did: a repeated step would divide twice."""
     x, y = normal(3, 6), normal(5, 6)
     target = make_target(NATIVE)
-    kernel = ScheduleFloatOps(target, 1)(BroadcastTotals)["main"]
+    kernel = ScheduleFloatOps(Machine.of(target, 1))(BroadcastTotals)["main"]
     np.testing.assert_allclose(run(kernel, target, [x, y]), x.mean(0) * y, rtol=1e-5)
 
 
@@ -174,7 +177,7 @@ def test_a_product_of_tensors_goes_through_rows_of_the_second(columns: int, thre
     shapes = ((2, 50, 24), (2, 24, columns))
     module = graph(lambda emit, a, b: emit(relax.op.matmul(a, b)), *shapes)
     module = relax.transform.LegalizeOps()(module)
-    after = ScheduleFloatOps(make_target(NATIVE), threads)(module)
+    after = ScheduleFloatOps(Machine.of(make_target(NATIVE), threads))(module)
     (kernel,) = (f for v, f in after.functions.items() if v.name_hint != "main")
     sch = Schedule(kernel.with_attr("global_symbol", "main"))
     assert int(sch.get(sch.get_loops(sch.get_sblock("matmul_update"))[-1]).extent) == columns

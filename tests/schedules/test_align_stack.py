@@ -9,6 +9,7 @@ import tvm
 from tvm.script import tirx as T  # noqa: N812
 
 from tests.schedules.kernel_testing import make_target
+from tvmquant.machine import Machine
 from tvmquant.schedules import depthwise_conv2d
 from tvmquant.schedules.align_stack import align_stack
 from tvmquant.schedules.epilogue import Epilogue
@@ -60,7 +61,7 @@ def test_a_kernel_that_keeps_vectors_on_the_stack_aligns_them(processor, size, t
     )
     target = make_target(processor)
     kernel = depthwise_conv2d.kernel(
-        spec, depthwise_conv2d.default_tiling(spec, target, threads)
+        spec, depthwise_conv2d.default_tiling(spec, Machine.of(target, threads))
     ).with_attr("global_symbol", "main")
     module = tvm.IRModule({"main": kernel})
     assembly = tvm.compile(module, target=target).mod.inspect_source("asm")

@@ -5,6 +5,7 @@ import pytest
 
 from tests.schedules import kernel_testing as kt
 from tvmquant.arithmetic import dequantize, quantize_half_even
+from tvmquant.machine import Machine
 from tvmquant.schedules import border
 
 TARGETS = [kt.NATIVE, *kt.EXECUTED]
@@ -37,14 +38,14 @@ def test_quantize_equals_definition(shape, to_nhwc, target):
         expected = quantize_half_even(x, scale, zero_point, qmin, qmax, dtype)
         if to_nhwc:
             expected = expected.transpose(0, 2, 3, 1)
-        found = kt.run(border.kernel(spec, target, 2), target, [x])
+        found = kt.run(border.kernel(spec, Machine.of(target, 2)), target, [x])
         np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("shape", SHAPES + INTERLEAVED)
 def test_images_of_any_width_are_interleaved(shape):
     spec = border.QuantizeSpec(shape, 0.5, 0, 0, 255, to_nhwc=True)
-    tiling = border.default_tiling(spec, kt.make_target("haswell"), 1)
+    tiling = border.default_tiling(spec, Machine.of("haswell", 1))
     assert (tiling.order == "interleaved") == (shape in INTERLEAVED)
 
 
@@ -53,7 +54,9 @@ def test_extents_of_one_change_places_for_nothing(shape):
     target, (n, c, h, w) = kt.make_target("haswell"), shape
     quantize = border.QuantizeSpec(shape, 0.5, 0, 0, 255, to_nhwc=True)
     dequantize = border.DequantizeSpec((n, h, w, c), "uint8", 0, to_nchw=True)
-    assert [border.default_tiling(s, target, 1).order for s in (quantize, dequantize)] == [
+    assert [
+        border.default_tiling(s, Machine.of(target, 1)).order for s in (quantize, dequantize)
+    ] == [
         "flat",
         "flat",
     ]
@@ -63,7 +66,7 @@ def test_nan_becomes_qmin():
     spec = border.QuantizeSpec((33,), 0.5, 10, 4, 255)
     target = kt.make_target(kt.NATIVE)
     x = np.full(33, np.nan, np.float32)
-    assert set(kt.run(border.kernel(spec, target, 1), target, [x])) == {4}
+    assert set(kt.run(border.kernel(spec, Machine.of(target, 1)), target, [x])) == {4}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -80,12 +83,18 @@ def test_dequantize_equals_definition(dtype, to_nchw, per_channel, target):
         for scale_shape in [(1, moved.shape[1], 1, 1), (1, 1, 1, moved.shape[3])]:
             scale = rng.random(scale_shape if per_channel else 1).astype(np.float32)
             spec = border.DequantizeSpec(shape, dtype, 3, scale.shape, to_nchw)
-            found = kt.run(border.kernel(spec, target, 2), target, [q, scale])
+            found = kt.run(border.kernel(spec, Machine.of(target, 2)), target, [q, scale])
             np.testing.assert_array_equal(found, dequantize(moved, scale, 3))
 
 
 @pytest.mark.parametrize("target", kt.COMPILED, ids=str)
 def test_compiles_for_other_targets(target):
     target = kt.make_target(target)
-    kt.build(border.kernel(border.QuantizeSpec((1, 3, 8, 8), 0.1, 0, 0, 255), target, 4), target)
-    kt.build(border.kernel(border.DequantizeSpec((1, 10), "uint8", 0, (1, 10)), target, 4), target)
+    kt.build(
+        border.kernel(border.QuantizeSpec((1, 3, 8, 8), 0.1, 0, 0, 255), Machine.of(target, 4)),
+        target,
+    )
+    kt.build(
+        border.kernel(border.DequantizeSpec((1, 10), "uint8", 0, (1, 10)), Machine.of(target, 4)),
+        target,
+    )

@@ -20,6 +20,7 @@ from tests.schedules.conv2d_cases import (
 )
 from tests.schedules.kernel_testing import COMPILED, NATIVE, build, make_target, run
 from tests.schedules.random_windows import EXAMPLES, Window, windows
+from tvmquant.machine import Machine
 from tvmquant.schedules import conv2d
 from tvmquant.schedules.conv2d import Conv2DSpec, Tiling
 from tvmquant.schedules.conv2d_spec import round_up
@@ -64,7 +65,7 @@ def test_default_tiling_is_exact(name: str, mcpu: str, chain: int) -> None:
     """Also with weights that let AVX2 add pairs of products in 16 bits (a chain of one step)."""
     target = make_target(mcpu)
     spec = replace(LAYERS[name].flattened(), chain=chain)
-    tiling = conv2d.target_tiling(spec, target, threads=2)
+    tiling = conv2d.target_tiling(spec, Machine.of(target, 2))
     assert tiling.dot.saturates == (chain == 1 and name not in WITHOUT_PAIRS)
     inputs, expected = case(spec, tiling)
     np.testing.assert_array_equal(run(conv2d.kernel(spec, tiling), target, inputs), expected)
@@ -77,7 +78,7 @@ def test_every_epilogue_is_exact(name: str, epilogue: str) -> None:
     fixed, residual_dtype = EPILOGUES[epilogue]
     spec = LAYERS[name].flattened()
     spec = replace(spec, epilogue=fixed, residual_dtype=residual_dtype)
-    tiling = conv2d.target_tiling(spec, target, threads=2)
+    tiling = conv2d.target_tiling(spec, Machine.of(target, 2))
     inputs, expected = case(spec, tiling)
     assert len(np.unique(expected)) > 20  # not all are clipped
     np.testing.assert_array_equal(run(conv2d.kernel(spec, tiling), target, inputs), expected)
@@ -90,7 +91,7 @@ def test_random_windows_of_few_channels_are_exact(data: st.DataObject, window: W
     inputs, outputs = data.draw(st.integers(1, 4)), data.draw(st.integers(30, 50))
     spec = Conv2DSpec(channels=inputs, outputs=outputs, epilogue=NARROW, chain=1, **window)
     spec, target = spec.flattened(), make_target("haswell")
-    for tiling in conv2d.tilings(spec, dot_products(target), 2)[::97]:
+    for tiling in conv2d.tilings(spec, dot_products(target), Machine.of(target, 2))[::97]:
         arguments, expected = case(spec, tiling)
         actual = run(conv2d.kernel(spec, tiling), target, arguments)
         np.testing.assert_array_equal(actual, expected)
@@ -107,7 +108,7 @@ def test_random_shapes_are_exact(data: st.DataObject, window: Window) -> None:
     if epilogue is not None:
         spec = replace(spec, epilogue=epilogue[0], residual_dtype=epilogue[1])
     spec, target = spec.flattened(), make_target("haswell")
-    tiling = conv2d.target_tiling(spec, target, threads=2)
+    tiling = conv2d.target_tiling(spec, Machine.of(target, 2))
     arguments, expected = case(spec, tiling)
     np.testing.assert_array_equal(run(conv2d.kernel(spec, tiling), target, arguments), expected)
 
@@ -125,7 +126,7 @@ def plain_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_schedules_of_other_processors_are_exact(name: str, dot: DotProduct) -> None:
     spec = LAYERS[name].flattened()
     generic = dot_products(make_target("x86-64"))[-1]
-    tiling = conv2d.default_tiling(spec, (dot, generic), threads=4)
+    tiling = conv2d.default_tiling(spec, (dot, generic), Machine.of("x86-64", 4))
     inputs, expected = case(spec, tiling)
     actual = run(conv2d.kernel(spec, tiling), make_target("x86-64"), inputs)
     np.testing.assert_array_equal(actual, expected)
@@ -164,11 +165,11 @@ def test_tiles_that_end_in_another_row_are_exact(name: str, parallel: str) -> No
 def test_pixels_are_flat_where_no_good_tile_divides_the_width(threads: int) -> None:
     target = make_target("haswell")
     odd = Conv2DSpec(1, 17, 17, 192, 192, (7, 1), (1, 1), (3, 0, 3, 0), epilogue=NARROW, chain=1)
-    tiling = conv2d.target_tiling(odd, target, threads)
+    tiling = conv2d.target_tiling(odd, Machine.of(target, threads))
     assert tiling.flat
     assert tiling.column_block < odd.pixels + tiling.column_tile  # less than a tile in vain
     for large in (replace(odd, height=16, width=16), replace(odd, height=170, width=170)):
-        assert not conv2d.target_tiling(large, target, threads).flat
+        assert not conv2d.target_tiling(large, Machine.of(target, threads)).flat
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def test_uses_the_intended_instruction(
 ) -> None:
     llvm = make_target(target)
     spec = Conv2DSpec(1, 14, 14, 64, 64, (3, 3), (1, 1), (1, 1, 1, 1), epilogue=NARROW)
-    tiling = conv2d.target_tiling(spec, llvm, threads=2)
+    tiling = conv2d.target_tiling(spec, Machine.of(llvm, 2))
     assembly = build(conv2d.kernel(spec, tiling), llvm).inspect_source("asm")
     if instruction is None:
         assert tiling.dot.name == "generic"
@@ -199,7 +200,7 @@ def test_accumulators_stay_in_registers() -> None:
     """The loop over input channels of the VNNI kernel stores nothing."""
     llvm = make_target("znver4")
     spec = Conv2DSpec(1, 14, 14, 256, 256, (3, 3), (1, 1), (1, 1, 1, 1), epilogue=NARROW)
-    tiling = conv2d.target_tiling(spec, llvm, threads=2)
+    tiling = conv2d.target_tiling(spec, Machine.of(llvm, 2))
     assembly = build(conv2d.kernel(spec, tiling), llvm).inspect_source("asm").splitlines()
     used = [i for i, line in enumerate(assembly) if "\tvpdpbusd" in line]
     between = assembly[used[0] : used[tiling.column_tile * tiling.channel_tile - 1]]
@@ -221,7 +222,7 @@ def test_tiles_are_balanced_over_threads() -> None:
     target = tvm.target.Target({"kind": "llvm", "mcpu": "znver4"})
     spec = Conv2DSpec(1, 56, 56, 64, 64, (3, 3), (1, 1), (1, 1, 1, 1), epilogue=NARROW)
     for threads in (1, 2, 4, 8):
-        tiling = conv2d.target_tiling(spec, target, threads)
+        tiling = conv2d.target_tiling(spec, Machine.of(target, threads))
         assert spec.out_height % tiling.row_block == 0
         assert (spec.out_height // tiling.row_block) % threads == 0
 

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from tests.schedules.kernel_testing import COMPILED, EXECUTED, build, make_target, run
+from tvmquant.machine import Machine
 from tvmquant.schedules import conv2d, float_window
 from tvmquant.schedules.epilogue import FloatEpilogue
 
@@ -57,7 +58,7 @@ def test_convolution_is_pytorchs(name: str, epilogue: FloatEpilogue, processor: 
     rng, target = np.random.default_rng(3), make_target(processor)
     spec = layer(name, epilogue)
     flat = spec.flattened()
-    tiling = conv2d.target_tiling(flat, target, 2)
+    tiling = conv2d.target_tiling(flat, Machine.of(target, 2))
     x = random(rng, spec.batch, spec.height, spec.width, spec.channels)
     weight = random(rng, spec.outputs, *spec.kernel, spec.channels // spec.groups)
     bias = np.zeros(conv2d.padded_outputs(flat, tiling), np.float32)
@@ -82,7 +83,7 @@ def test_convolution_is_pytorchs(name: str, epilogue: FloatEpilogue, processor: 
 @pytest.mark.parametrize("target", COMPILED, ids=str)
 def test_convolution_compiles_for_other_processors(target: Any) -> None:
     spec = layer("3x3", FloatEpilogue(low=0.0))
-    tiling = conv2d.target_tiling(spec, make_target(target), 2)
+    tiling = conv2d.target_tiling(spec, Machine.of(make_target(target), 2))
 
     build(conv2d.kernel(spec, tiling), make_target(target))
 
@@ -119,7 +120,7 @@ def test_depthwise_convolution_is_pytorchs(
     spec = window("depthwise_conv2d", x, outputs, kernel, stride, padding, acc, epilogue, dilation)
     inputs = [x, weight, bias, *([residual] if epilogue.residual else [])]
 
-    result = run(float_window.kernel(spec, target, 2), target, inputs)
+    result = run(float_window.kernel(spec, Machine.of(target, 2)), target, inputs)
 
     np.testing.assert_allclose(result, finish(acc, epilogue, residual), rtol=1e-4, atol=1e-5)
 
@@ -132,7 +133,7 @@ def test_maximum_is_pytorchs(kernel: int, stride: int, padding: int, ceil: bool)
     expected = functional.max_pool2d(nchw(x), kernel, stride, padding, 1, ceil)
     spec = window("max_pool2d", x, 20, kernel, stride, padding, expected, FloatEpilogue())
 
-    result = run(float_window.kernel(spec, target, 2), target, [x])
+    result = run(float_window.kernel(spec, Machine.of(target, 2)), target, [x])
 
     np.testing.assert_array_equal(result, finish(expected, FloatEpilogue(), None))
 
@@ -151,7 +152,7 @@ def test_average_is_pytorchs(
         count_include_pad=counts,
     )  # fmt: skip
 
-    result = run(float_window.kernel(spec, target, 2), target, [x])
+    result = run(float_window.kernel(spec, Machine.of(target, 2)), target, [x])
 
     np.testing.assert_allclose(
         result, finish(expected, FloatEpilogue(), None), rtol=1e-5, atol=1e-6

@@ -11,6 +11,7 @@ import pytest
 from tests.schedules.conv2d_cases import LAYERS, NARROW, case, use_plain_instructions
 from tests.schedules.kernel_testing import NATIVE, build, make_target, run
 from tvmquant.errors import TargetError
+from tvmquant.machine import Machine
 from tvmquant.schedules import conv2d
 from tvmquant.schedules.conv2d import Conv2DSpec, Tiling
 from tvmquant.schedules.isa import DotProduct, dot_products
@@ -50,21 +51,21 @@ def check(spec: Conv2DSpec, tiling: Tiling, qmax: int, target: str) -> None:
 )
 def test_default_tiling_is_exact(layer: str, choice: str) -> None:
     spec, qmax = narrowed(layer, choice)
-    check(spec, conv2d.target_tiling(spec, make_target("haswell"), 2), qmax, "haswell")
+    check(spec, conv2d.target_tiling(spec, Machine.of("haswell", 2)), qmax, "haswell")
 
 
 @pytest.mark.parametrize("choice", ["w4a8", "w4a4"])
 @pytest.mark.parametrize("layer", ["dilated", "grouped", "odd groups", "pointwise"])
 def test_runs_of_single_taps_are_exact(layer: str, choice: str) -> None:
     spec, qmax = narrowed(layer, choice)
-    check(spec, conv2d.target_tiling(spec, make_target("haswell"), 2), qmax, "haswell")
+    check(spec, conv2d.target_tiling(spec, Machine.of("haswell", 2)), qmax, "haswell")
 
 
 @pytest.mark.parametrize("choice", ["w4a8", "w4a8g32"])
 @pytest.mark.parametrize("target", ["x86-64", NATIVE])
 def test_any_processor_is_exact(target: str, choice: str) -> None:
     spec, qmax = narrowed("stem, rows joined", choice)
-    check(spec, conv2d.target_tiling(spec, make_target(target), 2), qmax, target)
+    check(spec, conv2d.target_tiling(spec, Machine.of(make_target(target), 2)), qmax, target)
 
 
 @pytest.mark.parametrize("choice", ["w4a8", "w4a8g32"])
@@ -77,7 +78,9 @@ def test_schedules_of_other_processors_are_exact(
     use_plain_instructions(monkeypatch)
     spec, qmax = narrowed("dense" if dot == VNNI_256 else "3x3", choice)
     generic = dot_products(make_target("x86-64"))[-1]
-    check(spec, conv2d.default_tiling(spec, (dot, generic), threads=4), qmax, "x86-64")
+    check(
+        spec, conv2d.default_tiling(spec, (dot, generic), Machine.of("x86-64", 4)), qmax, "x86-64"
+    )
 
 
 @pytest.mark.parametrize("parallel", ["rows", "channels"])
@@ -96,9 +99,9 @@ def test_listed_tilings_are_exact(choice: str) -> None:
     target = make_target("haswell")
     spec, qmax = narrowed("3x3", choice)
     spec = replace(spec, channels=20)
-    listed = conv2d.tilings(spec, dot_products(target), 2)
+    listed = conv2d.tilings(spec, dot_products(target), Machine.of(target, 2))
     assert len(set(listed)) == len(listed)
-    assert conv2d.target_tiling(spec, target, 2) in listed
+    assert conv2d.target_tiling(spec, Machine.of(target, 2)) in listed
     for index in np.random.default_rng(1).choice(len(listed), 4, replace=False):
         check(spec, listed[index], qmax, "haswell")
 
@@ -106,11 +109,12 @@ def test_listed_tilings_are_exact(choice: str) -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_tilings_keep_to_what_was_proven(layer: str, threads: int) -> None:
-    dots = dot_products(make_target("haswell"))
+    machine = Machine.of("haswell", threads)
+    dots = dot_products(machine.target)
     for chain in (0, 1, 3, 128):
         spec = replace(LAYERS[layer].flattened(), chain=chain)
-        listed = conv2d.tilings(spec, dots, threads)
-        assert conv2d.default_tiling(spec, dots, threads) in listed
+        listed = conv2d.tilings(spec, dots, machine)
+        assert conv2d.default_tiling(spec, dots, machine) in listed
         assert all(t.chain <= max(chain, 1) for t in listed)
         assert chain or PMADDUBSW_256 not in {t.dot for t in listed}
         assert all(t.column_block % t.column_tile == 0 for t in listed)
@@ -155,7 +159,7 @@ def test_unpacks_a_byte_to_two_steps() -> None:
 
 def assembly_of(spec: Conv2DSpec, target: str | dict[str, Any]) -> tuple[Tiling, list[str]]:
     llvm = make_target(target)
-    tiling = conv2d.target_tiling(spec, llvm, threads=1)
+    tiling = conv2d.target_tiling(spec, Machine.of(llvm, 1))
     module = build(conv2d.kernel(spec, tiling), llvm)
     return tiling, module.inspect_source("asm").splitlines()
 
@@ -186,7 +190,7 @@ def test_names_tell_choices_apart() -> None:
     names = set()
     for fields, _ in CHOICES.values():
         spec = replace(LARGE, **fields)
-        tiling = conv2d.target_tiling(spec, make_target("haswell"), 1)
+        tiling = conv2d.target_tiling(spec, Machine.of("haswell", 1))
         names.add(str(conv2d.kernel(spec, tiling).attrs["tvmquant.kernel"]))
     assert len(names) == len(CHOICES)
     assert any("u8s4g32s32" in name for name in names)

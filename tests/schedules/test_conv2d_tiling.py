@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.schedules.kernel_testing import make_target
 from tests.schedules.network_layers import network_layers
+from tvmquant.machine import Machine
 from tvmquant.schedules.conv2d_spec import Conv2DSpec
 from tvmquant.schedules.conv2d_tiling import balance, default_tiling, tasks
 from tvmquant.schedules.isa import dot_products
@@ -25,9 +25,10 @@ LEAST_MACS = 100_000
 
 
 def check(target: str, threads: int, specs: Sequence[Conv2DSpec]) -> None:
-    dots = dot_products(make_target(TARGETS[target]))
+    machine = Machine.of(TARGETS[target], threads)
+    dots = dot_products(machine.target)
     for spec in specs:
-        tiling = default_tiling(spec, dots, threads)
+        tiling = default_tiling(spec, dots, machine)
         if tiling.parallel == "none":
             assert spec.macs < 4e6, spec
             continue
@@ -57,14 +58,18 @@ def test_accumulators_stay_on_the_stack(size: int, threads: int) -> None:
     """Of AVX512-VNNI: in 3x3 layers those on the heap are stored in every step."""
     channels = 64 * 56 // size
     spec = Conv2DSpec(1, size, size, channels, channels, (3, 3), padding=(1, 1, 1, 1))
-    tiling = default_tiling(spec, dot_products(make_target("znver4")), threads)
+    machine = Machine.of("znver4", threads)
+    tiling = default_tiling(spec, dot_products(machine.target), machine)
     assert tiling.dot == VNNI_512
     assert tiling.column_tile * tiling.channel_tile <= VNNI_512.cost.stacked
     assert not tiling.flat
 
 
 def test_a_fork_must_pay() -> None:
-    dots = dot_products(make_target("znver4"))
+    machine = Machine.of("znver4", 2)
+    dots = dot_products(machine.target)
     small, large = Conv2DSpec(1, 7, 7, 24, 24), Conv2DSpec(1, 1, 1, 2048, 1000)
-    assert default_tiling(small.flattened(), dots, 2).parallel == "none"
-    assert default_tiling(large.flattened(), dots, 2).parallel == "channels"  # to read the weights
+    assert default_tiling(small.flattened(), dots, machine).parallel == "none"
+    assert (
+        default_tiling(large.flattened(), dots, machine).parallel == "channels"
+    )  # to read the weights

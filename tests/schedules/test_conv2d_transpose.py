@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.schedules import kernel_testing as kt
 from tests.schedules.random_windows import EXAMPLES, windows
+from tvmquant.machine import Machine
 from tvmquant.schedules import conv2d_transpose as transpose
 from tvmquant.schedules.epilogue import Epilogue
 
@@ -57,7 +58,7 @@ def accumulate(x, weight, bias, spec):
 def check(spec, target, tiling=None):
     rng = np.random.default_rng(51)
     target = kt.make_target(target)
-    tiling = tiling or transpose.default_tiling(spec, target, 2)
+    tiling = tiling or transpose.default_tiling(spec, Machine.of(target, 2))
     x = rng.integers(0, 256, (spec.batch, spec.height, spec.width, spec.channels)).astype(np.uint8)
     shape = (spec.outputs, *spec.kernel, spec.channels // spec.groups)
     weight = rng.integers(-128, 128, shape).astype(np.int8)
@@ -120,7 +121,7 @@ def test_random_shapes(data, window):
 @pytest.mark.parametrize("fused", [True, False])
 def test_fused_and_second_pass_give_the_same(fused):
     spec = replace(SPECS[0], epilogue=Epilogue("int32", "uint8", 0, 255))
-    tiling = transpose.default_tiling(spec, kt.make_target("haswell"), 2)
+    tiling = transpose.default_tiling(spec, Machine.of("haswell", 2))
     assert tiling.fused
     check(spec, "haswell", replace(tiling, fused=fused))
 
@@ -129,4 +130,4 @@ def test_fused_and_second_pass_give_the_same(fused):
 def test_compiles_for_other_targets(target):
     target = kt.make_target(target)
     spec = replace(SPECS[1], epilogue=Epilogue("int64", "uint8", 0, 255))
-    kt.build(transpose.kernel(spec, transpose.default_tiling(spec, target, 4)), target)
+    kt.build(transpose.kernel(spec, transpose.default_tiling(spec, Machine.of(target, 4))), target)

@@ -10,6 +10,7 @@ from tvm.s_tir import TensorIntrin
 
 from tests.schedules import kernel_testing as kt
 from tests.schedules.random_windows import EXAMPLES, windows
+from tvmquant.machine import Machine
 from tvmquant.schedules import depthwise_conv2d as depthwise
 from tvmquant.schedules import isa
 from tvmquant.schedules.epilogue import Epilogue
@@ -94,7 +95,7 @@ def arguments(spec, tiling, extreme=False):
 
 def check(spec, target, tiling=None, extreme=False):
     target = kt.make_target(target)
-    tiling = tiling or depthwise.default_tiling(spec, target, 2)
+    tiling = tiling or depthwise.default_tiling(spec, Machine.of(target, 2))
     inputs, expected = arguments(spec, tiling, extreme)
     found = kt.run(depthwise.kernel(spec, tiling), target, inputs)
     np.testing.assert_array_equal(found, expected)
@@ -132,7 +133,7 @@ def test_random_shapes(data, window):
 def test_any_tiling_gives_the_same(vectors, row_tile, column_tile, stride):
     spec = replace(SPECS[0], epilogue=Epilogue("int32", "uint8", 0, 255), height=11, width=11)
     spec = replace(spec, strides=(stride, stride))
-    default = depthwise.default_tiling(spec, kt.make_target("haswell"), 2)
+    default = depthwise.default_tiling(spec, Machine.of("haswell", 2))
     tiling = replace(
         default,
         vectors=vectors,
@@ -169,7 +170,7 @@ def test_schedule_of_other_instructions_by_their_description(
 def test_compiles_for_other_targets(target):
     target = kt.make_target(target)
     spec = replace(SPECS[0], epilogue=Epilogue("int32", "uint8", 0, 255))
-    tiling = depthwise.default_tiling(spec, target, 4)
+    tiling = depthwise.default_tiling(spec, Machine.of(target, 4))
     kt.build(depthwise.kernel(spec, tiling), target)
 
 
@@ -177,7 +178,7 @@ def test_compiles_for_other_targets(target):
 def test_no_vector_reaches_beyond_the_channels_where_another_fits(channels):
     target = kt.make_target("haswell")
     spec = Spec(1, 14, 14, channels, padding=(1, 1, 1, 1))
-    tiling = depthwise.default_tiling(spec, target, 1)
+    tiling = depthwise.default_tiling(spec, Machine.of(target, 1))
     assert tiling.vectors == (2 if channels == 96 else 1)
     assert depthwise.padded_outputs(spec, tiling) == channels
 
@@ -193,7 +194,7 @@ def test_an_odd_window_multiplies_no_row_of_zeros(kernel, products):
 def test_large_windows_unroll_fewer_columns(kernel):
     pad = kernel // 2
     spec = Spec(1, 28, 28, 96, kernel=(kernel, kernel), padding=(pad, pad, pad, pad))
-    tiling = depthwise.default_tiling(spec, kt.make_target("haswell"), 1)
+    tiling = depthwise.default_tiling(spec, Machine.of("haswell", 1))
     products = depthwise.window_products(spec, tiling) * tiling.row_tile * tiling.vectors
     assert products * tiling.column_tile <= depthwise.UNROLLED
     check(spec, "haswell")

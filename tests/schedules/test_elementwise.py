@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.schedules import kernel_testing as kt
+from tvmquant.machine import Machine
 from tvmquant.schedules import elementwise
 from tvmquant.schedules.epilogue import Epilogue
 
@@ -18,7 +19,7 @@ def values(rng, dtype, shape):
 
 def check(spec, inputs, expected, target):
     target = kt.make_target(target)
-    found = kt.run(elementwise.kernel(spec, target, 2), target, inputs)
+    found = kt.run(elementwise.kernel(spec, Machine.of(target, 2)), target, inputs)
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found, expected)
 
@@ -98,4 +99,4 @@ def test_compiles_for_other_targets(target):
         elementwise.RequantizeSpec(shape, "uint8", epilogue, (24,), shape),
         elementwise.TableSpec(shape),
     ]:
-        kt.build(elementwise.kernel(spec, target, 4), target)
+        kt.build(elementwise.kernel(spec, Machine.of(target, 4)), target)

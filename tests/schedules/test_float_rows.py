@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.schedules import kernel_testing as kt
+from tvmquant.machine import Machine
 from tvmquant.schedules import float_rows
 from tvmquant.schedules.float_rows import RowsSpec
 
@@ -35,7 +36,7 @@ def test_rows_with_and_without_tails(operation: str, target: str) -> None:
         inputs = [x]
         if operation == "layer_norm":
             inputs += [rng.standard_normal(length).astype(np.float32) for _ in range(2)]
-        kernel = float_rows.kernel(spec, kt.make_target(target), 2)
+        kernel = float_rows.kernel(spec, Machine.of(kt.make_target(target), 2))
         found = kt.run(kernel, kt.make_target(target), inputs)
         np.testing.assert_allclose(found, expected(spec, *inputs), rtol=2e-5, atol=2e-6)
 
@@ -43,5 +44,7 @@ def test_rows_with_and_without_tails(operation: str, target: str) -> None:
 @pytest.mark.parametrize("target", kt.COMPILED, ids=str)
 def test_compiles_for_other_targets(target: object) -> None:
     for operation in OPERATIONS:
-        kernel = float_rows.kernel(RowsSpec(operation, 40, 1001), kt.make_target(target), 2)
+        kernel = float_rows.kernel(
+            RowsSpec(operation, 40, 1001), Machine.of(kt.make_target(target), 2)
+        )
         kt.build(kernel, kt.make_target(target))

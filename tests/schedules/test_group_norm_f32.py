@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.schedules import kernel_testing as kt
+from tvmquant.machine import Machine
 from tvmquant.schedules import group_norm_f32
 
 TARGETS = [kt.NATIVE, *kt.EXECUTED]
@@ -20,7 +21,7 @@ def test_equals_the_definition(shape, groups, target):
     spec = group_norm_f32.GroupNormSpec(shape, groups, 1e-3)
     chosen = kt.make_target(target)
     rows = x.reshape(spec.rows, spec.channels * spec.positions)
-    found = kt.run(group_norm_f32.kernel(spec, chosen, 2), chosen, [rows, gamma, beta])
+    found = kt.run(group_norm_f32.kernel(spec, Machine.of(chosen, 2)), chosen, [rows, gamma, beta])
     groups_of = rows.astype(np.float64)
     centered = groups_of - groups_of.mean(axis=1, keepdims=True)
     normal = centered / np.sqrt(groups_of.var(axis=1, keepdims=True) + 1e-3)

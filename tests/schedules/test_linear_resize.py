@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.schedules import kernel_testing as kt
+from tvmquant.machine import Machine
 from tvmquant.resize import WEIGHT_BITS, coordinates, linear
 from tvmquant.schedules import linear_resize
 
@@ -34,6 +35,6 @@ def test_linear_resize(shape, size, dtype, mode, target):
     spec = linear_resize.LinearResizeSpec(shape, size, dtype)
     taps = [np.stack(taps, 1).astype(np.int32) for taps in (rows, columns)]
     target = kt.make_target(target)
-    found = kt.run(linear_resize.kernel(spec, target, 2), target, [x, *taps])
+    found = kt.run(linear_resize.kernel(spec, Machine.of(target, 2)), target, [x, *taps])
     assert found.shape == linear_resize.output_shape(spec)
     np.testing.assert_array_equal(found, expected)

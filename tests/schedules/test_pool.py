@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.schedules import kernel_testing as kt
+from tvmquant.machine import Machine
 from tvmquant.schedules import pool
 from tvmquant.schedules.epilogue import Epilogue
 
@@ -36,7 +37,7 @@ def windows(x, spec, fill):
 
 def check(spec, inputs, expected, target):
     target = kt.make_target(target)
-    found = kt.run(pool.kernel(spec, target, 2), target, inputs)
+    found = kt.run(pool.kernel(spec, Machine.of(target, 2)), target, inputs)
     np.testing.assert_array_equal(found, expected)
 
 
@@ -96,4 +97,4 @@ def test_compiles_for_other_targets(target):
         pool.MaxPoolSpec(*WINDOWS[0]),
         pool.SumPoolSpec(*WINDOWS[0], epilogue=epilogue),
     ]:
-        kt.build(pool.kernel(spec, target, 4), target)
+        kt.build(pool.kernel(spec, Machine.of(target, 4)), target)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.schedules import kernel_testing as kt
+from tvmquant.machine import Machine
 from tvmquant.schedules import recurrent_f32
 from tvmquant.simulator.calls import OpCall
 from tvmquant.simulator.recurrent import recurrent
@@ -34,6 +35,6 @@ def test_equals_the_simulator(case, target):
         inputs = [rng.standard_normal(shape).astype(np.float32) / 2 for shape in shapes]
         inputs[1] /= max(1.0, size**0.5 / 4)  # or the state of a RNN with ReLU grows with each step
         chosen = kt.make_target(target)
-        found = kt.run(recurrent_f32.kernel(spec, chosen, 2), chosen, inputs)
+        found = kt.run(recurrent_f32.kernel(spec, Machine.of(chosen, 2)), chosen, inputs)
         expected = recurrent(OpCall(case, inputs, attrs))
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=4e-6)

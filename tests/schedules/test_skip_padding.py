@@ -11,6 +11,7 @@ from tvm import tirx
 
 from tests.schedules.conv2d_cases import NARROW, case
 from tests.schedules.kernel_testing import make_target, run
+from tvmquant.machine import Machine
 from tvmquant.schedules import conv2d, skip_padding
 from tvmquant.schedules.conv2d import Conv2DSpec, Tiling
 from tvmquant.schedules.conv2d_spec import Extents, round_up
@@ -148,6 +149,6 @@ def test_kernels_ask_where_it_pays() -> None:
 def test_small_images_are_cut_to_skip_most() -> None:
     target = make_target("haswell")
     spec = Conv2DSpec(1, 14, 14, 256, 256, (3, 3), (1, 1), (1, 1, 1, 1), chain=1)
-    assert skip_padding.share(spec, conv2d.target_tiling(spec, target, 1)) < 0.92
+    assert skip_padding.share(spec, conv2d.target_tiling(spec, Machine.of(target, 1))) < 0.92
     apart = replace(spec, input_zero_point=1)
-    assert skip_padding.share(apart, conv2d.target_tiling(apart, target, 1)) == 1.0
+    assert skip_padding.share(apart, conv2d.target_tiling(apart, Machine.of(target, 1))) == 1.0

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.schedules import kernel_testing as kt
+from tvmquant.machine import Machine
 from tvmquant.schedules import conv2d, conv2d_transpose, depthwise_conv2d, space
 from tvmquant.schedules.conv2d import Conv2DSpec
 from tvmquant.schedules.conv2d_transpose import Conv2DTransposeSpec
@@ -57,8 +58,8 @@ def inputs_of(family, spec, tiling):
 def test_tilings_compute_what_the_default_does(name, spec, target_name):
     target = kt.make_target(target_name)
     family = space.family(name)
-    default, *others = family.tilings(spec, target, 2)
-    assert default == family.default(spec, target, 2)
+    default, *others = family.tilings(spec, Machine.of(target, 2))
+    assert default == family.default(spec, Machine.of(target, 2))
     expected = kt.run(family.kernel(spec, default), target, inputs_of(name, spec, default))
     chosen = np.random.default_rng(3).permutation(len(others))[:SAMPLE]
     for tiling in [others[i] for i in chosen]:
@@ -71,7 +72,7 @@ def test_tilings_compute_what_the_default_does(name, spec, target_name):
 def test_tilings_are_distinct_and_their_figures_make_sense(name, spec):
     target = kt.make_target("haswell")
     family = space.family(name)
-    tilings = family.tilings(spec, target, 2)
+    tilings = family.tilings(spec, Machine.of(target, 2))
     assert len(tilings) == len(set(tilings))
     for tiling in tilings:
         figures = family.figures(spec, tiling, 2)
@@ -81,7 +82,7 @@ def test_tilings_are_distinct_and_their_figures_make_sense(name, spec):
 
 def test_one_thread_has_no_parallel_loops_to_choose():
     for name, spec in SPECS:
-        for tiling in space.family(name).tilings(spec, kt.make_target("haswell"), 1):
+        for tiling in space.family(name).tilings(spec, Machine.of("haswell", 1)):
             assert name == "conv2d" or not tiling.parallel
 
 

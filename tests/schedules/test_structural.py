@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.schedules import kernel_testing as kt
+from tvmquant.machine import Machine
 from tvmquant.schedules import structural
 
 TARGETS = [kt.NATIVE, *kt.EXECUTED]
@@ -17,7 +18,7 @@ def numbers(dtype, shape):
 
 def check(spec, inputs, expected, target):
     target = kt.make_target(target)
-    found = kt.run(structural.kernel(spec, target, 2), target, inputs)
+    found = kt.run(structural.kernel(spec, Machine.of(target, 2)), target, inputs)
     assert found.shape == structural.output_shape(spec)
     np.testing.assert_array_equal(found, expected)
 
@@ -105,4 +106,4 @@ def test_compiles_for_other_targets(target):
         structural.PermuteSpec(shape, (0, 3, 1, 2)),
         structural.PadSpec(shape, (0, 1, 1, 0), (0, 1, 1, 0), 0),
     ]:
-        kt.build(structural.kernel(spec, target, 4), target)
+        kt.build(structural.kernel(spec, Machine.of(target, 4)), target)

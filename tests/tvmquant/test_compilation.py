@@ -21,10 +21,10 @@ from tvmquant.errors import (
     TVMQuantError,
 )
 from tvmquant.layers import quantizable_layers
+from tvmquant.machine import Machine
 from tvmquant.mixed_precision import MixedPrecisionRecord, Wishes
 from tvmquant.output_record import OUTPUTS_NAME, OutputRecord
 from tvmquant.session import COMPARED
-from tvmquant.target import parse_target
 from tvmquant.tuning import Database
 from tvmquant.tuning.database import Record
 
@@ -381,7 +381,7 @@ def test_layers_are_tuned_before_they_are_built(small_onnx, small_data, tmp_path
     done = compile_onnx(small_onnx, small_data, tune_seconds=1.0, stage=spy, **options)
     assert spy.names == ["load", "calibrate", "tune", "quantize", "build", "compare"]
     assert done.untuned == ()
-    database = Database(out / "table", parse_target("native"), 1, create=False)
+    database = Database(out / "table", Machine.of("native", 1), create=False)
     assert {record.default for record in database.records()} >= {True}
     # what was measured is found again, and not measured again
     table = database.folder
@@ -396,7 +396,7 @@ def test_layers_are_tuned_before_they_are_built(small_onnx, small_data, tmp_path
 
 
 def test_further_measurements_make_a_library_out_of_date(mixed, compile_mixed, tmp_path):
-    database = Database(tmp_path / "table", parse_target("native"), 1)
+    database = Database(tmp_path / "table", Machine.of("native", 1))
     done = compile_mixed(table=database.folder, force=True)
     assert sorted(done.untuned) == ["depthwise", "head", "left", "right", "stem"]
     assert compile_mixed(table=database.folder).up_to_date

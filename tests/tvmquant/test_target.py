@@ -10,6 +10,7 @@ import tvm
 
 from tvmquant import target as targets
 from tvmquant.errors import TargetError
+from tvmquant.machine import Machine
 from tvmquant.target import architecture_of, parse_target, physical_cores, system_of, triple_of
 
 FORMS = {
@@ -29,9 +30,7 @@ FORMS = {
 def test_forms_of_one_target(form):
     target = parse_target(FORMS[form])
     assert (target.kind.name, target.attrs["mcpu"]) == ("llvm", "haswell")
-    assert set(targets.required_features(target)) == set(
-        targets.required_features(parse_target("haswell"))
-    )
+    assert targets.supported_features(target) == targets.supported_features(parse_target("haswell"))
 
 
 def test_options_have_their_types():
@@ -52,18 +51,18 @@ def test_native_is_this_machine():
     target = parse_target("native")
     assert target.attrs["mcpu"] == str(tvm.target.codegen.llvm_get_system_cpu())
     assert architecture_of(triple_of(target.attrs)) == architecture_of(platform.machine())
-    names = {targets.CPUINFO_NAMES[name] for name in targets.required_features(target)}
+    names = {targets.CPUINFO_NAMES[name] for name in Machine.of().required_features}
     assert not targets.host_features() or names <= targets.host_features()
 
 
 def test_native_leaves_out_what_the_kernel_does_not_report(monkeypatch):
     """A virtual machine can hide features of its processor."""
     monkeypatch.setattr(tvm.target.codegen, "llvm_get_system_cpu", lambda: "haswell", raising=True)
-    shown = {targets.CPUINFO_NAMES[n] for n in targets.required_features(parse_target("haswell"))}
+    shown = {targets.CPUINFO_NAMES[n] for n in Machine.of("haswell").required_features}
     monkeypatch.setattr(targets, "host_features", lambda: frozenset(shown - {"fma"}))
     target = parse_target("native")
     assert list(target.attrs["mattr"]) == ["-fma"]
-    assert "fma" not in targets.required_features(target)
+    assert "fma" not in targets.supported_features(target)
     monkeypatch.setattr(targets, "host_features", frozenset)  # a system without /proc/cpuinfo
     assert "mattr" not in parse_target("native").attrs
 
@@ -92,15 +91,15 @@ def test_what_is_wrong_is_named(spec, message):
 
 
 def test_features_that_code_may_use():
-    required = {name: targets.required_features(parse_target(name)) for name in
-                ("x86-64", "haswell", "znver4")}  # fmt: skip
+    names = ("x86-64", "haswell", "znver4")
+    required = {name: Machine.of(name).required_features for name in names}
     assert required["x86-64"] == []
     assert {"avx2", "fma", "bmi2"} <= set(required["haswell"])
     assert "avx512vnni" not in required["haswell"]
     assert {"avx2", "avx512vnni", "avx512bw"} <= set(required["znver4"])
     assert all(names == sorted(names) for names in required.values())
-    without = parse_target("llvm -mcpu=haswell -mattr=-avx2")
-    assert "avx2" not in targets.required_features(without)
+    without = Machine.of("llvm -mcpu=haswell -mattr=-avx2")
+    assert "avx2" not in without.required_features
 
 
 @pytest.mark.parametrize(

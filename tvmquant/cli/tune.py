@@ -109,7 +109,7 @@ def summarize(tuned: Tuned, model: str) -> dict[str, Any]:
         "database": str(tuned.database.path),
         "latency_table": str(tuned.table_path),
         "target": tuned.database.header.target,
-        "threads": tuned.database.threads,
+        "threads": tuned.database.machine.threads,
         "layers": tuned.layers,
         "workloads": tuned.workloads,
         "trials": tuning.trials,

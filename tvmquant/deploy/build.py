@@ -27,19 +27,19 @@ from tvmquant.deploy.manifest import (
     file_sha256,
 )
 from tvmquant.errors import ArtifactError, QuantizationError
-from tvmquant.target import MAX_THREADS, is_elf, parse_target, physical_cores, triple_of
+from tvmquant.machine import Machine
+from tvmquant.target import is_elf
 
 if TYPE_CHECKING:
-    import tvm
-
     from tvmquant.graph import Graph
+    from tvmquant.machine import TargetLike
     from tvmquant.passes.lower_to_kernels import Tilings
 
 
 def build(
     graph: Graph,
     *,
-    target: str | dict[str, Any] | tvm.target.Target = "native",
+    target: TargetLike = "native",
     out: str | os.PathLike[str],
     threads: int | None = None,
     batch: int = 1,
@@ -55,8 +55,8 @@ def build(
     ----------
     graph : Graph
         Level L2 (from `tvmquant.quantize`), or L0 for a float library.
-    target : str, dict or Target
-        See `tvmquant.target.parse_target`.
+    target : str, dict, Target or Machine
+        See `tvmquant.machine.Machine.of`.
     out : path
         Folder to write; appears only when complete.
     threads : int, optional
@@ -77,9 +77,9 @@ def build(
     ArtifactError
         If ``out`` exists and is not an artefact, or ``force`` is not given.
     TargetError
-        If the target is not valid, or LLVM cannot compile for it.
+        If the target or the number of threads is not valid, or LLVM cannot compile for it.
     QuantizationError
-        If the graph is of another level, or batch or threads make no sense.
+        If the graph is of another level, or batch makes no sense.
     """
     from tvmquant.levels import canonical
     from tvmquant.passes import pipeline
@@ -90,8 +90,7 @@ def build(
         raise QuantizationError(f"a graph of level {graph.level} cannot be built; quantize it")
     if batch < 1:
         raise QuantizationError(f"batch = {batch}; expected at least 1")
-    if threads is not None and not 1 <= threads <= MAX_THREADS:
-        raise QuantizationError(f"threads = {threads}; expected 1 to {MAX_THREADS}")
+    machine = Machine.of(target, threads)
     if batch > 1 and (fixed := [s for _, s, _ in graph.inputs if s and s[0] not in (None, batch)]):
         raise QuantizationError(
             f"batch = {batch}, but the model fixes its batch to {fixed[0][0]}; leave batch out and "
@@ -100,27 +99,25 @@ def build(
         )
     say = progress or (lambda _stage: None)
     folder = check_destination(Path(out), force=force)
-    tvm_target = parse_target(target)
-    count = threads or physical_cores()
 
     say("kernels")
     module = (graph if graph.level == "L2" else canonical(graph)).module
-    lowered = pipeline.lower(module, tvm_target, count, batch, tilings or default_tilings)
+    lowered = pipeline.lower(module, machine, batch, tilings or default_tilings)
     entries = pipeline.expose_integers(lowered)
-    stored = pipeline.store_weights(entries) if is_elf(triple_of(tvm_target.attrs)) else entries
+    stored = pipeline.store_weights(entries) if is_elf(machine.triple) else entries
     has_raw = "raw" in {str(v.name_hint) for v in entries.get_global_vars()}
 
     with _work_folder(folder) as work:
         say("compile")
-        compile_in_worker(stored, tvm_target, work / LIBRARY_NAME)
+        compile_in_worker(stored, machine.target, work / LIBRARY_NAME)
         inputs, outputs = describe_tensors(graph, module, entries, has_raw)
         library = work / LIBRARY_NAME
         manifest = Manifest(
             model={"name": graph.name, **(model or {})},
             inputs=inputs,
             outputs=outputs,
-            target=describe_target(tvm_target),
-            threads=count,
+            target=describe_target(machine),
+            threads=machine.threads,
             layers=describe_layers(module, entries, batch),
             float_audit=[vars(op) for op in float_audit(module)] if graph.level == "L2" else [],
             versions=present_versions(),

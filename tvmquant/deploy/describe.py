@@ -14,8 +14,8 @@ from tvmquant.deploy.manifest import LayerInfo, TensorInfo
 from tvmquant.graph import Graph, layer_name
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, used_vars
+from tvmquant.machine import Machine
 from tvmquant.passes.convert_layout import TO_NHWC
-from tvmquant.target import required_features, triple_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 AS_IS = np.ones(1), 0
 
 
-def describe_target(target: tvm.target.Target) -> dict[str, Any]:
+def describe_target(machine: Machine) -> dict[str, Any]:
     """Return what a manifest says of the target."""
     return {
-        "config": str(target),
-        "triple": triple_of(target.attrs),
-        "features": required_features(target),
+        "config": str(machine.target),
+        "triple": machine.triple,
+        "features": machine.required_features,
     }
 
 

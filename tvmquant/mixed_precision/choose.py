@@ -20,6 +20,7 @@ from tvmquant.allocation.costs import Costs
 from tvmquant.bit_choice import W8A8, BitChoice
 from tvmquant.errors import TargetError
 from tvmquant.layers import Layer, quantizable_layers
+from tvmquant.machine import Machine
 from tvmquant.mixed_precision.record import LayerRecord, MixedPrecisionRecord, PlanPoint
 from tvmquant.mixed_precision.wishes import Wishes
 from tvmquant.network_latency import (
@@ -36,10 +37,6 @@ from tvmquant.target import (
     CPUINFO_NAMES,
     architecture_of,
     host_features,
-    parse_target,
-    physical_cores,
-    required_features,
-    triple_of,
 )
 
 if TYPE_CHECKING:
@@ -56,7 +53,7 @@ FRONTIER_POINTS = 16
 
 @dataclass(frozen=True)
 class Setup:
-    """The network, its data and its target: what a plan is chosen for.
+    """The network, its data and its machine: what a plan is chosen for.
 
     Parameters
     ----------
@@ -65,8 +62,7 @@ class Setup:
     calibration : Calibration
     data : Dataset
         For the sensitivity; labels are not used.
-    target : str
-    threads : int, optional
+    machine : Machine
     batch : int
     tilings : callable, optional
         As of `tvmquant.build`.
@@ -79,8 +75,7 @@ class Setup:
     graph: Graph
     calibration: Calibration
     data: Dataset
-    target: str = "native"
-    threads: int | None = None
+    machine: Machine
     batch: int = 1
     tilings: Any = None
     tuning_state: str = ""
@@ -114,12 +109,11 @@ def measure_latency(
     from tvmquant.tuning.database import Header
 
     pin_ends = _ends_are_w8a8(quantizable_layers(setup.graph), wishes)
-    target, threads = parse_target(setup.target), setup.threads or physical_cores()
     follows_from = [
         # versions, processor and options of the target, which a file may outlive
-        Header.of(target, threads).model_dump_json(),
-        setup.graph.fingerprint(), setup.target, setup.threads, setup.batch,
-        setup.tuning_state, sorted(map(str, wishes.measured)), pin_ends, setup.quantize_options,
+        Header.of(setup.machine).model_dump_json(),
+        setup.graph.fingerprint(), setup.batch, setup.tuning_state,
+        sorted(map(str, wishes.measured)), pin_ends, setup.quantize_options,
     ]  # fmt: skip
 
     def measure() -> NetworkLatency:
@@ -127,8 +121,7 @@ def measure_latency(
             setup.graph,
             setup.calibration,
             choices=wishes.measured,
-            target=setup.target,
-            threads=setup.threads,
+            target=setup.machine,
             batch=setup.batch,
             tilings=setup.tilings,
             pin_ends=pin_ends,
@@ -145,23 +138,22 @@ def _ends_are_w8a8(layers: Sequence[Layer], wishes: Wishes) -> bool:
     return wishes.pin_ends and all(wishes.pinned.get(end, W8A8) == W8A8 for end in ends)
 
 
-def check_target(target: str) -> None:
-    """Refuse a target whose latencies this machine cannot measure.
+def check_machine(machine: Machine) -> None:
+    """Refuse a machine whose latencies this one cannot measure.
 
     Raises
     ------
     TargetError
-        When this machine does not run what is compiled for the target.
+        When this machine does not run what is compiled for the other.
     """
-    parsed = parse_target(target)
-    machine, present = platform.machine(), host_features()
-    foreign = architecture_of(triple_of(parsed.attrs)) != architecture_of(machine)
-    needed = [CPUINFO_NAMES.get(name, name) for name in required_features(parsed)]
+    present = host_features()
+    foreign = architecture_of(machine.triple) != architecture_of(platform.machine())
+    needed = [CPUINFO_NAMES[name] for name in machine.required_features]
     if foreign or (present and not present.issuperset(needed)):
         raise TargetError(
             "bit widths are chosen by latencies measured on the target, and this machine cannot "
-            f"run what is compiled for {target!r}; write the plan on the target (tvmquant plan) "
-            "and compile with it here (--plan)"
+            f"run what is compiled for {machine.target}; write the plan on the target (tvmquant "
+            "plan) and compile with it here (--plan)"
         )
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tvmquant.errors import ArtifactError
+from tvmquant.machine import Machine
 
 if TYPE_CHECKING:
-    import tvm
-
     from tvmquant.allocation import Plan
     from tvmquant.deploy.manifest import Manifest
     from tvmquant.mixed_precision import MixedPrecisionRecord
@@ -19,9 +18,7 @@ if TYPE_CHECKING:
 PLAN_NAME: Final = "plan.json"
 
 
-def up_to_date(
-    folder: Path, settings: Mapping[str, Any], target: tvm.target.Target
-) -> Manifest | None:
+def up_to_date(folder: Path, settings: Mapping[str, Any], machine: Machine) -> Manifest | None:
     """Return the manifest of a library that would be built alike; None where there is none.
 
     Parameters
@@ -29,7 +26,7 @@ def up_to_date(
     folder : Path
     settings : mapping
         All that a build follows from, as a manifest keeps it (``model.settings``).
-    target : Target
+    machine : Machine
 
     Raises
     ------
@@ -45,7 +42,7 @@ def up_to_date(
     manifest = Manifest.load(folder)
     library = folder / LIBRARY_NAME
     intact = library.is_file() and file_sha256(library) == manifest.library["sha256"]
-    alike = manifest.target == describe_target(target) and manifest.versions == present_versions()
+    alike = manifest.target == describe_target(machine) and manifest.versions == present_versions()
     if intact and alike and settings["data"] and manifest.model.get("settings") == settings:
         return manifest
     raise ArtifactError(

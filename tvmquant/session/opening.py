@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tvmquant.data import Dataset, Preprocess, open_data
 from tvmquant.data.preprocess import PreprocessLike
 from tvmquant.errors import AllocationError, DataError
+from tvmquant.machine import Machine
 from tvmquant.progress import Clock
 from tvmquant.session.options import Options
 from tvmquant.session.session import Session
@@ -68,19 +69,18 @@ def open_session(
     shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
     graph = load_onnx(path, input_shapes=shapes or None)
 
-    from tvmquant.target import parse_target
-
     options.check()
-    find_linker(parse_target(target))
+    machine = Machine.of(target, threads)
+    find_linker(machine.target)
     dataset = _open_calibration_data(graph, data, recipe, select, samples)
     given = _read_plan(plan, graph) if plan is not None else None
     if wishes is not None:
-        _check_wishes(graph, wishes, target)
+        _check_wishes(graph, wishes, machine)
     return Session(
-        path=path, graph=graph, data=dataset, recipe=recipe, folder=folder, target=target,
-        threads=threads, batch=batch, input_shapes=shapes, clock=clock, options=options,
+        path=path, graph=graph, data=dataset, recipe=recipe, folder=folder, machine=machine,
+        batch=batch, input_shapes=shapes, clock=clock, options=options,
         wishes=wishes, given=given, tune_seconds=tune_seconds,
-        table=_open_table(table, target, threads, create=tune_seconds is not None),
+        table=_open_table(table, machine, create=tune_seconds is not None),
     )  # fmt: skip
 
 
@@ -110,20 +110,19 @@ def _read_plan(path: str | os.PathLike[str], graph: Graph) -> Plan:
     return plan.model_copy(update={"predicted": known})
 
 
-def _check_wishes(graph: Graph, wishes: Wishes, target: str) -> None:
+def _check_wishes(graph: Graph, wishes: Wishes, machine: Machine) -> None:
     from tvmquant.layers import quantizable_layers
-    from tvmquant.mixed_precision.choose import check_target, check_wishes
+    from tvmquant.mixed_precision.choose import check_machine, check_wishes
 
-    check_target(target)
+    check_machine(machine)
     check_wishes(quantizable_layers(graph), wishes)
 
 
 def _open_table(
-    table: str | os.PathLike[str] | None, target: str, threads: int | None, *, create: bool
+    table: str | os.PathLike[str] | None, machine: Machine, *, create: bool
 ) -> Database | None:
     if table is None:
         return None
-    from tvmquant.target import parse_target, physical_cores
     from tvmquant.tuning import Database
 
-    return Database(table, parse_target(target), threads or physical_cores(), create=create)
+    return Database(table, machine, create=create)

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 from tvmquant.bit_choice import W8A8
 from tvmquant.data import Dataset, Preprocess
 from tvmquant.errors import ArtifactError
+from tvmquant.machine import Machine
 from tvmquant.progress import Clock, Progress
 from tvmquant.session.options import Options
 from tvmquant.stage_cache import taken_up
 
 if TYPE_CHECKING:
-    import tvm
-
     from tvmquant.allocation import Plan
     from tvmquant.calibration import Calibration
     from tvmquant.deploy.manifest import Manifest
@@ -47,8 +46,7 @@ class Session:
         How its images are read.
     folder : Path
         Where stages keep their results.
-    target : str
-    threads : int, optional
+    machine : Machine
     batch : int
         As of `tvmquant.build`.
     input_shapes : dict
@@ -71,8 +69,7 @@ class Session:
     data: Dataset
     recipe: Preprocess
     folder: Path
-    target: str
-    threads: int | None
+    machine: Machine
     batch: int
     input_shapes: Mapping[str, tuple[int | None, ...]]
     clock: Clock
@@ -81,13 +78,6 @@ class Session:
     given: Plan | None = None
     table: Database | None = None
     tune_seconds: float | None = None
-
-    @cached_property
-    def parsed_target(self) -> tvm.target.Target:
-        """The target."""
-        from tvmquant.target import parse_target
-
-        return parse_target(self.target)
 
     @cached_property
     def data_fingerprint(self) -> str | None:
@@ -130,7 +120,7 @@ class Session:
         planned = self.given.choices.values() if self.given else [W8A8]
         with self.clock.stage("tune") as progress:
             tuned = tune(
-                self.graph, self.table.folder, target=self.target, threads=self.threads,
+                self.graph, self.table.folder, target=self.machine,
                 choices=self.wishes.measured if self.wishes else planned,
                 calibration=calibration, batch=self.batch, seconds=seconds,
                 progress=lambda state: progress(round(state.elapsed), round(seconds)),
@@ -152,8 +142,8 @@ class Session:
         from tvmquant.mixed_precision.choose import Setup, choose_plan
 
         setup = Setup(
-            self.graph, self.calibration, self.data, self.target, self.threads, self.batch,
-            self.tilings, _state(self.database) or "", self.options.rounding,
+            self.graph, self.calibration, self.data, self.machine, self.batch, self.tilings,
+            _state(self.database) or "", self.options.rounding,
         )  # fmt: skip
         return choose_plan(setup, self.wishes, self.folder, self.clock.stage)
 
@@ -192,8 +182,8 @@ class Session:
             "data": self.data_fingerprint,
             "calibration": self.options.calibration,
             "quantization": {**self.options.rounding, "strict": self.options.strict},
-            "target": self.target,
-            "threads": self.threads,
+            "target": self.machine.options,
+            "threads": self.machine.threads,
             "batch": self.batch,
             "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
             "wishes": self.wishes.settings() if self.wishes else None,
@@ -220,9 +210,8 @@ class Session:
         with self.clock.stage("build"):
             manifest = build(
                 quantized,
-                target=self.target,
+                target=self.machine,
                 out=self.folder,
-                threads=self.threads,
                 batch=self.batch,
                 force=force,
                 model={

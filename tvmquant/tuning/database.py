@@ -24,10 +24,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tvmquant.errors import TuningError
+from tvmquant.machine import Machine
 
 if TYPE_CHECKING:
-    import tvm
-
     from tvmquant.passes.lower_to_kernels import Tilings
 
 logger = logging.getLogger(__name__)
@@ -68,11 +67,11 @@ class Header(BaseModel):
     cpu: str
 
     @classmethod
-    def of(cls, target: tvm.target.Target, threads: int, cpu: str = "") -> Header:
-        """Describe what this version measures for a target."""
+    def of(cls, machine: Machine, cpu: str = "") -> Header:
+        """Describe what this version measures for a machine."""
         return cls(
-            target=target_options(target),
-            threads=threads,
+            target=json.loads(machine.options),
+            threads=machine.threads,
             versions={
                 "tvmquant": importlib.metadata.version("tvmquant"),
                 "tvm": importlib.metadata.version("apache-tvm"),
@@ -189,8 +188,7 @@ class Database:
     ----------
     folder : path
         Holds one file for each target and thread count.
-    target : Target
-    threads : int
+    machine : Machine
     create : bool
         Make folder and file where they are missing; else their absence is an error.
     cpu : str, optional
@@ -211,23 +209,22 @@ class Database:
 
     Examples
     --------
-    >>> database = Database("table", parse_target("native"), 2)   # doctest: +SKIP
+    >>> database = Database("table", Machine.of(threads=2))   # doctest: +SKIP
     >>> tvmquant.build(graph, out="model", tilings=database.tilings())   # doctest: +SKIP
     """
 
     def __init__(
         self,
         folder: str | os.PathLike[str],
-        target: tvm.target.Target,
-        threads: int,
+        machine: Machine,
         *,
         create: bool = True,
         cpu: str = "",
     ) -> None:
-        self.target = target
-        self.header = Header.of(target, threads, cpu)
+        self.machine = machine
+        self.header = Header.of(machine, cpu)
         self.folder = Path(folder)
-        self.path = self.folder / file_name(target, threads)
+        self.path = self.folder / file_name(machine)
         self.skipped: list[str] = []
         self._records: dict[str, list[Record]] = {}
         self._geometries: dict[str, list[str]] = {}
@@ -245,11 +242,6 @@ class Database:
                 f"the tuning database {self.path} cannot be opened: {error.strerror}"
             ) from error
         self._load(content)
-
-    @property
-    def threads(self) -> int:
-        """Threads of the kernels."""
-        return self.header.threads
 
     def __len__(self) -> int:
         """Return the number of records."""
@@ -341,7 +333,7 @@ class Database:
         chosen: dict[str, Any] = {}
 
         def choose(workload: Workload) -> Any:
-            offered = workload.tilings(self.target, self.threads)
+            offered = workload.tilings(self.machine)
             for key in [workload.key, *self._geometries.get(workload.geometry, [])]:
                 for timing in self.preferred(key):
                     tiling = offered.get(canonical_json(timing.tiling))
@@ -427,25 +419,11 @@ def noting(tilings: Tilings, without: list[str]) -> Tilings:
     return lookup
 
 
-def target_options(target: tvm.target.Target) -> dict[str, Any]:
-    """Return the options of a target as JSON values."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, (str, int, float, bool)):
-            return value
-        return [str(item) for item in value]
-
-    return {
-        "kind": target.kind.name,
-        **{str(name): plain(value) for name, value in sorted(target.attrs.items())},
-    }
-
-
-def file_name(target: tvm.target.Target, threads: int) -> str:
+def file_name(machine: Machine) -> str:
     """Return the name of the file of a target and thread count."""
-    options = target_options(target)
-    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{options.get('mcpu', options['kind'])}-{digest}-{threads}threads{SUFFIX}"
+    options = json.loads(machine.options)
+    digest = hashlib.sha256(machine.options.encode()).hexdigest()[:8]
+    return f"{options.get('mcpu', options['kind'])}-{digest}-{machine.threads}threads{SUFFIX}"
 
 
 def processor_name() -> str:

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import tvm
 from tvm.s_tir.meta_schedule.arg_info import TensorInfo
 from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, LocalRunner
 from tvm.s_tir.meta_schedule.runner.runner import RunnerInput
@@ -29,8 +28,9 @@ from tvm.support.popen_pool import PopenPoolExecutor
 
 from tvmquant.deploy.compiler import find_linker
 from tvmquant.errors import TuningError
+from tvmquant.machine import Machine
 from tvmquant.tuning import worker
-from tvmquant.tuning.database import processor_name, target_options
+from tvmquant.tuning.database import processor_name
 from tvmquant.tuning.workload import Workload
 
 BUILD_SECONDS = 60
@@ -116,18 +116,16 @@ class KernelBuilder:
 
     Parameters
     ----------
-    target : Target
+    machine : Machine
     workers : int
         Processes that build at the same time.
     timeout : float
         Seconds after which a build has failed.
     """
 
-    def __init__(
-        self, target: tvm.target.Target, workers: int = 2, timeout: float = BUILD_SECONDS
-    ) -> None:
-        self._target = target_options(target)
-        self._linker = find_linker(target)
+    def __init__(self, machine: Machine, workers: int = 2, timeout: float = BUILD_SECONDS) -> None:
+        self._machine = machine
+        self._linker = find_linker(machine.target)
         self._timeout = timeout
         self._folder = Path(tempfile.mkdtemp(prefix="tvmquant-tune."))
         self._names = itertools.count()
@@ -150,7 +148,7 @@ class KernelBuilder:
         paths = [self._folder / f"kernel{next(self._names)}.so" for _ in candidates]
         futures = [
             self._pool.submit(
-                worker.build_kernel, c.workload.family, c.workload.spec, c.tiling, self._target,
+                worker.build_kernel, c.workload.family, c.workload.spec, c.tiling, self._machine,
                 self._linker, str(path),
             )
             for c, path in zip(candidates, paths, strict=True)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from tvmquant.bit_choice import DEFAULT_CHOICES, BitChoice
 from tvmquant.errors import ModelError, QuantizationError, TuningError
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, span_name
-from tvmquant.target import parse_target, physical_cores
+from tvmquant.machine import Machine
 from tvmquant.tuning.database import Database
 from tvmquant.tuning.latency import LatencyTable
 from tvmquant.tuning.measure import DeviceRunner, HostRunner, Runner
@@ -22,10 +22,9 @@ from tvmquant.tuning.tuner import Progress, Tuner, Tuning, count
 from tvmquant.tuning.workload import Workload, workloads_by_choice, workloads_of
 
 if TYPE_CHECKING:
-    import tvm
-
     from tvmquant.calibration import Calibration
     from tvmquant.graph import Graph
+    from tvmquant.machine import TargetLike
 
 Layers = dict[str, dict[str, Workload]]
 CONTRACTIONS = (qop.QCONV2D, qop.QCONV2D_TRANSPOSE, qop.QDENSE)
@@ -63,7 +62,7 @@ def tune(
     graph: Graph,
     out: str | os.PathLike[str],
     *,
-    target: str | dict[str, Any] | tvm.target.Target = "native",
+    target: TargetLike = "native",
     threads: int | None = None,
     choices: Iterable[BitChoice] | None = None,
     calibration: Calibration | None = None,
@@ -117,27 +116,27 @@ def tune(
     address = _parse_tracker(tracker, key)
     if threads is None and address is not None:
         raise TuningError("a tracker's devices need the number of threads; pass threads")
-    if batch < 1 or (threads is not None and threads < 1):
-        raise TuningError(f"batch = {batch}, threads = {threads}; expected at least 1")
-    tvm_target = parse_target(target)
-    used = threads or physical_cores()
+    if batch < 1:
+        raise TuningError(f"batch = {batch}; expected at least 1")
+    machine = Machine.of(target, threads)
     runner: Runner | None = None
     if address is not None:
-        runner = DeviceRunner(*address, str(key), used)
-    database = Database(out, tvm_target, used, cpu=runner.cpu if runner else "")
+        runner = DeviceRunner(*address, str(key), machine.threads)
+    database = Database(out, machine, cpu=runner.cpu if runner else "")
     path = database.folder / f"latency-{database.path.stem}.json"
     # A table that cannot be added to is told now, not after hours of measuring.
     _updated(path, LatencyTable.collect(database, graph.name, {}))
 
     say("quantize")
-    layers = _layers(graph, choices, calibration, tvm_target, used, batch)
+    layers = _layers(graph, choices, calibration, machine, batch)
     weights = count(workload for by_choice in layers.values() for workload in by_choice.values())
     if not weights:
         raise TuningError(f"the model {graph.name!r} has no layer to tune")
     say("tune")
     tuner = Tuner(
-        database, weights, runner=runner or HostRunner(used), seed=seed, progress=progress
-    )
+        database, weights, runner=runner or HostRunner(machine.threads), seed=seed,
+        progress=progress,
+    )  # fmt: skip
     tuning = tuner.run(trials=trials, seconds=seconds)
 
     table = _updated(path, LatencyTable.collect(database, graph.name, layers))
@@ -150,20 +149,19 @@ def _layers(
     graph: Graph,
     choices: Iterable[BitChoice] | None,
     calibration: Calibration | None,
-    target: tvm.target.Target,
-    threads: int,
+    machine: Machine,
     batch: int,
 ) -> Layers:
     """Return the workloads by layer and choice."""
     if graph.level == "L0":
         ranges = calibration or _calibrate(graph)
         wanted = dict.fromkeys(choices or DEFAULT_CHOICES)
-        return workloads_by_choice(graph, ranges, wanted, target, threads, batch)
+        return workloads_by_choice(graph, ranges, wanted, machine, batch)
     if choices is not None:
         raise QuantizationError("a quantized graph has its bit widths; leave choices out")
     found: Layers = {}
     taken = _choices_of(graph)
-    for layer, workload in workloads_of(graph, target, threads, batch).items():
+    for layer, workload in workloads_of(graph, machine, batch).items():
         found[layer] = {str(taken[layer]): workload}
     return found
 

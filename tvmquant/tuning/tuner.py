@@ -127,7 +127,7 @@ class Tuner:
 
     Examples
     --------
-    >>> database = Database("table", target, threads=2)              # doctest: +SKIP
+    >>> database = Database("table", Machine.of(threads=2))              # doctest: +SKIP
     >>> tuner = Tuner(database, count(workloads.values()))           # doctest: +SKIP
     >>> tuner.run(seconds=600).best_ms                               # doctest: +SKIP
     """
@@ -143,8 +143,8 @@ class Tuner:
         progress: Callable[[Progress], None] | None = None,
     ) -> None:
         self._database = database
-        self._builder = builder or KernelBuilder(database.target)
-        self._runner = runner or HostRunner(database.threads)
+        self._builder = builder or KernelBuilder(database.machine)
+        self._runner = runner or HostRunner(database.machine.threads)
         self._rng = np.random.default_rng(seed)
         self._model = CostModel(seed)
         self._progress = progress or (lambda _progress: None)
@@ -221,7 +221,8 @@ class Tuner:
         for task in chosen:
             count = min(BATCH, left - len(candidates))
             candidates += [
-                (task, index) for index in task.propose(count, self._model, self._database.threads)
+                (task, index)
+                for index in task.propose(count, self._model, self._database.machine.threads)
             ]
         before = [task.best for task in chosen]
         self._measure(candidates, "search")
@@ -234,7 +235,7 @@ class Tuner:
         targets: list[float] = []
         for task in self._tasks:
             for index, ratio in task.ratios():
-                rows.append(task.features(index, self._database.threads))
+                rows.append(task.features(index, self._database.machine.threads))
                 targets.append(ratio)
         self._model.fit(rows, targets)
 
@@ -383,7 +384,7 @@ class _Task:
     ) -> None:
         self.workload = workload
         self.weight = weight
-        offered = workload.tilings(database.target, database.threads)
+        offered = workload.tilings(database.machine)
         self.tilings = list(offered.values())
         self.seconds: dict[int, float] = {}
         self.rate = FIRST_RATE

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tvmquant.machine import Machine
+
 # Type and shape of each argument of a kernel, the output last.
 Arguments = list[tuple[str, tuple[int, ...]]]
 
@@ -37,7 +39,7 @@ def prepare_runner(threads: int) -> None:
 
 
 def build_kernel(
-    family: str, spec: Any, tiling: Any, target: dict[str, Any], linker: str | None, path: str
+    family: str, spec: Any, tiling: Any, machine: Machine, linker: str | None, path: str
 ) -> Arguments:
     """Schedule, compile and link one kernel into a shared library.
 
@@ -45,8 +47,8 @@ def build_kernel(
     ----------
     family, spec, tiling
         As of `tvmquant.schedules.space`.
-    target : dict
-        Options of the target.
+    machine : Machine
+        What to compile for.
     linker : str, optional
         Cross compiler; None for this machine's own.
     path : str
@@ -60,7 +62,7 @@ def build_kernel(
     kernel = space.family(family).kernel(spec, tiling)
     module = tvm.IRModule({ENTRY: kernel.with_attr("global_symbol", ENTRY)})
     link = {"fcompile": cc.cross_compiler(linker)} if linker else {}
-    tvm.compile(module, target=tvm.target.Target(target)).export_library(path, **link)
+    tvm.compile(module, target=machine.target).export_library(path, **link)
     return [(str(p.ty.dtype), tuple(int(extent) for extent in p.ty.shape)) for p in kernel.params]
 
 

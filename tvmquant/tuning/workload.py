@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from tvmquant.errors import QuantizationError
 from tvmquant.layers import quantizable_layers
+from tvmquant.machine import Machine
 from tvmquant.passes import pipeline
 from tvmquant.schedules import space
 from tvmquant.schedules.isa import DotProduct
 
 if TYPE_CHECKING:
-    import tvm
-
     from tvmquant.bit_choice import BitChoice
     from tvmquant.calibration import Calibration
     from tvmquant.graph import Graph
@@ -98,9 +97,9 @@ class Workload:
         """The key of everything but the epilogue."""
         return geometry_of(self.family, encode(self.spec))
 
-    def tilings(self, target: tvm.target.Target, threads: int) -> dict[str, Any]:
+    def tilings(self, machine: Machine) -> dict[str, Any]:
         """Return every tiling by its `canonical_json`, the analytic default first."""
-        found = space.family(self.family).tilings(self.spec, target, threads)
+        found = space.family(self.family).tilings(self.spec, machine)
         return {canonical_json(tiling): tiling for tiling in found}
 
 
@@ -110,17 +109,15 @@ def geometry_of(family: str, spec: Mapping[str, Any]) -> str:
     return _digest(family, json.dumps(kept, sort_keys=True, separators=(",", ":")))
 
 
-def workloads_of(
-    graph: Graph, target: tvm.target.Target, threads: int, batch: int = 1
-) -> dict[str, Workload]:
+def workloads_of(graph: Graph, machine: Machine, batch: int = 1) -> dict[str, Workload]:
     """Return the workload of every layer of an integer graph, by the layer's id.
 
     Parameters
     ----------
     graph : Graph
         Level L2.
-    target : Target
-    threads, batch : int
+    machine : Machine
+    batch : int
         As of `tvmquant.build`.
 
     Raises
@@ -135,7 +132,7 @@ def workloads_of(
     def record(family: str, spec: Any, layer: str) -> None:
         found[layer] = Workload.of(family, spec)
 
-    pipeline.lower(graph.module, target, threads, batch, record)
+    pipeline.lower(graph.module, machine, batch, record)
     return found
 
 
@@ -143,8 +140,7 @@ def workloads_by_choice(
     graph: Graph,
     calibration: Calibration,
     choices: Iterable[BitChoice],
-    target: tvm.target.Target,
-    threads: int,
+    machine: Machine,
     batch: int = 1,
     **options: Any,
 ) -> dict[str, dict[str, Workload]]:
@@ -157,7 +153,7 @@ def workloads_by_choice(
     calibration : Calibration
         Its ranges do not matter for speed.
     choices : iterable of BitChoice
-    target, threads, batch
+    machine, batch
         As of `workloads_of`.
     **options
         Of `tvmquant.quantize`.
@@ -178,7 +174,7 @@ def workloads_by_choice(
             continue
         assigned = {layer: choice for layer in taken}
         quantized = quantize(graph, calibration, choices=assigned, **options)
-        for layer, workload in workloads_of(quantized, target, threads, batch).items():
+        for layer, workload in workloads_of(quantized, machine, batch).items():
             if layer in assigned:
                 found[layer][str(choice)] = workload
     return found

@@ -14,6 +14,7 @@ from tvm.script import tirx as T  # noqa: N812
 from tests.schedules.conv2d_cases import LAYERS, case
 from tests.schedules.kernel_testing import NATIVE, make_target, run
 from tvmquant.errors import TargetError
+from tvmquant.machine import Machine
 from tvmquant.schedules import conv2d, conv2d_transpose, depthwise_conv2d, isa
 from tvmquant.schedules.isa import DotProduct, InstructionSet, IssueCost, Level, Stage
 
@@ -65,7 +66,7 @@ def toy() -> Iterator[InstructionSet]:
 def test_a_registered_instruction_set_computes_convolutions(name: str, w_bits: int) -> None:
     target = make_target(NATIVE)
     spec = replace(LAYERS[name].flattened(), w_bits=w_bits)
-    tiling = conv2d.target_tiling(spec, target, threads=2)
+    tiling = conv2d.target_tiling(spec, Machine.of(target, 2))
     # three inputs and six outputs of a group suit no vector
     assert (tiling.dot == TOY) == (name != "odd groups")
     inputs, expected = case(spec, tiling)
@@ -76,7 +77,7 @@ def test_a_registered_instruction_set_computes_convolutions(name: str, w_bits: i
 def test_groups_of_weights_need_no_intrinsic_of_their_own() -> None:
     target = make_target(NATIVE)
     spec = replace(LAYERS["3x3"], w_bits=4, w_group=32)
-    tiling = conv2d.target_tiling(spec, target, threads=1)
+    tiling = conv2d.target_tiling(spec, Machine.of(target, 1))
     assert (tiling.dot, tiling.unpack) == (TOY, "block")
     inputs, expected = case(spec, tiling)
     np.testing.assert_array_equal(run(conv2d.kernel(spec, tiling), target, inputs), expected)
@@ -86,9 +87,9 @@ def test_groups_of_weights_need_no_intrinsic_of_their_own() -> None:
 def test_kernels_do_without_a_stage_that_is_missing() -> None:
     target = make_target(NATIVE)
     window = depthwise_conv2d.DepthwiseConv2DSpec(1, 8, 8, 16)
-    assert depthwise_conv2d.default_tiling(window, target, 1).dot.name == "generic"
+    assert depthwise_conv2d.default_tiling(window, Machine.of(target, 1)).dot.name == "generic"
     transposed = conv2d_transpose.Conv2DTransposeSpec(1, 4, 4, 8, 16)
-    assert conv2d_transpose.default_tiling(transposed, target, 1).dot == TOY
+    assert conv2d_transpose.default_tiling(transposed, Machine.of(target, 1)).dot == TOY
     with pytest.raises(TargetError, match="no registered instruction set has 'chain' of 'toy'"):
         isa.intrinsic(TOY, Stage.CHAIN)
 

@@ -4,8 +4,8 @@ import pytest
 
 from tvmquant.allocation import Plan
 from tvmquant.calibration.observers import _OBSERVERS
+from tvmquant.machine import Machine
 from tvmquant.mixed_precision import MixedPrecisionRecord
-from tvmquant.target import parse_target
 from tvmquant.tuning import Database
 
 
@@ -124,7 +124,7 @@ def test_every_option_reaches_the_plan(tvmquant, mixed):
 
 def test_layers_that_a_table_lacks_are_listed(tvmquant, mixed, tmp_path):
     command, out = mixed
-    Database(tmp_path / "table", parse_target("native"), 1)
+    Database(tmp_path / "table", Machine.of("native", 1))
     options = ["--plan", out / "plan.json", "--table", tmp_path / "table", "--force"]
     text = tvmquant(*command, *options).stderr
     assert "has no measurements of 5 layers (stem, left, right, depthwise, head)" in text

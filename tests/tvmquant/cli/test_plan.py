@@ -3,7 +3,7 @@ import shutil
 import pytest
 
 from tvmquant.allocation import Plan
-from tvmquant.target import parse_target
+from tvmquant.machine import Machine
 from tvmquant.tuning import Database
 
 
@@ -76,7 +76,7 @@ def test_the_frontier_is_listed(tvmquant, measured, nothing_is_measured):
 def test_layers_that_a_table_lacks_are_listed(
     tvmquant, branches_onnx, branches_data, tmp_path, monkeypatch
 ):
-    Database(tmp_path / "table", parse_target("native"), 1)
+    Database(tmp_path / "table", Machine.of("native", 1))
     command = [
         "plan", branches_onnx, "--data", branches_data, "--threads", 1, "--choices", "w4a8",
         "--sensitivity", "random", "--table", tmp_path / "table", "-o", tmp_path / "plan.json",

@@ -11,6 +11,7 @@ from tvm import relax
 
 from tvmquant.deploy.compiler import compile_in_worker, find_linker
 from tvmquant.errors import TargetError
+from tvmquant.machine import Machine
 from tvmquant.passes import pipeline
 from tvmquant.target import parse_target
 
@@ -19,7 +20,7 @@ from tvmquant.target import parse_target
 def lowered(quantized):
     """Return a function that lowers the small network for a processor."""
     return lambda cpu: pipeline.expose_integers(
-        pipeline.lower(quantized.module, parse_target(cpu), threads=1, batch=1)
+        pipeline.lower(quantized.module, Machine.of(cpu, 1), batch=1)
     )
 
 

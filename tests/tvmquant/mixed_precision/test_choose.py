@@ -11,11 +11,12 @@ from tvmquant.bit_choice import W4A4, W4A8, W8A8, BitChoice
 from tvmquant.data import open_data
 from tvmquant.errors import AllocationError, TargetError
 from tvmquant.layers import quantizable_layers
+from tvmquant.machine import Machine
 from tvmquant.mixed_precision import Wishes, choose
 from tvmquant.mixed_precision.choose import (
     SENSITIVITY_SAMPLES,
     Setup,
-    check_target,
+    check_machine,
     check_wishes,
     choose_plan,
     frontier,
@@ -37,7 +38,7 @@ def silent(_name):
 def setup(branches_onnx, branches_data):
     graph = tvmquant.load_onnx(branches_onnx)
     images = np.load(branches_data)
-    return Setup(graph, tvmquant.calibrate(graph, images), open_data(images))
+    return Setup(graph, tvmquant.calibrate(graph, images), open_data(images), Machine.of())
 
 
 @pytest.fixture(scope="module")
@@ -113,13 +114,13 @@ def test_other_wishes_are_measured(layers, wishes):
 
 @pytest.mark.parametrize("foreign", ["architecture", "features"])
 def test_a_target_that_cannot_be_measured_here(monkeypatch, foreign):
-    check_target("native")
+    check_machine(Machine.of("native"))
     if foreign == "architecture":
         monkeypatch.setattr("platform.machine", lambda: "riscv64")
     else:
         monkeypatch.setattr(choose, "host_features", lambda: frozenset({"fpu"}))
-    with pytest.raises(TargetError, match=r"'native'; write the plan on the target .*--plan"):
-        check_target("native")
+    with pytest.raises(TargetError, match=r"write the plan on the target .*--plan"):
+        check_machine(Machine.of("native"))
 
 
 # -- measurements and their files ----------------------------------------------------------------
@@ -135,7 +136,8 @@ def test_a_latency_is_measured_once(setup, tmp_path, latencies):
 
 @pytest.mark.parametrize(
     "change",
-    [{"threads": 2}, {"batch": 2}, {"target": "haswell"}, {"tuning_state": "table, 9 records"},
+    [{"machine": Machine.of(threads=64)}, {"batch": 2}, {"machine": Machine.of("haswell")},
+     {"tuning_state": "table, 9 records"},
      {"quantize_options": {"bound_pairs": False}}],
 )  # fmt: skip
 def test_of_another_setup_it_is_measured_again(setup, tmp_path, latencies, change):

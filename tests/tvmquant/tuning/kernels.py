@@ -4,12 +4,11 @@ import math
 from pathlib import Path
 
 import numpy as np
-import tvm
 
+from tvmquant.machine import Machine
 from tvmquant.schedules.conv2d import Conv2DSpec
 from tvmquant.schedules.depthwise_conv2d import DepthwiseConv2DSpec
 from tvmquant.schedules.epilogue import Epilogue
-from tvmquant.target import parse_target
 from tvmquant.tuning.cost_model import features
 from tvmquant.tuning.database import Record
 from tvmquant.tuning.measure import Artifact, Candidate, Outcome
@@ -19,9 +18,9 @@ THREADS = 2
 REQUANTIZE = Epilogue("int32", "uint8", 0, 255)
 
 
-def haswell() -> tvm.target.Target:
-    """Return a target that is not this machine's."""
-    return parse_target("haswell")
+def haswell() -> Machine:
+    """Return a machine that is not this one."""
+    return Machine.of("haswell", THREADS)
 
 
 def conv(channels: int = 16, outputs: int = 16, **fields) -> Workload:

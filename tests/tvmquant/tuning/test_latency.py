@@ -20,9 +20,9 @@ LAYERS = {
 
 @pytest.fixture
 def database(tmp_path):
-    database = Database(tmp_path, haswell(), 2, cpu="a processor")
+    database = Database(tmp_path, haswell(), cpu="a processor")
     for workload, milliseconds in ((conv(16), 4.0), (conv(32), 2.0)):
-        default, other = list(workload.tilings(haswell(), 2).values())[:2]
+        default, other = list(workload.tilings(haswell()).values())[:2]
         for noise in (1.0, 1.02, 1.01):
             database.append(record(workload, default, 1.5e-3 * milliseconds, default=True))
             database.append(record(workload, other, 1e-3 * milliseconds * noise))

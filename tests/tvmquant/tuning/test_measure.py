@@ -13,7 +13,7 @@ import pytest
 
 from tests.tvmquant.tuning.kernels import conv, depthwise
 from tvmquant.errors import TuningError
-from tvmquant.target import parse_target
+from tvmquant.machine import Machine
 from tvmquant.tuning import worker
 from tvmquant.tuning.database import Database
 from tvmquant.tuning.measure import Artifact, Candidate, DeviceRunner, HostRunner, KernelBuilder
@@ -41,17 +41,17 @@ class Borrowed:
 
 
 def candidates(*workloads, each=1):
-    target = parse_target("native")
+    machine = Machine.of("native", 1)
     return [
         Candidate(workload, tiling)
         for workload in workloads
-        for tiling in list(workload.tilings(target, 1).values())[:each]
+        for tiling in list(workload.tilings(machine).values())[:each]
     ]
 
 
 @pytest.fixture(scope="module")
 def builder():
-    builder = KernelBuilder(parse_target("native"))
+    builder = KernelBuilder(Machine.of("native"))
     yield builder
     builder.close()
 
@@ -192,11 +192,11 @@ def devices(tracker, key, number):
 
 
 def test_a_farm_measures_until_its_last_device_is_lost(tracker, builder, tmp_path):
-    target = parse_target("native")
+    machine = Machine.of("native", 1)
     workloads = count([conv(), depthwise()])
     with devices(tracker, "farm", 2) as servers:
         runner = DeviceRunner(LOOPBACK, tracker, "farm", 1, session_seconds=20, wait_seconds=20)
-        database = Database(tmp_path, target, 1, cpu=runner.cpu)
+        database = Database(tmp_path, machine, cpu=runner.cpu)
         borrowed = {"builder": Borrowed(builder), "runner": Borrowed(runner)}
         done = Tuner(database, workloads, **borrowed).run(trials=6)
         assert (done.trials, done.failed) == (6, 0)
@@ -229,7 +229,7 @@ def test_an_unreachable_tracker_and_an_unknown_key_are_errors(tracker):
 
 
 def test_builders_leave_nothing_behind():
-    builder = KernelBuilder(parse_target("native"), workers=1)
+    builder = KernelBuilder(Machine.of("native"), workers=1)
     (artifact,) = builder.build(candidates(conv()))
     assert artifact.path.is_file()
     builder.close()

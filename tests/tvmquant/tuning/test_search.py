@@ -14,7 +14,7 @@ from tvmquant.tuning.search import Search
 def landscape(request):
     """Return a workload, its tilings, and a synthetic time for each of them."""
     workload = conv(64, 64) if request.param == "conv2d" else depthwise()
-    tilings = list(workload.tilings(haswell(), THREADS).values())
+    tilings = list(workload.tilings(haswell()).values())
     return workload, tilings, np.array([synthetic_seconds(workload, t) for t in tilings])
 
 
@@ -38,7 +38,7 @@ def test_what_is_learned_of_layers_serves_another():
     rows, targets = [], []
     for channels in (32, 64, 128):
         workload = conv(channels, channels)
-        tilings = list(workload.tilings(haswell(), THREADS).values())
+        tilings = list(workload.tilings(haswell()).values())
         default = synthetic_seconds(workload, tilings[0])
         for tiling in tilings[::5]:
             rows.append(features(workload, tiling, THREADS))
@@ -46,7 +46,7 @@ def test_what_is_learned_of_layers_serves_another():
     model = CostModel()
     model.fit(rows, targets)
     other = conv(96, 96)
-    tilings = list(other.tilings(haswell(), THREADS).values())
+    tilings = list(other.tilings(haswell()).values())
     predicted = model.predict([features(other, tiling, THREADS) for tiling in tilings])
     seconds = [synthetic_seconds(other, tiling) for tiling in tilings]
     assert np.corrcoef(ranks(predicted), ranks(seconds))[0, 1] > 0.7
@@ -54,7 +54,7 @@ def test_what_is_learned_of_layers_serves_another():
 
 def test_a_model_of_few_measurements_has_no_opinion():
     workload = conv()
-    tilings = list(workload.tilings(haswell(), THREADS).values())
+    tilings = list(workload.tilings(haswell()).values())
     rows = [features(workload, tiling, THREADS) for tiling in tilings[: FEWEST - 1]]
     model = CostModel()
     model.fit(rows, [0.0] * len(rows))
@@ -93,7 +93,7 @@ def test_the_search_finds_the_fastest_tiling_sooner_than_chance(landscape):
 
 
 def test_proposals_are_distinct_and_new_until_the_space_is_used_up():
-    tilings = list(conv(16, 16).tilings(haswell(), THREADS).values())[:37]
+    tilings = list(conv(16, 16).tilings(haswell()).values())[:37]
     search = Search(tilings, np.random.default_rng(0))
     measured = {0: 1.0}
     while proposals := search.propose(measured, 8, lambda i: np.zeros(len(i), np.float32)):
@@ -104,7 +104,7 @@ def test_proposals_are_distinct_and_new_until_the_space_is_used_up():
 
 
 def test_a_space_of_one_tiling_offers_nothing():
-    tilings = list(conv().tilings(haswell(), THREADS).values())[:1]
+    tilings = list(conv().tilings(haswell()).values())[:1]
     search = Search(tilings, np.random.default_rng(0))
     assert search.propose({}, 8, lambda i: np.zeros(len(i), np.float32)) == [0]
     assert search.propose({0: 1.0}, 8, lambda i: np.zeros(len(i), np.float32)) == []

@@ -12,6 +12,7 @@ from tvmquant.deploy.build import build
 from tvmquant.deploy.loader import load
 from tvmquant.errors import DataError, QuantizationError, TuningError
 from tvmquant.frontend import load_onnx
+from tvmquant.machine import Machine
 from tvmquant.quantization import calibrate, quantize
 from tvmquant.simulator import simulate
 from tvmquant.target import parse_target
@@ -46,14 +47,14 @@ def test_the_folder_holds_database_and_table(folder):
         (layer, choice) for choice in ("w4a8", "w8a8") for layer in ("conv", "fc")
     ]
     assert all(e.median_ms <= e.default_ms for e in table.entries)
-    database = Database(folder, parse_target("native"), 1, create=False)
+    database = Database(folder, Machine.of("native", 1), create=False)
     assert {r.cpu for r in database.records()} == {database.header.cpu}
 
 
 def test_a_library_of_tuned_kernels_computes_what_the_simulator_does(graph, folder, tmp_path):
     images = np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype("float32")
     quantized = quantize(graph, calibrate(graph, images))
-    database = Database(folder, parse_target("native"), 1, create=False)
+    database = Database(folder, Machine.of("native", 1), create=False)
     # the slowest instead of the fastest: surely not the default
     worst = {key: database.timings(key)[-1] for key in {r.key for r in database.records()}}
     database.timings = lambda key: [worst[key]]
@@ -113,18 +114,18 @@ def test_a_run_killed_at_any_moment_continues(graph, tmp_path):
         )
         run.start()
         try:
-            while len(Database(tmp_path, target, 1)) < known + more:
+            while len(Database(tmp_path, Machine.of(target, 1))) < known + more:
                 assert run.is_alive()
                 time.sleep(0.01)
         finally:
             run.kill()
             run.join()
-        database = Database(tmp_path, target, 1)
+        database = Database(tmp_path, Machine.of(target, 1))
         assert not database.skipped
         assert len(database) >= known + more
         known = len(database)
     assert tune(graph, tmp_path, threads=1, choices=[W8A8], trials=1).tuning.best_ms > 0
-    assert len(Database(tmp_path, target, 1)) > known
+    assert len(Database(tmp_path, Machine.of(target, 1))) > known
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ WORKLOADS = (conv(64, 64), conv(32, 48), depthwise())
 
 @pytest.fixture
 def database(tmp_path):
-    return Database(tmp_path, haswell(), 2, cpu="a stand-in")
+    return Database(tmp_path, haswell(), cpu="a stand-in")
 
 
 def tune(database, workloads=WORKLOADS, *, builder=None, progress=None, run=None, **options):
@@ -49,7 +49,7 @@ def test_equal_layers_are_tuned_once(database):
 def test_it_ends_faster_than_it_began(database):
     done, _, _ = tune(database, run={"trials": 150})
     optimum = sum(
-        min(synthetic_seconds(w, t) for t in w.tilings(haswell(), 2).values()) for w in WORKLOADS
+        min(synthetic_seconds(w, t) for t in w.tilings(haswell()).values()) for w in WORKLOADS
     )
     assert 1e3 * optimum <= done.best_ms < done.default_ms
     assert done.best_ms < 1.03e3 * optimum
@@ -85,7 +85,7 @@ def test_the_default_is_the_first_that_is_measured(database):
     _, runner, _ = tune(database)
     for candidate, workload in zip(runner.measured, WORKLOADS, strict=False):
         assert candidate.workload == workload
-        assert candidate.tiling == next(iter(workload.tilings(haswell(), 2).values()))
+        assert candidate.tiling == next(iter(workload.tilings(haswell()).values()))
 
 
 def test_a_budget_of_trials_counts_candidates_and_the_defaults_are_always_measured(database):
@@ -101,7 +101,7 @@ def test_a_budget_of_time_ends_the_run(database):
 
 def test_a_second_run_continues_and_measures_nothing_twice_but_to_confirm(database, tmp_path):
     first, _, _ = tune(database)
-    again = Database(tmp_path, haswell(), 2, cpu="a stand-in")
+    again = Database(tmp_path, haswell(), cpu="a stand-in")
     second, runner, _ = tune(again)
     assert second.best_ms <= first.best_ms
     known = {(r.key, canonical_json(r.tiling)) for r in database.records()}
@@ -117,7 +117,7 @@ def test_what_costs_most_gets_most_trials(database):
 
 
 def test_candidates_that_fail_cost_themselves_only(database):
-    broken = [canonical_json(t) for t in list(WORKLOADS[0].tilings(haswell(), 2).values())[1::2]]
+    broken = [canonical_json(t) for t in list(WORKLOADS[0].tilings(haswell()).values())[1::2]]
     done, _, _ = tune(database, WORKLOADS[:1], builder=StandInBuilder(broken))
     failures = [r for r in database.records() if r.error is not None]
     assert done.failed == len(failures) > 0
@@ -128,7 +128,7 @@ def test_candidates_that_fail_cost_themselves_only(database):
 
 
 def test_a_default_that_fails_leaves_the_others(database, caplog):
-    broken = [next(iter(WORKLOADS[0].tilings(haswell(), 2)))]
+    broken = [next(iter(WORKLOADS[0].tilings(haswell())))]
     done, _, _ = tune(database, builder=StandInBuilder(broken), run={"trials": 20})
     assert done.best_ms > 0
     assert "no such instruction" in caplog.text
@@ -136,7 +136,7 @@ def test_a_default_that_fails_leaves_the_others(database, caplog):
 
 
 def test_nothing_that_can_be_measured_is_an_error(database):
-    broken = [next(iter(workload.tilings(haswell(), 2))) for workload in WORKLOADS]
+    broken = [next(iter(workload.tilings(haswell()))) for workload in WORKLOADS]
     with pytest.raises(TuningError, match=r"none of the 3 kernels.*no such instruction"):
         tune(database, builder=StandInBuilder(broken))
 
@@ -146,7 +146,7 @@ def test_an_interrupt_keeps_what_is_measured(database, tmp_path, after):
     done, runner, _ = tune(database, interrupt_after=after)
     assert done.interrupted
     assert done.trials == len(runner.measured) == after
-    assert len(Database(tmp_path, haswell(), 2, cpu="a stand-in")) == after
+    assert len(Database(tmp_path, haswell(), cpu="a stand-in")) == after
 
 
 def test_a_lost_farm_ends_the_run_and_keeps_what_is_measured(database, tmp_path):
@@ -157,7 +157,7 @@ def test_a_lost_farm_ends_the_run_and_keeps_what_is_measured(database, tmp_path)
 
     with pytest.raises(TuningError, match="holds no device"):
         tune(database, seconds=lost)
-    assert len(Database(tmp_path, haswell(), 2, cpu="a stand-in")) == 5
+    assert len(Database(tmp_path, haswell(), cpu="a stand-in")) == 5
 
 
 def test_progress_tells_best_so_far_and_time_left(database):
@@ -172,7 +172,7 @@ def test_progress_tells_best_so_far_and_time_left(database):
 
 def test_records_of_unknown_tilings_do_no_harm(database):
     workload = WORKLOADS[0]
-    tiling = next(iter(workload.tilings(haswell(), 2).values()))
+    tiling = next(iter(workload.tilings(haswell()).values()))
     strange = record(workload, tiling, 1e-9)
     database.append(strange.model_copy(update={"tiling": {"row_block": 12345}}))
     done, _, _ = tune(database, [workload], run={"trials": 10})

@@ -43,7 +43,7 @@ def test_a_field_that_holds_its_default_does_not_change_the_key():
 
 
 def test_encoding_names_instructions_and_inner_types():
-    tiling = next(iter(conv().tilings(haswell(), 2).values()))
+    tiling = next(iter(conv().tilings(haswell()).values()))
     assert encode(tiling)["dot"] == tiling.dot.name
     assert encode(conv().spec)["epilogue"]["type"] == "Epilogue"
 
@@ -62,7 +62,7 @@ def test_chains_are_equal_where_no_tiling_could_tell_them_apart():
         workload = Workload.of("conv2d", dataclasses.replace(layer, chain=chain))
         assert workload.spec.chain <= chain
         assert Workload.of("conv2d", workload.spec) == workload
-        for tiling in workload.tilings(haswell(), 2).values():
+        for tiling in workload.tilings(haswell()).values():
             assert tiling.chain <= max(chain, 1)
         keys.setdefault(workload.key, []).append(chain)
     assert len(keys) < 20
@@ -91,26 +91,26 @@ def test_what_changes_the_code_makes_another_workload():
 
 def test_the_default_is_the_first_tiling():
     for workload in (conv(), depthwise()):
-        first = next(iter(workload.tilings(haswell(), 2).values()))
+        first = next(iter(workload.tilings(haswell()).values()))
         family = space.family(workload.family)
-        assert first == family.default(workload.spec, haswell(), 2)
+        assert first == family.default(workload.spec, haswell())
 
 
 def test_every_layer_has_a_workload(mixture):
     graph, calibration = mixture
     quantized = quantize(graph, calibration)
-    found = workloads_of(quantized, haswell(), 2)
+    found = workloads_of(quantized, haswell())
     families = {w.family for w in found.values()}
     assert families == {"conv2d", "depthwise_conv2d", "conv2d_transpose"}
     assert len(found) == 8
-    assert workloads_of(quantized, haswell(), 2, batch=3) != found
+    assert workloads_of(quantized, haswell(), batch=3) != found
     with pytest.raises(QuantizationError, match="expected an integer graph"):
-        workloads_of(graph, haswell(), 2)
+        workloads_of(graph, haswell())
 
 
 def test_layers_have_the_choices_they_can_take_together(mixture):
     graph, calibration = mixture
-    found = workloads_by_choice(graph, calibration, [W8A8, W4A8, W4A4], haswell(), 2)
+    found = workloads_by_choice(graph, calibration, [W8A8, W4A8, W4A4], haswell())
     assert len(found) == 8
     for by_choice in found.values():
         assert "w8a8" in by_choice
