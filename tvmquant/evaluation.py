@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tvmquant.data import Dataset, InputSpec, arrays_of, filled_up, open_data
 from tvmquant.errors import DataError
-from tvmquant.output_quality import OutputMeter, OutputQuality, decibels, signal_and_noise
+from tvmquant.output_quality import OutputMeter, OutputQuality
 from tvmquant.progress import Progress
 
 if TYPE_CHECKING:
@@ -95,15 +95,6 @@ def agreement(first: Array, second: Array) -> NDArray[np.bool_]:
             f"results of shapes {first.shape} and {second.shape}; expected equal shapes (N, C, ...)"
         )
     return np.asarray(first.argmax(axis=1) == second.argmax(axis=1))
-
-
-def sqnr_db(reference: Array, result: Array) -> float:
-    """Return the signal-to-quantization-noise ratio in decibels.
-
-    ``10 log10(sum(reference^2) / sum((reference - result)^2))``, computed in float64; infinite
-    where the two are equal.
-    """
-    return decibels(*signal_and_noise(reference, result))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pytest
 
 import tvmquant
 from tvmquant.allocation import Plan
+from tvmquant.allocation.plan import PlannedLayer
 from tvmquant.bit_choice import W4A4, W4A8, BitChoice
 from tvmquant.compilation import compile_onnx
 from tvmquant.deploy.manifest import Manifest
@@ -23,6 +24,7 @@ from tvmquant.errors import (
 from tvmquant.layers import quantizable_layers
 from tvmquant.machine import Machine
 from tvmquant.mixed_precision import MixedPrecisionRecord, Wishes
+from tvmquant.network_latency import uniform_choices
 from tvmquant.output_record import OUTPUTS_NAME, OutputRecord
 from tvmquant.session import COMPARED
 from tvmquant.tuning import Database
@@ -272,8 +274,12 @@ def test_a_narrow_library_computes_what_the_simulator_does(
     branches_onnx, branches_data, tmp_path, choice, scheme
 ):
     graph, images, out = tvmquant.load_onnx(branches_onnx), np.load(branches_data), tmp_path / "out"
-    facts = {"model": graph.name, "fingerprint": graph.fingerprint()}
-    plan = Plan.uniform(quantizable_layers(graph), choice, pin_ends=False, **facts)
+    taken = uniform_choices(quantizable_layers(graph), choice, pin_ends=False)
+    plan = Plan(
+        model=graph.name,
+        fingerprint=graph.fingerprint(),
+        layers={name: PlannedLayer(choice=str(own)) for name, own in taken.items()},
+    )
     assert texts(plan) | {"depthwise": str(choice)} == dict.fromkeys(plan.layers, str(choice))
     plan.save(tmp_path / "plan.json")
     options = {"activation_scheme": scheme}

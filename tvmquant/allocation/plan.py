@@ -31,7 +31,7 @@ class PlannedLayer(BaseModel):
     reason : str
         Why; not read.
     locked : bool
-        Whether the user asked for this choice, so that a new plan is to keep it.
+        Whether the user asked for this choice.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -97,44 +97,6 @@ class Plan(BaseModel):
         }
         predicted = {**allocation.totals, "perturbation": allocation.perturbation}
         return cls(predicted=predicted, layers=layers, **facts)
-
-    @classmethod
-    def uniform(
-        cls, layers: Sequence[Layer], choice: BitChoice, *, pin_ends: bool = True, **facts: Any
-    ) -> Plan:
-        """Return the plan that gives every layer a choice, or what is nearest to it.
-
-        Parameters
-        ----------
-        layers : sequence of Layer
-            Of the model.
-        choice : BitChoice
-        pin_ends : bool
-            Give the first and the last layer w8a8.
-        **facts
-            This class's other fields; ``model`` and ``fingerprint`` at least.
-        """
-        from tvmquant.network_latency import uniform_choices
-
-        nearest = uniform_choices(layers, choice, pin_ends=pin_ends)
-        planned = {}
-        for layer in layers:
-            own = nearest[layer.id]
-            reason = f"uniform {choice}"
-            if own != choice and pin_ends and layer.position:
-                reason = f"{layer.position} layer"
-            elif own != choice and not layer.allows(choice):
-                reason = f"no kernel for {layer.op} with {choice}"
-            elif own != choice:
-                reason = "tied to a layer that needs 8-bit activations"
-            planned[layer.id] = PlannedLayer(choice=str(own), reason=reason)
-        return cls(layers=planned, **facts)
-
-    @property
-    def pinned(self) -> dict[str, BitChoice]:
-        """The locked choices, for `allocate` to keep."""
-        choices = self.choices
-        return {name: choices[name] for name, layer in self.layers.items() if layer.locked}
 
     @property
     def choices(self) -> dict[str, BitChoice]:

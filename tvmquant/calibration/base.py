@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tvmquant.errors import DataError, QuantizationError
-
-State = dict[str, NDArray[Any]]
 
 
 class Observer(ABC):
@@ -88,23 +85,6 @@ class Observer(ABC):
         """
         return self.range()
 
-    def state(self) -> State:
-        """Return all that `observer_from_state` needs, as arrays that fit into an .npz."""
-        return {
-            "method": np.array(self.method),
-            "count": np.array(self.count, np.int64),
-            "extremes": np.array([self.low, self.high]),
-        }
-
-    @classmethod
-    @abstractmethod
-    def from_state(cls, state: Mapping[str, NDArray[Any]]) -> Observer:
-        """Return the observer whose `state` this was."""
-
-    def _restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        self.count = int(state["count"])
-        self.low, self.high = (float(value) for value in state["extremes"])
-
     @abstractmethod
     def _accumulate(self, values: NDArray[np.float32], low: float, high: float) -> None:
         """Take in a nonempty batch with least and greatest value `low` and `high`."""
@@ -118,13 +98,6 @@ class MinMaxObserver(Observer):
     """Quantize everything between the least and the greatest value."""
 
     method = "minmax"
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, NDArray[Any]]) -> MinMaxObserver:
-        """Return the observer whose `state` this was."""
-        observer = cls()
-        observer._restore(state)
-        return observer
 
     def _accumulate(self, values: NDArray[np.float32], low: float, high: float) -> None:
         pass
@@ -148,20 +121,6 @@ class MovingAverageObserver(Observer):
             raise QuantizationError(f"momentum = {momentum}; expected 0 <= momentum < 1")
         self.momentum = momentum
         self._average = (0.0, 0.0)
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, NDArray[Any]]) -> MovingAverageObserver:
-        """Return the observer whose `state` this was."""
-        observer = cls(momentum=float(state["momentum"]))
-        observer._restore(state)
-        low, high = (float(value) for value in state["average"])
-        observer._average = (low, high)
-        return observer
-
-    def state(self) -> State:
-        """Return all that `observer_from_state` needs, as arrays that fit into an .npz."""
-        own = {"momentum": np.array(self.momentum), "average": np.array(self._average)}
-        return super().state() | own
 
     def _accumulate(self, values: NDArray[np.float32], low: float, high: float) -> None:
         if self.count == 0:

@@ -15,7 +15,6 @@ from tvm import relax
 from tvmquant.errors import DataError
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of
-from tvmquant.quantizer import Scheme, affine_parameters
 from tvmquant.records import load_record, save_record
 
 if TYPE_CHECKING:
@@ -110,24 +109,6 @@ class Calibration(BaseModel):
     def factors(self) -> dict[str, list[float]]:
         """Return the factors of the edges that have a scale for each channel, by their ids."""
         return {name: edge.factors for name, edge in self.edges.items() if edge.factors}
-
-    def parameters(
-        self, edge_id: str, bits: int = 8, scheme: Scheme = "auto"
-    ) -> tuple[float, int, int, int]:
-        """Return (scale, zero_point, qmin, qmax) of an edge; see `affine_parameters`.
-
-        Raises
-        ------
-        DataError
-            When the edge was not calibrated.
-        """
-        edge = self.edges.get(edge_id)
-        if edge is None:
-            raise DataError(
-                f"the tensor {edge_id!r} has no calibrated range among {len(self.edges)}; "
-                "calibrate this model again"
-            )
-        return affine_parameters(*edge.range(bits), bits=bits, scheme=scheme)
 
     def check_model(self, graph: Graph) -> None:
         """Raise `DataError` unless this is the calibration of an annotated graph."""

@@ -11,13 +11,11 @@ tells nothing about where to clip. Percentiles and divergences are those of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tvmquant.calibration.base import Observer, State
+from tvmquant.calibration.base import Observer
 from tvmquant.errors import QuantizationError
 
 # Bins are never narrower: the factor 1 / width must be a finite float32, and ranges below 1e-33 are
@@ -61,33 +59,6 @@ class HistogramObserver(Observer):
     def width(self) -> float:
         """Width of a bin in real units."""
         return math.ldexp(1.0, self.exponent)
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, NDArray[Any]]) -> HistogramObserver:
-        """Return the observer whose `state` this was."""
-        counts = state["counts"]
-        options = {name: state[name].item() for name in cls._options()}
-        observer = cls(bins=len(counts) // 2, **options)
-        observer._restore(state)
-        observer.counts = counts.astype(np.int64)
-        observer.zeros = int(state["zeros"])
-        observer.exponent = int(state["exponent"])
-        return observer
-
-    def state(self) -> State:
-        """Return all that `observer_from_state` needs, as arrays that fit into an .npz."""
-        own = {
-            "counts": self.counts.copy(),
-            "zeros": np.array(self.zeros, np.int64),
-            "exponent": np.array(self.exponent, np.int64),
-        }
-        options = {name: np.array(getattr(self, name)) for name in self._options()}
-        return super().state() | own | options
-
-    @classmethod
-    def _options(cls) -> tuple[str, ...]:
-        """Return the names of the constructor's options besides `bins`."""
-        return ()
 
     def _accumulate(self, values: NDArray[np.float32], low: float, high: float) -> None:
         self._widen(low, high)

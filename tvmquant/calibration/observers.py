@@ -10,12 +10,10 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from numpy.typing import NDArray
-
 from tvmquant.calibration.base import MinMaxObserver, MovingAverageObserver, Observer
 from tvmquant.calibration.histogram import PercentileObserver
 from tvmquant.calibration.threshold import EntropyObserver, MSEObserver
-from tvmquant.errors import DataError, QuantizationError
+from tvmquant.errors import QuantizationError
 
 _OBSERVERS: Mapping[str, type[Observer]] = {
     "minmax": MinMaxObserver,
@@ -59,20 +57,3 @@ def make_observer(method: str, **options: Any) -> Observer:
             f"{', '.join(known) or 'none'}"
         )
     return observer(**options)
-
-
-def observer_from_state(state: Mapping[str, NDArray[Any]]) -> Observer:
-    """Return the observer whose `Observer.state` this was.
-
-    Raises
-    ------
-    DataError
-        When the arrays are not the state of an observer.
-    """
-    try:
-        return _OBSERVERS[str(state["method"])].from_state(state)
-    except (KeyError, ValueError, TypeError) as error:
-        raise DataError(
-            f"saved calibration state with {sorted(state)} is damaged or of another version: "
-            f"{error!r}; calibrate again"
-        ) from error

@@ -83,11 +83,6 @@ class Sensitivity(BaseModel):
     layers: dict[str, LayerSensitivity]
     perturbation: dict[str, dict[str, float]]
 
-    def ranking(self, choice: str) -> list[str]:
-        """Return the layers that have a choice, the most sensitive first."""
-        able = [name for name, row in self.perturbation.items() if choice in row]
-        return sorted(able, key=lambda name: -self.perturbation[name][choice])
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON; an existing file is replaced at once or not at all."""
         save_record(self, path)

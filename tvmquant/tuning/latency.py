@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -57,13 +57,18 @@ class Entry(BaseModel):
     default_ms: float = Field(gt=0)
 
     @property
+    def place(self) -> tuple[str, str, str]:
+        """What it is the latency of: model, layer and choice."""
+        return self.model, self.layer, self.choice
+
+    @property
     def gain(self) -> float:
         """Time of the default over that of the tiling that a build takes, >= 1."""
         return self.default_ms / self.median_ms
 
 
 class LatencyTable(BaseModel):
-    """Latencies by layer and bit choice, of one model or, merged, of several.
+    """Latencies by layer and bit choice, of one model or of several.
 
     Parameters
     ----------
@@ -80,8 +85,8 @@ class LatencyTable(BaseModel):
     Examples
     --------
     >>> table = LatencyTable.from_json("latency.json") # doctest: +SKIP
-    >>> table.milliseconds("conv1", "w8a8")            # doctest: +SKIP
-    0.42
+    >>> sum(entry.median_ms for entry in table.entries if entry.choice == "w8a8") # doctest: +SKIP
+    12.3
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -96,7 +101,7 @@ class LatencyTable(BaseModel):
     def collect(
         cls, database: Database, model: str, layers: Mapping[str, Mapping[str, Workload]]
     ) -> LatencyTable:
-        """Look up what was measured for a model; the rest has no entry, see `missing`.
+        """Look up what was measured for a model; the rest has no entry.
 
         Parameters
         ----------
@@ -131,67 +136,8 @@ class LatencyTable(BaseModel):
             entries=tuple(entries),
         )  # fmt: skip
 
-    def milliseconds(self, layer: str, choice: str, model: str | None = None) -> float:
-        """Return the median latency of a layer under a bit choice, in milliseconds.
-
-        Parameters and errors are those of `entry`.
-        """
-        return self.entry(layer, choice, model).median_ms
-
-    def entry(self, layer: str, choice: str, model: str | None = None) -> Entry:
-        """Return the entry of a layer under a bit choice.
-
-        Parameters
-        ----------
-        layer, choice : str
-        model : str, optional
-            Needed where several models of a merged table have a layer of that name.
-
-        Raises
-        ------
-        TuningError
-            If the table has no entry for it, or several.
-        """
-        found = [e for e in self._of(model) if (e.layer, e.choice) == (layer, choice)]
-        if len(found) > 1:
-            models = ", ".join(entry.model for entry in found)
-            raise TuningError(
-                f"the latency table has layer {layer!r} of several models ({models}); name one"
-            )
-        if not found:
-            known = [entry.choice for entry in self._of(model) if entry.layer == layer]
-            raise TuningError(
-                f"the latency table has no entry for layer {layer!r} with {choice} (it has: "
-                f"{', '.join(known) or 'no choice of this layer'}); tune the model with "
-                f"--choices {choice}"
-            )
-        return found[0]
-
-    def missing(
-        self, wanted: Iterable[tuple[str, str]], model: str | None = None
-    ) -> list[tuple[str, str]]:
-        """Return those pairs of layer and choice that have no entry."""
-        known = {(entry.layer, entry.choice) for entry in self._of(model)}
-        return [pair for pair in wanted if pair not in known]
-
-    def require(self, wanted: Iterable[tuple[str, str]], model: str | None = None) -> None:
-        """Check that all pairs of layer and choice have an entry.
-
-        Raises
-        ------
-        TuningError
-            If not; names all that are missing.
-        """
-        if absent := self.missing(wanted, model):
-            names = ", ".join(f"{layer} ({choice})" for layer, choice in absent)
-            choices = ",".join(dict.fromkeys(choice for _, choice in absent))
-            raise TuningError(
-                f"the latency table lacks {len(absent)} layers that are needed: {names}; tune the "
-                f"model with --choices {choices}"
-            )
-
-    def merge(self, other: LatencyTable) -> LatencyTable:
-        """Return the entries of both; of two for the same layer, the one of more trials.
+    def completed_by(self, older: LatencyTable) -> LatencyTable:
+        """Return the table with those entries of an older one that it has none in place of.
 
         Raises
         ------
@@ -199,21 +145,15 @@ class LatencyTable(BaseModel):
             If the tables are of different targets, thread counts or versions.
         """
         for name in ("target", "threads", "versions"):
-            mine, theirs = getattr(self, name), getattr(other, name)
+            mine, theirs = getattr(self, name), getattr(older, name)
             if mine != theirs:
                 raise TuningError(
                     f"latency tables of different {name} cannot be merged: {mine} and {theirs}; "
                     "tune both for the same"
                 )
-        merged: dict[tuple[str, str, str], Entry] = {}
-        for entry in (*self.entries, *other.entries):
-            place = entry.model, entry.layer, entry.choice
-            if place not in merged or entry.trials > merged[place].trials:
-                merged[place] = entry
-        return self.model_copy(update={"entries": tuple(merged.values())})
-
-    def _of(self, model: str | None) -> list[Entry]:
-        return [entry for entry in self.entries if model in (None, entry.model)]
+        places = {entry.place for entry in self.entries}
+        kept = tuple(entry for entry in older.entries if entry.place not in places)
+        return self.model_copy(update={"entries": (*self.entries, *kept)})
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write the table; an existing file is replaced at once or not at all.

@@ -204,10 +204,7 @@ def _updated(path: Path, found: LatencyTable) -> LatencyTable:
     """Return the table of a folder with the entries that were found now in place of older ones."""
     if not path.is_file():
         return found
-    places = {(entry.model, entry.layer, entry.choice) for entry in found.entries}
-    older = LatencyTable.from_json(path)
-    kept = [e for e in older.entries if (e.model, e.layer, e.choice) not in places]
-    return found.merge(older.model_copy(update={"entries": tuple(kept)}))
+    return found.completed_by(LatencyTable.from_json(path))
 
 
 def _parse_tracker(tracker: str | None, key: str | None) -> tuple[str, int] | None:

@@ -19,7 +19,6 @@ from tvmquant.calibration.base import MinMaxObserver
 from tvmquant.data import open_data
 from tvmquant.errors import DataError, QuantizationError, UnsupportedModelError
 from tvmquant.graph import Graph
-from tvmquant.quantizer import affine_parameters
 from tvmquant.twin import Twin
 
 EDGES = {
@@ -98,14 +97,6 @@ class TestRanges:
 
         for name, (lo, hi) in of(20).items():
             assert of(7)[name] == pytest.approx((lo, hi), rel=1e-3)
-
-    def test_parameters(self) -> None:
-        result = calibrate(small_network(), ITEMS, method="minmax")
-        edge = result.edges["input"]
-        expected = affine_parameters(edge.lo, edge.hi, bits=4, scheme="asymmetric")
-        assert result.parameters("input", bits=4, scheme="asymmetric") == expected
-        with pytest.raises(DataError, match="'pool' has no calibrated range"):
-            result.parameters("pool")
 
 
 class TestRun:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tvmquant.calibration.histogram import HistogramObserver
-from tvmquant.calibration.observers import make_observer, observer_from_state
+from tvmquant.calibration.observers import make_observer
 from tvmquant.calibration.threshold import MSEObserver
 from tvmquant.errors import DataError, QuantizationError
 from tvmquant.quantizer import affine_parameters
@@ -94,35 +94,6 @@ def test_constant_data_give_a_valid_quantizer(method, value):
     assert 0 < scale < np.inf
     if abs(value) > 1e-30:
         assert quantize(value, lo, hi) == pytest.approx(value, rel=0.02)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_state_round_trip_through_npz(method, tmp_path):
-    rng = np.random.default_rng(1)
-    first, second = rng.standard_normal((2, 1000)).astype(np.float32)
-    observer = make_observer(method)
-    observer.update(first)
-    np.savez(tmp_path / "state.npz", **observer.state())
-    with np.load(tmp_path / "state.npz", allow_pickle=False) as state:
-        restored = observer_from_state(dict(state))
-    assert restored.range() == observer.range()
-    observer.update(second * 3)
-    restored.update(second * 3)
-    assert restored.range() == observer.range()
-    assert type(restored) is type(observer)
-
-
-def test_state_does_not_follow_later_updates():
-    observer = observed("mse", np.ones(5, np.float32))
-    state = observer.state()
-    observer.update(np.ones(5, np.float32))
-    assert state["counts"].sum() == 5
-
-
-@pytest.mark.parametrize("state", [{}, {"method": np.array("median")}, {"method": np.array("mse")}])
-def test_damaged_state_is_rejected(state):
-    with pytest.raises(DataError, match="calibrate again"):
-        observer_from_state(state)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -31,7 +31,6 @@ def test_every_choice_of_every_layer(graph, images, calibration, method):
         assert all(math.isfinite(value) and value >= 0 for value in row.values())
         assert row["w4a4"] >= row["w4a8"] * 0.999 or method == "output"
     assert found.count == 8
-    assert found.ranking("w4a4")[0] in found.perturbation
     again = estimate_sensitivity(
         graph, images[:8], calibration, method=method, choices=choices, max_probes=4
     )

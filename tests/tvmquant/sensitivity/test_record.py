@@ -26,12 +26,6 @@ def test_what_is_saved_is_loaded(record, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["sensitivity.json"]
 
 
-def test_ranking_leaves_out_layers_without_the_choice(record):
-    assert record.ranking("w8a8") == ["b", "a"]
-    assert record.ranking("w4a8") == ["a"]
-    assert record.ranking("w4a4") == []
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
