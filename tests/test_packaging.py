@@ -41,18 +41,6 @@ PACKAGE_ROOTS = {
     "passes": "tvmquant.passes",
     "schedules": "tvmquant.schedules",
 }
-# Dependencies point one way: tvmquant -> passes -> schedules -> TVM.
-MAY_NOT_IMPORT = {
-    "passes": ("tvmquant.cli", "tvmquant.deploy"),
-    "schedules": (
-        "tvmquant.calibration",
-        "tvmquant.cli",
-        "tvmquant.deploy",
-        "tvmquant.frontend",
-        "tvmquant.passes",
-        "tvmquant.twin",
-    ),
-}
 
 
 def packages_in_the_tree() -> list[str]:
@@ -108,14 +96,6 @@ def test_passes_and_schedules_are_imported_as_parts_of_tvmquant(directory):
         assert not wrong, (
             f"{source} imports {wrong}: a second copy of the module, without tvmquant."
         )
-
-
-@pytest.mark.parametrize("directory", sorted(MAY_NOT_IMPORT))
-def test_dependencies_point_one_way(directory):
-    for source in (ROOT / directory).rglob("*.py"):
-        modules = imported_modules(source)
-        wrong = {m for m in modules for p in MAY_NOT_IMPORT[directory] if is_inside(m, p)}
-        assert not wrong, f"{source} imports {wrong}"
 
 
 # Distributions whose package has another name.
