@@ -381,7 +381,7 @@ def _report(json: Path | None, measure: Callable[[], list[Any]], **table: Any) -
 
 def _physical_cores() -> int:
     # before a library is loaded: TVM's thread pool narrows the processors of this thread
-    from tvmquant.target import physical_cores
+    from tvmquant.devices.host import physical_cores
 
     return physical_cores()
 

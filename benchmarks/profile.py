@@ -14,13 +14,15 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import latency
 from benchmarks.rows import Row, RowMaker, machine_facts
-from tvmquant.deploy.manifest import LayerInfo
+from tvmquant.deploy.manifest import LIBRARY_NAME, LayerInfo, Manifest
+from tvmquant.devices.cpu import CpuDevice
 from tvmquant.errors import DataError
 from tvmquant.progress import Stage
 
@@ -120,6 +122,28 @@ def run(
     return rows
 
 
+class _KernelScale:
+    """Instrument of the virtual machine that weighs the calls of known kernels."""
+
+    def __init__(self, kernels: set[str]) -> None:
+        self.kernels = kernels
+        self.bytes: list[int] = []
+
+    def __call__(self, _func: Any, name: str, before: bool, _ret: Any, *args: Any) -> int:
+        if before and str(name) in self.kernels:
+            tensors = [arg for arg in args if hasattr(arg, "__dlpack__")]
+            self.bytes.append(sum(np.from_dlpack(tensor).nbytes for tensor in tensors))
+        return 0
+
+
+def _call_bytes(library: Path, manifest: Manifest, image: NDArray[Any]) -> list[int]:
+    """Return the size of the operands and results of every kernel call, in order."""
+    device = CpuDevice()
+    scale = _KernelScale({layer.kernel for layer in manifest.layers})
+    device.load(library).watch(scale, "main", [device.tensor(image)])
+    return scale.bytes
+
+
 def measure(case: Case) -> Profile:
     """Build a network and time its calls."""
     import tvmquant
@@ -135,7 +159,7 @@ def measure(case: Case) -> Profile:
         )
         bandwidth = read_bandwidth(manifest.library["bytes"], case.threads)
         model = tvmquant.load(out, threads=case.threads)
-        sizes = model.call_bytes(image)
+        sizes = _call_bytes(out / LIBRARY_NAME, manifest, image)
         calls = model.profile(image, repeats=case.repeats)
         runner = model.bind(image)
         seconds = []

@@ -6,8 +6,6 @@ import dataclasses
 import json
 import math
 import os
-import platform
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -73,11 +71,12 @@ def machine_facts(target: str = "native") -> dict[str, str | int | float]:
     TargetError
         If the target is not valid.
     """
+    from tvmquant.devices.host import physical_cores, processor_name
     from tvmquant.schedules.isa import dot_products
-    from tvmquant.target import parse_target, physical_cores
+    from tvmquant.target import parse_target
 
     return {
-        "cpu": _processor_name(),
+        "cpu": processor_name(),
         "isa": dot_products(parse_target(target))[0].name,
         "physical_cores": physical_cores(),
         "load_average": round(os.getloadavg()[0], 2),
@@ -132,12 +131,3 @@ def _cell(value: str | int | float | None) -> str:
 
 def _plain(value: str | int | float) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
-def _processor_name() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    match = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
-    return match.group(1).strip() if match else platform.processor() or platform.machine()

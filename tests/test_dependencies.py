@@ -31,8 +31,10 @@ MAY_IMPORT = {
     "weight_pairs": {"arithmetic"},
     "quantizer": {"weight_pairs"},
     "bit_choice": set(),
-    "target": set(),
-    "machine": {"target"},
+    # what machines are
+    "devices": set(),
+    "target": {"devices"},
+    "machine": {"devices", "target"},
     # kernels
     "schedules.isa": {"tvm_compat"},
     "schedules": {"schedules.isa", "machine", "resize", "tvm_compat", "weight_pairs"},
@@ -54,9 +56,9 @@ MAY_IMPORT = {
     "calibration": {"arithmetic", "data", "graph", "ir", "passes", "quantizer", "twin"},
     "quantization": {"bit_choice", "calibration", "graph", "layers", "levels", "passes"},
     # from a graph to a library, and back
-    "deploy": {"arithmetic", "graph", "ir", "levels", "machine", "passes", "target"},
+    "deploy": {"arithmetic", "devices", "graph", "ir", "levels", "machine", "passes", "target"},
     "inspection": {"deploy", "graph", "ir", "levels", "machine", "passes"},
-    "benchmark": {"deploy"},
+    "benchmark": {"deploy", "devices"},
     "output_blocks": {"graph", "ir", "passes"},
     "output_quality": {"output_blocks"},
     "output_record": {"deploy", "output_quality"},
@@ -69,15 +71,15 @@ MAY_IMPORT = {
         "quantizer", "stage_cache", "twin",
     },
     "tuning": {
-        "bit_choice", "calibration", "deploy", "graph", "ir", "layers", "machine", "passes",
-        "quantization", "schedules", "schedules.isa", "target",
+        "bit_choice", "calibration", "deploy", "devices", "graph", "ir", "layers", "machine",
+        "passes", "quantization", "schedules", "schedules.isa", "target",
     },
     "network_latency": {
         "benchmark", "bit_choice", "calibration", "deploy", "graph", "layers", "machine",
         "quantization", "tuning",
     },
     "mixed_precision": {
-        "allocation", "bit_choice", "calibration", "data", "graph", "layers", "machine",
+        "allocation", "bit_choice", "calibration", "data", "devices", "graph", "layers", "machine",
         "network_latency", "sensitivity", "stage_cache", "target", "tuning",
     },
     # the front door

@@ -98,6 +98,14 @@ def test_passes_and_schedules_are_imported_as_parts_of_tvmquant(directory):
         )
 
 
+def test_only_devices_know_what_machine_this_is():
+    own = ROOT / "tvmquant" / "devices"
+    for directory in [*PACKAGE_ROOTS, "benchmarks"]:
+        for source in (ROOT / directory).rglob("*.py"):
+            found = re.findall(r"tvm\.cpu\(|/proc/cpuinfo|platform\.processor", source.read_text())
+            assert not found or own in source.parents, f"{source}: {found}"
+
+
 # Distributions whose package has another name.
 IMPORTED_AS = {
     "apache-tvm": "tvm",

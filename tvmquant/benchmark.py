@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tvmquant.devices.device import Runner, seconds_of
 from tvmquant.errors import DataError
 from tvmquant.progress import Progress
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from tvmquant.deploy.loader import Model
     from tvmquant.deploy.manifest import TensorInfo
 
-Runner = Callable[[], object]
 
 DEFAULT_REPEATS = 100
 DEFAULT_WARMUP = 10
@@ -116,9 +115,7 @@ def measure_interleaved(
         for index in range(warmup + repeats):
             turn = index % max(len(order), 1)
             for name, run in order[turn:] + order[:turn]:
-                start = time.perf_counter()
-                run()
-                elapsed = time.perf_counter() - start
+                elapsed = seconds_of(run)
                 if index >= warmup:
                     seconds[name].append(elapsed)
             if progress is not None:

@@ -11,12 +11,11 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from tvmquant.devices.host import CPUINFO_NAMES, physical_cores
 from tvmquant.errors import TargetError
 from tvmquant.target import (
-    CPUINFO_NAMES,
     MAX_THREADS,
     parse_target,
-    physical_cores,
     supported_features,
     target_options,
     triple_of,

@@ -6,14 +6,13 @@ Nothing here asks what machine this is, except for the target ``native``.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvmquant.devices.host import CPUINFO_NAMES, host_features
 from tvmquant.errors import TargetError
 
 if TYPE_CHECKING:
@@ -33,22 +32,6 @@ MAX_THREADS = 1024
 
 # Options of TVM's LLVM target that are numbers.
 INTEGER_OPTIONS = ("num-cores", "opt-level", "vector-width")
-
-# Features that decide whether compiled code runs, as LLVM names them -> as /proc/cpuinfo does.
-CPUINFO_NAMES = {
-    "sse3": "pni", "ssse3": "ssse3", "sse4.1": "sse4_1", "sse4.2": "sse4_2", "popcnt": "popcnt",
-    "avx": "avx", "avx2": "avx2", "fma": "fma", "f16c": "f16c", "bmi": "bmi1", "bmi2": "bmi2",
-    "lzcnt": "abm", "movbe": "movbe", "sse4a": "sse4a", "adx": "adx", "gfni": "gfni",
-    "vaes": "vaes", "vpclmulqdq": "vpclmulqdq", "avxvnni": "avx_vnni", "avx512f": "avx512f",
-    "avx512bw": "avx512bw", "avx512vl": "avx512vl", "avx512dq": "avx512dq",
-    "avx512cd": "avx512cd", "avx512vnni": "avx512_vnni", "avx512vbmi": "avx512vbmi",
-    "avx512vbmi2": "avx512_vbmi2", "avx512ifma": "avx512ifma", "avx512bitalg": "avx512_bitalg",
-    "avx512vpopcntdq": "avx512_vpopcntdq", "avx512bf16": "avx512_bf16",
-    "avx512fp16": "avx512_fp16", "avx512vp2intersect": "avx512_vp2intersect",
-    "amx-int8": "amx_int8", "amx-tile": "amx_tile", "amx-bf16": "amx_bf16",
-    "neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm", "sve": "sve", "sve2": "sve2",
-    "fullfp16": "asimdhp", "lse": "atomics", "crc": "crc32",
-}  # fmt: skip
 
 
 def parse_target(spec: str | dict[str, Any] | tvm.target.Target) -> tvm.target.Target:
@@ -233,26 +216,3 @@ def supported_features(target: tvm.target.Target) -> frozenset[str]:
     import tvm
 
     return frozenset(str(f) for f in tvm.target.codegen.llvm_get_cpu_features(target))
-
-
-def host_features() -> frozenset[str]:
-    """Return what /proc/cpuinfo reports for this machine (empty where there is none)."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return frozenset()
-    match = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", cpuinfo.read_text(), re.MULTILINE)
-    return frozenset(match.group(1).split()) if match else frozenset()
-
-
-def physical_cores() -> int:
-    """Return the number of physical cores this process may use (at least 1).
-
-    Where psutil is not installed, as where a library is only deployed: of processors.
-    """
-    affinity = getattr(os, "sched_getaffinity", None)
-    processors = len(affinity(0)) if affinity else os.cpu_count() or 1
-    try:
-        import psutil
-    except ImportError:
-        return processors
-    return min(psutil.cpu_count(logical=False) or processors, processors)

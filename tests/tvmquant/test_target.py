@@ -1,17 +1,14 @@
 """Targets: every form a user can write, and what follows from one."""
 
-import os
 import platform
-import sys
 
-import psutil
 import pytest
 import tvm
 
 from tvmquant import target as targets
 from tvmquant.errors import TargetError
 from tvmquant.machine import Machine
-from tvmquant.target import architecture_of, parse_target, physical_cores, system_of, triple_of
+from tvmquant.target import architecture_of, parse_target, system_of, triple_of
 
 FORMS = {
     "processor": "haswell",
@@ -63,7 +60,7 @@ def test_native_leaves_out_what_the_kernel_does_not_report(monkeypatch):
     target = parse_target("native")
     assert list(target.attrs["mattr"]) == ["-fma"]
     assert "fma" not in targets.supported_features(target)
-    monkeypatch.setattr(targets, "host_features", frozenset)  # a system without /proc/cpuinfo
+    monkeypatch.setattr(targets, "host_features", frozenset)  # a system that does not tell
     assert "mattr" not in parse_target("native").attrs
 
 
@@ -119,22 +116,3 @@ def test_features_that_code_may_use():
 )
 def test_architecture_and_system_of_triples(triple, architecture, system):
     assert (architecture_of(triple), system_of(triple)) == (architecture, system)
-
-
-@pytest.mark.parametrize(
-    ("physical", "allowed", "cores"),
-    [(8, range(16), 8), (8, range(3), 3), (None, range(4), 4)],
-)
-def test_physical_cores_are_those_that_may_be_used(monkeypatch, physical, allowed, cores):
-    monkeypatch.setattr(psutil, "cpu_count", lambda logical: physical)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(allowed), raising=False)
-    assert physical_cores() == cores
-
-
-def test_processors_count_where_the_system_or_no_package_knows_more(monkeypatch):
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
-    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 4)
-    assert physical_cores() == 4
-    monkeypatch.setitem(sys.modules, "psutil", None)
-    assert physical_cores() == 6

@@ -1,21 +1,18 @@
-"""Load a built library and run it. Needs TVM's runtime and numpy, no compiler."""
+"""Load a built library and run it. Needs TVM's runtime and numpy, no compiler.
+
+Where it runs is a `tvmquant.devices.device.Device`, by default the processor of this machine.
+"""
 
 from __future__ import annotations
 
-import logging
 import os
-import platform
-import shutil
-import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tvmquant.deploy import runtime
 from tvmquant.deploy.manifest import (
     LIBRARY_NAME,
     LayerInfo,
@@ -23,19 +20,12 @@ from tvmquant.deploy.manifest import (
     TensorInfo,
     file_sha256,
 )
+from tvmquant.devices import runtime
+from tvmquant.devices.cpu import CpuDevice
+from tvmquant.devices.device import Device, Program, missing_features
+from tvmquant.devices.host import physical_cores
 from tvmquant.errors import ArtifactError, DataError
-from tvmquant.target import (
-    CPUINFO_NAMES,
-    MAX_THREADS,
-    architecture_of,
-    host_features,
-    physical_cores,
-)
-
-logger = logging.getLogger(__name__)
-
-# TVM's kernels assume that tensors start at a multiple of this
-ALIGNMENT = 64
+from tvmquant.target import MAX_THREADS, architecture_of
 
 
 class Model:
@@ -51,6 +41,8 @@ class Model:
     raw : bool
         Take and return raw integers instead of the model's types, in the layouts that the manifest
         says (channels last).
+    device : Device, optional
+        Where to run; default: the processor of this machine.
 
     Raises
     ------
@@ -64,7 +56,12 @@ class Model:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], *, threads: int | None = None, raw: bool = False
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        raw: bool = False,
+        device: Device | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.manifest = Manifest.load(self.folder)
@@ -76,12 +73,13 @@ class Model:
             )
         if threads is not None and not 1 <= threads <= MAX_THREADS:
             raise ArtifactError(f"threads = {threads}; expected 1 to {MAX_THREADS}")
-        self.threads = threads or min(self.manifest.threads, physical_cores())
-        _check_processor(self.manifest)
+        available = self.manifest.threads if device else physical_cores()
+        self.device: Device = device or CpuDevice()
+        self.threads = threads or min(self.manifest.threads, available)
+        _check_processor(self.manifest, self.device)
         library = _check_library(self.folder, self.manifest)
-        self._machine = _virtual_machine(library, self.manifest, self.threads)
-        self._probe: Any = None
-        self._entry = self._machine["raw" if raw else "main"]
+        self._program = _load(library, self.manifest, self.threads, self.device)
+        self._entry = "raw" if raw else "main"
 
     @property
     def inputs(self) -> list[TensorInfo]:
@@ -110,20 +108,16 @@ class Model:
         DataError
             If the number, shape or type of the inputs is not what the library takes.
         """
-        result = self._entry(*self._tensors(inputs))
-        if hasattr(result, "__dlpack__"):
-            return np.from_dlpack(result)
-        return tuple(np.from_dlpack(item) for item in result)
+        outputs = self.device.arrays(self.bind(*inputs)())
+        return outputs[0] if len(self.outputs) == 1 else tuple(outputs)
 
-    def bind(self, *inputs: Any) -> Any:
+    def bind(self, *inputs: Any) -> Callable[[], Any]:
         """Return a function without arguments that runs the network on ``inputs`` once.
 
         For timing: checks and conversions happen here, once. The function returns what
-        `numpy.from_dlpack` reads, or a sequence of such where the network has several outputs.
+        `Device.arrays` reads; `tvmquant.devices.device.seconds_of` times it.
         """
-        tensors = self._tensors(inputs)
-        entry = self._entry
-        return lambda: entry(*tensors)
+        return self._program.runner(self._entry, self._tensors(inputs))
 
     def profile(self, *inputs: Any, repeats: int = 20) -> list[tuple[LayerInfo, float]]:
         """Time every kernel call.
@@ -140,48 +134,16 @@ class Model:
         list of (LayerInfo, seconds) in execution order
             Instrumentation adds about a microsecond to each call.
         """
-        tensors = self._tensors(inputs)
-        clock = _KernelClock({layer.kernel for layer in self.manifest.layers})
-        runs: list[list[float]] = []
-        machine = self._probed()
-        machine["set_instrument"](clock)
-        entry = machine["raw" if self.raw else "main"]
-        for _ in range(repeats + 1):
-            clock.seconds = []
-            entry(*tensors)
-            runs.append(clock.seconds)
+        kernels = {layer.kernel for layer in self.manifest.layers}
+        runs = self._program.kernel_seconds(
+            self._entry, self._tensors(inputs), kernels, repeats + 1
+        )
         medians = np.median(np.asarray(runs[1:]), axis=0)
         layers = self.manifest.layers
         if self.raw:  # without the kernels that quantize the inputs and dequantize the outputs
             quantizes = sum(info.dtype != info.raw_dtype for info in self.inputs)
             layers = layers[quantizes : len(layers) - len(self.outputs)]
         return [(layer, float(s)) for layer, s in zip(layers, medians, strict=True)]
-
-    def call_bytes(self, *inputs: Any) -> list[int]:
-        """Return the size of the operands and results of every kernel call, in bytes.
-
-        Parameters
-        ----------
-        *inputs
-            As in calling the model.
-
-        Returns
-        -------
-        list of int
-            In the order of `profile`.
-        """
-        tensors = self._tensors(inputs)
-        scale = _KernelScale({layer.kernel for layer in self.manifest.layers})
-        machine = self._probed()
-        machine["set_instrument"](scale)
-        machine["raw" if self.raw else "main"](*tensors)
-        return scale.bytes
-
-    def _probed(self) -> Any:
-        """Return a second virtual machine, for instruments: no first one could be rid of them."""
-        if self._probe is None:
-            self._probe = _virtual_machine(self.folder / LIBRARY_NAME, self.manifest, self.threads)
-        return self._probe
 
     def _tensors(self, inputs: Sequence[Any]) -> list[Any]:
         if len(inputs) != len(self.inputs):
@@ -204,65 +166,21 @@ class Model:
                 f"input {info.name!r} is {array.dtype} {tuple(array.shape)}; "
                 f"expected {dtype} {tuple(shape)}"
             )
-        in_place = array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0
-        if not (in_place and array.flags.writeable):
-            array = _aligned_copy(array)
-        return runtime.interface().from_dlpack(array)
+        return self.device.tensor(array)
 
 
-def _aligned_copy(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    memory = np.empty(array.nbytes + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-
-class _KernelScale:
-    """Instrument of the virtual machine that weighs the calls of known kernels."""
-
-    def __init__(self, kernels: set[str]) -> None:
-        self.kernels = kernels
-        self.bytes: list[int] = []
-
-    def __call__(self, _func: Any, name: str, before: bool, _ret: Any, *args: Any) -> int:
-        if before and str(name) in self.kernels:
-            tensors = [arg for arg in args if hasattr(arg, "__dlpack__")]
-            self.bytes.append(sum(np.from_dlpack(tensor).nbytes for tensor in tensors))
-        return 0
-
-
-class _KernelClock:
-    """Instrument of the virtual machine that times the calls of known kernels."""
-
-    def __init__(self, kernels: set[str]) -> None:
-        self.kernels = kernels
-        self.seconds: list[float] = []
-        self._started = 0.0
-
-    def __call__(self, _func: Any, name: str, before: bool, _ret: Any, *_args: Any) -> int:
-        if before:
-            self._started = time.perf_counter()
-        elif str(name) in self.kernels:
-            self.seconds.append(time.perf_counter() - self._started)
-        return 0
-
-
-def _check_processor(manifest: Manifest) -> None:
-    machine = platform.machine()
-    if architecture_of(manifest.target["triple"]) != architecture_of(machine):
+def _check_processor(manifest: Manifest, device: Device) -> None:
+    machine = device.architecture()
+    if machine and architecture_of(manifest.target["triple"]) != architecture_of(machine):
         raise ArtifactError(
             f"this processor is {machine}, the library was compiled for "
             f"{manifest.target['triple']}; build again with --target native on this machine"
         )
-    present = host_features()
-    needed = manifest.target["features"]
-    missing = [f for f in needed if CPUINFO_NAMES.get(f, f) not in present]
-    if present and missing:
+    if missing := missing_features(device, manifest.target["features"]):
         raise ArtifactError(
-            f"this processor lacks {', '.join(missing)}, which the library was compiled for "
-            f"({manifest.target['config']}); build again with --target native on this machine, "
-            "or for an older processor"
+            f"the processor {device.name} lacks {', '.join(missing)}, which the library was "
+            f"compiled for ({manifest.target['config']}); build again with --target native on this "
+            "machine, or for an older processor"
         )
 
 
@@ -279,58 +197,27 @@ def _check_library(folder: Path, manifest: Manifest) -> Path:
     return library
 
 
-def _virtual_machine(library: Path, manifest: Manifest, threads: int) -> Any:
+def _load(library: Path, manifest: Manifest, threads: int, device: Device) -> Program:
     built_with, present = manifest.versions["tvm"], runtime.version()
     if present.split(".")[:2] != built_with.split(".")[:2]:
         raise ArtifactError(
             f"{library}: built with TVM {built_with}, this is TVM {present}; "
             "install that version or build the model again"
         )
-    _use_threads(threads)
+    device.use_threads(threads)
     try:
-        # The dynamic linker takes a path it has seen for the same library, even after a new
-        # build; under a name of its own it looks at the file.
-        with tempfile.TemporaryDirectory(prefix="tvmquant.") as scratch:
-            fresh = Path(scratch, LIBRARY_NAME)
-            try:
-                fresh.hardlink_to(library)
-            except OSError:  # another file system
-                shutil.copyfile(library, fresh)
-            return runtime.virtual_machine(fresh)
+        return device.load(library)
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise ArtifactError(f"{library}: cannot be loaded: {reason}; build again") from None
 
 
-# What `_use_threads` set up last.
-_configured = 0
-
-
-def _use_threads(threads: int) -> None:
-    """Let TVM compute with ``threads`` threads.
-
-    The pool is made once per process, by default for half the processors of an x86 machine (one
-    of two); the environment variable says otherwise if it is set before.
-    """
-    global _configured
-    function = runtime.interface().get_global_func
-    count_threads = function("runtime.NumThreads")
-    if _configured == threads == int(count_threads()):
-        return  # after a few more times this process would compute up to 1.2 times slower
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
-    os.environ.setdefault("TVM_NUM_THREADS", str(max(threads, available)))
-    # mode 0: one thread on each of the big cores, up to the given number
-    function("runtime.config_threadpool")(0, threads)
-    _configured, used = threads, int(count_threads())
-    if used < threads:
-        logger.warning(
-            "TVM computes with %d of %d threads: its pool was made before, or TVM_NUM_THREADS is "
-            "set to less",
-            used,
-            threads,
-        )
-
-
-def load(folder: str | os.PathLike[str], *, threads: int | None = None, raw: bool = False) -> Model:
+def load(
+    folder: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    raw: bool = False,
+    device: Device | None = None,
+) -> Model:
     """Load a built library; see `Model`."""
-    return Model(folder, threads=threads, raw=raw)
+    return Model(folder, threads=threads, raw=raw, device=device)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tvmquant.deploy.loader import ALIGNMENT
+from tvmquant.devices.cpu import ALIGNMENT
 
 # DLPack's codes
 _CODES = {"i": "kDLInt", "u": "kDLUInt", "f": "kDLFloat"}

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tvmquant.allocation import Allocation, Budget, Plan, allocate, pareto
 from tvmquant.allocation.costs import Costs
 from tvmquant.bit_choice import W8A8, BitChoice
+from tvmquant.devices.host import CPUINFO_NAMES, host_features
 from tvmquant.errors import TargetError
 from tvmquant.layers import Layer, quantizable_layers
 from tvmquant.machine import Machine
@@ -34,9 +35,7 @@ from tvmquant.sensitivity import Sensitivity, estimate_sensitivity
 from tvmquant.sensitivity.methods import check_method
 from tvmquant.stage_cache import taken_up
 from tvmquant.target import (
-    CPUINFO_NAMES,
     architecture_of,
-    host_features,
 )
 
 if TYPE_CHECKING:

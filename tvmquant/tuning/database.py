@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tvmquant.devices.host import processor_name
 from tvmquant.errors import TuningError
 from tvmquant.machine import Machine
 
@@ -424,17 +425,6 @@ def file_name(machine: Machine) -> str:
     options = json.loads(machine.options)
     digest = hashlib.sha256(machine.options.encode()).hexdigest()[:8]
     return f"{options.get('mcpu', options['kind'])}-{digest}-{machine.threads}threads{SUFFIX}"
-
-
-def processor_name() -> str:
-    """Return the name of this machine's processor."""
-    import platform
-
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _read_all(descriptor: int) -> bytes:

@@ -27,10 +27,10 @@ from tvm.s_tir.meta_schedule.runner.runner import RunnerInput
 from tvm.support.popen_pool import PopenPoolExecutor
 
 from tvmquant.deploy.compiler import find_linker
+from tvmquant.devices.host import processor_name
 from tvmquant.errors import TuningError
 from tvmquant.machine import Machine
 from tvmquant.tuning import worker
-from tvmquant.tuning.database import processor_name
 from tvmquant.tuning.workload import Workload
 
 BUILD_SECONDS = 60

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import shutil
@@ -15,12 +16,14 @@ from onnx import TensorProto, helper
 from tvmquant.arithmetic import dequantize, quantize_half_even
 from tvmquant.deploy import loader
 from tvmquant.deploy.build import build
-from tvmquant.deploy.loader import ALIGNMENT, MAX_THREADS, load
+from tvmquant.deploy.loader import MAX_THREADS, load
+from tvmquant.devices import cpu, runtime
+from tvmquant.devices.cpu import ALIGNMENT
+from tvmquant.devices.host import CPUINFO_NAMES, physical_cores
 from tvmquant.errors import ArtifactError, DataError
 from tvmquant.frontend import load_onnx
 from tvmquant.quantization import calibrate, quantize
 from tvmquant.simulator import simulate
-from tvmquant.target import physical_cores
 
 SHAPE = (1, 3, 8, 8)
 
@@ -273,20 +276,27 @@ def test_a_changed_library(library):
         load(library)
 
 
+def test_without_tvm_a_library_is_not_loaded(built, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    runtime.interface.cache_clear()
+    with pytest.raises(ArtifactError, match="TVM is not installed; pip install apache-tvm"):
+        load(built)
+
+
 def test_another_processor(built, monkeypatch):
     needed = load(built).manifest.target["features"]
-    names = {loader.CPUINFO_NAMES[feature] for feature in needed}
-    monkeypatch.setattr(loader, "host_features", lambda: frozenset(names - {"sse4_2"}))
+    names = {CPUINFO_NAMES[feature] for feature in needed}
+    monkeypatch.setattr(cpu, "host_features", lambda: frozenset(names - {"sse4_2"}))
     with pytest.raises(ArtifactError, match=r"lacks sse4\.2, .*build again with --target native"):
         load(built)
-    monkeypatch.setattr(loader, "host_features", lambda: frozenset(names | {"newer"}))
+    monkeypatch.setattr(cpu, "host_features", lambda: frozenset(names | {"newer"}))
     load(built)
-    monkeypatch.setattr(loader, "host_features", frozenset)  # a system that does not tell
+    monkeypatch.setattr(cpu, "host_features", frozenset)  # a system that does not tell
     load(built)
 
 
 def test_another_architecture(library, monkeypatch):
-    monkeypatch.setattr(loader.platform, "machine", lambda: "s390x")
+    monkeypatch.setattr(cpu.platform, "machine", lambda: "s390x")
     with pytest.raises(
         ArtifactError, match="this processor is s390x, the library was compiled for"
     ):

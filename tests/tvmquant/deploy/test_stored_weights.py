@@ -8,8 +8,9 @@ import tvm_ffi
 
 from tvmquant.deploy.build import build
 from tvmquant.deploy.compiler import compile_in_worker
-from tvmquant.deploy.loader import ALIGNMENT, load
+from tvmquant.deploy.loader import load
 from tvmquant.deploy.stored_weights import write_source
+from tvmquant.devices.cpu import ALIGNMENT
 from tvmquant.passes import store_weights
 from tvmquant.passes.store_weights import FUNCTION, WEIGHTS
 from tvmquant.target import parse_target

@@ -14,9 +14,6 @@ from typing import Any
 
 from tvmquant.errors import ArtifactError
 
-# The runtime's ``kDLCPU`` and its pooling allocator
-_CPU, _POOLED = 1, 2
-
 
 @functools.cache
 def interface() -> Any:
@@ -53,16 +50,3 @@ def version() -> str:
         import tvm
 
         return str(tvm.__version__)
-
-
-def virtual_machine(library: Path) -> Any:
-    """Load a library and return a virtual machine for its code: its functions by name.
-
-    Raises
-    ------
-    OSError, RuntimeError, ValueError
-        If the library is not one that TVM wrote, or is damaged.
-    """
-    machine = interface().load_module(str(library))["vm_load_executable"]()
-    machine["vm_initialization"](_CPU, 0, _POOLED)
-    return machine
