@@ -24,6 +24,7 @@ from tvmquant.arithmetic import (
     required_compute_dtype,
 )
 from tvmquant.errors import QuantizationError
+from tvmquant.formats import Format
 from tvmquant.passes.scale_factors import compressed, is_uniform
 from tvmquant.weight_pairs import bound_pairs
 
@@ -48,7 +49,7 @@ class Quantized:
     expr : relax.Expr
     scale : float
     zero_point, qmin, qmax : int
-    dtype : str
+    format : Format
     factors : float64 array, optional
         Of the tensor's rank, broadcast against it, the largest 1 (`scale_factors`); None where
         the tensor has one scale.
@@ -59,7 +60,7 @@ class Quantized:
     zero_point: int
     qmin: int
     qmax: int
-    dtype: str
+    format: Format
     factors: FloatArray | None = None
 
     @classmethod
@@ -70,12 +71,17 @@ class Quantized:
         zero_point: int,
         qmin: int,
         qmax: int,
-        dtype: str,
+        format: Format,
     ) -> Quantized:
         """Return a tensor whose scales are an array that broadcasts against it."""
         scale = float(scales.max())
         factors = None if is_uniform(scales) else compressed(scales / scale)
-        return cls(expr, scale, zero_point, qmin, qmax, dtype, factors)
+        return cls(expr, scale, zero_point, qmin, qmax, format, factors)
+
+    @property
+    def dtype(self) -> str:
+        """Type of q."""
+        return str(self.format.container)
 
     @property
     def bound(self) -> int:
@@ -112,7 +118,7 @@ class QuantizedWeight:
     ----------
     values : float64 array (O, ...)
     scale : float64 array (O,)
-    bits : int
+    format : Format
     fixed : bool
         The scale was given (imported or trained) and must not move.
     bounded : bool
@@ -120,28 +126,24 @@ class QuantizedWeight:
     multiplier : array like values, optional
         Of the step of each value: of its group (`tvmquant.quantizer.grouped_weight_scales`), over
         the factor of its input's scale (`absorbing`).
-    group : int
-        Values of a row that share a multiplier; 0 without groups.
     """
 
     values: FloatArray
     scale: FloatArray
-    bits: int
+    format: Format
     fixed: bool
     bounded: bool = False
     multiplier: Array | None = None
-    group: int = 0
 
     def round(self, scale: FloatArray) -> Array:
-        """Return the integers of the weight at ``scale``, int8, symmetric.
+        """Return the integers of the weight at ``scale``, int8.
 
         With groups these are the rounded values times their multipliers.
         """
-        limit = (1 << (self.bits - 1)) - 1
         unit = scale.reshape((-1,) + (1,) * (self.values.ndim - 1))
         if self.multiplier is not None:
             unit = unit * self.multiplier
-        integers = np.clip(np.rint(self.values / unit), -limit, limit).astype(np.int8)
+        integers = self.format.round(self.values / unit)
         if self.multiplier is not None:
             return np.asarray(integers * self.multiplier)
         return bound_pairs(integers) if self.bounded else integers
@@ -158,7 +160,7 @@ class QuantizedWeight:
         factors : float64 array that broadcasts against ``values``
         """
         multiplier = None
-        if self.group and self.multiplier is not None:
+        if self.format.group and self.multiplier is not None:
             multiplier = np.rint(self.multiplier * factors).astype(np.int8)
         return replace(self, values=self.values * factors, multiplier=multiplier)
 

@@ -39,7 +39,8 @@ is quantized already: scale 1, zero point 0 (128 where it is signed), whatever t
 A tensor used more than once is always materialized. Graph outputs, and what float operators read,
 are kept in 16 bits; where something reads them in 8 bits as well, it reads them rounded once more::
 
-    lv_q16 = fake_quant(lv) {role: "output", bits: 16}; lv_q = fake_quant(lv_q16) {bits: 8}
+    lv_q16 = fake_quant(lv) {role: "output", format: "int16"}
+    lv_q = fake_quant(lv_q16) {format: "uint8"}
 
 What fits no region stays float, and with it the functions of it that make much of small values
 (`amplification`), between a dequantize and a quantize, and is listed by
@@ -54,6 +55,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tvmquant.formats import INT8, INT16, UINT8
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, span_name, used_vars
 from tvmquant.passes.quantized_regions import RegionFinder
@@ -202,7 +204,7 @@ class _Annotator(DataflowRewriter):
                 "id": self._id(var, value, role),
                 "range_of": "" if limit is None else self._id(limit, self.producer[limit], role),
                 "role": role,
-                "bits": 16 if role == OUTPUT else 8,
+                "format": (INT16 if role == OUTPUT else UINT8).name,
                 "scheme": "symmetric" if role == OUTPUT else self.scheme,
                 "group": f"concat:{root.name}" if grouped else "",
                 "shares": "scale" if shares else "zero_point",
@@ -229,7 +231,7 @@ class _Annotator(DataflowRewriter):
             {
                 "id": self._unique(f"{name}.weight"),
                 "role": WEIGHT,
-                "bits": 8,
+                "format": INT8.name,
                 "scheme": "symmetric",
                 "group": "",
                 "axis": axis,

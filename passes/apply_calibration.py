@@ -2,7 +2,7 @@
 
 Before::
 
-    lv_q = fake_quant(lv, scale=[0.], zero_point=[0]) {calibrated: 0, bits: 8, scheme: "asymmetric"}
+    lv_q = fake_quant(lv, scale=[0.], zero_point=[0]) {calibrated: 0, format: "uint8"}
 
 After::
 
@@ -10,8 +10,8 @@ After::
 
 Activations take theirs from calibrated ranges, weights from their own values (symmetric, per
 channel). Requires an annotated graph; fake_quants that are already calibrated are left alone.
-Signed symmetric activations of up to 8 bits are stored with zero point 2**(bits - 1), so that all
-activations share the container ``uint8``.
+Signed symmetric activations that layers read are stored with zero point 2**(bits - 1), so that all
+of them share the container ``uint8``.
 
 Tensors of one group (they meet in a concat) get one zero point, the one for which their steps grow
 least beyond what each would have by itself. Where a reader takes one scale they get one range, the
@@ -34,6 +34,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tvmquant import formats
 from tvmquant.arithmetic import FloatArray
 from tvmquant.errors import QuantizationError
 from tvmquant.ir import quantized_ops as qop
@@ -59,7 +60,7 @@ class _Scales:
 
     values: FloatArray
     zero_point: int
-    wide: bool
+    container: np.dtype[Any]
 
 
 class _Filler(DataflowRewriter):
@@ -104,7 +105,8 @@ class _Filler(DataflowRewriter):
             if scale.size > 1:
                 shape[filled.get("axis", attrs["axis"])] = scale.size
             zero = int(constants[1].reshape(-1)[0])
-            self.scales[var] = _Scales(scale.reshape(shape), zero, attrs["bits"] > 8)
+            container = formats.parse(attrs["format"]).container
+            self.scales[var] = _Scales(scale.reshape(shape), zero, container)
         return qop.emit(
             qop.FAKE_QUANT,
             [x, *(qop.constant(array) for array in constants)],
@@ -169,7 +171,7 @@ class _Filler(DataflowRewriter):
             return
         first, scales = known[0], None
         if isinstance(value, relax.Call) and is_mover(value):
-            if len({(s.zero_point, s.wide) for s in known}) == 1:
+            if len({(s.zero_point, s.container) for s in known}) == 1:
                 scales = scale_factors.moved(value, [s.values for s in known])
         elif not isinstance(value, relax.TupleGetItem):
             return
@@ -203,22 +205,21 @@ class _Filler(DataflowRewriter):
     def _weight(
         self, x: relax.Expr, attrs: dict[str, Any], factors: FloatArray | None
     ) -> tuple[list[Any], dict[str, int]]:
-        bits, axis, group = attrs["bits"], attrs["axis"], attrs.get("w_group", 0)
+        axis, held = attrs["axis"], formats.parse(attrs["format"])
         weight = qop.constant_array(x)
         if factors is not None:
             weight = (weight * factors).astype(np.float32)
         multiplier = None
-        if group:
-            scales, multiplier = grouped_weight_scales(weight, group, axis, bits)
+        if held.group:
+            scales, multiplier = grouped_weight_scales(weight, held.group, axis, held.bits)
         else:
-            scales = weight_scales(weight, axis, bits, method=self.weight_method)
+            scales = weight_scales(weight, axis, held.bits, method=self.weight_method)
         if factors is not None:
             steps = np.ones_like(weight) if multiplier is None else multiplier
             multiplier = (steps / factors).astype(np.float32)
-        limit = (1 << (bits - 1)) - 1
         multipliers = [] if multiplier is None else [multiplier]
         constants = [scales.astype(np.float32), np.zeros(1, np.int32), *multipliers]
-        return constants, {"qmin": -limit, "qmax": limit}
+        return constants, {"qmin": held.qmin, "qmax": held.qmax}
 
 
 def _joins_constants(value: relax.Expr) -> bool:
@@ -228,10 +229,10 @@ def _joins_constants(value: relax.Expr) -> bool:
 
 
 def _quantizer(low: float, high: float, attrs: dict[str, Any]) -> _Quantizer:
-    bits = attrs["bits"]
-    scale, zero, qmin, qmax = affine_parameters(low, high, bits=bits, scheme=attrs["scheme"])
-    if qmin < 0 and bits <= 8:
-        half = 1 << (bits - 1)
+    held = formats.parse(attrs["format"])
+    scale, zero, qmin, qmax = affine_parameters(low, high, bits=held.bits, scheme=attrs["scheme"])
+    if qmin < held.qmin:  # signed levels, in a container without signs
+        half = 1 << (held.bits - 1)
         zero, qmin, qmax = zero + half, qmin + half, qmax + half
     return scale, zero, qmin, qmax
 

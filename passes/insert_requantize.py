@@ -39,7 +39,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tvmquant import formats
 from tvmquant.arithmetic import INT32_MAX, dot_bounds, quantize_half_even
+from tvmquant.bit_choice import BitChoice
 from tvmquant.errors import QuantizationError
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, span_name, used_vars
@@ -229,10 +231,10 @@ class _Integerizer(DataflowRewriter):
         zero = int(qop.constant_array(call.args[2]).reshape(-1)[0])
         if attrs["role"] == "weight":
             return weight_of(call, scale, attrs)
-        dtype = "uint8" if attrs["bits"] <= 8 else "int16"
+        held = formats.parse(attrs["format"])
         rank = len(call.ty.shape.values)
         scales = _along(scale, attrs["axis"], rank)
-        target = Quantized.of(call.args[0], scales, zero, attrs["qmin"], attrs["qmax"], dtype)
+        target = Quantized.of(call.args[0], scales, zero, attrs["qmin"], attrs["qmax"], held)
         source = self.value(call.args[0])
         if isinstance(source, Quantized):
             return self._rescaled(source, target, name, call)
@@ -252,9 +254,9 @@ class _Integerizer(DataflowRewriter):
         expr = self.lookup(cast.args[0])
         if is_boolean(expr):
             expr = self.emit(relax.op.astype(expr, "uint8"))
-        dtype = str(expr.ty.dtype.dtype)
-        limits = np.iinfo(dtype)
-        return Quantized(expr, 1.0, 0, int(limits.min), int(limits.max), dtype)
+        held = formats.parse(str(expr.ty.dtype.dtype))
+        limits = np.iinfo(held.container)
+        return Quantized(expr, 1.0, 0, int(limits.min), int(limits.max), held)
 
     def _extreme(self, var: relax.Var, call: relax.Call, values: list[Value]) -> Value | None:
         """Compare two tensors in the scale of the result, or in their own where it has none."""
@@ -307,7 +309,7 @@ class _Integerizer(DataflowRewriter):
         else:
             new = qop.emit(qop.QUANTIZE, [self.lookup(x)], attrs, call.span)
         expr = self.emit(new, "x_q")
-        return Quantized(expr, to.scale, to.zero_point, to.qmin, to.qmax, to.dtype)
+        return replace(to, expr=expr, factors=None)
 
     def _table(self, chain: Chain, to: Quantized, name: str, call: relax.Call) -> Quantized:
         real = np.nan_to_num(chain.values, nan=0.0, posinf=np.inf, neginf=-np.inf)
@@ -317,9 +319,8 @@ class _Integerizer(DataflowRewriter):
         attrs = {"id": name, "out_dtype": to.dtype}
         expr = self.emit(qop.emit(qop.TABLE, args, attrs, call.span))
         reached = values[chain.source.qmin : chain.source.qmax + 1]
-        return Quantized(
-            expr, to.scale, to.zero_point, int(reached.min()), int(reached.max()), to.dtype
-        )
+        qmin, qmax = int(reached.min()), int(reached.max())
+        return replace(to, expr=expr, factors=None, qmin=qmin, qmax=qmax)
 
     # -- regions --------------------------------------------------------------------------------
 
@@ -391,7 +392,7 @@ class _Integerizer(DataflowRewriter):
             inputs[0].zero_point,
             min(v.qmin for v in inputs),
             max(v.qmax for v in inputs),
-            inputs[0].dtype,
+            max((v.format for v in inputs), key=lambda held: held.bits),
         )
 
     def _unify(self, inputs: list[Quantized], call: relax.Call) -> list[Quantized]:
@@ -406,9 +407,8 @@ class _Integerizer(DataflowRewriter):
 
     def _pad(self, x: Quantized, call: relax.Call) -> tuple[relax.Expr, list[Quantized]]:
         """Return the call, and tensors that hold the integers of its result between them."""
-        limits = np.iinfo(x.dtype)
         value = float(getattr(call.attrs, "pad_value", 0.0))
-        steps = int(np.clip(np.rint(value / x.scale) + x.zero_point, limits.min, limits.max))
+        steps = int(x.format.round(np.asarray(value / x.scale + x.zero_point)))
         widths, mode = [int(v) for v in call.attrs.pad_width], str(call.attrs.pad_mode)
         padded = relax.op.nn.pad(x.expr, widths, pad_mode=mode, pad_value=float(steps))
         return padded, [x, replace(x, qmin=steps, qmax=steps)] if mode == "constant" else [x]
@@ -589,10 +589,14 @@ class _Integerizer(DataflowRewriter):
         if max(np.abs(low).max(), np.abs(high).max()) + np.abs(folded).max() > INT32_MAX:
             raise QuantizationError(
                 f"layer {name!r}: its accumulator may leave 32 bits ({integers[0].size} products "
-                f"of {weight.bits}-bit weights and {x.dtype} activations, and a bias of up to "
+                f"of {weight.format} weights and {x.dtype} activations, and a bias of up to "
                 f"{np.abs(steps).max()} steps); split the layer, or enlarge a fixed weight scale"
             )
-        args = [x.expr, qop.constant(integers), qop.constant(folded.astype(np.int32))]
+        grouped = []
+        if weight.format.group and weight.multiplier is not None:
+            integers = integers // weight.multiplier
+            grouped = [qop.constant(weight.multiplier)]
+        args = [x.expr, qop.constant(integers), qop.constant(folded.astype(np.int32)), *grouped]
         attrs = _contraction_attrs(layer, name)
         operator = CONTRACTIONS[layer.call.op.name]
         expr = self.emit(qop.emit(operator, args, attrs, layer.call.span), "acc")
@@ -675,9 +679,8 @@ def _contraction_attrs(layer: Contraction, name: str) -> dict[str, Any]:
         "input_zero_point": layer.x.zero_point,
         "out_dtype": "int32",
         "id": name,
-        "w_bits": layer.weight.bits,
-        "w_group": layer.weight.group,
-        "a_bits": 4 if layer.x.qmax < 16 else 8,
+        "choice": str(BitChoice(layer.weight.format, layer.x.format)),
+        "grouped": int(layer.weight.format.group > 0),
         "input_qmin": layer.x.qmin,
         "input_qmax": layer.x.qmax,
         "epilogue": 0,

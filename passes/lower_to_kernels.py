@@ -25,6 +25,7 @@ import numpy as np
 import tvm
 from tvm import relax, tirx
 
+from tvmquant.bit_choice import BitChoice
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, count_uses, span_name
 from tvmquant.ir.tensor_types import dtype_of, integers, nhwc_shape, static_shape
@@ -168,8 +169,8 @@ class _Lowerer(DataflowRewriter):
 
     def _conv2d(self, call: relax.Call) -> relax.Expr:
         attrs = qop.attributes(call)
-        x, weight, bias, *extra = (self.lookup(a) for a in call.args)
-        array = qop.constant_array(weight)
+        (x, kernel, bias, *extra), multiplier = self._operands(call)
+        array = qop.constant_array(kernel)
         batch, height, width, channels = static_shape(x)
         spec = conv2d.Conv2DSpec(
             batch, height, width, channels, array.shape[0], tuple(array.shape[1:3]),
@@ -177,20 +178,28 @@ class _Lowerer(DataflowRewriter):
             attrs["groups"], attrs["input_zero_point"],
         )  # fmt: skip
         if attrs["groups"] == channels > 1:
-            return self._depthwise(call, attrs, spec, array, [x, bias, *extra])
-        return self._contract(call, attrs, spec, array, [x, bias, *extra])
+            weight = _multiplied(array, multiplier)
+            return self._depthwise(call, attrs, spec, weight, [x, bias, *extra])
+        return self._contract(call, attrs, spec, array, [x, bias, *extra], multiplier)
 
     def _dense(self, call: relax.Call) -> relax.Expr:
         attrs = qop.attributes(call)
-        x, weight, bias, *extra = (self.lookup(a) for a in call.args)
-        array = qop.constant_array(weight)
+        (x, weight, bias, *extra), multiplier = self._operands(call)
+        array = qop.constant_array(weight)[:, None, None, :]
+        if multiplier is not None:
+            multiplier = multiplier[:, None, None, :]
         rows = int(np.prod(static_shape(x)[:-1]))
-        spec = conv2d.Conv2DSpec(rows, 1, 1, array.shape[1], array.shape[0])
-        return self._contract(call, attrs, spec, array[:, None, None, :], [x, bias, *extra])
+        spec = conv2d.Conv2DSpec(rows, 1, 1, array.shape[3], array.shape[0])
+        return self._contract(call, attrs, spec, array, [x, bias, *extra], multiplier)
+
+    def _operands(self, call: relax.Call) -> tuple[list[relax.Expr], Any]:
+        """Return the operands, and the multipliers of the weight's groups as an array, or None."""
+        operands, multiplier = qop.contraction_operands(call)
+        return [self.lookup(a) for a in operands], qop.constant_array(multiplier)
 
     def _contract(
         self, call: relax.Call, attrs: dict[str, Any], spec: conv2d.Conv2DSpec, weight: Any,
-        args: list[relax.Expr], shape: tuple[int, ...] | None = None,
+        args: list[relax.Expr], multiplier: Any = None, shape: tuple[int, ...] | None = None,
     ) -> relax.Expr:  # fmt: skip
         """Lower a convolution or dense layer; ``shape`` is the result's, by default the call's."""
         x, bias, *extra = args
@@ -199,7 +208,7 @@ class _Lowerer(DataflowRewriter):
         residual = epilogue is not None and epilogue.residual
         dtype = dtype_of(inputs[3]) if residual else "uint8"
         flat = replace(flat, epilogue=epilogue, residual_dtype=dtype)
-        flat, weight, scale = self._narrowed(flat, attrs, weight, span_name(call))
+        flat, weight, scale = self._narrowed(flat, attrs, weight, multiplier, span_name(call))
         tiling = self.tilings("conv2d", flat, span_name(call)) or conv2d.target_tiling(
             flat, self.machine
         )
@@ -221,20 +230,26 @@ class _Lowerer(DataflowRewriter):
         return self.reshaped(result, shape or static_shape(call))
 
     def _narrowed(
-        self, spec: conv2d.Conv2DSpec, attrs: dict[str, Any], weight: Any, layer: str
+        self,
+        spec: conv2d.Conv2DSpec,
+        attrs: dict[str, Any],
+        weight: Any,
+        multiplier: Any,
+        layer: str,
     ) -> tuple[conv2d.Conv2DSpec, Any, Any]:
         """Return the spec with what the weights allow, the weight to store, and groups' factors.
 
         Groups follow the runs of whole rows of the window; where dilation or grouped channels cut
-        these up, the products of 4-bit weights and factors are kept as 8-bit weights.
+        these up, the products of weights and multipliers are kept as 8-bit weights.
         """
-        w_bits, w_group, scale = 4 if attrs["w_bits"] <= 4 else 8, attrs["w_group"], None
+        held, scale = BitChoice.parse(attrs["choice"]).weight, None
+        w_bits, w_group = conv2d.container_of(held.bits), held.group
         if w_group and not spec.groupable:
-            w_bits, w_group = 8, 0
+            w_bits, w_group, weight = 8, 0, _multiplied(weight, multiplier)
         spec = replace(spec, w_bits=w_bits, w_group=w_group)
         if w_group:
-            weight, scale = conv2d.factor_groups(weight, spec, layer)
-        elif w_bits == 4:
+            scale = conv2d.group_scale(multiplier, spec, layer)
+        if w_bits == 4:
             conv2d.check_narrow(weight, layer)
         if multiplies_in_pairs(self.machine.target):
             chain = conv2d.provable_chain(weight, spec, attrs["input_qmin"], attrs["input_qmax"])
@@ -272,8 +287,8 @@ class _Lowerer(DataflowRewriter):
 
     def _conv2d_transpose(self, call: relax.Call) -> relax.Expr:
         attrs = qop.attributes(call)
-        x, weight, bias, *extra = (self.lookup(a) for a in call.args)
-        array = qop.constant_array(weight)
+        (x, kernel, bias, *extra), multiplier = self._operands(call)
+        array = _multiplied(qop.constant_array(kernel), multiplier)
         outputs = array.shape[0]
         if _tiles(attrs, array) and not attrs.get("residual", 0):
             return self._as_pointwise(call, attrs, x, array, bias, extra)
@@ -326,9 +341,8 @@ class _Lowerer(DataflowRewriter):
         repeats = [*map(repeated, extra[:vectors]), *extra[vectors:]]
         args = [x, qop.constant(biases.astype(np.int32)), *repeats]
         result = self._contract(
-            call, {**attrs, "w_bits": 8, "w_group": 0}, pointwise,
-            packed.reshape(taps * outputs, 1, 1, channels), args,
-            (batch, height, width, taps * outputs),
+            call, attrs, pointwise, packed.reshape(taps * outputs, 1, 1, channels), args,
+            shape=(batch, height, width, taps * outputs),
         )  # fmt: skip
         shape = (batch * height, width, rows, columns * outputs)
         spec = structural.PermuteSpec(shape, (0, 2, 1, 3), attrs["out_dtype"])
@@ -569,6 +583,11 @@ def _tiles(attrs: dict[str, Any], weight: Any) -> bool:
         and not any(attrs["padding"]) and not any(attrs["output_padding"])
         and tuple(attrs["dilation"]) == (1, 1) and attrs["groups"] == 1
     )  # fmt: skip
+
+
+def _multiplied(weight: Any, multiplier: Any) -> Any:
+    """Return the weight times the multipliers of its groups, int8, for kernels without groups."""
+    return weight if multiplier is None else weight * multiplier
 
 
 def _is_integer(var: relax.Var) -> bool:

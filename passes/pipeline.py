@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import tvm
 from tvm import relax
 
+from tvmquant.formats import Format
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of
 from tvmquant.machine import Machine
@@ -88,12 +89,12 @@ def apply_calibration(
     module: tvm.IRModule,
     ranges: Mapping[str, tuple[float, float]],
     *,
-    weights: Mapping[str, tuple[int, int]] | None = None,
-    activations: Mapping[str, int] | None = None,
+    weights: Mapping[str, Format] | None = None,
+    activations: Mapping[str, Format] | None = None,
     weight_method: str = "mse",
     factors: Mapping[str, Sequence[float]] | None = None,
 ) -> tvm.IRModule:
-    """L1, uncalibrated -> L1 with its bit widths, scales and zero points."""
+    """L1, uncalibrated -> L1 with its formats, scales and zero points."""
     widths = [AssignBitWidths(weights or {}, activations or {})]
     filled = ApplyCalibration(ranges, weight_method, factors)
     return _run("3-calibrated", [*widths, filled], module)

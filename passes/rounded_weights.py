@@ -11,7 +11,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tvmquant import formats
 from tvmquant.arithmetic import FloatArray
+from tvmquant.formats import INT8
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import span_name
 from tvmquant.passes.accumulator import Contraction, QuantizedWeight
@@ -54,12 +56,12 @@ def weight_of(call: relax.Call, scale: FloatArray, attrs: Mapping[str, Any]) -> 
     if axis == 1 and values.ndim > 2:
         scale = np.tile(np.broadcast_to(scale, (values.shape[1],)), groups)
     values = outputs_first(values, axis, groups)
-    group, multiplier = attrs.get("w_group", 0), None
-    if group:
+    held, multiplier = formats.parse(attrs["format"]), None
+    if held.group:
         multiplier = outputs_first(qop.constant_array(call.args[3]), axis, groups)
     return QuantizedWeight(
-        values, np.broadcast_to(scale, (len(values),)), attrs["bits"], bool(attrs["fixed"]),
-        multiplier=multiplier, group=group,
+        values, np.broadcast_to(scale, (len(values),)), held, bool(attrs["fixed"]),
+        multiplier=multiplier,
     )  # fmt: skip
 
 
@@ -79,7 +81,7 @@ def with_bounded_pairs(
     """
     weight = layer.weight
     depthwise = weight.values.ndim == 4 and weight.values.shape[1] == 1
-    if weight.fixed or weight.bits != 8 or depthwise or _has_one_position(layer.call):
+    if weight.fixed or weight.format != INT8 or depthwise or _has_one_position(layer.call):
         return weight
     scale = bounded_scale(weight.values, weight.scale)
     if scale is None:

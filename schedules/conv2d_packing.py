@@ -18,11 +18,18 @@ import numpy.typing as npt
 from tvmquant.errors import QuantizationError
 from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling
 
+# Bits that kernels read a weight in.
+CONTAINERS = (4, 8)
 # Magnitude of 4-bit weights, and what is added to them in storage
 LARGEST = 7
 BIAS = 8
 # Longer chains no longer pay: widening then takes less than one instruction in a hundred.
 LONGEST_CHAIN = 128
+
+
+def container_of(bits: int) -> int:
+    """Return the bits in which kernels read weights of so many: the next that there are."""
+    return next(container for container in CONTAINERS if container >= bits)
 
 
 def weight_shape(spec: Conv2DSpec, tiling: Tiling) -> tuple[int, ...]:
@@ -44,7 +51,7 @@ def pack_weight(weight: npt.NDArray[Any], spec: Conv2DSpec, tiling: Tiling) -> n
     Parameters
     ----------
     weight : int8 or float32 array of shape (O, kh, kw, C / groups)
-        In [-7, 7] for ``w_bits`` 4; with ``w_group`` the first result of `factor_groups`.
+        In [-7, 7] for ``w_bits`` 4; with ``w_group`` without the multipliers.
 
     Returns
     -------
@@ -93,51 +100,47 @@ def check_narrow(weight: npt.NDArray[np.int8], layer: str) -> None:
     if np.abs(weight.astype(np.int16)).max(initial=0) > LARGEST:
         raise QuantizationError(
             f"layer {layer!r}: weights reach [{weight.min()}, {weight.max()}], 4 bits hold "
-            f"[-{LARGEST}, {LARGEST}]; quantize the layer with w_bits=8"
+            f"[-{LARGEST}, {LARGEST}]; quantize the layer with 8-bit weights"
         )
 
 
-def factor_groups(
-    weight: npt.NDArray[np.int8], spec: Conv2DSpec, layer: str
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.uint8]]:
-    """Factor effective weights into 4-bit weights and one integer per group, exactly.
+def group_scale(
+    multiplier: npt.NDArray[np.int8], spec: Conv2DSpec, layer: str
+) -> npt.NDArray[np.uint8]:
+    """Return the one multiplier that the weights of each group have.
 
     Parameters
     ----------
-    weight : int8 array of shape (O, kh, kw, C)
+    multiplier : int8 array of shape (O, kh, kw, C)
+        Of each weight.
     spec : Conv2DSpec
-        `Conv2DSpec.groupable`; ``w_group`` neighbours along each run share a factor, the last group
-        may be shorter.
+        `Conv2DSpec.groupable`; ``w_group`` neighbours along each run are a group, the last may be
+        shorter.
     layer : str
         Its name, for errors.
 
     Returns
     -------
-    weight : int8 array of the same shape, in [-7, 7]
-    scale : uint8 array of shape (O, rows, ceil(run / w_group)), at least 1
-        The greatest common divisor of each group: every other factor that would do divides it.
+    uint8 array of shape (O, rows, ceil(run / w_group))
 
     Raises
     ------
     QuantizationError
-        When a group has no such factor.
+        When a group has several, or one below 1.
     """
-    w_group = spec.w_group
-    runs = _runs(weight, spec)[:, :, 0].astype(np.int16)
-    outputs, rows, length = runs.shape
-    padded = np.pad(runs, ((0, 0), (0, 0), (0, -length % w_group)))
-    groups = padded.reshape(outputs, rows, -1, w_group)
-    scale = np.maximum(np.gcd.reduce(groups, axis=3), 1)
-    narrow = groups // scale[..., None]
-    if np.abs(narrow).max(initial=0) > LARGEST:
-        o, row, index = (int(i[0]) for i in np.nonzero(np.abs(narrow).max(axis=3) > LARGEST))
+    runs = _runs(multiplier, spec)[:, :, 0]
+    padding = -runs.shape[2] % spec.w_group
+    padded = np.pad(runs, ((0, 0), (0, 0), (0, padding)), mode="edge")
+    groups = padded.reshape(*runs.shape[:2], -1, spec.w_group)
+    wrong = (groups != groups[..., :1]).any(axis=3) | (groups[..., 0] < 1)
+    if wrong.any():
+        o, row, index = (int(i[0]) for i in np.nonzero(wrong))
         raise QuantizationError(
-            f"layer {layer!r}: weights of group {index} (of {w_group}) in row {row} of output "
-            f"channel {o} are no multiples, by one integer, of 4-bit weights in [-{LARGEST}, "
-            f"{LARGEST}]; quantize the layer with w_group={w_group}, or with w_bits=8"
+            f"layer {layer!r}: weights of group {index} (of {spec.w_group}) in row {row} of output "
+            f"channel {o} have no multiplier in common; quantize the layer in groups of "
+            f"{spec.w_group}"
         )
-    narrow = narrow.reshape(outputs, rows, -1)[:, :, :length]
-    return narrow.astype(np.int8).reshape(weight.shape), scale.astype(np.uint8)
+    return groups[..., 0].astype(np.uint8)
 
 
 def provable_chain(

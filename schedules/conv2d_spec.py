@@ -35,7 +35,7 @@ class Conv2DSpec:
     w_bits : int
         8, or 4: weights in [-7, 7], stored two in a byte.
     w_group : int
-        Weights of a run that share an integer factor (`conv2d_packing.factor_groups`), a multiple
+        Weights of a run that share an integer factor (`conv2d_packing.group_scale`), a multiple
         of 4; 0 for none. Of 4-bit weights only, and only where the layer is `groupable`.
     chain : int
         Sums of two products that may follow each other in a 16-bit accumulator without overflow,

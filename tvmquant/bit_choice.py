@@ -1,4 +1,4 @@
-"""The bit widths of one layer, and how they are written: ``w4a8``, ``w4a4``, ``w4a8g32``."""
+"""What one layer's weight and the activation it reads hold: ``w4a8``, ``w6a6``, ``w4a8g32``."""
 
 from __future__ import annotations
 
@@ -7,57 +7,36 @@ from dataclasses import dataclass
 from typing import Final
 
 from tvmquant.errors import QuantizationError
+from tvmquant.formats import INT8, UINT8, WIDTHS, Format, Uniform
 
 _NAME: Final = re.compile(r"w([0-9]+)a([0-9]+)(?:g([0-9]+))?")
 
-WEIGHT_BITS: Final = (4, 8)
-ACTIVATION_BITS: Final = (4, 8)
-GROUP_SIZES: Final = (32, 64, 128)
 
-
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class BitChoice:
-    """Bit widths of a layer's weight and of the activation it reads.
+    """The formats of a layer's weight and of the activation that it reads.
+
+    Written ``w4a8g32``: weights of 4 bits, activations of 8, weights in groups of 32. Every width
+    from 2 to 8 bits is one, of either; groups are of weights of 2 to 4 bits.
 
     Parameters
     ----------
-    w_bits, a_bits : int
-        4 or 8.
-    w_group : int
-        Weights that share a scale, neighbours in the order kernels read them (kernel column, then
-        input channel); 32, 64 or 128, and 0 for one scale per output channel. Of 4-bit weights
-        only.
-
-    Raises
-    ------
-    QuantizationError
-        When a width or a group size is none of these.
+    weight, activation : Format
 
     Examples
     --------
-    >>> str(BitChoice(4, 8, 32))
+    >>> str(BitChoice(Uniform(4, signed=True, group=32), UINT8))
     'w4a8g32'
-    >>> BitChoice.parse("w4a4")
-    BitChoice(w_bits=4, a_bits=4, w_group=0)
+    >>> BitChoice.parse("w6a5").activation.qmax
+    31
     """
 
-    w_bits: int = 8
-    a_bits: int = 8
-    w_group: int = 0
-
-    def __post_init__(self) -> None:
-        if self.w_bits not in WEIGHT_BITS or self.a_bits not in ACTIVATION_BITS:
-            raise QuantizationError(
-                f"bit choice {self}: expected weights of {_any(WEIGHT_BITS)} bits and activations "
-                f"of {_any(ACTIVATION_BITS)} bits"
-            )
-        if self.w_group and (self.w_group not in GROUP_SIZES or self.w_bits != 4):
-            raise QuantizationError(
-                f"bit choice {self}: groups hold {_any(GROUP_SIZES)} weights of 4 bits"
-            )
+    weight: Format = INT8
+    activation: Format = UINT8
 
     def __str__(self) -> str:
-        return f"w{self.w_bits}a{self.a_bits}" + (f"g{self.w_group}" if self.w_group else "")
+        group = f"g{self.weight.group}" if self.weight.group else ""
+        return f"w{self.weight.bits}a{self.activation.bits}{group}"
 
     @classmethod
     def parse(cls, text: str) -> BitChoice:
@@ -71,16 +50,30 @@ class BitChoice:
         match = _NAME.fullmatch(text.strip().lower())
         if match is None:
             raise QuantizationError(
-                f"bit choice {text!r}; expected a form such as w8a8, w4a8, w4a4 or w4a8g32"
+                f"bit choice {text!r}; expected a form such as w8a8, w4a8, w6a6 or w4a8g32"
             )
-        return cls(*(int(part) for part in match.groups(default="0")))
+        w_bits, a_bits, group = (int(part) for part in match.groups(default="0"))
+        if w_bits not in WIDTHS or a_bits not in WIDTHS:
+            raise QuantizationError(
+                f"bit choice {text!r}: expected weights and activations of {WIDTHS[0]} to "
+                f"{WIDTHS[-1]} bits"
+            )
+        try:
+            return cls(Uniform(w_bits, signed=True, group=group), Uniform(a_bits, signed=False))
+        except QuantizationError as error:
+            raise QuantizationError(f"bit choice {text!r}: {error}") from None
+
+    @property
+    def narrowness(self) -> tuple[int, int, int]:
+        """What choices are listed by, from the widest to the narrowest.
+
+        Fewer weights that share a multiplier cost more bits each; 0 stands for a whole channel.
+        """
+        return -self.weight.bits, -self.activation.bits, self.weight.group
 
 
-def _any(values: tuple[int, ...]) -> str:
-    return f"{', '.join(str(v) for v in values[:-1])} or {values[-1]}"
-
-
-W8A8: Final = BitChoice(8, 8)
-W4A8: Final = BitChoice(4, 8)
-W4A4: Final = BitChoice(4, 4)
-DEFAULT_CHOICES: Final = (W8A8, W4A8, W4A4)
+W8A8: Final = BitChoice.parse("w8a8")
+W4A8: Final = BitChoice.parse("w4a8")
+W4A4: Final = BitChoice.parse("w4a4")
+# What layers may take where nothing is said. Any name can be added here.
+DEFAULT_CHOICES: Final = tuple(map(BitChoice.parse, ("w8a8", "w4a8", "w4a4")))

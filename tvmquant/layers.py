@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import relax
 
-from tvmquant.bit_choice import W4A4, W4A8, W8A8, BitChoice
 from tvmquant.errors import QuantizationError
+from tvmquant.formats import UINT8, WIDTHS, Format
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, origins, span_name, used_vars
 from tvmquant.levels import annotated
@@ -19,6 +19,7 @@ from tvmquant.passes.region_operators import WEIGHT, is_mover
 from tvmquant.weight_pairs import groups_follow_runs
 
 if TYPE_CHECKING:
+    from tvmquant.bit_choice import BitChoice
     from tvmquant.graph import Graph
 
 CONTRACTIONS = {
@@ -26,8 +27,8 @@ CONTRACTIONS = {
     "relax.nn.conv2d_transpose": "conv2d_transpose",
     "relax.matmul": "dense",
 }
-# Every kernel of these operations computes with 8-bit operands only.
-EIGHT_BITS = ("depthwise_conv2d", "conv2d_transpose")
+# Operations with a kernel that scales groups of weights.
+GROUPING = ("conv2d", "dense")
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Layer:
         concat), so they share their activation width.
     position : str
         ``first`` (reads the network's input), ``last`` (no further layer follows) or empty.
-    choices : tuple of BitChoice
-        What its kernels can compute, apart from group sizes.
+    given : Format, optional
+        Of the activation, where the network is fed these integers.
     groupable : bool
         Whether its kernels can scale groups of weights: these follow whole rows of the window,
         which dilation or grouped channels cut up.
@@ -68,14 +69,24 @@ class Layer:
     edges: tuple[str, ...]
     group: str
     position: str
-    choices: tuple[BitChoice, ...]
+    given: Format | None = None
     groupable: bool = True
 
     def allows(self, choice: BitChoice) -> bool:
         """Whether there is a kernel for a choice, with any group size that it asks for."""
-        if choice.w_group and not self.groupable:
-            return False
-        return BitChoice(choice.w_bits, choice.a_bits) in self.choices
+        return self.reads(choice.activation) and (self.groupable or not choice.weight.group)
+
+    def reads(self, activation: Format) -> bool:
+        """Whether it can read activations of a format."""
+        return self.given in (None, activation)
+
+    @property
+    def expected(self) -> str:
+        """What `allows` allows, in words."""
+        widths = f"{WIDTHS[0]} to {WIDTHS[-1]} bits"
+        groups = "" if self.groupable else ", without groups"
+        read = "8-bit integers of the network's input" if self.given else f"activations of {widths}"
+        return f"weights of {widths}{groups}, and {read}"
 
 
 def quantizable_layers(graph: Graph) -> tuple[Layer, ...]:
@@ -157,13 +168,10 @@ class _Reader:
         macs = size
         for extent in pixels:
             macs *= extent
-        choices: tuple[BitChoice, ...] = (W8A8, BitChoice(8, 4), W4A8, W4A4)
-        if op in EIGHT_BITS:
-            choices = (W8A8,)
-        elif fixed:  # it reads integers that the network is fed
-            choices = (W8A8, W4A8)
+        given = UINT8 if fixed else None
         return Layer(
-            span_name(call), op, macs, size, outputs, edges, group, position, choices, groupable
+            span_name(call), op, macs, size, outputs, edges, group, position, given,
+            groupable and op in GROUPING,
         )  # fmt: skip
 
     def _has_quantized_weight(self, call: relax.Call) -> bool:

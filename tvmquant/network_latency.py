@@ -150,7 +150,7 @@ def uniform_choices(
     wide = {
         layer.group
         for layer in layers
-        if choice.a_bits < 8 and (layer.id in pinned or not layer.allows(choice))
+        if choice.activation != W8A8.activation and (layer.id in pinned or not layer.allows(choice))
     }
     result = {}
     for layer in layers:
@@ -162,7 +162,7 @@ def uniform_choices(
 
 def with_wide_activations(choice: BitChoice) -> BitChoice:
     """Return the choice with the same weights and 8-bit activations."""
-    return BitChoice(choice.w_bits, 8, choice.w_group)
+    return BitChoice(choice.weight, W8A8.activation)
 
 
 def measure_network(
@@ -186,7 +186,7 @@ def measure_network(
         Level L0.
     calibration : Calibration
     choices : sequence of BitChoice
-        A choice with 4-bit activations also yields times with 8-bit ones for the layers that must
+        A choice with narrow activations also yields times with 8-bit ones for the layers that must
         keep those, so each layer has a time for every choice that it allows.
     target, threads, batch, tilings
         As of `tvmquant.build`.

@@ -14,6 +14,7 @@ from tvmquant.passes import pipeline
 
 if TYPE_CHECKING:
     from tvmquant.calibration import Calibration
+    from tvmquant.formats import Format
     from tvmquant.graph import Graph
     from tvmquant.progress import Progress
 
@@ -139,11 +140,11 @@ def apply_calibration(
     network = annotated(graph, activation_scheme)
     calibration.check_model(network)
     wanted = dict(choices or {})
-    activations = activation_bits(quantizable_layers(network), wanted)
+    activations = activation_formats(quantizable_layers(network), wanted)
     module = pipeline.apply_calibration(
         network.module,
-        calibration.ranges(activations),
-        weights={name: (choice.w_bits, choice.w_group) for name, choice in wanted.items()},
+        calibration.ranges({name: held.bits for name, held in activations.items()}),
+        weights={name: choice.weight for name, choice in wanted.items()},
         activations=activations,
         weight_method=weight_method,
         factors=calibration.factors(),
@@ -151,8 +152,10 @@ def apply_calibration(
     return network.with_module(module)
 
 
-def activation_bits(layers: Sequence[Layer], choices: Mapping[str, BitChoice]) -> dict[str, int]:
-    """Return the bit width of every activation that a layer reads, by the id of its fake_quant.
+def activation_formats(
+    layers: Sequence[Layer], choices: Mapping[str, BitChoice]
+) -> dict[str, Format]:
+    """Return the format of every activation that a layer reads, by the id of its fake_quant.
 
     Raises
     ------
@@ -164,21 +167,21 @@ def activation_bits(layers: Sequence[Layer], choices: Mapping[str, BitChoice]) -
         close = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise QuantizationError(f"the model has no layer {unknown[0]!r}{hint}")
-    bits: dict[str, int] = {}
+    formats: dict[str, Format] = {}
     owner: dict[str, Layer] = {}
     for layer in layers:
         choice = choices.get(layer.id, W8A8)
         if not layer.allows(choice):
             raise QuantizationError(
-                f"layer {layer.id!r} ({layer.op}) cannot compute {choice}; expected one of "
-                f"{', '.join(str(c) for c in layer.choices)}"
+                f"layer {layer.id!r} ({layer.op}) cannot compute {choice}; expected "
+                f"{layer.expected}"
             )
         first = owner.setdefault(layer.group, layer)
         other = choices.get(first.id, W8A8)
-        if other.a_bits != choice.a_bits:
+        if other.activation != choice.activation:
             raise QuantizationError(
                 f"layers {first.id!r} ({other}) and {layer.id!r} ({choice}) read the same "
                 "activation; give both the same activation width"
             )
-        bits.update(dict.fromkeys(layer.edges, choice.a_bits))
-    return bits
+        formats.update(dict.fromkeys(layer.edges, choice.activation))
+    return formats

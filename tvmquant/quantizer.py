@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvmquant.errors import QuantizationError
+from tvmquant.formats import GROUP_LEVELS
 from tvmquant.weight_pairs import runs_of, weight_of
 
 Scheme = Literal["symmetric", "unsigned", "asymmetric", "auto"]
@@ -17,9 +18,6 @@ WEIGHT_METHODS = ("mse", "minmax")
 
 # Scales stay normal float32 numbers, because they are stored as such in ONNX.
 _LEAST_SCALE = float(np.finfo(np.float32).tiny)
-
-# Multipliers of groups: 7 * 16 fits 8 bits.
-GROUP_LEVELS = 16
 
 
 def check_scheme(scheme: str) -> None:

@@ -10,6 +10,7 @@ import tvm
 from tvm import relax, tirx
 from tvm.ir import SourceName, Span
 
+from tvmquant.formats import Format
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of
 from tvmquant.passes.annotate_quantization import AnnotateQuantization
@@ -85,8 +86,8 @@ class Levels:
 def quantize(
     module: tvm.IRModule,
     inputs: Sequence[Any],
-    weights: dict[str, tuple[int, int]] | None = None,
-    activations: dict[str, int] | None = None,
+    weights: dict[str, Format] | None = None,
+    activations: dict[str, Format] | None = None,
     **options: Any,
 ) -> Levels:
     """Take a float graph to L2, with ranges that are the extremes of the inputs given."""

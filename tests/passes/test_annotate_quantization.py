@@ -22,7 +22,7 @@ def fake_quant(x, name, **changes):
     attrs = {
         "id": name,
         "role": "activation",
-        "bits": 8,
+        "format": "uint8",
         "scheme": "asymmetric",
         "group": "",
         "axis": -1,
@@ -38,9 +38,9 @@ def fake_quant(x, name, **changes):
     return qop.emit(qop.FAKE_QUANT, [x, *unset], attrs | changes)
 
 
-def weight_quant(name, array, axis=0, bits=8, groups=1):
+def weight_quant(name, array, axis=0, groups=1):
     options = {"role": "weight", "scheme": "symmetric", "axis": axis, "groups": groups}
-    return fake_quant(const(array), f"{name}.weight", bits=bits, **options)
+    return fake_quant(const(array), f"{name}.weight", format="int8", **options)
 
 
 def edges(module):
@@ -75,7 +75,7 @@ def test_a_region_between_two_fake_quants():
         y = emit(fake_quant(emit(op.nn.relu(y)), "relu"))
         y = emit(op.nn.max_pool2d(y, (2, 2), (2, 2)))
         y = emit(op.nn.conv2d(y, emit(weight_quant("b", second))))
-        return emit(fake_quant(y, "b", role="output", bits=16, scheme="symmetric"))
+        return emit(fake_quant(y, "b", role="output", format="int16", scheme="symmetric"))
 
     module = graph(before, SHAPE)
     after = AnnotateQuantization()(module)
@@ -212,12 +212,12 @@ def test_a_tensor_that_is_read_and_returned_is_returned_in_16_bits():
         return emit(op.reshape(y, [2, -1])), conv(emit, y, name="b")
 
     module = AnnotateQuantization()(graph(body, SHAPE))
-    found = [(e["id"], e["role"], e["bits"]) for e in edges(module)]
+    found = [(e["id"], e["role"], e["format"]) for e in edges(module)]
     assert found == [
-        ("x0", "activation", 8),
-        ("relu.output", "output", 16),
-        ("relu", "activation", 8),
-        ("b", "output", 16),
+        ("x0", "activation", "uint8"),
+        ("relu.output", "output", "int16"),
+        ("relu", "activation", "uint8"),
+        ("b", "output", "int16"),
     ]
     by_id = {qop.attributes(c)["id"]: c for c in calls(module, qop.FAKE_QUANT)}
     values = dict(bindings_of(module["main"]))
@@ -229,7 +229,7 @@ def test_a_tensor_that_is_read_and_returned_is_returned_in_16_bits():
 def test_an_input_that_is_read_and_returned_is_returned_as_it_is():
     body = lambda emit, x: (x, conv(emit, x))  # noqa: E731
     module = AnnotateQuantization()(graph(body, SHAPE))
-    assert [e["bits"] for e in edges(module)] == [8, 16]
+    assert [e["format"] for e in edges(module)] == ["uint8", "int16"]
     values = dict(bindings_of(module["main"]))
     assert values[module["main"].body.body.fields[0]].same_as(module["main"].params[0])
 
@@ -240,22 +240,25 @@ def test_a_reshaped_output_keeps_16_bits():
         return emit(op.reshape(y, [2, 4]))
 
     found = {
-        e["id"]: (e["role"], e["bits"]) for e in edges(AnnotateQuantization()(graph(body, SHAPE)))
+        e["id"]: (e["role"], e["format"]) for e in edges(AnnotateQuantization()(graph(body, SHAPE)))
     }
-    assert found["pool"] == ("output", 16)
+    assert found["pool"] == ("output", "int16")
 
     def read(emit, x):
         return emit(op.matmul(body(emit, x), const(normal(4, 3))), "fc")
 
     found = {
-        e["id"]: (e["role"], e["bits"]) for e in edges(AnnotateQuantization()(graph(read, SHAPE)))
+        e["id"]: (e["role"], e["format"]) for e in edges(AnnotateQuantization()(graph(read, SHAPE)))
     }
-    assert found["pool"] == ("activation", 8)
+    assert found["pool"] == ("activation", "uint8")
 
 
 def test_an_output_that_is_pooled_has_16_bits():
     body = lambda emit, x: emit(op.nn.max_pool2d(conv(emit, x), (2, 2)))  # noqa: E731
-    assert [e["bits"] for e in edges(AnnotateQuantization()(graph(body, SHAPE)))] == [8, 16]
+    assert [e["format"] for e in edges(AnnotateQuantization()(graph(body, SHAPE)))] == [
+        "uint8",
+        "int16",
+    ]
 
 
 def test_a_pad_says_what_its_tensor_has_to_hold():
@@ -294,10 +297,10 @@ def test_what_is_compared_only_has_the_range_of_the_result():
         _, b, extreme = compared(emit, x)
         return emit(op.nn.relu(conv(emit, extreme, name="c"))), conv(emit, b, name="d")
 
-    found = {e["id"]: (e["bits"], e["range_of"]) for e in
+    found = {e["id"]: (e["format"], e["range_of"]) for e in
              edges(AnnotateQuantization()(graph(body, SHAPE)))}  # fmt: skip
     assert {name: found[name] for name in ("a", "b", "extreme")} == {
-        "a": (8, "extreme"), "b": (8, ""), "extreme": (8, ""),
+        "a": ("uint8", "extreme"), "b": ("uint8", ""), "extreme": ("uint8", ""),
     }  # fmt: skip
 
 
@@ -310,7 +313,10 @@ def test_extremes_may_follow_each_other_without_end_and_be_compared_with_each_ot
             y = emit(op.maximum(z, y))
         return y
 
-    assert {e["bits"] for e in edges(AnnotateQuantization()(graph(body, SHAPE)))} == {8, 16}
+    assert {e["format"] for e in edges(AnnotateQuantization()(graph(body, SHAPE)))} == {
+        "uint8",
+        "int16",
+    }
 
 
 def test_what_an_output_is_chosen_from_has_16_bits():
@@ -319,13 +325,13 @@ def test_what_an_output_is_chosen_from_has_16_bits():
         return extreme, conv(emit, extreme, name="c")
 
     module = AnnotateQuantization()(graph(body, SHAPE))
-    found = {e["id"]: (e["bits"], e["range_of"]) for e in edges(module)}
-    assert found["a.output"] == (16, "extreme.output")
-    assert found["extreme.output"] == (16, "")
-    assert found["extreme"] == (8, "")
+    found = {e["id"]: (e["format"], e["range_of"]) for e in edges(module)}
+    assert found["a.output"] == ("int16", "extreme.output")
+    assert found["extreme.output"] == ("int16", "")
+    assert found["extreme"] == ("uint8", "")
     (call,) = calls(module, "relax.maximum")
     made = dict(bindings_of(module["main"]))
-    assert [qop.attributes(made[operand])["bits"] for operand in call.args] == [16, 16]
+    assert [qop.attributes(made[operand])["format"] for operand in call.args] == ["int16", "int16"]
 
 
 def test_what_a_float_operator_divides_by_is_not_to_be_0():
@@ -381,15 +387,15 @@ def test_scheme():
 
     annotate = AnnotateQuantization("symmetric")
     found = {
-        qop.attributes(c)["id"]: (qop.attributes(c)["bits"], qop.attributes(c)["scheme"])
+        qop.attributes(c)["id"]: (qop.attributes(c)["format"], qop.attributes(c)["scheme"])
         for c in calls(annotate(graph(body, SHAPE)), qop.FAKE_QUANT)
     }
     assert found == {
-        "x0": (8, "symmetric"),
-        "a.weight": (8, "symmetric"),
-        "r": (8, "symmetric"),
-        "b.weight": (8, "symmetric"),
-        "b": (16, "symmetric"),
+        "x0": ("uint8", "symmetric"),
+        "a.weight": ("int8", "symmetric"),
+        "r": ("uint8", "symmetric"),
+        "b.weight": ("int8", "symmetric"),
+        "b": ("int16", "symmetric"),
     }
 
 

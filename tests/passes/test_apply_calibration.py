@@ -5,6 +5,7 @@ from tvm import relax
 
 from tests.passes.graphs import calls, const, graph, normal
 from tvmquant.errors import QuantizationError
+from tvmquant.formats import Uniform
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.passes.annotate_quantization import AnnotateQuantization
 from tvmquant.passes.apply_calibration import ApplyCalibration
@@ -46,10 +47,13 @@ def filled(module):
         ("symmetric", 8, {"x0": (1 / 127, 128, 1, 255), "relu": (25.5 / 127, 128, 1, 255)}),
         ("symmetric", 4, {"x0": (1 / 127, 128, 1, 255), "relu": (25.5 / 7, 8, 1, 15)}),
         ("asymmetric", 4, {"x0": (2 / 255, 128, 0, 255), "relu": (1.7, 0, 0, 15)}),
+        ("asymmetric", 6, {"x0": (2 / 255, 128, 0, 255), "relu": (25.5 / 63, 0, 0, 63)}),
+        ("symmetric", 2, {"x0": (1 / 127, 128, 1, 255), "relu": (25.5, 2, 1, 3)}),
     ],
 )
 def test_activations(scheme, bits, expected):
-    found = filled(ApplyCalibration(RANGES)(annotated(scheme, activations={"relu": bits})))
+    held = {"relu": Uniform(bits, signed=False)}
+    found = filled(ApplyCalibration(RANGES)(annotated(scheme, activations=held)))
     for name, (scale, *integers) in expected.items():
         assert found[name][0] == pytest.approx([scale])
         assert found[name][1:] == tuple(integers)
@@ -61,11 +65,10 @@ def test_outputs_are_signed_16_bit_integers_without_zero_point():
 
 
 @pytest.mark.parametrize("method", ["minmax", "mse"])
-@pytest.mark.parametrize(("bits", "limit"), [(8, 127), (4, 7)])
+@pytest.mark.parametrize(("bits", "limit"), [(8, 127), (4, 7), (3, 3), (2, 1)])
 def test_weights(method, bits, limit):
-    found = filled(ApplyCalibration(RANGES, method)(annotated(weights={"a": (bits, 0)})))[
-        "a.weight"
-    ]
+    held = {"a": Uniform(bits, signed=True)}
+    found = filled(ApplyCalibration(RANGES, method)(annotated(weights=held)))["a.weight"]
     np.testing.assert_array_equal(
         found[0], weight_scales(WEIGHT, 0, bits, method).astype(np.float32)
     )
@@ -73,8 +76,8 @@ def test_weights(method, bits, limit):
 
 
 def test_weights_in_groups():
-    module = ApplyCalibration(RANGES)(annotated(weights={"a": (4, 32)}))
-    (call,) = [c for c in calls(module, qop.FAKE_QUANT) if qop.attributes(c).get("w_group")]
+    module = ApplyCalibration(RANGES)(annotated(weights={"a": Uniform(4, signed=True, group=32)}))
+    (call,) = [c for c in calls(module, qop.FAKE_QUANT) if "g" in qop.attributes(c)["format"]]
     scale, multiplier = grouped_weight_scales(WEIGHT, 32)
     np.testing.assert_array_equal(qop.constant_array(call.args[1]), scale.astype(np.float32))
     np.testing.assert_array_equal(qop.constant_array(call.args[3]), multiplier)
@@ -86,7 +89,7 @@ def test_exactly():
         constants = [np.float32([scale]), np.int32([zero_point])]
         return qop.emit(qop.FAKE_QUANT, [x, *map(qop.constant, constants)], {"id": name} | attrs)
 
-    unset = {"role": "activation", "bits": 8, "scheme": "auto", "group": "", "axis": -1,
+    unset = {"role": "activation", "format": "uint8", "scheme": "auto", "group": "", "axis": -1,
              "least": 0.0, "greatest": 0.0, "range_of": "", "nonzero": 0}  # fmt: skip
     before = lambda emit, x: emit(quantized("x", x, 0, 0, **unset, calibrated=0))  # noqa: E731
     expected = lambda emit, x: emit(  # noqa: E731

@@ -3,7 +3,9 @@ import tvm
 from tvm import relax
 
 from tests.passes.graphs import FixScales, calls, const, graph, normal
+from tvmquant import formats
 from tvmquant.errors import QuantizationError
+from tvmquant.formats import INT8
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.passes.annotate_quantization import AnnotateQuantization
 from tvmquant.passes.apply_calibration import ApplyCalibration
@@ -21,31 +23,48 @@ def annotated():
     return AnnotateQuantization()(graph(network, (2, 4, 6, 6)))
 
 
-def widths(module):
-    """Return {id: (bits, group)} of every fake_quant."""
+INT4, GROUPED, UINT6 = map(formats.parse, ("int4", "int4g32", "uint6"))
+
+
+def named(module):
+    """Return {id: name of the format} of every fake_quant."""
     attrs = [qop.attributes(c) for c in calls(module, qop.FAKE_QUANT)]
-    return {a["id"]: (a["bits"], a.get("w_group", 0)) for a in attrs}
+    return {a["id"]: a["format"] for a in attrs}
 
 
 def test_weights_and_activations():
-    after = AssignBitWidths({"a": (4, 32), "b": (4, 0)}, {"relu": 4})(annotated())
+    after = AssignBitWidths({"a": GROUPED, "b": INT4}, {"relu": UINT6})(annotated())
     relax.analysis.well_formed(after)
-    assert widths(after) == {
-        "x0": (8, 0), "a.weight": (4, 32), "relu": (4, 0), "b.weight": (4, 0), "b": (16, 0),
+    assert named(after) == {
+        "x0": "uint8", "a.weight": "int4g32", "relu": "uint6", "b.weight": "int4", "b": "int16",
     }  # fmt: skip
 
 
+def test_a_group_takes_one_format():
+    def body(emit, x):
+        weight = const(normal(4, 4, 1, 1))
+        left, right = (
+            emit(op.nn.relu(emit(op.nn.conv2d(x, weight), name)), f"{name}.relu") for name in "ab"
+        )
+        joined = emit(op.concat([left, right], 1))
+        return emit(op.nn.conv2d(joined, const(normal(2, 8, 1, 1))), "c")
+
+    module = AnnotateQuantization()(graph(body, (2, 4, 6, 6)))
+    after = named(AssignBitWidths({}, {"a.relu": UINT6})(module))
+    assert (after["a.relu"], after["b.relu"], after["x0"]) == ("uint6", "uint6", "uint8")
+
+
 def test_nothing_to_change():
-    tvm.ir.assert_structural_equal(AssignBitWidths({"a": (8, 0)}, {})(annotated()), annotated())
+    tvm.ir.assert_structural_equal(AssignBitWidths({"a": INT8}, {})(annotated()), annotated())
 
 
 def test_twice_is_once():
-    assign = AssignBitWidths({"a": (4, 32)}, {"relu": 4})
+    assign = AssignBitWidths({"a": GROUPED}, {"relu": UINT6})
     tvm.ir.assert_structural_equal(assign(assign(annotated())), assign(annotated()))
 
 
 def test_a_scale_of_the_model_fixes_the_width():
     ranges = dict.fromkeys(("x0", "relu", "b"), (-1.0, 1.0))
     fixed = FixScales(ApplyCalibration(ranges)(annotated())).rewrite()
-    with pytest.raises(QuantizationError, match=r"'relu' has a scale for 8 bits.* cannot have 4"):
-        AssignBitWidths({}, {"relu": 4})(fixed)
+    with pytest.raises(QuantizationError, match=r"'relu' .* for uint8 .* cannot become uint6"):
+        AssignBitWidths({}, {"relu": UINT6})(fixed)

@@ -26,12 +26,12 @@ WINDOW = {
 
 
 def qconv2d(x, weight=WEIGHT, **attrs):
-    attrs = WINDOW | {"groups": 1, "w_bits": 8, "epilogue": 0} | attrs
+    attrs = WINDOW | {"groups": 1, "choice": "w8a8", "epilogue": 0} | attrs
     return qop.emit(qop.QCONV2D, [x, qop.constant(weight), qop.constant(BIAS)], attrs)
 
 
 def qconv2d_transpose(x):
-    attrs = {"groups": 2, "w_bits": 8, "epilogue": 0, "output_padding": [1, 0]}
+    attrs = {"groups": 2, "choice": "w8a8", "epilogue": 0, "output_padding": [1, 0]}
     weight = WEIGHT[:, :2]
     args = [x, qop.constant(weight), qop.constant(BIAS)]
     return qop.emit(qop.QCONV2D_TRANSPOSE, args, WINDOW | {"dilation": [1, 1]} | attrs)

@@ -17,7 +17,7 @@ CONV = {
     "layout": "NCHW",
     "input_zero_point": 3,
     "out_dtype": "int32",
-    "w_bits": 8,
+    "choice": "w8a8",
     "epilogue": 0,
 }
 REQUANTIZE = {

@@ -18,13 +18,15 @@ from tests.passes.graphs import (
     quantize,
     run_twin,
 )
+from tvmquant import formats
+from tvmquant.bit_choice import BitChoice
 from tvmquant.errors import QuantizationError
+from tvmquant.formats import GROUP_LEVELS, UINT8
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, span_name
 from tvmquant.passes.annotate_quantization import AnnotateQuantization
 from tvmquant.passes.apply_calibration import ApplyCalibration
 from tvmquant.passes.insert_requantize import InsertRequantize
-from tvmquant.quantizer import GROUP_LEVELS
 from tvmquant.simulator import simulate
 from tvmquant.twin import Twin
 
@@ -517,9 +519,9 @@ def test_schemes(name, scheme):
 
 
 @pytest.mark.parametrize(
-    ("bits", "group"), [((4, 8), 0), ((4, 4), 0), ((8, 4), 0), ((2, 8), 0), ((4, 8), 32)]
+    "choice", list(map(BitChoice.parse, ("w4a8", "w4a4", "w8a4", "w2a8", "w6a5", "w4a8g32")))
 )
-def test_widths(bits, group):
+def test_widths(choice):
     case = CASES["residual"]
     module = network(case)
     hidden = next(
@@ -528,19 +530,29 @@ def test_widths(bits, group):
         if qop.is_call(call, "relax.nn.relu")
     )
     levels = quantize(
-        module, inputs_of(case), weights=dict.fromkeys("ab", (bits[0], group)),
-        activations={hidden: bits[1]},
+        module, inputs_of(case), weights=dict.fromkeys("ab", choice.weight),
+        activations={hidden: choice.activation},
     )  # fmt: skip
     expected = run_twin(levels.calibrated, inputs_of(case), mode="quantized")
     fixed = InsertRequantize()(FixScales(levels.calibrated).rewrite())
     # One step of the hidden activation, of 255 or 15, moves the result by several.
-    assert distance(simulate(fixed, *inputs_of(case)), expected) <= (30 if bits[1] == 4 else 3)
-    for call, a_bits in zip(calls(levels.integer, qop.QCONV2D), [8, bits[1]], strict=True):
-        weight = qop.constant_array(call.args[1])
+    narrow = 512 // choice.activation.qmax
+    assert distance(simulate(fixed, *inputs_of(case)), expected) <= max(3, narrow)
+    for call, held in zip(
+        calls(levels.integer, qop.QCONV2D), [UINT8, choice.activation], strict=True
+    ):
+        weight, attrs = qop.constant_array(call.args[1]), qop.attributes(call)
         assert weight.dtype == np.int8
-        assert np.abs(weight).max() <= (2 ** (bits[0] - 1) - 1) * (GROUP_LEVELS if group else 1)
-        attrs = qop.attributes(call)
-        assert (attrs["w_bits"], attrs["w_group"], attrs["a_bits"]) == (bits[0], group, a_bits)
+        assert (weight.min(), weight.max()) >= (choice.weight.qmin, 0)
+        assert weight.max() <= choice.weight.qmax
+        assert attrs["choice"] == str(BitChoice(choice.weight, held))
+        assert attrs["input_qmax"] <= held.qmax
+        _, multiplier = qop.contraction_operands(call)
+        assert (multiplier is not None) == attrs["grouped"] == (choice.weight.group > 0)
+        if multiplier is not None:
+            values = qop.constant_array(multiplier)
+            assert values.shape == weight.shape
+            assert 1 <= values.min() < values.max() <= GROUP_LEVELS
 
 
 WEIGHT = np.array([[1.0, -0.5], [0.25, 2.0]], np.float32)
@@ -553,7 +565,7 @@ def calibrated_convolution():
         attrs = {
             "id": name,
             "role": role,
-            "bits": 8,
+            "format": "int8" if role == "weight" else "uint8",
             "scheme": "asymmetric",
             "group": "",
             "qmin": low,
@@ -593,9 +605,8 @@ def test_a_convolution_exactly():
         "input_zero_point": 10,
         "out_dtype": "int32",
         "id": "conv",
-        "w_bits": 8,
-        "w_group": 0,
-        "a_bits": 8,
+        "choice": "w8a8",
+        "grouped": 0,
         "input_qmin": 0,
         "input_qmax": 255,
         "epilogue": 0,
@@ -711,7 +722,7 @@ def test_integers_are_left_as_they_are():
 def test_a_corrected_bias_keeps_the_mean_of_the_output(layer):
     case = Case(layer, LAYER)
     module, inputs = network(case), [x + np.float32(2.0) for x in inputs_of(case)]
-    names = {"conv": (4, 0), "fc": (4, 0)}
+    names = dict.fromkeys(("conv", "fc"), formats.parse("int4"))
     levels = quantize(module, inputs, weights=names)
     means = {}
     twin = Twin(levels.annotated)

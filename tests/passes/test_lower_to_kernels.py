@@ -11,6 +11,7 @@ from tvm import relax
 
 from tests.passes.graphs import calls, const, graph, kernel_graph, normal, quantize
 from tests.schedules.kernel_testing import EXECUTED, make_target
+from tvmquant.bit_choice import BitChoice
 from tvmquant.errors import QuantizationError
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of
@@ -44,14 +45,15 @@ def network(emit: Any, x: Any) -> Any:
     return emit(nn.relu(emit(op.add(conv(grouped, 24, "last", kernel=1), first))))
 
 
-def integers(bits: int, group: int = 0, a_bits: int = 8) -> tuple[tvm.IRModule, Any]:
-    """Return the network at L2 with an input."""
+def integers(name: str) -> tuple[tvm.IRModule, Any]:
+    """Return the network at L2 with a bit choice, and an input."""
+    choice = BitChoice.parse(name)
     x = normal(*SHAPE)
     module = graph(network, SHAPE)
     edges = [str(v.name) for v, c in bindings_of(module["main"]) if qop.is_call(c, "relax.nn.relu")]
     levels = quantize(
-        module, [x], weights=dict.fromkeys(LAYERS, (bits, group)),
-        activations=dict.fromkeys(edges, a_bits),
+        module, [x], weights=dict.fromkeys(LAYERS, choice.weight),
+        activations=dict.fromkeys(edges, choice.activation),
     )  # fmt: skip
     return ConvertLayout()(FuseEpilogue()(levels.integer)), x
 
@@ -86,7 +88,7 @@ def test_a_dense_layer_becomes_one_kernel() -> None:
     weight = np.arange(-40, 40, dtype=np.int8).reshape(5, 16)
     bias = np.arange(5, dtype=np.int32)
     attrs = {
-        "input_zero_point": 0, "input_qmin": 0, "input_qmax": 255, "w_bits": 8, "w_group": 0,
+        "input_zero_point": 0, "input_qmin": 0, "input_qmax": 255, "choice": "w8a8",
         "epilogue": 0, "out_dtype": "int32", "id": "dense",
     }  # fmt: skip
 
@@ -134,11 +136,9 @@ def test_what_moves_extents_of_1_only_is_a_view_also_in_float() -> None:
 
 
 @pytest.mark.parametrize("processor", EXECUTED)
-@pytest.mark.parametrize(("bits", "group", "a_bits"), [(8, 0, 4), (4, 0, 8), (4, 0, 4), (4, 32, 8)])
-def test_kernels_compute_what_is_simulated(
-    bits: int, group: int, a_bits: int, processor: str
-) -> None:
-    module, x = integers(bits, group, a_bits)
+@pytest.mark.parametrize("choice", ["w8a4", "w4a8", "w4a4", "w4a8g32", "w2a6", "w6a5", "w3a7g64"])
+def test_kernels_compute_what_is_simulated(choice: str, processor: str) -> None:
+    module, x = integers(choice)
     np.testing.assert_array_equal(run(module, x, processor), simulate(module, x)[0])
 
 
@@ -210,14 +210,14 @@ def test_transposed_convolutions_without_overlap_are_pointwise(outputs: int) -> 
 def test_four_bit_weights_take_half_a_byte() -> None:
     sizes = {}
     for bits in (4, 8):
-        module, _ = integers(bits)
+        module, _ = integers(f"w{bits}a8")
         sizes[bits] = [constants[0].nbytes for _, constants in kernels(lowered(module, "haswell"))]
     for narrow, wide in zip(sizes[4], sizes[8], strict=True):
         assert narrow <= 0.6 * wide
 
 
 def test_names_say_what_is_multiplied() -> None:
-    module, _ = integers(4, 32)
+    module, _ = integers("w4a8g32")
     names = [name for name, _ in kernels(lowered(module, "haswell"))]
     # where rows of the window are not one run, groups are multiplied out
     types = [next(t for t in ("u8s4g32s32", "u8s4s32", "u8s8s32") if t in name) for name in names]
@@ -225,10 +225,16 @@ def test_names_say_what_is_multiplied() -> None:
 
 
 @pytest.mark.parametrize(
-    ("a_bits", "processor", "chain"), [(8, "haswell", 8), (4, "haswell", 128), (4, "znver4", 0)]
-)
-def test_tuning_sees_what_weights_and_inputs_allow(a_bits: int, processor: str, chain: int) -> None:
-    module, _ = integers(4, a_bits=a_bits)
+    ("choice", "processor", "chain", "bits"),
+    [
+        ("w4a8", "haswell", 8, 4), ("w4a4", "haswell", 128, 4), ("w4a4", "znver4", 0, 4),
+        ("w2a8", "haswell", 64, 4), ("w7a8", "haswell", 1, 8), ("w5a4", "haswell", 64, 8),
+    ],
+)  # fmt: skip
+def test_tuning_sees_what_weights_and_inputs_allow(
+    choice: str, processor: str, chain: int, bits: int
+) -> None:
+    module, _ = integers(choice)
     seen = {}
 
     def record(_family: str, spec: Any, layer: str) -> None:
@@ -237,7 +243,7 @@ def test_tuning_sees_what_weights_and_inputs_allow(a_bits: int, processor: str, 
     pipeline.lower(module, Machine.of(make_target(processor), 2), 1, record)
     assert seen["last"].chain == chain
     assert seen["last"].epilogue.residual
-    assert {spec.w_bits for spec in seen.values()} == {4}
+    assert {spec.w_bits for spec in seen.values()} == {bits}
 
 
 class _Widened(DataflowRewriter):
@@ -252,9 +258,9 @@ class _Widened(DataflowRewriter):
         return qop.emit(qop.QCONV2D, args, qop.attributes(value), value.span)
 
 
-@pytest.mark.parametrize(("group", "message"), [(0, r"\[0, 16\]"), (32, "no multiples")])
-def test_weights_that_do_not_fit_are_named(group: int, message: str) -> None:
-    module = _Widened(integers(4, group)[0]).rewrite()
+@pytest.mark.parametrize("choice", ["w4a8", "w4a8g32"])
+def test_weights_that_do_not_fit_are_named(choice: str) -> None:
+    module = _Widened(integers(choice)[0]).rewrite()
     assert calls(module, qop.QCONV2D)
-    with pytest.raises(QuantizationError, match=f"'first'.*{message}"):
+    with pytest.raises(QuantizationError, match=r"'first'.*\[0, 16\]"):
         lowered(module, "haswell")

@@ -1,4 +1,4 @@
-"""What is proven about weights, and what groups factor into."""
+"""What is proven about weights, and what groups have in common."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tvmquant.errors import QuantizationError
 from tvmquant.schedules.conv2d import (
     Conv2DSpec,
     check_narrow,
-    factor_groups,
+    container_of,
+    group_scale,
     provable_chain,
 )
 
@@ -59,28 +60,27 @@ def test_padding_counts_as_input():
 
 
 @given(st.data(), SHAPES, st.sampled_from([4, 8, 32]))
-def test_groups_factor_exactly(data, shape, group):
+def test_groups_have_the_multiplier_that_their_weights_have(data, shape, group):
     spec = spec_of(shape, group)
-    narrow = data.draw(arrays.arrays(np.int8, shape, elements=st.integers(-7, 7)))
     counts = (shape[0], spec.run_rows, -(-spec.run // group))
     scale = data.draw(arrays.arrays(np.uint8, counts, elements=st.integers(1, 16)))
-    spread = np.repeat(scale, group, axis=2)[:, :, : spec.run].reshape(shape)
-    effective = (narrow * spread.astype(np.int16)).astype(np.int8)
-    weight, factors = factor_groups(effective, spec, "layer")
-    assert weight.dtype == np.int8
-    assert factors.dtype == np.uint8
-    assert factors.shape == counts
-    assert factors.min() >= 1
-    assert np.abs(weight.astype(int)).max() <= 7
-    spread = np.repeat(factors, group, axis=2)[:, :, : spec.run].reshape(shape)
-    np.testing.assert_array_equal(weight * spread.astype(np.int16), effective)
+    spread = np.repeat(scale, group, axis=2)[:, :, : spec.run].reshape(shape).astype(np.int8)
+    found = group_scale(spread, spec, "layer")
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, scale)
 
 
-def test_weights_that_do_not_factor_are_refused_by_name():
-    weight = np.ones((2, 3, 1, 8), np.int8)
-    weight[1, 2, 0, 5:7] = 8, 9
+@pytest.mark.parametrize("wrong", [2, 0])
+def test_groups_of_several_multipliers_are_refused_by_name(wrong):
+    multiplier = np.ones((2, 3, 1, 8), np.int8)
+    multiplier[1, 2, 0, 5 if wrong else slice(4, 8)] = wrong
     with pytest.raises(QuantizationError, match=r"'conv7'.*group 1 .* row 2 of output channel 1"):
-        factor_groups(weight, spec_of(weight.shape, 4), "conv7")
+        group_scale(multiplier, spec_of(multiplier.shape, 4), "conv7")
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_weights_are_read_in_the_next_container(bits):
+    assert container_of(bits) == (4 if bits <= 4 else 8)
 
 
 def test_weights_beyond_four_bits_are_refused_by_name():

@@ -314,13 +314,16 @@ BAD_PLANS = {
     "no layer": (leave_out_a_layer, ["no choice", "right"]),
     "another model": (of_another_model, ["another model", "branches"]),
     "later version": (of_a_later_version, ["schema_version = 9", "reads 1"]),
-    "unknown choice": (choice_of("right", "w5a8"), ["right", "w5a8", "4 or 8 bits"]),
+    "unknown choice": (choice_of("right", "w1a8"), ["right", "w1a8", "2 to 8 bits"]),
     "no choice": (choice_of("right", "narrow"), ["right", "'narrow'", "a form such as w8a8"]),
     "null": (choice_of("right", None), ["right", "None"]),
     "number": (choice_of("right", 4), ["right", "= 4", "string"]),
     "group": (choice_of("right", "w4a8g48"), ["right", "w4a8g48", "32, 64 or 128"]),
     "extra field": (add_a_field, ["right", "bits = 4"]),
-    "no kernel": (choice_of("depthwise", "w4a8"), ["'depthwise'", "w4a8", "expected", "w8a8"]),
+    "no kernel": (
+        choice_of("depthwise", "w4a8g32"),
+        ["'depthwise'", "w4a8g32", "without"],
+    ),
     "tied layers": (choice_of("right", "w8a4"), ["'left'", "'right'", "same activation"]),
 }
 

@@ -1,15 +1,32 @@
 import pytest
 
-from tvmquant.bit_choice import DEFAULT_CHOICES, GROUP_SIZES, BitChoice
+from tvmquant.bit_choice import DEFAULT_CHOICES, W8A8, BitChoice
 from tvmquant.errors import QuantizationError
+from tvmquant.formats import GROUP_SIZES, WIDTHS
 
-EVERY = [*DEFAULT_CHOICES, BitChoice(8, 4), *(BitChoice(4, 8, size) for size in GROUP_SIZES)]
+EVERY = [
+    *(f"w{w}a{a}" for w in WIDTHS for a in WIDTHS),
+    *(f"w{w}a{a}g{size}" for w in (2, 3, 4) for a in WIDTHS for size in GROUP_SIZES),
+]
 
 
-@pytest.mark.parametrize("choice", EVERY)
-def test_text_round_trips(choice):
-    assert BitChoice.parse(str(choice)) == choice
-    assert BitChoice.parse(f" {str(choice).upper()} ") == choice
+@pytest.mark.parametrize("name", EVERY)
+def test_text_round_trips(name):
+    choice = BitChoice.parse(name)
+    assert str(choice) == name
+    assert BitChoice.parse(f" {name.upper()} ") == choice
+    assert (choice.weight.container, choice.activation.container) == ("int8", "uint8")
+
+
+def test_the_default_is_eight_bits():
+    assert BitChoice() == W8A8
+    assert DEFAULT_CHOICES[0] == W8A8
+
+
+def test_choices_are_listed_from_the_widest_to_the_narrowest():
+    names = ["w8a8", "w8a7", "w7a8", "w4a8", "w4a8g32", "w4a8g128", "w4a4", "w2a2"]
+    choices = [BitChoice.parse(name) for name in names]
+    assert sorted(reversed(choices), key=lambda choice: choice.narrowness) == choices
 
 
 @pytest.mark.parametrize(
@@ -17,10 +34,12 @@ def test_text_round_trips(choice):
     [
         ("int8", "a form such as w8a8"),
         ("w8", "a form such as w8a8"),
-        ("w3a8", "w3a8: expected weights of 4 or 8 bits"),
-        ("w8a16", "activations of 4 or 8 bits"),
-        ("w8a8g32", "groups hold 32, 64 or 128 weights of 4 bits"),
-        ("w4a8g7", "groups hold 32, 64 or 128 weights of 4 bits"),
+        ("w1a8", "'w1a8': expected weights and activations of 2 to 8 bits"),
+        ("w8a16", "'w8a16': expected weights and activations of 2 to 8 bits"),
+        ("w16a16", "2 to 8 bits"),
+        ("w8a8g32", "'w8a8g32'.* groups hold weights of 2 to 4 bits"),
+        ("w5a8g32", "times a multiplier of up to 16 leave 8 bits"),
+        ("w4a8g7", "'w4a8g7'.* groups hold 32, 64 or 128 weights"),
     ],
 )
 def test_what_is_no_choice(text, message):

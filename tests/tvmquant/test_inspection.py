@@ -7,6 +7,6 @@ def test_a_preview_lists_the_layers_of_the_library(small_onnx, small_library):
     assert found.float_audit == []
 
     def essence(layers):
-        return [(layer.id, layer.op, layer.shape, layer.macs, layer.w_bits) for layer in layers]
+        return [(layer.id, layer.op, layer.shape, layer.macs, layer.choice) for layer in layers]
 
     assert essence(found.layers) == essence(Manifest.load(small_library).layers)

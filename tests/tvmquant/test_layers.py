@@ -8,6 +8,7 @@ from benchmarks.models.exporter import export_onnx
 from tvmquant.allocation import allocate
 from tvmquant.bit_choice import W4A4, W4A8, W8A8, BitChoice
 from tvmquant.errors import AllocationError, QuantizationError
+from tvmquant.formats import WIDTHS
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, span_name
 from tvmquant.layers import quantizable_layers
@@ -54,8 +55,12 @@ def test_each_layer(tmp_path):
         "up": ("conv2d_transpose", 64 * 128, 128, 4, ""),
         "last": ("dense", 20, 20, 5, "last"),
     }
-    assert found["depthwise"].choices == found["up"].choices == (W8A8,)
-    assert W4A4 in found["last"].choices
+    every = [BitChoice.parse(f"w{w}a{a}") for w in WIDTHS for a in WIDTHS]
+    assert all(layer.allows(choice) for layer in found.values() for choice in every)
+    grouped = BitChoice.parse("w3a5g64")
+    assert {name for name, layer in found.items() if not layer.allows(grouped)} == {
+        "depthwise", "up",
+    }  # fmt: skip
 
 
 def test_who_shares_an_activation(tmp_path):
@@ -86,7 +91,7 @@ class Windows(nn.Module):
 def test_groups_of_weights_need_whole_rows_of_the_window(tmp_path):
     graph = tvmquant.load_onnx(export_onnx(Windows(), tmp_path / "net.onnx", (3, 12, 12)))
     found = quantizable_layers(graph)
-    grouped = BitChoice(4, 8, 32)
+    grouped = BitChoice.parse("w4a8g32")
     assert all(layer.allows(W4A8) and layer.allows(W4A4) for layer in found)
     names = [layer.id.split("/")[1] for layer in found if layer.allows(grouped)]
     assert names == ["stem", "tall", "last"]
@@ -135,7 +140,7 @@ def test_concats_that_share_an_operand_tie_their_readers(tmp_path):
     narrow = {layer.id: W4A4 for layer in tied}
     quantized = tvmquant.quantize(graph, calibration, choices=narrow)
     widths = {
-        span_name(call): qop.attributes(call)["a_bits"]
+        span_name(call): BitChoice.parse(qop.attributes(call)["choice"]).activation.bits
         for _, call in bindings_of(quantized.main)
         if qop.is_call(call, qop.QCONV2D)
     }
@@ -143,8 +148,8 @@ def test_concats_that_share_an_operand_tie_their_readers(tmp_path):
     # the program gives all of them one width, though only one gains by it
     layers = tuple(found.values())
     omega = {layer.id: {"w8a8": 0.0, "w8a4": 1.0, "w4a4": 2.0} for layer in layers}
-    plan = allocate(layers, omega, bops="0.9x", choices=[BitChoice(8, 4), W4A4]).choices
-    assert {plan[layer.id].a_bits for layer in tied} == {4}
+    plan = allocate(layers, omega, bops="0.9x", choices=[BitChoice.parse("w8a4"), W4A4]).choices
+    assert {plan[layer.id].activation.bits for layer in tied} == {4}
     assert tvmquant.simulate(quantized, images)[0].shape == (4, 4, 6, 6)
 
 

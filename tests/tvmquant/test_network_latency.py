@@ -10,17 +10,19 @@ import tvmquant
 from tvmquant import network_latency
 from tvmquant.bit_choice import DEFAULT_CHOICES, W4A4, W4A8, W8A8, BitChoice
 from tvmquant.errors import AllocationError, DataError
+from tvmquant.formats import UINT8
 from tvmquant.layers import Layer
 from tvmquant.network_latency import NetworkLatency, measure_network, uniform_choices
-from tvmquant.quantization import activation_bits
+from tvmquant.quantization import activation_formats
 
-ALL = (W8A8, BitChoice(8, 4), W4A8, W4A4)
-CHOICES = (*ALL, BitChoice(4, 8, 32), BitChoice(4, 4, 64))
+CHOICES = tuple(
+    map(BitChoice.parse, ("w8a8", "w8a4", "w4a8", "w4a4", "w6a5", "w2a7", "w4a8g32", "w4a4g64"))
+)
 
 
-def layer(name, op="conv2d", group="", position=""):
-    choices = ALL if op in ("conv2d", "dense") else (W8A8,)
-    return Layer(name, op, 1000, 100, 4, (f"{name}.x",), group or name, position, choices)
+def layer(name, op="conv2d", group="", position="", given=None):
+    groupable = op in ("conv2d", "dense")
+    return Layer(name, op, 1000, 100, 4, (f"{name}.x",), group or name, position, given, groupable)
 
 
 @st.composite
@@ -42,20 +44,20 @@ def networks(draw):
 def test_a_uniform_plan_can_be_computed(layers, choice, pin_ends):
     plan = uniform_choices(layers, choice, pin_ends=pin_ends)
     assert list(plan) == [item.id for item in layers]
-    activation_bits(layers, plan)  # refuses what has no kernel, and ties of different widths
+    activation_formats(layers, plan)  # refuses what has no kernel, and ties of different widths
     for item in layers:
         if pin_ends and item.position:
             assert plan[item.id] == W8A8
         elif item.allows(choice):
-            assert plan[item.id].w_bits == choice.w_bits
-            assert plan[item.id].w_group == choice.w_group
+            assert plan[item.id].weight.bits == choice.weight.bits
+            assert plan[item.id].weight.group == choice.weight.group
 
 
 @given(networks(), st.sampled_from(CHOICES), st.booleans())
 def test_activations_are_wide_only_where_a_tied_layer_needs_it(layers, choice, pin_ends):
     plan = uniform_choices(layers, choice, pin_ends=pin_ends)
     for item in layers:
-        if plan[item.id].a_bits != choice.a_bits:
+        if plan[item.id].activation.bits != choice.activation.bits:
             assert any(
                 not other.allows(choice) or (pin_ends and other.position)
                 for other in layers
@@ -71,7 +73,7 @@ def test_layers_take_what_is_nearest_to_the_choice():
         layer("free"),
         layer("head", "dense", position="last"),
     ]
-    grouped = BitChoice(4, 4, 32)
+    grouped = BitChoice.parse("w4a4g32")
     plan = {name: str(choice) for name, choice in uniform_choices(layers, grouped).items()}
     assert plan == {
         "stem": "w8a8", "tied": "w4a8g32", "depthwise": "w8a8", "free": "w4a4g32", "head": "w8a8",
@@ -131,12 +133,12 @@ def measured(
 
 
 def of_bits(_item, choice):
-    return choice.w_bits * 0.1 + choice.a_bits * 0.01
+    return choice.weight.bits * 0.1 + choice.activation.bits * 0.01
 
 
 NETWORK = (
     layer("stem", position="first"), layer("a"), layer("b", group="t"),
-    layer("c", "depthwise_conv2d", group="t"), layer("head", "dense", position="last"),
+    layer("c", group="t", given=UINT8), layer("head", "dense", position="last"),
 )  # fmt: skip
 
 
@@ -144,7 +146,8 @@ NETWORK = (
 def test_the_terms_are_those_of_the_kernels(monkeypatch, subject):
     latency = measured(monkeypatch, subject, NETWORK, of_bits, fixed=5.0)
     assert {name: list(row) for name, row in latency.layers.items()} == {
-        "stem": ["w8a8"], "a": ["w8a8", "w4a8", "w4a4"], "b": ["w8a8", "w4a8"], "c": ["w8a8"],
+        "stem": ["w8a8"], "a": ["w8a8", "w4a8", "w4a4"], "b": ["w8a8", "w4a8"],
+        "c": ["w8a8", "w4a8"],
         "head": ["w8a8"],
     }  # fmt: skip
     for item in NETWORK:

@@ -11,7 +11,7 @@ from tvmquant.errors import QuantizationError
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of
 from tvmquant.layers import quantizable_layers
-from tvmquant.quantization import activation_bits, apply_calibration
+from tvmquant.quantization import activation_formats, apply_calibration
 from tvmquant.twin import Twin
 
 
@@ -26,6 +26,10 @@ def calibration(mixture):
     return tvmquant.calibrate(mixture.graph, mixture.images)
 
 
+GROUPED = BitChoice.parse("w4a8g32")
+CHOICES = [W8A8, W4A8, W4A4, GROUPED, *map(BitChoice.parse, ("w8a4", "w6a5", "w2a7"))]
+
+
 def uniform(graph, choice):
     """Return the choices that give every layer the choice, where its group can take it."""
     layers = quantizable_layers(graph)
@@ -33,7 +37,7 @@ def uniform(graph, choice):
     return {layer.id: choice for layer in layers if layer.group not in unable}
 
 
-@pytest.mark.parametrize("choice", [W8A8, BitChoice(8, 4), W4A8, W4A4, BitChoice(4, 8, 32)])
+@pytest.mark.parametrize("choice", CHOICES)
 def test_the_integers_have_the_chosen_widths(mixture, calibration, choice):
     choices = uniform(mixture.graph, choice)
     graph = tvmquant.quantize(mixture.graph, calibration, choices=choices)
@@ -41,11 +45,11 @@ def test_the_integers_have_the_chosen_widths(mixture, calibration, choice):
     for _, call in bindings_of(graph.main):
         if qop.is_call(call, qop.QCONV2D, qop.QCONV2D_TRANSPOSE, qop.QDENSE):
             attrs = qop.attributes(call)
-            found[attrs["id"]] = BitChoice(attrs["w_bits"], attrs["a_bits"], attrs["w_group"])
+            found[attrs["id"]] = BitChoice.parse(attrs["choice"])
     assert choices.items() <= found.items()
 
 
-@pytest.mark.parametrize("choice", [W4A8, W4A4, BitChoice(4, 8, 32)])
+@pytest.mark.parametrize("choice", [W4A8, W4A4, GROUPED])
 def test_the_twin_predicts_the_integers(mixture, calibration, choice):
     import torch
 
@@ -74,8 +78,8 @@ def test_an_unknown_layer_is_named(mixture, calibration):
 def test_a_choice_without_a_kernel_is_named(mixture, calibration):
     layers = quantizable_layers(mixture.graph)
     depthwise = next(layer.id for layer in layers if layer.op == "depthwise_conv2d")
-    with pytest.raises(QuantizationError, match=rf"'{depthwise}' .* cannot compute w4a8"):
-        tvmquant.quantize(mixture.graph, calibration, choices={depthwise: W4A8})
+    with pytest.raises(QuantizationError, match=rf"'{depthwise}' .* w4a8g32; .*without groups"):
+        tvmquant.quantize(mixture.graph, calibration, choices={depthwise: GROUPED})
 
 
 def test_tied_layers_need_one_width():
@@ -83,11 +87,11 @@ def test_tied_layers_need_one_width():
 
     from tvmquant.layers import Layer
 
-    one = Layer("one", "conv2d", 1, 1, 1, ("x",), "x", "", (W8A8, W4A8, W4A4))
+    one = Layer("one", "conv2d", 1, 1, 1, ("x",), "x", "")
     layers = [one, replace(one, id="two")]
-    assert activation_bits(layers, {"one": W4A4, "two": W4A4}) == {"x": 4}
+    assert activation_formats(layers, {"one": W4A4, "two": W4A4}) == {"x": W4A4.activation}
     with pytest.raises(QuantizationError, match=r"'one' .w4a4. and 'two' .w8a8. read the same"):
-        activation_bits(layers, {"one": W4A4})
+        activation_formats(layers, {"one": W4A4})
 
 
 def test_bounds_hold_where_a_border_is_outside_what_the_input_reaches():

@@ -20,13 +20,12 @@ CHANNEL_BYTES: Final = 16
 
 def layer_bytes(layer: Layer, choice: BitChoice) -> int:
     """Return the bytes that a layer's constants take in the library, without padding."""
-    groups = -(-layer.weights // choice.w_group) if choice.w_group else 0
-    return -(-layer.weights * choice.w_bits // 8) + groups + CHANNEL_BYTES * layer.outputs
+    return choice.weight.bytes(layer.weights) + CHANNEL_BYTES * layer.outputs
 
 
 def layer_bops(layer: Layer, choice: BitChoice) -> int:
     """Return multiply-accumulates times the bits of both factors (HAWQ-V3's BOPS)."""
-    return layer.macs * choice.w_bits * choice.a_bits
+    return layer.macs * choice.weight.bits * choice.activation.bits
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,11 @@ def _round_up(value: float) -> float:
     return math.ceil(value / unit * (1.0 - 1e-12)) * unit
 
 
+def _is_wide(choice: BitChoice) -> bool:
+    """Whether a choice has the activations that every layer can read."""
+    return choice.activation == W8A8.activation
+
+
 class _Reasoner:
     def __init__(self, space: Space, chosen: Mapping[str, BitChoice], limited: list[str]) -> None:
         self.space = space
@@ -145,7 +150,7 @@ class _Reasoner:
             best = min(narrow, key=lambda c: self._cost(layer, c, quantity))
             return f"narrower buys nothing here: {self._against(layer, best, quantity)}"
         tied = self._tied(layer)
-        if tied and all(choice.a_bits < 8 for choice in worth):
+        if tied and not any(map(_is_wide, worth)):
             return self._held(layer, tied)
         cheapest = min(worth, key=lambda c: self.space.omega[layer.id][c])
         added = self._added(layer, cheapest)
@@ -157,15 +162,15 @@ class _Reasoner:
     def _held(self, layer: Layer, tied: list[str]) -> str:
         """Explain a layer that is kept wide by those that read the same activation."""
         for name in tied:
-            if all(choice.a_bits == 8 for choice in self.space.options[name]):
+            if all(map(_is_wide, self.space.options[name])):
                 why = self.space.constraint(name)
                 return f"tied to {name}, which needs 8-bit activations{f' ({why})' if why else ''}"
         added = sum(
-            min(self._added(self.space.layers[name], c) for c in row if c.a_bits < 8)
+            min(self._added(self.space.layers[name], c) for c in row if not _is_wide(c))
             for name in [layer.id, *tied]
             for row in [self.space.options[name]]
         )
-        return f"tied to {', '.join(tied)}: 4-bit activations would add {added:.3g} in all"
+        return f"tied to {', '.join(tied)}: narrower activations would add {added:.3g} in all"
 
     def _tied(self, layer: Layer) -> list[str]:
         return [name for name in self.space.groups[layer.group] if name != layer.id]

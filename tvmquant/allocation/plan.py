@@ -143,10 +143,10 @@ class Plan(BaseModel):
             if not layer.allows(choices[name]):
                 raise AllocationError(
                     f"the plan gives layer {name!r} ({layer.op}) {choices[name]}, for which there "
-                    f"is no kernel; expected one of {', '.join(str(c) for c in layer.choices)}"
+                    f"is no kernel; expected {layer.expected}"
                 )
             other = first.setdefault(layer.group, name)
-            if choices[other].a_bits != choices[name].a_bits:
+            if choices[other].activation != choices[name].activation:
                 raise AllocationError(
                     f"the plan gives layers {other!r} {choices[other]} and {name!r} "
                     f"{choices[name]}, but they read the same activation; give both the same "

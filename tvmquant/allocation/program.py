@@ -37,6 +37,7 @@ from tvmquant.errors import AllocationError
 
 if TYPE_CHECKING:
     from tvmquant.bit_choice import BitChoice
+    from tvmquant.formats import Format
     from tvmquant.layers import Layer
 
     # Cost of every choice of every layer: Table[layer id][choice].
@@ -144,12 +145,12 @@ def least(layers: Sequence[Layer], tables: Sequence[Table]) -> dict[str, BitChoi
     chosen: dict[str, BitChoice] = {}
     for members in groups_of(layers).values():
         plans: list[tuple[tuple[float, ...], dict[str, BitChoice]]] = []
-        for width in sorted({choice.a_bits for choice in tables[0][members[0]]}, reverse=True):
-            rows = [[c for c in tables[0][name] if c.a_bits == width] for name in members]
+        for held in sorted({c.activation for c in tables[0][members[0]]}, key=_width, reverse=True):
+            rows = [[c for c in tables[0][name] if c.activation == held] for name in members]
             if not all(rows):
                 continue
             picks = {
-                name: min(row, key=lambda c: (*(t[name][c] for t in tables), -c.w_bits, c.w_group))
+                name: min(row, key=lambda c: (*(t[name][c] for t in tables), *c.narrowness))
                 for name, row in zip(members, rows, strict=True)
             }
             totals = (math.fsum(table[i][c] for i, c in picks.items()) for table in tables)
@@ -200,8 +201,8 @@ def _reachable(
     count = -1
     while count != (count := sum(map(len, options.values()))):
         for members in groups.values():
-            shared = set.intersection(*({c.a_bits for c in options[m]} for m in members))
-            options |= {m: [c for c in options[m] if c.a_bits in shared] for m in members}
+            shared = set.intersection(*({c.activation for c in options[m]} for m in members))
+            options |= {m: [c for c in options[m] if c.activation in shared] for m in members}
         for costs, limit in limits:
             if not all(options.values()):
                 return None
@@ -223,11 +224,11 @@ def _undominated(
             rows = {c: tuple(table[layer][c] for table in tables) for c in options[layer]}
             kept[layer] = []
             # the wider of two equal ones comes first and stays
-            for choice in sorted(rows, key=lambda c: (rows[c], -c.w_bits, -c.a_bits, c.w_group)):
+            for choice in sorted(rows, key=lambda c: (rows[c], c.narrowness)):
                 beaten = any(
                     all(its <= mine for its, mine in zip(rows[other], rows[choice], strict=True))
                     for other in kept[layer]
-                    if len(members) == 1 or other.a_bits == choice.a_bits
+                    if len(members) == 1 or other.activation == choice.activation
                 )
                 if not beaten:
                     kept[layer].append(choice)
@@ -253,14 +254,14 @@ def _lagrangian(
     above: Values = {}
     for members in groups.values():
         lows = {
-            width: {m: min(v for c, v in terms[m].items() if c.a_bits == width) for m in members}
-            for width in {choice.a_bits for choice in options[members[0]]}
+            held: {m: min(v for c, v in terms[m].items() if c.activation == held) for m in members}
+            for held in {choice.activation for choice in options[members[0]]}
         }
-        totals = {width: math.fsum(row.values()) for width, row in lows.items()}
+        totals = {held: math.fsum(row.values()) for held, row in lows.items()}
         bounds.append(min(totals.values()))
         for m in members:
             above[m] = {
-                c: totals[c.a_bits] - bounds[-1] + value - lows[c.a_bits][m]
+                c: totals[c.activation] - bounds[-1] + value - lows[c.activation][m]
                 for c, value in terms[m].items()
             }
     return math.fsum(bounds), above
@@ -271,6 +272,10 @@ def _core_span(above: Values, size: int) -> float:
     ranked = sorted(value for row in above.values() for value in row.values())
     count = len(above) + size
     return ranked[count] if count < len(ranked) else math.inf
+
+
+def _width(held: Format) -> tuple[int, str]:
+    return held.bits, held.name
 
 
 # -- the solver ---------------------------------------------------------------------------------
@@ -305,11 +310,12 @@ class _Program:
 
     def _tie(self, number: int, members: Sequence[str]) -> None:
         """Add the constraints (4)."""
-        for width in sorted({choice.a_bits for m in members for choice in self.options[m]}):
-            shared = self.problem.add_variable(f"y_{number}_{width}", cat=pulp.LpBinary)
+        formats = {choice.activation for m in members for choice in self.options[m]}
+        for held in sorted(formats, key=_width):
+            shared = self.problem.add_variable(f"y_{number}_{held}", cat=pulp.LpBinary)
             for m in members:
                 row = self.takes[m].items()
-                self.problem += pulp.lpSum(v for c, v in row if c.a_bits == width) == shared
+                self.problem += pulp.lpSum(v for c, v in row if c.activation == held) == shared
 
     def terms(self, values: Values, scale: float) -> dict[pulp.LpVariable, float]:
         """Return the coefficients that are not zero."""

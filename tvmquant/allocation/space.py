@@ -74,7 +74,7 @@ class Space:
             if not layer.allows(choice):
                 raise AllocationError(
                     f"layer {layer.id!r} ({layer.op}) is pinned to {choice}, for which there is no "
-                    f"kernel; expected one of {', '.join(str(c) for c in layer.choices)}"
+                    f"kernel; expected {layer.expected}"
                 )
             return [choice]
         if self.is_end(layer):
@@ -89,9 +89,10 @@ class Space:
 
     def _check_ties(self) -> None:
         for members in self.groups.values():
-            if set.intersection(*({c.a_bits for c in self.options[name]} for name in members)):
+            read = {name: {c.activation for c in self.options[name]} for name in members}
+            if set.intersection(*read.values()):
                 continue
-            fixed = [name for name in members if len({c.a_bits for c in self.options[name]}) == 1]
+            fixed = [name for name in members if len(read[name]) == 1]
             names = ", ".join(f"{name!r} ({self.constraint(name)})" for name in fixed)
             raise AllocationError(
                 f"layers that read the same activation cannot have different widths of it: {names}"
@@ -109,8 +110,8 @@ class Space:
         able = [choice for choice in self.wanted if choice != W8A8 and layer.allows(choice)]
         if able:
             return "no other choice was measured"
-        narrow = any(choice != W8A8 for choice in layer.choices)
-        return "no other choice is allowed" if narrow else f"no other kernel for {layer.op}"
+        narrow = any(choice != W8A8 for choice in self.wanted)
+        return f"no other kernel for {layer.op}" if narrow else "no other choice is allowed"
 
     def is_end(self, layer: Layer) -> bool:
         """Whether a layer keeps w8a8 because it is the first or the last."""

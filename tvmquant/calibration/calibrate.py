@@ -10,6 +10,7 @@ import torch
 import tvm
 from torch import Tensor
 
+from tvmquant import formats
 from tvmquant.calibration.base import Observer
 from tvmquant.calibration.calibration import Calibration, EdgeRange, model_fingerprint
 from tvmquant.calibration.equalization import Equalizer
@@ -208,8 +209,7 @@ def _observer(edge: Edge, method: str, options: Mapping[str, Any]) -> Observer:
     if edge.role == "output":
         return make_observer(OUTPUT_METHOD)
     known = inspect.signature(type(observer)).parameters
-    # Beyond 8 bits the best threshold is the extreme anyway.
-    own = {"bits": min(edge.bits, 8), "scheme": edge.scheme, "least_gain": LEAST_GAIN}
+    own = {"bits": formats.parse(edge.format).bits, "scheme": edge.scheme, "least_gain": LEAST_GAIN}
     fitting = {name: value for name, value in own.items() if name in known}
     return make_observer(method, **{**fitting, **options})
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tvmquant.bit_choice import BitChoice
 from tvmquant.cli import options
 from tvmquant.cli.output import (
     StageReporter,
@@ -163,7 +162,6 @@ def compile_model(
 def summarize(done: Compilation, out: Path) -> dict[str, Any]:
     """Return what the command reports of a compilation."""
     manifest = done.manifest.to_dict()
-    planned = done.plan.choices if done.plan else {}
     return {
         "out": str(out),
         "model": manifest["model"]["name"],
@@ -174,13 +172,7 @@ def summarize(done: Compilation, out: Path) -> dict[str, Any]:
         "float_audit": manifest["float_audit"],
         "model_bytes": manifest["model"].get("bytes"),
         "library_bytes": manifest["library"]["bytes"],
-        "bits": dict(
-            Counter(
-                str(planned.get(layer["id"]) or BitChoice(layer["w_bits"], layer["a_bits"]))
-                for layer in manifest["layers"]
-                if layer["macs"]
-            )
-        ),
+        "bits": dict(Counter(layer["choice"] for layer in manifest["layers"] if layer["choice"])),
         "untuned": list(done.untuned),
         "outputs": [output.to_dict() for output in done.outputs],
         "plan": None if done.record is None else done.record.chosen.model_dump(),

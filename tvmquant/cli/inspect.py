@@ -97,7 +97,7 @@ def _tables(report: dict[str, Any]) -> list[TitledTable]:
             layer["op"],
             _extents(layer["shape"]),
             layer["dtype"],
-            f"W{layer['w_bits']}A{layer['a_bits']}" if layer["w_bits"] else "",
+            layer["choice"],
             f"{layer['macs'] / 1e6:.2f} M" if layer["macs"] else "",
             layer["kernel"],
         )

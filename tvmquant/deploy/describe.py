@@ -10,6 +10,7 @@ import tvm
 from tvm import relax
 
 from tvmquant.arithmetic import Array
+from tvmquant.bit_choice import BitChoice
 from tvmquant.deploy.manifest import LayerInfo, TensorInfo
 from tvmquant.graph import Graph, layer_name
 from tvmquant.ir import quantized_ops as qop
@@ -200,10 +201,12 @@ def _work_by_layer(module: tvm.IRModule, batch: int) -> dict[str, dict[str, Any]
         outputs = 1
         for extent in extents[:-1]:
             outputs *= extent
+        choice = BitChoice.parse(attrs["choice"])
         work[attrs["id"]] = {
             "macs": outputs * int(weight.size),
-            "w_bits": attrs["w_bits"],
-            "a_bits": attrs["a_bits"],
+            "choice": attrs["choice"],
+            "weight_format": choice.weight.name,
+            "activation_format": choice.activation.name,
             "compute_dtype": attrs.get("compute_dtype", ""),
         }
     return work

@@ -94,8 +94,10 @@ class LayerInfo:
     dtype : str
     macs : int
         Multiply-accumulates, 0 where it has none.
-    w_bits, a_bits : int or None
-        Bit widths of a contraction.
+    choice : str
+        Of a contraction, such as ``w4a8g32``; ``""`` where there is none.
+    weight_format, activation_format : str
+        What its weight and the activation that it reads hold, by name (`tvmquant.formats`).
     compute_dtype : str
         Integer width of the requantization, ``""`` where there is none.
     """
@@ -106,8 +108,9 @@ class LayerInfo:
     shape: list[int]
     dtype: str
     macs: int = 0
-    w_bits: int | None = None
-    a_bits: int | None = None
+    choice: str = ""
+    weight_format: str = ""
+    activation_format: str = ""
     compute_dtype: str = ""
 
 

@@ -10,8 +10,9 @@ Level L1 (float):
 
 =============== =====================================================================
 fake_quant      ``(x, scale, zero_point[, multiplier])``: (dequantize o quantize)(x); activations
-                and weights (``axis`` >= 0: per channel). The scale of a weight in groups
-                (``w_group``) is times ``multiplier``, int8 of the weight's shape, at each value
+                and weights (``axis`` >= 0: per channel). ``format`` names what the integers
+                are (`tvmquant.formats`). The scale of a weight in groups is times
+                ``multiplier``, int8 of the weight's shape, at each value
 =============== =====================================================================
 
 Level L2 (integers; equations in `tvmquant.arithmetic`):
@@ -20,11 +21,11 @@ Level L2 (integers; equations in `tvmquant.arithmetic`):
 quantize         ``(x)``: float32 -> uint8, equation (1)
 dequantize       ``(q, scale)``: integers -> float32, equation (2); the scale has shape (1,), (C,)
                  along ``axis``, or full rank
-qconv2d          ``(x, w, bias, *epilogue)``: bias + sum(x * w), padding with the input zero
-                 point; int32 unless an epilogue is fused
+qconv2d          ``(x, w, bias[, multiplier], *epilogue)``: bias + sum(x * w * multiplier),
+                 padding with the input zero point; int32 unless an epilogue is fused
 qconv2d_transpose the same, transposed; every position between and around the input's elements
                  holds the input zero point
-qdense           ``(x, w, bias, *epilogue)``: x (N, K) with w (O, K)
+qdense           ``(x, w, bias[, multiplier], *epilogue)``: x (N, K) with w (O, K)
 qmultiply        ``(a, b)``: (a - za) * (b - zb), int32, broadcasting
 pool_sum         ``(x)``: sum of (x - zero_point) over windows (padding adds nothing), int32
 requantize       ``(acc, multiplier, shift, offset[, acc2, multiplier2])``: equation (3); with
@@ -37,6 +38,10 @@ A fused epilogue is equation (3) applied to the int32 accumulator followed by an
 ``*epilogue`` is ``multiplier, shift, offset[, residual, residual_multiplier |
 , negative_multiplier][, values]`` and the attributes ``epilogue``, ``residual``, ``slopes``,
 ``values`` (0 or 1) say what is present.
+
+Contractions carry ``choice``, the name of the formats of weight and input
+(`tvmquant.bit_choice.BitChoice`), and ``grouped``, 1 where the weight is in groups: ``multiplier``,
+int8 of its shape, is what the integers of each group are times.
 
 Multipliers, shifts and offsets are int arrays of shape (1,), of shape (C,) along ``axis``, or of
 the full rank (broadcast as they are). Attributes of (3): ``acc_zero_point`` (of the first term, 0
@@ -99,6 +104,12 @@ def is_call(expr: Any, *names: str) -> TypeGuard[relax.Call]:
 def attributes(call: relax.Call) -> dict[str, Any]:
     """Return the attributes of one of the operators above as plain Python values."""
     return {str(k): _plain(v) for k, v in call.attrs.items()}
+
+
+def contraction_operands(call: relax.Call) -> tuple[list[relax.Expr], relax.Expr | None]:
+    """Return the operands of a contraction without the multipliers of its groups, and these."""
+    args = list(call.args)
+    return args, args.pop(3) if attributes(call).get("grouped") else None
 
 
 def constant(array: Any) -> tvm.ir.GenericConst:

@@ -248,7 +248,7 @@ def read_content(
         budget that is none.
     """
     records = {layer.id: layer for layer in record.layers} if record else {}
-    contractions = {layer.id: layer for layer in manifest.layers if layer.w_bits}
+    contractions = {layer.id: layer for layer in manifest.layers if layer.choice}
     for layer_record in records.values():
         _check(layer_record, contractions.get(layer_record.id))
     # The same kernel may run in several places under no other name than its own.
@@ -291,10 +291,9 @@ def _limits(record: MixedPrecisionRecord) -> Iterator[Limit]:
 
 
 def _row(number: int, calls: list[LayerInfo], records: Mapping[str, LayerRecord]) -> Row:
-    main = next((call for call in calls if call.w_bits), calls[0])
+    main = next((call for call in calls if call.choice), calls[0])
     last = calls[-1]
-    record = records.get(main.id) if main.w_bits else None
-    choice = f"w{main.w_bits}a{main.a_bits}" if main.w_bits else ""
+    record = records.get(main.id) if main.choice else None
     return Row(
         number=number,
         id=main.id,
@@ -303,7 +302,7 @@ def _row(number: int, calls: list[LayerInfo], records: Mapping[str, LayerRecord]
         output=f"{last.dtype} {'x'.join(map(str, last.shape))}",
         output_bytes=math.ceil(math.prod(last.shape) * _bits(last.dtype) / 8),
         macs=main.macs,
-        choice=record.choice if record else choice,
+        choice=main.choice,
         record=record,
     )
 
@@ -315,14 +314,14 @@ def _check(record: LayerRecord, main: LayerInfo | None) -> None:
         raise DataError(f"{layer} is not one of this library; the record is of another")
     for name in {record.choice, *record.perturbation, *record.milliseconds}:
         try:
-            choice = BitChoice.parse(name)
+            BitChoice.parse(name)
         except QuantizationError as error:
             raise DataError(f"{layer}: {error}") from None
-        if name == record.choice and (choice.w_bits, choice.a_bits) != (main.w_bits, main.a_bits):
-            raise DataError(
-                f"{layer}: choice {name}, but the library has w{main.w_bits}a{main.a_bits}; the "
-                "record is of another"
-            )
+    if record.choice != main.choice:
+        raise DataError(
+            f"{layer}: choice {record.choice}, but the library has {main.choice}; the record is of "
+            "another"
+        )
 
 
 def _totals(items: Iterable[tuple[str, Row]]) -> tuple[Total, ...]:
@@ -353,13 +352,11 @@ def _totals(items: Iterable[tuple[str, Row]]) -> tuple[Total, ...]:
 
 
 def _weight_bytes(record: LayerRecord, choice: str) -> int:
-    return math.ceil(record.weights * BitChoice.parse(choice).w_bits / 8)
+    return BitChoice.parse(choice).weight.bytes(record.weights)
 
 
 def _narrowness(choice: str) -> tuple[int, ...]:
-    parsed = BitChoice.parse(choice)
-    # Fewer weights that share a scale cost more bits each; 0 stands for a whole channel.
-    return -parsed.w_bits, -parsed.a_bits, parsed.w_group
+    return BitChoice.parse(choice).narrowness
 
 
 def _bits(dtype: str) -> int:

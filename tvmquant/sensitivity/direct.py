@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tvmquant import formats
 from tvmquant.sensitivity.estimator import Estimator, Output
 from tvmquant.sensitivity.quantizers import Quantizer
 
@@ -72,9 +73,10 @@ class Control(Estimator):
         for layer in self.q.layers:
             factor = float(torch.rand((), generator=self.generator))
             self.weight[layer.id] = {
-                name: factor * 4.0 ** -int(name[1:].partition("g")[0])
-                for name in self.q.weights[layer.id]
+                name: factor * 4.0 ** -formats.parse(name).bits for name in self.q.weights[layer.id]
             }
         for edge, quantizers in self.q.activations.items():
             factor = float(torch.rand((), generator=self.generator))
-            self.activation[edge] = {name: factor * 4.0 ** -int(name[1:]) for name in quantizers}
+            self.activation[edge] = {
+                name: factor * 4.0 ** -formats.parse(name).bits for name in quantizers
+            }

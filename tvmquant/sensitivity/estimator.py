@@ -15,7 +15,7 @@ from tvmquant.data import Dataset, arrays_of, filled_up
 from tvmquant.errors import DataError, SensitivityError
 from tvmquant.progress import Progress
 from tvmquant.sensitivity.loss import Loss, choose_loss
-from tvmquant.sensitivity.quantizers import Quantizers, activation_name, weight_name
+from tvmquant.sensitivity.quantizers import Quantizers
 from tvmquant.sensitivity.record import LayerSensitivity, Sensitivity
 
 Terms = dict[str, dict[str, float]]
@@ -220,10 +220,10 @@ class Estimator(ABC):
                 weight=self.weight[layer.id], activation=shares, trace=trace, standard_error=error
             )
             perturbation[layer.id] = {
-                str(choice): self.weight[layer.id][weight_name(choice)]
-                + shares[activation_name(choice)]
+                str(choice): self.weight[layer.id][choice.weight.name]
+                + shares[choice.activation.name]
                 for choice in self.q.choices[layer.id]
-                if activation_name(choice) in shares
+                if choice.activation.name in shares
             }
         limit = self.settings.tolerance
         return Sensitivity(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from tvmquant.bit_choice import BitChoice
+from tvmquant.bit_choice import W8A8, BitChoice
 from tvmquant.layers import Layer, quantizable_layers
 from tvmquant.quantization import apply_calibration
 from tvmquant.sensitivity.structure import ends_of, is_piecewise_linear
@@ -19,16 +19,6 @@ if TYPE_CHECKING:
     from tvmquant.graph import Graph
 
 Quantizer = Callable[[Tensor], Tensor]
-
-
-def weight_name(choice: BitChoice) -> str:
-    """Return the name of a choice's weight part: ``w8``, ``w4``, ``w4g32``."""
-    return f"w{choice.w_bits}" + (f"g{choice.w_group}" if choice.w_group else "")
-
-
-def activation_name(choice: BitChoice) -> str:
-    """Return the name of a choice's activation part: ``a8``, ``a4``."""
-    return f"a{choice.a_bits}"
 
 
 @dataclass(frozen=True)
@@ -43,9 +33,9 @@ class Quantizers:
     choices : dict of str to list of BitChoice
         What each layer may take.
     weights : dict of str to (dict of str to tensor)
-        Rounded weight by layer and `weight_name`.
+        Rounded weight by layer and name of the format.
     activations : dict of str to (dict of str to Quantizer)
-        By edge and `activation_name`.
+        By edge and name of the format.
     readers : dict of str to int
         Layers that share an edge's activation width.
     ends : list of str
@@ -82,25 +72,26 @@ def make_quantizers(
     Parameters are those of `tvmquant.quantize`.
     """
     layers = quantizable_layers(graph)
-    wanted = list(dict.fromkeys([BitChoice(), *choices]))
+    wanted = list(dict.fromkeys([W8A8, *choices]))
     able = {layer.id: [c for c in wanted if layer.allows(c)] for layer in layers}
     weights: dict[str, dict[str, Tensor]] = {layer.id: {} for layer in layers}
     activations: dict[str, dict[str, Quantizer]] = {}
     wide_groups = {
-        width: {
+        held: {
             layer.group
             for layer in layers
-            if all(choice.a_bits != width for choice in able[layer.id])
+            if all(choice.activation != held for choice in able[layer.id])
         }
-        for width in {choice.a_bits for choice in wanted}
+        for held in {choice.activation for choice in wanted}
     }
     twin = None
     for choice in wanted:
         plan = {}
         for layer in layers:
-            a_bits = 8 if layer.group in wide_groups[choice.a_bits] else choice.a_bits
-            taken = BitChoice(choice.w_bits, a_bits, choice.w_group)
-            plan[layer.id] = taken if layer.allows(taken) else BitChoice(8, a_bits)
+            wide = layer.group in wide_groups[choice.activation]
+            read = W8A8.activation if wide else choice.activation
+            taken = BitChoice(choice.weight, read)
+            plan[layer.id] = taken if layer.allows(taken) else BitChoice(W8A8.weight, read)
         calibrated = apply_calibration(
             graph, calibration, choices=plan, activation_scheme=activation_scheme,
             weight_method=weight_method,
@@ -109,13 +100,13 @@ def make_quantizers(
         twin = twin or annotated
         quantizers, edges = annotated.quantizers(), annotated.weight_edges
         for layer in layers:
-            name = weight_name(plan[layer.id])
+            name = plan[layer.id].weight.name
             if name not in weights[layer.id]:
                 weight = annotated.weights[layer.id].detach()
                 weights[layer.id][name] = quantizers[edges[layer.id]](weight).detach()
             for edge in layer.edges:
                 activations.setdefault(edge, {}).setdefault(
-                    activation_name(plan[layer.id]), quantizers[edge]
+                    plan[layer.id].activation.name, quantizers[edge]
                 )
     assert twin is not None  # there is w8a8 at least
     sizes: dict[str, int] = {}

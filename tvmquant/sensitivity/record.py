@@ -11,7 +11,7 @@ from tvmquant.records import load_record, save_record
 if TYPE_CHECKING:
     import os
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 
 class LayerSensitivity(BaseModel):
@@ -20,8 +20,9 @@ class LayerSensitivity(BaseModel):
     Parameters
     ----------
     weight, activation : dict of str to float
-        Perturbation by quantizing the weight alone (``w8``, ``w4``, ``w4g32``) and the activation
-        alone (``a8``, ``a4``), the latter shared out among the layers that read it.
+        Perturbation by quantizing the weight alone and the activation alone, by the name of the
+        format (``int8``, ``int4g32``, ``uint8``), the latter shared out among the layers that read
+        it.
     trace : float, optional
         Of the Hessian with respect to the weight (``hessian``), or of the Fisher information
         (``fisher``).
@@ -43,7 +44,7 @@ class Sensitivity(BaseModel):
     Parameters
     ----------
     schema_version : int
-        1.
+        2.
     method : str
     model, data : str, optional
         Fingerprints; of data that can be read only once there is none.
@@ -69,7 +70,7 @@ class Sensitivity(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     method: str
     model: str
     data: str | None

@@ -56,7 +56,7 @@ def qconv2d_transpose(call: OpCall) -> Array:
 
 
 def _convolve(call: OpCall, operation: Callable[..., Array]) -> Array:
-    x, weight, bias = call.args[:3]
+    x, weight, bias, first = _operands(call)
     a = call.attrs
     acc = operation(
         to_nchw(x, call),
@@ -69,13 +69,21 @@ def _convolve(call: OpCall, operation: Callable[..., Array]) -> Array:
         pad_value=a["input_zero_point"],
         layer=call.layer,
     )
-    return _finish(from_nchw(acc, call), call, 3, channel_axis(call))
+    return _finish(from_nchw(acc, call), call, first, channel_axis(call))
 
 
 def qdense(call: OpCall) -> Array:
     """Dense product over the last axis with an optional fused epilogue."""
+    x, weight, bias, first = _operands(call)
+    return _finish(accumulate.dense(x, weight, bias, call.layer), call, first, -1)
+
+
+def _operands(call: OpCall) -> tuple[Array, Array, Array, int]:
+    """Return input, weight times its groups' multipliers, bias, and where the epilogue begins."""
     x, weight, bias = call.args[:3]
-    return _finish(accumulate.dense(x, weight, bias, call.layer), call, 3, -1)
+    if not call.attrs.get("grouped"):
+        return x, weight, bias, 3
+    return x, weight.astype(np.int16) * call.args[3], bias, 4
 
 
 def qmultiply(call: OpCall) -> Array:

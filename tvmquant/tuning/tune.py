@@ -86,7 +86,7 @@ def tune(
     target, threads, batch
         As of `tvmquant.build`; threads must be given with a tracker.
     choices : iterable of BitChoice, optional
-        For level L0; default: w8a8, w4a8 and w4a4.
+        For level L0; default: `DEFAULT_CHOICES`.
     calibration : Calibration, optional
         For level L0; default: of random inputs.
     trials, seconds
@@ -162,19 +162,16 @@ def _layers(
     found: Layers = {}
     taken = _choices_of(graph)
     for layer, workload in workloads_of(graph, machine, batch).items():
-        found[layer] = {str(taken[layer]): workload}
+        found[layer] = {taken[layer]: workload}
     return found
 
 
-def _choices_of(graph: Graph) -> dict[str, BitChoice]:
+def _choices_of(graph: Graph) -> dict[str, str]:
     """Return the bit choice of every layer of an integer graph."""
     found = {}
     for _, value in bindings_of(graph.main):
         if qop.is_call(value, *CONTRACTIONS):
-            attrs = qop.attributes(value)
-            found[span_name(value)] = BitChoice(
-                attrs.get("w_bits", 8), attrs.get("a_bits", 8), attrs.get("w_group", 0)
-            )
+            found[span_name(value)] = qop.attributes(value)["choice"]
     return found
 
 

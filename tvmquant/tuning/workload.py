@@ -185,9 +185,9 @@ def _takers(layers: Iterable[Layer], choice: BitChoice) -> list[str]:
     groups: dict[str, list[Layer]] = {}
     for layer in layers:
         groups.setdefault(layer.group, []).append(layer)
-    narrow = {
+    able = {
         group
         for group, members in groups.items()
-        if all(any(c.a_bits == choice.a_bits for c in layer.choices) for layer in members)
+        if all(layer.reads(choice.activation) for layer in members)
     }
-    return [layer.id for layer in layers if layer.group in narrow and layer.allows(choice)]
+    return [layer.id for layer in layers if layer.group in able and layer.allows(choice)]

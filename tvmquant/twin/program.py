@@ -39,7 +39,7 @@ class Edge:
 
     id: str
     role: str
-    bits: int
+    format: str
     scheme: str
     group: str
     axis: int

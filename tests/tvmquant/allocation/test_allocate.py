@@ -8,13 +8,15 @@ from hypothesis import strategies as st
 from tvmquant.allocation import allocate, layer_bops, layer_bytes, pareto
 from tvmquant.bit_choice import DEFAULT_CHOICES, W4A4, W4A8, W8A8, BitChoice
 from tvmquant.errors import AllocationError
+from tvmquant.formats import UINT8
 from tvmquant.layers import Layer
 
-KERNELS = (W8A8, BitChoice(8, 4), W4A8, W4A4)
+G32 = BitChoice.parse("w4a8g32")
 
 
-def layer(name, weights=1000, macs=100_000, group=None, position="", op="conv2d", choices=KERNELS):
-    return Layer(name, op, macs, weights, 10, (f"{name}.x",), group or name, position, choices)
+def layer(name, weights=1000, macs=100_000, group=None, position="", op="conv2d", **facts):
+    edges = (f"{name}.x",)
+    return Layer(name, op, macs, weights, 10, edges, group or name, position, **facts)
 
 
 def network(count=4):
@@ -72,7 +74,7 @@ def test_no_plan_is_better(problem):
     for plan in itertools.product(DEFAULT_CHOICES, repeat=len(layers)):
         widths = {}
         tied = all(
-            widths.setdefault(item.group, c.a_bits) == c.a_bits
+            widths.setdefault(item.group, c.activation.bits) == c.activation.bits
             for item, c in zip(layers, plan, strict=True)
         )
         kept = all(
@@ -97,8 +99,8 @@ def test_no_plan_is_better(problem):
     assert all(found.totals[q] <= limit * (1 + 1e-6) for q, limit in limits.items())
     widths = {}
     for item in layers:
-        assert widths.setdefault(item.group, found.choices[item.id].a_bits) == (
-            found.choices[item.id].a_bits
+        assert widths.setdefault(item.group, found.choices[item.id].activation.bits) == (
+            found.choices[item.id].activation.bits
         )
 
 
@@ -120,21 +122,22 @@ def test_the_least_sensitive_are_narrowed_first():
 def test_ends_and_pins_and_missing_kernels():
     layers = [
         layer("first", position="first"),
-        layer("depthwise", op="depthwise_conv2d", choices=(W8A8,)),
+        layer("depthwise", op="depthwise_conv2d", groupable=False),
         layer("mine"),
         layer("free"),
         layer("last", position="last"),
     ]
-    omega = omegas(layers)
-    found = allocate(layers, omega, size="0.83x", pinned={"mine": W4A8})
+    omega = {item.id: {"w8a8": 0.0, "w4a8": 1.0, "w4a8g32": 0.5} for item in layers}
+    choices = [G32]
+    found = allocate(layers, omega, size="0.85x", pinned={"mine": W4A8}, choices=choices)
     assert {n: str(c) for n, c in found.choices.items()} == {
-        "first": "w8a8", "depthwise": "w8a8", "mine": "w4a8", "free": "w4a8", "last": "w8a8",
+        "first": "w8a8", "depthwise": "w8a8", "mine": "w4a8", "free": "w4a8g32", "last": "w8a8",
     }  # fmt: skip
     assert found.reasons["first"] == "first layer"
     assert found.reasons["depthwise"] == "no other kernel for depthwise_conv2d"
     assert found.reasons["mine"] == "pinned"
-    free = allocate(layers, omega, size="0.7x", pin_ends=False)
-    assert free.choices["first"] == W4A8
+    free = allocate(layers, omega, size="0.75x", pin_ends=False, choices=choices)
+    assert free.choices["first"] == G32
 
 
 def test_ties():
@@ -142,12 +145,12 @@ def test_ties():
     omega = omegas(layers)
     omega["b"]["w4a4"] = 1e6
     found = allocate(layers, omega, latency=times(layers), latency_budget="0.95x")
-    assert found.choices["a"].a_bits == found.choices["b"].a_bits == 8
-    blocked = [layer("a", group="g"), layer("d", group="g", op="depthwise", choices=(W8A8,))]
-    slow = {"a": {"w8a8": 1.0, "w4a8": 1.0, "w4a4": 0.5}, "d": {"w8a8": 1.0}}
-    found = allocate(blocked, omegas(blocked), latency=slow, latency_budget="1x")
+    assert found.choices["a"].activation.bits == found.choices["b"].activation.bits == 8
+    blocked = [layer("a", group="g"), layer("d", group="g", given=UINT8)]
+    slow = {"a": {"w8a8": 1.0, "w4a4": 0.5}, "d": {"w8a8": 1.0}}
+    found = allocate(blocked, omegas(blocked), latency=slow, latency_budget="1x", choices=[W4A4])
     assert found.reasons["a"] == (
-        "tied to d, which needs 8-bit activations (no other kernel for depthwise)"
+        "tied to d, which needs 8-bit activations (no other kernel for conv2d)"
     )
 
 
@@ -220,9 +223,9 @@ def test_other_mistakes_are_named():
     one = [layer("a", group="g"), layer("b", group="g")]
     with pytest.raises(AllocationError, match=r"different widths of it: 'a' .pinned to w4a4., 'b'"):
         allocate(one, omegas(one), pinned={"a": W4A4, "b": W8A8}, size="0.9x")
-    only = [layer("d", op="depthwise", choices=(W8A8,))]
-    with pytest.raises(AllocationError, match=r"'d' \(depthwise\) is pinned to w4a8"):
-        allocate(only, omegas(only), pinned={"d": W4A8})
+    only = [layer("d", op="depthwise", groupable=False)]
+    with pytest.raises(AllocationError, match=r"'d' \(depthwise\) is pinned to w4a8g32"):
+        allocate(only, omegas(only), pinned={"d": G32})
 
 
 def test_the_frontier_descends():

@@ -13,7 +13,7 @@ def test_bytes_of_weights_groups_and_channels():
     item = layer("l", weights=1000)
     assert layer_bytes(item, W8A8) == 1000 + 160
     assert layer_bytes(item, W4A8) == 500 + 160
-    assert layer_bytes(item, BitChoice(4, 8, 32)) == 500 + 32 + 160
+    assert layer_bytes(item, BitChoice.parse("w4a8g32")) == 500 + 32 + 160
     assert layer_bytes(layer("l", weights=7), W4A8) == 4 + 160
 
 

@@ -68,7 +68,7 @@ def test_layers_kept_wide_together():
     omega["c"] = {"w8a8": 0.0, "w4a8": 0.0, "w4a4": 0.1}
     found = allocate(layers, omega, latency=latency, latency_budget="0.9x")
     assert found.choices == {"a": W8A8, "b": W8A8, "c": W4A4}
-    assert found.reasons["a"] == "tied to b: 4-bit activations would add 8.98 in all"
+    assert found.reasons["a"] == "tied to b: narrower activations would add 8.98 in all"
 
 
 def test_why_there_is_no_other_choice():

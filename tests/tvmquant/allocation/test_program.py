@@ -14,7 +14,11 @@ from tvmquant.allocation.program import least, solve
 from tvmquant.bit_choice import W4A4, W4A8, W8A8, BitChoice
 from tvmquant.errors import AllocationError
 
-CHOICES = (W8A8, BitChoice(8, 4), W4A8, W4A4)
+CHOICES = (W8A8, BitChoice.parse("w8a4"), W4A8, W4A4)
+
+
+def bits(choice):
+    return choice.weight.bits + choice.activation.bits
 
 
 def total(table, plan):
@@ -28,8 +32,9 @@ def every_plan(layers, table, limits):
         plan = dict(zip(names, choices, strict=True))
         widths = {}
         tied = all(
-            widths.setdefault(item.group, plan[item.id].a_bits) == plan[item.id].a_bits
+            widths.setdefault(item.group, held) == held
             for item in layers
+            for held in [plan[item.id].activation]
         )
         if tied and all(total(costs, plan) <= limit for costs, limit in limits):
             yield plan
@@ -115,15 +120,15 @@ def network(seed):
         return {item.id: {choice: value(choice) for choice in CHOICES} for item in layers}
 
     costs = [
-        table(lambda c: random.randint(50, 150) * (c.w_bits + c.a_bits)),
-        table(lambda c: random.randint(1, 1000) * c.w_bits),
+        table(lambda c: random.randint(50, 150) * (c.weight.bits + c.activation.bits)),
+        table(lambda c: random.randint(1, 1000) * c.weight.bits),
     ]
     limits = []
     for values in costs:
         lows = sum(min(row.values()) for row in values.values())
         highs = sum(max(row.values()) for row in values.values())
         limits.append((values, lows + random.uniform(0.15, 0.7) * (highs - lows)))
-    omega = table(lambda c: 10.0 ** random.uniform(-9, 1) * (17 - c.w_bits - c.a_bits))
+    omega = table(lambda c: 10.0 ** random.uniform(-9, 1) * (17 - bits(c)))
     return layers, omega, limits
 
 
@@ -145,7 +150,7 @@ def test_the_core_gives_what_the_whole_program_gives(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_network_of_two_hundred_layers_of_six_choices(seed, caplog):
     random = Random(seed)
-    choices = (*CHOICES, BitChoice(4, 8, 32), BitChoice(4, 4, 32))
+    choices = (*CHOICES, BitChoice.parse("w4a8g32"), BitChoice.parse("w4a4g32"))
     layers = [
         layer(f"l{i}", group=f"g{i // 3}" if random.random() < 0.4 else None) for i in range(200)
     ]
@@ -153,10 +158,10 @@ def test_a_network_of_two_hundred_layers_of_six_choices(seed, caplog):
     def table(value):
         return {item.id: {choice: value(choice) for choice in choices} for item in layers}
 
-    omega = table(lambda c: 10.0 ** random.uniform(-6, 0) * (17 - c.w_bits - c.a_bits))
+    omega = table(lambda c: 10.0 ** random.uniform(-6, 0) * (17 - bits(c)))
     limits = []
     for _ in range(3):
-        costs = table(lambda c: random.uniform(0.5, 1.0) * (c.w_bits + c.a_bits))
+        costs = table(lambda c: random.uniform(0.5, 1.0) * (c.weight.bits + c.activation.bits))
         limits.append((costs, 0.8 * sum(row[W8A8] for row in costs.values())))
     # a proof of optimality, however long it takes
     with mock.patch.object(program, "TIME_LIMIT", 600.0):

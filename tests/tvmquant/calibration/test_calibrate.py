@@ -24,7 +24,7 @@ from tvmquant.twin import Twin
 EDGES = {
     "left": {"group": "both"},
     "right": {"group": "both"},
-    "logits": {"role": "output", "bits": 16, "scheme": "symmetric"},
+    "logits": {"role": "output", "format": "int16", "scheme": "symmetric"},
 }
 ITEMS = np.random.default_rng(5).normal(0, 1, (20, 3, 8, 8)).astype(np.float32)
 
@@ -74,7 +74,7 @@ class TestRanges:
 
     def test_threshold_depends_on_bits(self) -> None:
         """The best clip of 4 bits is tighter than that of 8."""
-        low = calibrate(small_network(input={"bits": 4}), ITEMS, method="mse")
+        low = calibrate(small_network(input={"format": "uint4"}), ITEMS, method="mse")
         high = calibrate(small_network(), ITEMS, method="mse")
         assert low.edges["input"].hi < high.edges["input"].hi
 
@@ -251,7 +251,7 @@ class TestFingerprint:
         assert fingerprint_of(small_network()) == fingerprint_of(small_network())
 
     def test_bits_and_scales_do_not_enter(self) -> None:
-        other = small_network(relu={"bits": 4, "scale": 0.5}, left={"scheme": "symmetric"})
+        other = small_network(relu={"format": "uint4", "scale": 0.5}, left={"scheme": "symmetric"})
         assert fingerprint_of(other) == fingerprint_of(small_network())
 
     @pytest.mark.parametrize(

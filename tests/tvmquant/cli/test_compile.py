@@ -159,7 +159,7 @@ def test_groups_of_weights_are_told(tvmquant, mixed, tmp_path):
         (["--bops", "0.9x", "--choices", "w8a8"], "bops cannot be"),
         (["--choices", "w3a8"], "w3a8"),
         (["--pin", "lefd=w8a8"], "'lefd'"),
-        (["--pin", "depthwise=w4a8"], "no kernel"),
+        (["--pin", "depthwise=w4a8g32"], "no kernel"),
         (["--pin", "left=w4a4", "--pin", "right=w8a8"], "same activation"),
         (["--sensitivity", "guess"], "expected one of hessian"),
         (["--plan", "nowhere.json"], "'nowhere.json' cannot be read: No such file"),

@@ -11,7 +11,7 @@ def test_a_library_and_its_model_have_the_same_layers(tvmquant, small_onnx, smal
 def test_tables(tvmquant, small_onnx, small_library):
     library = tvmquant("inspect", small_library).stdout
     assert "float32 1x3x8x8" in library
-    assert "W8A8" in library
+    assert "w8a8" in library
     model = tvmquant("inspect", small_onnx, "--target", "haswell").stdout
     assert "float32 ?x3x8x8" in model
     assert "haswell" in model

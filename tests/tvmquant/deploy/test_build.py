@@ -67,7 +67,7 @@ def test_the_manifest_describes_the_library(built):
     layers = {layer.id: layer for layer in manifest.layers}
     assert layers["conv"].macs == 8 * 8 * 8 * 27
     assert layers["fc"].macs == 80
-    assert (layers["conv"].w_bits, layers["conv"].a_bits) == (8, 8)
+    assert layers["conv"].choice == "w8a8"
 
 
 def test_four_bit_weights_make_the_file_smaller(tmp_path):

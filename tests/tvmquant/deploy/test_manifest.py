@@ -20,7 +20,16 @@ from tvmquant.errors import ArtifactError
 
 TENSOR = TensorInfo("x", [1, 3, 4, 5], "float32", "NCHW", 0.5, 3, [1, 4, 5, 3], "uint8", "NHWC")
 LAYER = LayerInfo(
-    "conv", "conv2d", "conv2d_nhwc_u8s8s32", [1, 4, 5, 8], "uint8", 960, 8, 8, "int64"
+    "conv",
+    "conv2d",
+    "conv2d_nhwc_u8s8s32",
+    [1, 4, 5, 8],
+    "uint8",
+    960,
+    "w4a8g32",
+    "int4g32",
+    "uint8",
+    "int64",
 )
 MANIFEST = Manifest(
     model={
@@ -92,7 +101,7 @@ def test_what_a_later_tvmquant_adds_is_left_out(load):
 
 def test_what_an_earlier_tvmquant_did_not_write_takes_its_default(load):
     document = copy.deepcopy(DOCUMENT)
-    del document["layers"][1]["w_bits"], document["preprocess"]
+    del document["layers"][1]["choice"], document["preprocess"]
     loaded = load(document)
     assert loaded.layers == MANIFEST.layers
     assert loaded.preprocess is None

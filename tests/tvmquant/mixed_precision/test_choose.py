@@ -26,6 +26,7 @@ from tvmquant.mixed_precision.choose import (
 )
 from tvmquant.network_latency import NetworkLatency, uniform_choices
 
+G32 = BitChoice.parse("w4a4g32")
 WISHES = Wishes(size="0.9x", choices=(W4A8, W4A4), sensitivity="random")
 
 
@@ -51,7 +52,7 @@ def bits_latency(graph, _calibration, *, choices, pin_ends, **_options):
     layers = quantizable_layers(graph)
     plans = {c: uniform_choices(layers, c, pin_ends=pin_ends) for c in choices}
     table = {
-        item.id: {str(p[item.id]): 1e-3 * (p[item.id].w_bits + p[item.id].a_bits)
+        item.id: {str(p[item.id]): 1e-3 * (p[item.id].weight.bits + p[item.id].activation.bits)
                   for p in plans.values()}
         for item in layers
     }  # fmt: skip
@@ -85,7 +86,7 @@ def latencies(monkeypatch):
     ("wishes", "message"),
     [
         (Wishes(pinned={"lefd": W4A8}), "'lefd'"),
-        (Wishes(pinned={"depthwise": W4A8}), "'depthwise'.* w4a8.*no kernel.*w8a8"),
+        (Wishes(pinned={"depthwise": G32}), "'depthwise'.* w4a4g32.*no kernel.*without groups"),
         (Wishes(pinned={"left": W4A4, "right": W8A8}), "'left' .*'right' "),
         (Wishes(size="0.5x"), "size cannot be"),
         (Wishes(bops="0.1x", choices=(W4A8,)), "bops cannot be"),
@@ -104,7 +105,7 @@ def test_wishes_that_cannot_be_met_are_refused_at_once(layers, wishes, message):
         WISHES,
         Wishes(latency="1ms"),  # which only a measurement can tell
         Wishes(size="0.75x", pin_ends=False),
-        Wishes(pinned={"head": BitChoice(4, 8, 32)}),
+        Wishes(pinned={"head": BitChoice.parse("w4a8g32")}),
         Wishes(choices=(), pinned={"left": W4A4, "right": W4A4}),
     ],
 )
@@ -224,7 +225,7 @@ def test_a_plan_keeps_its_budget_and_says_what_it_is(setup, layers, tmp_path):
 @pytest.mark.usefixtures("latencies")
 def test_ends_are_narrowed_where_they_are_free_or_pinned_so(setup, tmp_path):
     free = choose_plan(setup, Wishes(size="0.72x", pin_ends=False), tmp_path, silent)
-    assert free.plan.choices["stem"].w_bits == 4
+    assert free.plan.choices["stem"].weight.bits == 4
     assert "w4a8" in free.latency.layers["stem"]
     pinned = choose_plan(setup, Wishes(pinned={"head": W4A8}), tmp_path, silent)
     assert pinned.plan.choices["head"] == W4A8
@@ -269,7 +270,7 @@ def test_what_is_measured_before_an_interruption_is_kept(setup, tmp_path, monkey
     assert stages[2:] == ["sensitivity", "latency", "allocate"]
 
 
-@pytest.mark.parametrize("choices", [(W4A8,), (W4A4,), (W4A8, W4A4), (BitChoice(4, 4, 32),), ()])
+@pytest.mark.parametrize("choices", [(W4A8,), (W4A4,), (W4A8, W4A4), (G32,), ()])
 @pytest.mark.parametrize("pin_ends", [True, False])
 @pytest.mark.usefixtures("latencies")
 def test_a_record_holds_all_points(setup, tmp_path, choices, pin_ends):

@@ -25,7 +25,7 @@ def test_what_some_layer_may_take_is_measured_once():
         {"latency": "0.7x"},
         {"size": None},
         {"bops": "1G"},
-        {"choices": (W4A8, BitChoice(4, 8, 32))},
+        {"choices": (W4A8, BitChoice.parse("w4a8g32"))},
         {"pinned": {"conv": W4A8}},
         {"pin_ends": False},
         {"sensitivity": "fisher"},

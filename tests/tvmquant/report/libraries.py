@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.tvmquant.networks import MIXTURE_SHAPE, export_mixture, images_of
-from tvmquant.bit_choice import BitChoice
+from tvmquant.bit_choice import W4A8, W8A8, BitChoice
 from tvmquant.deploy.build import build
 from tvmquant.frontend import load_onnx
 from tvmquant.layers import Layer, quantizable_layers
@@ -20,12 +20,12 @@ Choices = Mapping[str, BitChoice]
 
 def perturbation(layer: Layer, choice: BitChoice) -> float:
     """Rounding noise of weights and activations: a quarter with every bit more."""
-    return layer.weights * (4.0**-choice.w_bits + 4.0**-choice.a_bits) / layer.outputs
+    return layer.weights * (4.0**-choice.weight.bits + 4.0**-choice.activation.bits) / layer.outputs
 
 
 def milliseconds(layer: Layer, choice: BitChoice) -> float:
     """Narrower operands move faster; what is left is arithmetic."""
-    return layer.macs * (choice.w_bits + choice.a_bits + 8) / 24e5
+    return layer.macs * (choice.weight.bits + choice.activation.bits + 8) / 24e5
 
 
 def names_of(layer: Layer) -> list[str]:
@@ -36,9 +36,11 @@ def plan_point(name: str, layers: tuple[Layer, ...], choices: Choices, error=Non
     predicted = FIXED_MS + sum(milliseconds(layer, choices[layer.id]) for layer in layers)
     return PlanPoint(
         name=name,
-        size_bytes=sum(layer.weights * choices[layer.id].w_bits // 8 for layer in layers),
+        size_bytes=sum(layer.weights * choices[layer.id].weight.bits // 8 for layer in layers),
         bops=sum(
-            layer.macs * choices[layer.id].w_bits * choices[layer.id].a_bits for layer in layers
+            layer.macs * choice.weight.bits * choice.activation.bits
+            for layer in layers
+            for choice in [choices[layer.id]]
         ),
         perturbation=sum(perturbation(layer, choices[layer.id]) for layer in layers),
         predicted_ms=predicted,
@@ -51,7 +53,7 @@ def frontier_of(layers: tuple[Layer, ...]) -> list[Choices]:
     plan = {layer.id: BitChoice() for layer in layers}
     plans: list[Choices] = [plan]
     free = [layer for layer in layers if "w4a8" in names_of(layer)]
-    w4a8 = BitChoice(4, 8)
+    w4a8 = BitChoice.parse("w4a8")
     for layer in sorted(free, key=lambda layer: perturbation(layer, w4a8) / layer.macs):
         plan = {**plan, layer.id: w4a8}
         plans.append(plan)
@@ -98,7 +100,7 @@ def build_mixture(folder: Path) -> Path:
     graph = load_onnx(path)
     layers = quantizable_layers(graph)
     narrow = [layer.id for layer in layers if "w4a8" in names_of(layer)][::2]
-    choices = {layer.id: BitChoice(4, 8) if layer.id in narrow else BitChoice() for layer in layers}
+    choices = {layer.id: W4A8 if layer.id in narrow else W8A8 for layer in layers}
     quantized = quantize(graph, calibrate(graph, images, batch_size=len(images)), choices=choices)
     out = folder / "library"
     manifest = build(

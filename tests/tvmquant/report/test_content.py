@@ -67,8 +67,8 @@ def test_a_plan_for_another_target_is_pointed_out(manifest, record):
 def test_neighbouring_kernels_of_a_node_are_one_row(manifest, record):
     first = manifest.layers[1]
     layers = list(manifest.layers)
-    layers[1:2] = [replace(first, kernel="pack", w_bits=None, macs=0), first]
-    layers.append(replace(first, kernel="again", w_bits=None, macs=0))
+    layers[1:2] = [replace(first, kernel="pack", choice="", macs=0), first]
+    layers.append(replace(first, kernel="again", choice="", macs=0))
     split = replace(manifest, layers=layers)
     times = tuple(float(i) for i in range(len(layers)))
     content = read_content(split, record).with_timing(Timing(times, 1.0, 1))
@@ -85,7 +85,7 @@ def test_neighbouring_kernels_of_a_node_are_one_row(manifest, record):
         ({"id": "elsewhere"}, "layer 'elsewhere' is not one of this library"),
         ({"choice": "w4a4"}, "choice w4a4, but the library has w8a8"),
         ({"choice": "narrow"}, "bit choice 'narrow'"),
-        ({"perturbation": {"w3a3": 1.0}}, "weights of 4 or 8 bits"),
+        ({"perturbation": {"w9a8": 1.0}}, "expected weights and activations of 2 to 8 bits"),
     ],
 )
 def test_a_record_of_another_library_is_refused(manifest, record, change, message):
@@ -105,7 +105,7 @@ def test_budgets_are_compared_with_the_plan(manifest, record):
     ]
     assert [limit.is_kept for limit in content.limits] == [False, False, True]
     latency, size = content.caveats
-    assert "budget of latency: 2.886ms of 1ms" in latency
+    assert "budget of latency: 2.768ms of 1ms" in latency
     assert "budget of size" in size
 
 

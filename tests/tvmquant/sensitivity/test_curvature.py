@@ -86,7 +86,7 @@ class TestExactHessian:
         weights = make_quantizers(graph, calibration, [W4A4]).weights
         for (name, layer), index in zip(found.layers.items(), LAYERS, strict=True):
             original = network[index].weight.detach()
-            for width in ("w4", "w8"):
+            for width in ("int4", "int8"):
                 delta = oriented(weights[name][width], original) - original
                 expected = layer.trace / original.numel() * float(delta.square().sum())
                 assert layer.weight[width] == pytest.approx(expected, rel=1e-4)
@@ -97,10 +97,10 @@ class TestExactHessian:
         quantizers = make_quantizers(graph, calibration, [W4A4])
         for layer, index in zip(quantizers.layers, LAYERS, strict=True):
             inner = network[:index](x).detach()
-            delta = quantizers.activations[layer.edges[0]]["a4"](inner) - inner
+            delta = quantizers.activations[layer.edges[0]]["uint4"](inner) - inner
             trace = trace_of_activation(network, index, x, targets)
             expected = trace / inner[0].numel() * float(delta.square().sum()) / len(x)
-            assert found.layers[layer.id].activation["a4"] == pytest.approx(
+            assert found.layers[layer.id].activation["uint4"] == pytest.approx(
                 expected, rel=ERRORS * found.relative_error
             )
 
@@ -139,12 +139,12 @@ class TestFisher:
                 loss = nn.functional.cross_entropy(network[index:](inner), label[None])
                 of_weight, of_inner = torch.autograd.grad(loss, [weight, inner])
                 fisher += of_weight.square() / len(images)
-                delta = quantizers.activations[layer.edges[0]]["a4"](inner.detach()) - inner
+                delta = quantizers.activations[layer.edges[0]]["uint4"](inner.detach()) - inner
                 term += 0.5 * float((of_inner * delta.detach()).square().sum()) / len(images)
-            delta = oriented(quantizers.weights[layer.id]["w4"], weight) - weight.detach()
+            delta = oriented(quantizers.weights[layer.id]["int4"], weight) - weight.detach()
             expected = 0.5 * float((fisher * delta.square()).sum())
-            assert found.layers[layer.id].weight["w4"] == pytest.approx(expected, rel=1e-4)
-            assert found.layers[layer.id].activation["a4"] == pytest.approx(term, rel=1e-4)
+            assert found.layers[layer.id].weight["int4"] == pytest.approx(expected, rel=1e-4)
+            assert found.layers[layer.id].activation["uint4"] == pytest.approx(term, rel=1e-4)
             assert found.layers[layer.id].trace == pytest.approx(float(fisher.sum()), rel=1e-4)
 
     def test_predictions_give_the_expectation_over_classes(
@@ -194,8 +194,8 @@ class TestClosedForms:
         quantizers = make_quantizers(graph, calibration, [W4A4])
         (name,) = found.layers
         (edge,) = quantizers.activations
-        delta_w = quantizers.weights[name]["w4"].numpy().T - w
-        delta_a = quantizers.activations[edge]["a4"](torch.from_numpy(rows)).numpy() - rows
+        delta_w = quantizers.weights[name]["int4"].numpy().T - w
+        delta_a = quantizers.activations[edge]["uint4"](torch.from_numpy(rows)).numpy() - rows
         if method == "hessian":
             weight = (S * x**2).sum(1).mean() / 6 * (delta_w**2).sum()
             activation = (S * w**2).sum(1).mean() / 6 * (delta_a**2).sum(1).mean()
@@ -205,8 +205,8 @@ class TestClosedForms:
         entry = found.layers[name]
         assert entry.trace == pytest.approx((S * x**2).sum(1).mean(), rel=1e-4)
         assert entry.standard_error == pytest.approx(0.0, abs=1e-6)
-        assert entry.weight["w4"] == pytest.approx(weight, rel=1e-3)
-        assert entry.activation["a4"] == pytest.approx(activation, rel=1e-3)
+        assert entry.weight["int4"] == pytest.approx(weight, rel=1e-3)
+        assert entry.activation["uint4"] == pytest.approx(activation, rel=1e-3)
         assert (found.count, found.probes, found.converged) == (7, PROBES, True)
 
     def test_classes(self, import_network, rows):

@@ -28,13 +28,13 @@ def test_growth_is_that_of_torch(network, graph, calibration, images, use_labels
         return max(float(loss(double(changed), goal) - loss(double(logits), goal)), 0.0)
 
     for layer, index in zip(quantizers.layers, LAYERS, strict=True):
-        weight = oriented(quantizers.weights[layer.id]["w4"], network[index].weight)
+        weight = oriented(quantizers.weights[layer.id]["int4"], network[index].weight)
         changed = torch.func.functional_call(network, {f"{index}.weight": weight}, x).detach()
         entry = found.layers[layer.id]
-        assert entry.weight["w4"] == pytest.approx(growth(changed), rel=1e-3, abs=1e-8)
-        inner = quantizers.activations[layer.edges[0]]["a4"](network[:index](x).detach())
+        assert entry.weight["int4"] == pytest.approx(growth(changed), rel=1e-3, abs=1e-8)
+        inner = quantizers.activations[layer.edges[0]]["uint4"](network[:index](x).detach())
         expected = growth(network[index:](inner).detach())
-        assert entry.activation["a4"] == pytest.approx(expected, rel=1e-3, abs=1e-8)
+        assert entry.activation["uint4"] == pytest.approx(expected, rel=1e-3, abs=1e-8)
 
 
 def test_the_network_is_left_as_it_was(graph, calibration, images, monkeypatch):

@@ -21,7 +21,7 @@ ESTIMATES = [*CURVATURE, "output"]
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_choice_of_every_layer(graph, images, calibration, method):
-    choices = [W4A8, W4A4, BitChoice(4, 8, 32)]
+    choices = [W4A8, W4A4, BitChoice.parse("w4a8g32")]
     found = estimate_sensitivity(
         graph, images[:8], calibration, method=method, choices=choices, max_probes=4
     )

@@ -7,18 +7,10 @@ from torch import nn
 import tvmquant
 from tvmquant.bit_choice import W4A4, W4A8, BitChoice
 from tvmquant.quantization import apply_calibration
-from tvmquant.sensitivity.quantizers import activation_name, make_quantizers, weight_name
+from tvmquant.sensitivity.quantizers import make_quantizers
 from tvmquant.twin import Twin
 
-G32 = BitChoice(4, 8, 32)
-
-
-@pytest.mark.parametrize(
-    ("choice", "weight", "activation"), [(BitChoice(), "w8", "a8"), (W4A4, "w4", "a4"),
-                                         (G32, "w4g32", "a8")],
-)  # fmt: skip
-def test_names(choice, weight, activation):
-    assert (weight_name(choice), activation_name(choice)) == (weight, activation)
+G32 = BitChoice.parse("w4a8g32")
 
 
 def test_all_tensors_together_are_the_quantized_network(graph, calibration, images):
@@ -33,10 +25,10 @@ def test_all_tensors_together_are_the_quantized_network(graph, calibration, imag
         twin(x)
     for edge, by_width in quantizers.activations.items():
         expected = twin.quantizers()[edge](seen[edge])
-        torch.testing.assert_close(by_width["a4"](seen[edge]), expected, rtol=0, atol=0)
+        torch.testing.assert_close(by_width["uint4"](seen[edge]), expected, rtol=0, atol=0)
     for layer, edge in twin.weight_edges.items():
         expected = twin.quantizers()[edge](twin.weights[layer])
-        torch.testing.assert_close(quantizers.weights[layer]["w4"], expected, rtol=0, atol=0)
+        torch.testing.assert_close(quantizers.weights[layer]["int4"], expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -52,15 +44,16 @@ def test_scheme_and_weight_method_are_those_asked_for(graph, images, options):
     x = torch.linspace(-3, 3, 101)[:, None, None, None]
     for layer in found.layers:
         expected = twin.quantizers()[twin.weight_edges[layer.id]](twin.weights[layer.id])
-        torch.testing.assert_close(found.weights[layer.id]["w4"], expected, rtol=0, atol=0)
+        torch.testing.assert_close(found.weights[layer.id]["int4"], expected, rtol=0, atol=0)
         for edge in layer.edges:
             expected = twin.quantizers()[edge](x)
-            torch.testing.assert_close(found.activations[edge]["a4"](x), expected, rtol=0, atol=0)
+            quantized = found.activations[edge]["uint4"](x)
+            torch.testing.assert_close(quantized, expected, rtol=0, atol=0)
     default = make_quantizers(graph, tvmquant.calibrate(graph, images), [W4A4])
     changed = [
-        not torch.equal(default.weights[layer.id]["w4"], found.weights[layer.id]["w4"])
+        not torch.equal(default.weights[layer.id]["int4"], found.weights[layer.id]["int4"])
         or any(
-            not torch.equal(default.activations[e]["a4"](x), found.activations[e]["a4"](x))
+            not torch.equal(default.activations[e]["uint4"](x), found.activations[e]["uint4"](x))
             for e in layer.edges
         )
         for layer in found.layers
@@ -74,8 +67,8 @@ def test_groups_are_finer(graph, calibration):
         weight = quantizers.twin.weights[layer.id]
         errors = {n: float((w - weight).norm().detach()) for n, w in
                   quantizers.weights[layer.id].items()}  # fmt: skip
-        assert set(errors) == {"w8", "w4", "w4g32"}
-        assert errors["w8"] < errors["w4"]
+        assert set(errors) == {"int8", "int4", "int4g32"}
+        assert errors["int8"] < errors["int4"]
 
 
 def test_tied_layers_that_cannot_all_be_narrow_stay_wide(import_network):
@@ -89,12 +82,12 @@ def test_tied_layers_that_cannot_all_be_narrow_stay_wide(import_network):
             y = torch.relu(self.stem(x))
             return self.head((self.deep(y) + self.point(y)).mean((2, 3)))
 
-    quantizers = make_quantizers(*import_network(Fork()), [W4A8, W4A4])
+    quantizers = make_quantizers(*import_network(Fork()), [G32, BitChoice.parse("w4a4g32")])
     by_id = {layer.id: layer for layer in quantizers.layers}
     (shared,) = by_id["/deep/Conv"].edges
     assert by_id["/point/Conv"].edges == (shared,)
-    assert set(quantizers.activations[shared]) == {"a8"}
+    assert set(quantizers.activations[shared]) == {"uint8"}
     assert quantizers.readers[shared] == 2
-    assert set(quantizers.weights["/deep/Conv"]) == {"w8"}
-    assert set(quantizers.weights["/point/Conv"]) == {"w8", "w4"}
-    assert set(quantizers.activations[by_id["/stem/Conv"].edges[0]]) == {"a8", "a4"}
+    assert set(quantizers.weights["/deep/Conv"]) == {"int8"}
+    assert set(quantizers.weights["/point/Conv"]) == {"int8", "int4g32"}
+    assert set(quantizers.activations[by_id["/stem/Conv"].edges[0]]) == {"uint8", "uint4"}

@@ -10,7 +10,9 @@ from tvmquant.sensitivity import LayerSensitivity, Sensitivity
 
 @pytest.fixture
 def record():
-    layer = LayerSensitivity(weight={"w8": 0.1, "w4": 1.0}, activation={"a8": 0.2}, trace=3.0)
+    layer = LayerSensitivity(
+        weight={"int8": 0.1, "int4": 1.0}, activation={"uint8": 0.2}, trace=3.0
+    )
     return Sensitivity(
         method="hessian", model="m", data=None, count=4, labelled=False, losses=["cross_entropy"],
         probes=8, tolerance=0.05, relative_error=0.04, converged=True,
@@ -29,7 +31,7 @@ def test_what_is_saved_is_loaded(record, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "schema_version = 2; this version of tvmquant reads 1"),
+        ({"schema_version": 1}, "schema_version = 1; this version of tvmquant reads 2"),
         ({"count": 0}, "count = 0: Input should be greater than 0"),
         ({"tolerance": -1.0}, "tolerance = -1.0: "),
         ({"perturbation": {"a": {"w8a8": "much"}}}, r"perturbation\.a\.w8a8 = 'much': "),

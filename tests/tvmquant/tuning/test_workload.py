@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.tvmquant.networks import MIXTURE_SHAPE, export_mixture, images_of
 from tests.tvmquant.tuning.kernels import REQUANTIZE, conv, depthwise, haswell
-from tvmquant.bit_choice import W4A4, W4A8, W8A8
+from tvmquant.bit_choice import W4A4, W8A8, BitChoice
 from tvmquant.errors import QuantizationError, TargetError
 from tvmquant.frontend import load_onnx
 from tvmquant.quantization import calibrate, quantize
@@ -110,18 +110,18 @@ def test_every_layer_has_a_workload(mixture):
 
 def test_layers_have_the_choices_they_can_take_together(mixture):
     graph, calibration = mixture
-    found = workloads_by_choice(graph, calibration, [W8A8, W4A8, W4A4], haswell())
+    grouped = BitChoice.parse("w4a8g32")
+    found = workloads_by_choice(graph, calibration, [W8A8, W4A4, grouped], haswell())
     assert len(found) == 8
     for by_choice in found.values():
-        assert "w8a8" in by_choice
-    narrow = {layer for layer, by_choice in found.items() if "w4a4" in by_choice}
-    assert narrow
-    assert not any(by_choice.get("w4a8") is None for by_choice in map(found.get, narrow))
-    depthwise_layers = [
-        layer for layer, b in found.items() if b["w8a8"].family == "depthwise_conv2d"
-    ]
-    assert depthwise_layers
-    assert all(set(found[layer]) == {"w8a8"} for layer in depthwise_layers)
+        assert {"w8a8", "w4a4"} <= by_choice.keys()
+    families = {b["w8a8"].family: set(b) for b in found.values()}
+    assert "w4a8g32" not in families["depthwise_conv2d"] | families["conv2d_transpose"]
+    assert "w4a8g32" in families["conv2d"]
+    # kernels that multiply bytes do so whatever the width
+    for by_choice in found.values():
+        if by_choice["w8a8"].family == "depthwise_conv2d":
+            assert by_choice["w4a4"] == by_choice["w8a8"]
 
 
 def test_an_unknown_family_is_an_error():

@@ -56,7 +56,7 @@ def fake_quant(x: relax.Expr, name: str, **attributes: Any) -> relax.Call:
     attrs = {
         "id": name,
         "role": "activation",
-        "bits": 8,
+        "format": "uint8",
         "scheme": "asymmetric",
         "group": "",
         "axis": -1,
