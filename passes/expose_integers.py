@@ -23,19 +23,15 @@ from tvm import relax
 
 from tvmquant.ir.quantized_ops import is_float
 from tvmquant.ir.rewriter import bindings_of, used_vars
-
-
-def _kernel(value: relax.Expr) -> str:
-    if isinstance(value, relax.Call) and isinstance(value.args[0], tvm.ir.GlobalVar):
-        return str(value.args[0].name_hint)
-    return ""
+from tvmquant.schedules.kernel_facts import operation_of
 
 
 class _Split:
     """The bindings of ``main``, divided into borders and core."""
 
-    def __init__(self, function: relax.Function) -> None:
-        self.function = function
+    def __init__(self, module: tvm.IRModule) -> None:
+        self.module = module
+        self.function = function = module["main"]
         bindings = list(bindings_of(function))
         body = function.body.body
         alias = {var: value for var, value in bindings if isinstance(value, relax.Var)}
@@ -47,15 +43,20 @@ class _Split:
         self.quantizes = [
             (var, value)
             for var, value in bindings
-            if _kernel(value).startswith("quantize_f32") and value.args[1].fields[0] in self.floats
+            if self._computes(value, "quantize") and value.args[1].fields[0] in self.floats
         ]
         self.dequantizes: list[tuple[relax.Var, Any]] = [(o, values.get(o)) for o in self.outputs]
         border = {var for var, _ in (*self.quantizes, *self.dequantizes)} | set(alias)
         self.core = [(var, value) for var, value in bindings if var not in border]
 
+    def _computes(self, value: relax.Expr, operation: str) -> bool:
+        """Whether a value is the call of a kernel of an operation."""
+        calls = isinstance(value, relax.Call) and isinstance(value.args[0], tvm.ir.GlobalVar)
+        return calls and operation_of(self.module[value.args[0]]) == operation
+
     def possible(self) -> bool:
         """Whether the integers can be exposed."""
-        if not all(_kernel(value).startswith("dequantize_") for _, value in self.dequantizes):
+        if not all(self._computes(value, "dequantize") for _, value in self.dequantizes):
             return False
         if len({var for var, _ in self.quantizes}) != len(self.floats):
             return False
@@ -74,7 +75,7 @@ class ExposeIntegers:
     ) -> tvm.IRModule:
         """Return the module with ``raw``, or unchanged where that is not possible."""
         main = module["main"]
-        split = _Split(main)
+        split = _Split(module)
         if not split.possible():
             return module
         builder = relax.BlockBuilder(_kernels_only(module))

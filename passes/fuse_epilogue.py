@@ -23,8 +23,6 @@ from tvm import relax
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, count_uses
 
-CONTRACTIONS = (qop.QCONV2D, qop.QCONV2D_TRANSPOSE, qop.QDENSE)
-
 EPILOGUE_ATTRS = (
     "residual_zero_point",
     "output_zero_point",

@@ -27,19 +27,14 @@ import tvm
 from tvm import relax, tirx
 
 from tvmquant.ir import quantized_ops as qop
-from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, count_uses, used_vars
+from tvmquant.ir.rewriter import bindings_of, count_uses, used_vars
 from tvmquant.ir.tensor_types import dtype_of, integers, nhwc_shape, static_shape
 from tvmquant.machine import Machine
 from tvmquant.passes.convert_layout import AXIS_IN_NHWC, LayoutConverter
 from tvmquant.passes.elementwise import BINARY, UNARY
-from tvmquant.passes.recurrent import RECURRENT
-from tvmquant.schedules import (
-    conv2d,
-    float_window,
-    group_norm_f32,
-    recurrent_f32,
-    structural,
-)
+from tvmquant.passes.lowering.emitter import KernelEmitter
+from tvmquant.passes.lowering.movement import concat_spec, permute_spec
+from tvmquant.schedules import conv2d, float_window, structural
 from tvmquant.schedules.epilogue import FloatEpilogue
 
 # FuseOps leaves such a kernel alone.
@@ -211,10 +206,9 @@ def _plan_layers(function: relax.Function) -> dict[relax.Var, _Layer]:
     return layers
 
 
-class _Lowerer(DataflowRewriter):
+class _Lowerer(KernelEmitter):
     def __init__(self, module: tvm.IRModule, machine: Machine) -> None:
-        super().__init__(module)
-        self.machine = machine
+        super().__init__(module, machine)
         self.layers = _plan_layers(self.function)
         self.inside = {var for layer in self.layers.values() for var in layer.inside}
         self.handlers: dict[str, Callable[[relax.Call], relax.Expr | None]] = {
@@ -223,8 +217,6 @@ class _Lowerer(DataflowRewriter):
             "relax.mean": self._mean,
             "relax.permute_dims": self._permute,
             "relax.concat": self._concat,
-            "relax.nn.group_norm": self._group_norm,
-            RECURRENT: self._recurrent,
         }
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
@@ -238,20 +230,12 @@ class _Lowerer(DataflowRewriter):
         handler = self.handlers.get(value.op.name) if isinstance(value, relax.Call) else None
         return handler(value) if handler and dtype_of(var) == "float32" else None
 
-    def call(
+    def opaque(
         self, kernel: tirx.PrimFunc, args: list[relax.Expr], shape: tuple[int, ...], node: Any
     ) -> relax.Expr:
-        """Add a kernel to the module and emit its call."""
-        name = str(kernel.attrs["tvmquant.kernel"])
-        if "global_symbol" in kernel.attrs:
-            kernel = kernel.without_attr("global_symbol")
-        function = self.builder.add_func(kernel.with_attr("op_pattern", OPAQUE), name)
-        call = relax.op.call_tir(function, args, out_ty=relax.TensorType(shape, "float32"))
-        return self.emit(relax.Call(call.op, call.args, call.attrs, call.ty_args, node.span), "lv")
-
-    def reshaped(self, expr: relax.Expr, shape: tuple[int, ...]) -> relax.Expr:
-        """View a tensor in another shape (no copy at run time)."""
-        return expr if static_shape(expr) == shape else self.emit(relax.op.reshape(expr, shape))
+        """Emit the call of a float32 kernel that FuseOps leaves alone."""
+        out = relax.TensorType(shape, "float32")
+        return self.call(kernel.with_attr("op_pattern", OPAQUE), args, out, node)
 
     def _conv2d(self, var: relax.Var, layer: _Layer) -> relax.Expr:
         a = layer.call.attrs
@@ -267,7 +251,7 @@ class _Lowerer(DataflowRewriter):
             taps = qop.constant(np.ascontiguousarray(weight[..., 0].transpose(1, 2, 0)))
             args = [x, taps, _bias(layer, weight.shape[0]), *self._residual(layer)]
             kernel = float_window.kernel(window, self.machine)
-            return self.call(kernel, args, static_shape(var), layer.call)
+            return self.opaque(kernel, args, static_shape(var), layer.call)
         convolution = conv2d.Conv2DSpec(
             *nhwc_shape(x), weight.shape[0], weight.shape[1:3], strides, padding, dilation, groups
         )
@@ -294,7 +278,7 @@ class _Lowerer(DataflowRewriter):
             *(self.reshaped(r, out_shape) for r in self._residual(layer)),
         ]
         kernel = conv2d.kernel(spec, tiling, operation)
-        return self.reshaped(self.call(kernel, args, out_shape, layer.call), static_shape(var))
+        return self.reshaped(self.opaque(kernel, args, out_shape, layer.call), static_shape(var))
 
     def _residual(self, layer: _Layer) -> list[relax.Expr]:
         return [] if layer.residual is None else [self.lookup(layer.residual)]
@@ -312,7 +296,7 @@ class _Lowerer(DataflowRewriter):
             nhwc_shape(call)[1:3], nhwc_shape(x)[3], FloatEpilogue(), bool(a.count_include_pad),
         )  # fmt: skip
         kernel = float_window.kernel(spec, self.machine)
-        return self.call(kernel, [x], static_shape(call), call)
+        return self.opaque(kernel, [x], static_shape(call), call)
 
     def _mean(self, call: relax.Call) -> relax.Expr | None:
         """Average over rows and columns: one window."""
@@ -326,47 +310,20 @@ class _Lowerer(DataflowRewriter):
             FloatEpilogue(),
         )  # fmt: skip
         kernel = float_window.kernel(spec, self.machine)
-        pooled = self.call(kernel, [x], (shape[0], 1, 1, shape[3]), call)
+        pooled = self.opaque(kernel, [x], (shape[0], 1, 1, shape[3]), call)
         return self.reshaped(pooled, static_shape(call))
-
-    def _recurrent(self, call: relax.Call) -> relax.Expr:
-        a = qop.attributes(call)
-        args = [self.lookup(arg) for arg in call.args]
-        steps, batch, hidden = static_shape(call)
-        spec = recurrent_f32.RecurrentSpec(
-            steps, batch, hidden, a["kind"], bool(a["reverse"]), bool(a["reset_first"]),
-            a["activation"], a["state"], static_shape(args[3])[0],
-        )  # fmt: skip
-        kernel = recurrent_f32.kernel(spec, self.machine)
-        return self.call(kernel, args, static_shape(call), call)
-
-    def _group_norm(self, call: relax.Call) -> relax.Expr:
-        spec = group_norm_f32.GroupNormSpec(
-            static_shape(call), int(call.attrs.num_groups), float(call.attrs.epsilon)
-        )
-        x, gamma, beta = (self.lookup(a) for a in call.args)
-        rows = self.reshaped(x, (spec.rows, spec.channels * spec.positions))
-        shape = (spec.rows, spec.channels, spec.positions)
-        kernel = group_norm_f32.kernel(spec, self.machine)
-        return self.reshaped(
-            self.call(kernel, [rows, gamma, beta], shape, call), static_shape(call)
-        )
 
     def _permute(self, call: relax.Call) -> relax.Expr:
         x = self.lookup(call.args[0])
-        shape = static_shape(x)
-        rank = len(shape)
-        axes = tuple(int(a) for a in call.attrs.axes or reversed(range(rank)))
-        spec = structural.PermuteSpec(shape, axes, "float32")
-        kernel = structural.kernel(spec, self.machine)
-        return self.call(kernel, [x], static_shape(call), call)
+        return self._moved(permute_spec(x, call), [x], call)
 
     def _concat(self, call: relax.Call) -> relax.Expr:
         inputs = [self.lookup(field) for field in call.args[0].fields]
-        shapes = tuple(static_shape(x) for x in inputs)
-        spec = structural.ConcatSpec(shapes, int(call.attrs.axis) % len(shapes[0]), "float32")
+        return self._moved(concat_spec(inputs, call), inputs, call)
+
+    def _moved(self, spec: structural.Spec, args: list[relax.Expr], call: relax.Call) -> relax.Expr:
         kernel = structural.kernel(spec, self.machine)
-        return self.call(kernel, inputs, static_shape(call), call)
+        return self.opaque(kernel, args, static_shape(call), call)
 
 
 def _bias(layer: _Layer, length: int) -> relax.Expr:

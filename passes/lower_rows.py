@@ -22,10 +22,10 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from tvmquant.ir.rewriter import DataflowRewriter
 from tvmquant.ir.tensor_types import dtype_of, integers, static_shape
 from tvmquant.machine import Machine
 from tvmquant.passes.lower_float import OPAQUE
+from tvmquant.passes.lowering.emitter import KernelEmitter
 from tvmquant.schedules import float_rows
 
 _SOFTMAX = ("relax.nn.softmax", "relax.nn.log_softmax")
@@ -33,11 +33,7 @@ _LAYER_NORM = "relax.nn.layer_norm"
 _REDUCTIONS = tuple(f"relax.{name}" for name in float_rows.REDUCTIONS)
 
 
-class _Lowerer(DataflowRewriter):
-    def __init__(self, module: tvm.IRModule, machine: Machine) -> None:
-        super().__init__(module)
-        self.machine = machine
-
+class _Lowerer(KernelEmitter):
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         if not isinstance(value, relax.Call) or not hasattr(value.op, "name"):
             return None
@@ -53,27 +49,20 @@ class _Lowerer(DataflowRewriter):
             name.rsplit(".", 1)[1], math.prod(shape) // length, length,
             float(value.attrs.epsilon) if name == _LAYER_NORM else 0.0,
         )  # fmt: skip
-        return self._call(spec, value, static_shape(var))
+        return self._rows(spec, value, static_shape(var))
 
-    def _call(
+    def _rows(
         self, spec: float_rows.RowsSpec, value: relax.Call, shape: tuple[int, ...]
     ) -> relax.Expr:
         x, *parameters = (self.lookup(arg) for arg in value.args)
-        args = [self._reshaped(x, (spec.rows, spec.length))]
-        args += [self._reshaped(p, (spec.length,)) for p in parameters]
+        args = [self.reshaped(x, (spec.rows, spec.length))]
+        args += [self.reshaped(p, (spec.length,)) for p in parameters]
         reduces = spec.operation in float_rows.REDUCTIONS
         out = (spec.rows,) if reduces else (spec.rows, spec.length)
         kernel = float_rows.kernel(spec, self.machine)
-        name = str(kernel.attrs["tvmquant.kernel"])
-        kernel = kernel.without_attr("global_symbol").with_attr("op_pattern", OPAQUE)
-        function = self.builder.add_func(kernel, name)
-        call = relax.op.call_tir(function, args, out_ty=relax.TensorType(out, "float32"))
-        named = relax.Call(call.op, call.args, call.attrs, call.ty_args, value.span)
-        return self._reshaped(self.emit(named, "lv"), shape)
-
-    def _reshaped(self, expr: relax.Expr, shape: tuple[int, ...]) -> relax.Expr:
-        """View a tensor in another shape (no copy at run time)."""
-        return expr if static_shape(expr) == shape else self.emit(relax.op.reshape(expr, shape))
+        kernel = kernel.with_attr("op_pattern", OPAQUE)
+        found = self.call(kernel, args, relax.TensorType(out, "float32"), value)
+        return self.reshaped(found, shape)
 
 
 def _axes(call: relax.Call, rank: int) -> list[int]:

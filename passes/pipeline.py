@@ -36,12 +36,13 @@ from tvmquant.passes.insert_requantize import InsertRequantize
 from tvmquant.passes.keep_signals_as_images import KeepSignalsAsImages
 from tvmquant.passes.lower_float import LowerFloat
 from tvmquant.passes.lower_rows import LowerRows
-from tvmquant.passes.lower_to_kernels import LowerToKernels, Tilings, default_tilings
+from tvmquant.passes.lower_to_kernels import LowerToKernels, default_tilings
 from tvmquant.passes.place_concats import PlaceConcats
 from tvmquant.passes.schedule_float_ops import ScheduleFloatOps
 from tvmquant.passes.split_reductions import SplitReductions
 from tvmquant.passes.store_weights import StoreWeights
 from tvmquant.passes.verify_integer_only import VerifyIntegerOnly
+from tvmquant.schedules.families import Tilings
 
 Pass: TypeAlias = Any  # tvm.transform.Pass, which TVM leaves untyped
 

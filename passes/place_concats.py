@@ -29,9 +29,11 @@ from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, count_uses
 from tvmquant.ir.tensor_types import dtype_of, static_shape
 from tvmquant.machine import Machine
 from tvmquant.schedules import structural
+from tvmquant.schedules.kernel_facts import NAME, name_of, operation_of, with_facts
 
 CALL_TIR = "relax.call_tir"
 RESHAPE = "relax.reshape"
+CONCAT = "concat"
 # the nodes of a function that name a buffer and where in it
 STORE, LOAD, REGION = tirx.BufferStore, tvm.ir.TensorLoad, tvm.ir.TensorRegion
 
@@ -80,7 +82,7 @@ class _Placer(DataflowRewriter):
         return (
             isinstance(value, relax.Call)
             and value.op.name == CALL_TIR
-            and str(value.args[0].name_hint).startswith("concat")
+            and operation_of(self.module[value.args[0]]) == CONCAT
         )
 
     def _plan(self, var: relax.Var, call: relax.Call) -> None:
@@ -142,7 +144,7 @@ class _Placer(DataflowRewriter):
                 zeros, ones = (0,) * len(part.shape), (1,) * len(part.shape)
                 spec = structural.SliceSpec(part.shape, zeros, ones, part.shape, dtype_of(var))
                 kernel = structural.kernel(spec, self.machine)
-                kernel = kernel.with_attr("tvmquant.kernel", f"concat_{spec.dtype}")
+                kernel = with_facts(kernel, f"{CONCAT}_{spec.dtype}", CONCAT)
                 self._write(var, part, kernel, [self.lookup(part.value)], value)
         result = self.begun[var]
         return self._viewed(result, static_shape(var))
@@ -159,8 +161,8 @@ class _Placer(DataflowRewriter):
         """Emit the call that writes a part; the result holds all parts that are written so far."""
         channels = static_shape(concat)[-1]
         shape = (*part.shape[:-1], channels)
-        name = f"{kernel.attrs['tvmquant.kernel']}_into{part.offset}of{channels}"
-        placed = place(kernel, shape, part.offset).with_attr("tvmquant.kernel", name)
+        name = f"{name_of(kernel)}_into{part.offset}of{channels}"
+        placed = place(kernel, shape, part.offset).with_attr(NAME, name)
         function = self.builder.add_func(placed.without_attr("global_symbol"), name)
         out = relax.TensorType(shape, dtype_of(concat))
         if concat in self.begun:

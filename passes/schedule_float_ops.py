@@ -9,7 +9,7 @@ After::
 
     for task in parallel: for h, w: for lane in vectorized(8): y[...] = exp(x[...] + 3)
 
-Touches only functions that carry no ``tvmquant.kernel``: the few operators of the float audit, what
+Touches only functions that are no kernels of ours: the few operators of the float audit, what
 is left of a float build, and data movement without a kernel of its own. An elementwise step is
 computed inside the one that reads it, if only that one does and for as many elements; every other
 block is scheduled by itself. A reduction is vectorized over the outputs next to each other, a
@@ -29,6 +29,7 @@ from tvm.s_tir import Schedule
 from tvmquant.machine import Machine
 from tvmquant.schedules.float_functions import expand_functions
 from tvmquant.schedules.isa import vector_bits
+from tvmquant.schedules.kernel_facts import is_kernel
 from tvmquant.schedules.loops import (
     SPATIAL,
     lanes_for,
@@ -155,7 +156,7 @@ class ScheduleFloatOps:
         for variable, function in list(module.functions.items()):
             if not isinstance(function, tvm.tirx.PrimFunc):
                 continue
-            if function.attrs and "tvmquant.kernel" in function.attrs:
+            if is_kernel(function):
                 continue
             symbol = str(variable.name_hint)
             named = function.with_attr("global_symbol", symbol)

@@ -21,6 +21,7 @@ from tvm.s_tir import Schedule
 
 from tvmquant.machine import Machine
 from tvmquant.schedules.isa import vector_bits
+from tvmquant.schedules.kernel_facts import with_facts
 from tvmquant.schedules.loops import (
     PARALLEL_BYTES,
     broadcast_at,
@@ -246,7 +247,9 @@ def kernel(spec: QuantizeSpec | DequantizeSpec, machine: Machine) -> tirx.PrimFu
         sch = Schedule(quantize(spec) if isinstance(spec, QuantizeSpec) else dequantize(spec))
         schedule(sch, spec, tiling)
         func = overlap_tails(sch.mod["main"])
-    return func.with_attr("tvmquant.kernel", name + ("_nhwc" if _moves(spec) else ""))
+    moves = _moves(spec)
+    operation = "quantize" if isinstance(spec, QuantizeSpec) else "dequantize"
+    return with_facts(func, name + "_nhwc" * moves, operation, channels_last=moves)
 
 
 def _pays(spec: QuantizeSpec | DequantizeSpec, tiling: Tiling) -> bool:

@@ -73,10 +73,12 @@ from tvmquant.schedules.conv2d_packing import (
     scale_shape,
     weight_shape,
 )
-from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling, round_up
+from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling
 from tvmquant.schedules.conv2d_tiling import default_tiling, tilings
 from tvmquant.schedules.epilogue import Epilogue, FloatEpilogue, apply_at, placeholders
 from tvmquant.schedules.isa import DotProduct, Stage, dot_products, fma
+from tvmquant.schedules.kernel_facts import with_facts
+from tvmquant.schedules.loops import round_up
 from tvmquant.schedules.patch_intrinsics import join_rows
 from tvmquant.schedules.skip_padding import asks, skip_padding
 
@@ -473,8 +475,8 @@ def _vectorize_epilogue(sch: Schedule, out: Any, dot: DotProduct, whole: bool) -
 def kernel(spec: Conv2DSpec, tiling: Tiling, operation: str = "conv2d") -> tirx.PrimFunc:
     """Return the scheduled kernel of a (flattened) layer.
 
-    Its attribute ``tvmquant.kernel`` names the operation, types, instruction, register tile,
-    geometry and epilogue, for profiles.
+    Its name holds the operation, types, instruction, register tile, geometry and epilogue, for
+    profiles.
 
     Raises
     ------
@@ -501,7 +503,7 @@ def kernel(spec: Conv2DSpec, tiling: Tiling, operation: str = "conv2d") -> tirx.
     if tiling.flat:
         tile += "_flat"
     name = f"{operation}_{_types(spec)}_{tile}_{geometry}_{_ending(spec.epilogue)}"
-    return function.with_attr("tvmquant.kernel", name)
+    return with_facts(function, name, operation)
 
 
 def _ending(epilogue: Epilogue | FloatEpilogue | None) -> str:

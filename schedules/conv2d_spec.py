@@ -8,6 +8,7 @@ import numpy as np
 
 from tvmquant.schedules.epilogue import Epilogue, FloatEpilogue
 from tvmquant.schedules.isa import DotProduct
+from tvmquant.schedules.loops import round_up
 from tvmquant.weight_pairs import groups_follow_runs, joins_rows
 
 
@@ -280,8 +281,3 @@ class Extents:
             tap=axis if taps_apart else "rt",
             tap_loop=spec.kernel[1] if taps_apart else taps,
         )
-
-
-def round_up(value: int, multiple: int) -> int:
-    """Return the least multiple that is not below ``value``."""
-    return -(-value // multiple) * multiple

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tvmquant.machine import Caches, Machine
-from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling, round_up
+from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling
 from tvmquant.schedules.epilogue import Epilogue
 from tvmquant.schedules.isa import DotProduct, Stage, narrowed, offers
+from tvmquant.schedules.loops import round_up
 from tvmquant.schedules.skip_padding import asks, share
 
 # Shares of the caches. Input rows of one task are kept in the second level beside the weights of

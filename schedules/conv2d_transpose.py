@@ -33,10 +33,12 @@ from tvmquant.machine import Machine
 from tvmquant.schedules import isa
 from tvmquant.schedules.epilogue import Epilogue, apply_at, placeholders
 from tvmquant.schedules.isa import DotProduct, dot_products, narrowed
+from tvmquant.schedules.kernel_facts import with_facts
 from tvmquant.schedules.loops import (
     PARALLEL_BYTES,
     overlap_tails,
     overlapping_lanes,
+    round_up,
     vectorize,
 )
 
@@ -162,17 +164,13 @@ class _Phases:
         return cls(count, taps, first, step, pad % stride if offsets == affine else None)
 
 
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
-
-
 def _inputs_per_group(spec: Conv2DTransposeSpec, tiling: Tiling) -> int:
-    return _round_up(spec.channels // spec.groups, tiling.dot.group)
+    return round_up(spec.channels // spec.groups, tiling.dot.group)
 
 
 def padded_outputs(spec: Conv2DTransposeSpec, tiling: Tiling) -> int:
     """Return the length of the per-channel vectors the kernel takes (zeros beyond the channels)."""
-    return _round_up(spec.outputs, tiling.dot.lanes * tiling.channel_tile)
+    return round_up(spec.outputs, tiling.dot.lanes * tiling.channel_tile)
 
 
 def pack_weight(
@@ -244,7 +242,7 @@ def compute(spec: Conv2DTransposeSpec, tiling: Tiling) -> tirx.PrimFunc:
     padded, inputs = padded_outputs(spec, tiling), _inputs_per_group(spec, tiling)
     stride_h, stride_w = spec.strides
     steps_h = -(-spec.out_size[0] // stride_h)
-    steps_w = _round_up(-(-spec.out_size[1] // stride_w), tiling.column_tile)
+    steps_w = round_up(-(-spec.out_size[1] // stride_w), tiling.column_tile)
     x = te.placeholder((spec.batch, spec.height, spec.width, spec.channels), "uint8", name="x")
     weight_shape = (
         *spec.strides,
@@ -403,7 +401,7 @@ def default_tiling(spec: Conv2DTransposeSpec, machine: Machine) -> Tiling:
     generic = dots[-1]
     if spec.groups > 1:
         generic = narrowed(generic, math.gcd(per_group, generic.lanes))
-    dot = min(usable or [generic], key=lambda d: _round_up(spec.outputs, d.lanes))
+    dot = min(usable or [generic], key=lambda d: round_up(spec.outputs, d.lanes))
     vectors = -(-spec.outputs // dot.lanes)
     channel_tile = (
         2 if vectors % 2 == 0 and (spec.groups == 1 or per_group % (2 * dot.lanes) == 0) else 1
@@ -428,4 +426,4 @@ def kernel(spec: Conv2DTransposeSpec, tiling: Tiling) -> tirx.PrimFunc:
     sch = Schedule(compute(spec, tiling))
     schedule(sch, spec, tiling)
     name = f"conv2d_transpose_nhwc_u8s8s32_{tiling.dot.name}"
-    return overlap_tails(sch.mod["main"]).with_attr("tvmquant.kernel", name)
+    return with_facts(overlap_tails(sch.mod["main"]), name, "conv2d_transpose")

@@ -56,7 +56,8 @@ from tvmquant.schedules import isa
 from tvmquant.schedules.align_stack import align_stack
 from tvmquant.schedules.epilogue import Epilogue, apply_at, placeholders
 from tvmquant.schedules.isa import DotProduct, Stage, dot_products, taps
-from tvmquant.schedules.loops import PARALLEL_BYTES, lanes_for
+from tvmquant.schedules.kernel_facts import with_facts
+from tvmquant.schedules.loops import PARALLEL_BYTES, lanes_for, round_up
 
 # The padded rows of a task are copied at half the speed beyond this share of each cache,
 ROWS = 1 / 2
@@ -163,10 +164,6 @@ class Tiling:
         return self.dot.lanes * self.vectors
 
 
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
-
-
 def _copies(spec: DepthwiseConv2DSpec, tiling: Tiling) -> int:
     """Return how many output rows in turn have a copy of the weights of their own.
 
@@ -207,7 +204,7 @@ def rows_read(spec: DepthwiseConv2DSpec, tiling: Tiling) -> int:
 
 def padded_outputs(spec: DepthwiseConv2DSpec, tiling: Tiling) -> int:
     """Return the length of the per-channel vectors the kernel takes (zeros beyond the channels)."""
-    return _round_up(spec.outputs, tiling.lanes * tiling.channel_block)
+    return round_up(spec.outputs, tiling.lanes * tiling.channel_block)
 
 
 def _finishes(spec: DepthwiseConv2DSpec, tiling: Tiling) -> bool:
@@ -292,8 +289,8 @@ def compute(spec: DepthwiseConv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     bias = te.placeholder((padded,), "int32", name="bias")
     out_shape = (spec.batch, spec.out_height, spec.out_width, spec.outputs)
     extra = placeholders(spec.epilogue, padded, out_shape, spec.residual_dtype)
-    columns = _round_up(spec.out_width, tiling.column_tile)
-    height = _round_up(spec.out_height, tiling.row_block * tiling.row_tile)
+    columns = round_up(spec.out_width, tiling.column_tile)
+    height = round_up(spec.out_height, tiling.row_block * tiling.row_tile)
     widened, along = _widened(spec, tiling), _pairs_along(spec, tiling)
     pairs = -(-spec.kernel[1] // 2)
     reach_h = (height - copies) * spec.strides[0] + rows_read(spec, tiling)
@@ -435,9 +432,9 @@ def default_tiling(spec: DepthwiseConv2DSpec, machine: Machine) -> Tiling:
     dots = dot_products(machine.target, Stage.TAPS, exact=True)
     usable = [d for d in dots if d.tensorized and _pays(spec, d)] or [dots[-1]]
     # the instruction that computes fewest lanes in vain, the widest of equals
-    dot = min(usable, key=lambda d: _round_up(spec.outputs, d.lanes))
+    dot = min(usable, key=lambda d: round_up(spec.outputs, d.lanes))
     # a vector that reaches beyond the channels is stored lane by lane, 2.6 times as slow
-    double = _round_up(spec.outputs, 2 * dot.lanes)
+    double = round_up(spec.outputs, 2 * dot.lanes)
     wide = dot.tensorized and (
         double == spec.outputs or (spec.outputs % dot.lanes > 0 and double * 8 <= 9 * spec.outputs)
     )
@@ -448,7 +445,7 @@ def default_tiling(spec: DepthwiseConv2DSpec, machine: Machine) -> Tiling:
     widest = max(1, min(WIDEST_TILE, spec.out_width, UNROLLED // products))
     # columns computed in vain, and those interleaved again at the start of each tile
     column_tile = min(
-        range(1, widest + 1), key=lambda t: _round_up(spec.out_width, t) * (1 + 0.8 / t)
+        range(1, widest + 1), key=lambda t: round_up(spec.out_width, t) * (1 + 0.8 / t)
     )
     first = replace(first, column_tile=column_tile)
     steps = -(-spec.outputs // first.lanes)
@@ -474,7 +471,7 @@ def _sharing_pays(spec: DepthwiseConv2DSpec, alone: Tiling) -> bool:
     if not _pairs_along(spec, alone):
         return True
     # with stride 2 they share loads only; with stride 1, 3x3 take 0.96 of the time, 5x5 1.03
-    return spec.strides[0] == 1 and _round_up(spec.out_height, 2) <= 1.05 * spec.out_height
+    return spec.strides[0] == 1 and round_up(spec.out_height, 2) <= 1.05 * spec.out_height
 
 
 def _pays(spec: DepthwiseConv2DSpec, dot: DotProduct) -> bool:
@@ -513,6 +510,6 @@ def kernel(spec: DepthwiseConv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     sch = Schedule(compute(spec, tiling))
     schedule(sch, spec, tiling)
     name = f"depthwise_conv2d_nhwc_u8s8s32_{tiling.dot.name}_{tiling.column_tile}"
-    scheduled = sch.mod["main"].with_attr("tvmquant.kernel", name)
+    scheduled = with_facts(sch.mod["main"], name, "depthwise_conv2d")
     # x86's instructions find most operands on the stack: 0.77 to 1.0 of the time
     return align_stack(scheduled) if tiling.dot.tensorized else scheduled

@@ -22,6 +22,7 @@ from tvmquant.machine import Machine
 from tvmquant.schedules import table_lookup
 from tvmquant.schedules.epilogue import Epilogue, placeholders
 from tvmquant.schedules.isa import vector_bits
+from tvmquant.schedules.kernel_facts import with_facts
 from tvmquant.schedules.loops import (
     PARALLEL_BYTES,
     broadcast_at,
@@ -211,7 +212,7 @@ def kernel(spec: Spec, machine: Machine) -> tirx.PrimFunc:
     lanes = table_lookup.vector_lanes(machine.target)
     if isinstance(spec, TableSpec) and spec.out_dtype == "uint8" and lanes:
         func = byte_table(spec, lanes, machine.threads)
-        return func.with_attr("tvmquant.kernel", f"table_u8_uint8_pshufb{8 * lanes}")
+        return with_facts(func, f"table_u8_uint8_pshufb{8 * lanes}", "table")
     tiling = default_tiling(spec, machine)
     if tiling.flatten:
         func = flattened(spec, tiling)
@@ -219,7 +220,7 @@ def kernel(spec: Spec, machine: Machine) -> tirx.PrimFunc:
         sch = Schedule(compute(spec))
         schedule(sch, spec, tiling)
         func = overlap_tails(sch.mod["main"])
-    return func.with_attr("tvmquant.kernel", _name(spec))
+    return with_facts(func, *_names(spec))
 
 
 def output_shape(spec: Spec) -> tuple[int, ...]:
@@ -283,11 +284,12 @@ def _out_dtype(spec: Spec) -> str:
     return "int32" if spec.epilogue is None else spec.epilogue.out_dtype
 
 
-def _name(spec: Spec) -> str:
+def _names(spec: Spec) -> tuple[str, str]:
+    """Return the name and the operation of a kernel."""
     if isinstance(spec, TableSpec):
-        return f"table_u8_{spec.out_dtype}"
+        return f"table_u8_{spec.out_dtype}", "table"
     if isinstance(spec, MultiplySpec):
-        return "multiply_u8u8s32" + ("" if spec.epilogue is None else "_requantize")
+        return "multiply_u8u8s32" + ("" if spec.epilogue is None else "_requantize"), "multiply"
     terms = f"{spec.dtype}_{spec.residual_dtype}" if spec.epilogue.residual else spec.dtype
     slopes = "_slopes" if spec.epilogue.slopes else ""
-    return f"requantize_{terms}_{spec.epilogue.out_dtype}{slopes}"
+    return f"requantize_{terms}_{spec.epilogue.out_dtype}{slopes}", "requantize"

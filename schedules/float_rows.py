@@ -24,6 +24,7 @@ from tvm import te, tirx
 from tvmquant.machine import Machine
 from tvmquant.schedules.float_functions import constant, exp_below_zero
 from tvmquant.schedules.isa import vector_bits
+from tvmquant.schedules.kernel_facts import with_facts
 from tvmquant.schedules.loops import PARALLEL_BYTES, flat_view
 
 REDUCTIONS = ("sum", "mean", "max", "min")
@@ -103,7 +104,7 @@ def kernel(spec: RowsSpec, machine: Machine) -> tirx.PrimFunc:
 
     out = te.extern(shape, inputs, body, name="out", dtype="float32")
     function = te.create_prim_func([*inputs, out])
-    return function.with_attr("tvmquant.kernel", f"{spec.operation}_rows_f32")
+    return with_facts(function, f"{spec.operation}_rows_f32", spec.operation)
 
 
 class _Row:

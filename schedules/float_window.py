@@ -22,6 +22,7 @@ from tvm.s_tir import Schedule
 from tvmquant.machine import Machine
 from tvmquant.schedules.epilogue import FloatEpilogue, placeholders
 from tvmquant.schedules.isa import vector_bits
+from tvmquant.schedules.kernel_facts import with_facts
 
 # Share of the second-level cache that the padded rows of a task stay in.
 ROWS = 1 / 8
@@ -220,4 +221,4 @@ def kernel(spec: FloatWindowSpec, machine: Machine) -> tirx.PrimFunc:
     tiling = default_tiling(spec, machine)
     schedule(sch, spec, tiling)
     name = f"{spec.operation}_nhwc_f32_{tiling.column_tile}x{tiling.lanes}"
-    return sch.mod["main"].with_attr("tvmquant.kernel", name)
+    return with_facts(sch.mod["main"], name, spec.operation)

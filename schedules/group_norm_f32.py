@@ -21,6 +21,7 @@ from tvm.s_tir import Schedule
 
 from tvmquant.machine import Machine
 from tvmquant.schedules.isa import vector_bits
+from tvmquant.schedules.kernel_facts import with_facts
 from tvmquant.schedules.loops import overlap_tails, overlapping_lanes, parallel_chunks, vectorize
 
 # vectors that sums run over: the latency of an addition over its throughput
@@ -179,4 +180,4 @@ def kernel(spec: GroupNormSpec, machine: Machine) -> tirx.PrimFunc:
     tiling = default_tiling(spec, machine)
     sch = Schedule(compute(spec, tiling))
     schedule(sch, spec, tiling)
-    return overlap_tails(sch.mod["main"]).with_attr("tvmquant.kernel", "group_norm_f32")
+    return with_facts(overlap_tails(sch.mod["main"]), "group_norm_f32", "group_norm")

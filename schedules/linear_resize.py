@@ -20,6 +20,7 @@ from tvm.s_tir import Schedule
 from tvmquant.machine import Machine
 from tvmquant.resize import WEIGHT_BITS
 from tvmquant.schedules.isa import vector_bits
+from tvmquant.schedules.kernel_facts import with_facts
 from tvmquant.schedules.loops import (
     overlap_tails,
     overlapping_lanes,
@@ -90,4 +91,4 @@ def kernel(spec: LinearResizeSpec, machine: Machine) -> tirx.PrimFunc:
     vectorize(sch, c, overlapping_lanes(spec.shape[3], widest))
     parallel_chunks(sch, sch.fuse(n, h), machine.threads, 16 * product(output_shape(spec)))
     func = overlap_tails(sch.mod["main"])
-    return func.with_attr("tvmquant.kernel", f"resize_linear_{spec.dtype}")
+    return with_facts(func, f"resize_linear_{spec.dtype}", "resize2d")

@@ -28,6 +28,16 @@ def product(shape: Sequence[int]) -> int:
     return math.prod(shape)
 
 
+def round_up(value: int, multiple: int) -> int:
+    """Return the least multiple that is not below ``value``."""
+    return -(-value // multiple) * multiple
+
+
+def divisors(value: int) -> list[int]:
+    """Return the divisors of a number, the least first."""
+    return [d for d in range(1, value + 1) if value % d == 0]
+
+
 def broadcast_at(tensor: te.Tensor, index: Sequence[Any]) -> tirx.PrimExpr:
     """Return the element of ``tensor`` that numpy broadcasting pairs with output ``index``."""
     tail = index[len(index) - len(tensor.shape) :]

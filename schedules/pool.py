@@ -20,6 +20,7 @@ from tvm.s_tir import Schedule
 from tvmquant.machine import Machine
 from tvmquant.schedules.epilogue import Epilogue, placeholders
 from tvmquant.schedules.isa import vector_bits
+from tvmquant.schedules.kernel_facts import with_facts
 from tvmquant.schedules.loops import PARALLEL_BYTES, broadcast_at, lanes_for
 
 UNROLLED_TAPS = 25
@@ -170,10 +171,11 @@ def kernel(spec: PoolSpec, machine: Machine) -> tirx.PrimFunc:
     """Return the scheduled kernel for a machine."""
     sch = Schedule(compute(spec))
     schedule(sch, spec, default_tiling(spec, machine))
-    name = "sum_pool2d_nhwc_u8s32" if isinstance(spec, SumPoolSpec) else "max_pool2d_nhwc"
+    operation = "sum_pool2d" if isinstance(spec, SumPoolSpec) else "max_pool2d"
+    name = operation + ("_nhwc_u8s32" if isinstance(spec, SumPoolSpec) else "_nhwc")
     if getattr(spec, "epilogue", None) is not None:
         name += "_requantize"
-    return sch.mod["main"].with_attr("tvmquant.kernel", name)
+    return with_facts(sch.mod["main"], name, operation)
 
 
 def _compute_sum(

@@ -18,6 +18,7 @@ from tvm.script import tirx as T  # noqa: N812  (TVMScript's customary name)
 
 from tvmquant.machine import Machine
 from tvmquant.schedules.isa import vector_bits
+from tvmquant.schedules.kernel_facts import with_facts
 from tvmquant.schedules.loops import PARALLEL_BYTES, overlapping_lanes
 
 # vectors that a block of outputs is summed in
@@ -168,4 +169,4 @@ def kernel(spec: RecurrentSpec, machine: Machine) -> tirx.PrimFunc:
                         h[i] = next_hidden(x, row, h, c, (last + sign * time, n), i)
                         out[last + sign * time, n, i] = c[i] if spec.state == "cell" else h[i]
 
-    return recurrence.with_attr("tvmquant.kernel", f"{spec.kind.lower()}_f32")
+    return with_facts(recurrence, f"{spec.kind.lower()}_f32", spec.kind.lower())

@@ -15,6 +15,7 @@ from tvm.s_tir import Schedule
 
 from tvmquant.machine import Machine
 from tvmquant.schedules.isa import vector_bits
+from tvmquant.schedules.kernel_facts import with_facts
 from tvmquant.schedules.loops import (
     PARALLEL_BYTES,
     flat_view,
@@ -126,6 +127,16 @@ class PermuteSpec:
 
 ElementSpec: TypeAlias = ResizeSpec | PadSpec | SliceSpec | PermuteSpec
 Spec: TypeAlias = ConcatSpec | ElementSpec
+
+
+# In the names of kernels, and in reports.
+_NAMES: dict[type[Spec], tuple[str, str]] = {
+    ConcatSpec: ("concat", "concat"),
+    ResizeSpec: ("resize", "resize2d"),
+    PadSpec: ("pad", "pad"),
+    SliceSpec: ("slice", "strided_slice"),
+    PermuteSpec: ("permute", "transpose"),
+}
 
 
 @dataclass(frozen=True)
@@ -270,8 +281,8 @@ def kernel(spec: Spec, machine: Machine) -> tirx.PrimFunc:
         sch = Schedule(compute(spec))
         schedule(sch, spec, tiling)
         func = overlap_tails(sch.mod["main"])
-    name = type(spec).__name__.removesuffix("Spec").lower()
-    return func.with_attr("tvmquant.kernel", f"{name}_{spec.dtype}")
+    name, operation = _NAMES[type(spec)]
+    return with_facts(func, f"{name}_{spec.dtype}", operation)
 
 
 def _tile(extent: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,22 +14,23 @@ from tvmquant.errors import QuantizationError
 from tvmquant.formats import UINT8, WIDTHS, Format
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, origins, span_name, used_vars
+from tvmquant.ir.tensor_types import integers
 from tvmquant.levels import annotated
 from tvmquant.passes.elementwise import CAST
 from tvmquant.passes.region_operators import WEIGHT, is_mover
-from tvmquant.weight_pairs import groups_follow_runs
+from tvmquant.schedules.families import (
+    CONV2D,
+    CONV2D_TRANSPOSE,
+    DENSE,
+    Contraction,
+    family_of,
+)
 
 if TYPE_CHECKING:
     from tvmquant.bit_choice import BitChoice
     from tvmquant.graph import Graph
 
-CONTRACTIONS = {
-    "relax.nn.conv2d": "conv2d",
-    "relax.nn.conv2d_transpose": "conv2d_transpose",
-    "relax.matmul": "dense",
-}
-# Operations with a kernel that scales groups of weights.
-GROUPING = ("conv2d", "dense")
+CONTRACTIONS = ("relax.nn.conv2d", "relax.nn.conv2d_transpose", "relax.matmul")
 
 
 @dataclass(frozen=True)
@@ -149,29 +151,14 @@ class _Reader:
     def _layer(
         self, call: relax.Call, edges: tuple[str, ...], fixed: bool, group: str, position: str
     ) -> Layer:
-        weight = [int(v) for v in call.args[1].ty.shape.values]
-        size = 1
-        for extent in weight:
-            size *= extent
-        op, outputs, groupable = CONTRACTIONS[call.op.name], weight[-1], True
-        extents = [int(v) for v in call.ty.shape.values[1:]]
-        pixels = extents[1:] if op != "dense" else extents[:-1]
-        if op == "conv2d":
-            outputs = weight[0]
-            dilation = tuple(int(v) for v in call.attrs.dilation)
-            groupable = groups_follow_runs(tuple(weight), dilation, int(call.attrs.groups))
-            if int(call.attrs.groups) == int(call.args[0].ty.shape.values[1]) > 1:
-                op = "depthwise_conv2d"
-        elif op == "conv2d_transpose":
-            outputs = weight[1] * int(call.attrs.groups)
-            pixels = [int(v) for v in call.args[0].ty.shape.values[2:]]
-        macs = size
-        for extent in pixels:
-            macs *= extent
+        contraction = contraction_of(call)
+        name = span_name(call)
+        family = family_of(contraction, name)
+        size = math.prod(int(v) for v in call.args[1].ty.shape.values)
         given = UINT8 if fixed else None
         return Layer(
-            span_name(call), op, macs, size, outputs, edges, group, position, given,
-            groupable and op in GROUPING,
+            name, family.operation, contraction.macs, size, contraction.outputs, edges, group,
+            position, given, family.scales_groups(contraction),
         )  # fmt: skip
 
     def _has_quantized_weight(self, call: relax.Call) -> bool:
@@ -216,6 +203,26 @@ class _Reader:
                 before = frozenset({name})  # what lies further up is followed by this one
             upstream[var] = before
         return followed
+
+
+def contraction_of(call: relax.Call) -> Contraction:
+    """Return what a float operator (L0 or L1, channels first) contracts, of one item of a batch."""
+    weight = [int(v) for v in call.args[1].ty.shape.values]
+    extents = [int(v) for v in call.args[0].ty.shape.values[1:]]
+    if qop.is_call(call, "relax.matmul"):
+        rows = [int(v) for v in call.ty.shape.values[1:-1]]
+        return Contraction(DENSE, math.prod(rows), 1, 1, weight[-2], weight[-1])
+    a = call.attrs
+    channels, height, width = extents
+    groups, outputs = int(a.groups), weight[0]
+    transposed = qop.is_call(call, "relax.nn.conv2d_transpose")
+    if transposed:
+        outputs = weight[1] * groups
+    return Contraction(
+        CONV2D_TRANSPOSE if transposed else CONV2D, 1, height, width, channels, outputs,
+        (weight[2], weight[3]), integers(a.strides), integers(a.padding), integers(a.dilation),
+        integers(a.output_padding) if transposed else (0, 0), groups,
+    )  # fmt: skip
 
 
 class _Groups:

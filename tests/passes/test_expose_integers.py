@@ -10,6 +10,7 @@ from tvm import relax
 from tvm.script import tirx as T  # noqa: N812
 
 from tvmquant.passes.expose_integers import ExposeIntegers
+from tvmquant.schedules.kernel_facts import with_facts
 
 SHAPE = (4, 8)
 FLOAT, INTEGER = relax.TensorType(SHAPE, "float32"), relax.TensorType(SHAPE, "uint8")
@@ -45,7 +46,7 @@ class Module:
     def __init__(self) -> None:
         self.builder = relax.BlockBuilder()
         self.kernels = {
-            name: self.builder.add_func(kernel, name)
+            name: self.builder.add_func(with_facts(kernel, name, name.partition("_")[0]), name)
             for name, kernel in {
                 "quantize_f32_uint8": quantize,
                 "double_uint8": double,

@@ -137,7 +137,7 @@ class Before:
         b: T.Buffer((1, 2, 2, 4), "uint8"),
         y: T.Buffer((1, 2, 2, 8), "uint8"),
     ) -> None:
-        T.func_attr({"tvmquant.kernel": "concat"})
+        T.func_attr({"tvmquant.kernel": "concat", "tvmquant.operation": "concat"})
         for i, j, k in T.grid(2, 2, 8):
             with T.sblock("y"):
                 h, w, c = T.axis.remap("SSS", [i, j, k])

@@ -23,10 +23,10 @@ from tests.schedules.random_windows import EXAMPLES, Window, windows
 from tvmquant.machine import Machine
 from tvmquant.schedules import conv2d
 from tvmquant.schedules.conv2d import Conv2DSpec, Tiling
-from tvmquant.schedules.conv2d_spec import round_up
 from tvmquant.schedules.epilogue import Epilogue
 from tvmquant.schedules.isa import DotProduct, dot_products
 from tvmquant.schedules.isa.x86 import PMADDWD_256, PMADDWD_512, VNNI_256, VNNI_512
+from tvmquant.schedules.loops import round_up
 
 # layers whose groups divide into no vector of eight outputs
 WITHOUT_PAIRS = ("odd groups", "dilated groups")

@@ -14,8 +14,9 @@ from tests.schedules.kernel_testing import make_target, run
 from tvmquant.machine import Machine
 from tvmquant.schedules import conv2d, skip_padding
 from tvmquant.schedules.conv2d import Conv2DSpec, Tiling
-from tvmquant.schedules.conv2d_spec import Extents, round_up
+from tvmquant.schedules.conv2d_spec import Extents
 from tvmquant.schedules.isa.x86 import PMADDUBSW_256, PMADDWD_256
+from tvmquant.schedules.loops import round_up
 
 SPECS = {
     "3x3": Conv2DSpec(1, 7, 7, 16, 32, (3, 3), (1, 1), (1, 1, 1, 1), epilogue=NARROW),

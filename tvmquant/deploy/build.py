@@ -33,7 +33,7 @@ from tvmquant.target import is_elf
 if TYPE_CHECKING:
     from tvmquant.graph import Graph
     from tvmquant.machine import TargetLike
-    from tvmquant.passes.lower_to_kernels import Tilings
+    from tvmquant.schedules.families import Tilings
 
 
 def build(

@@ -17,6 +17,9 @@ from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, used_vars
 from tvmquant.machine import Machine
 from tvmquant.passes.convert_layout import TO_NHWC
+from tvmquant.passes.lowering.contractions import contraction_of
+from tvmquant.schedules import families
+from tvmquant.schedules.kernel_facts import moves_channels, operation_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -62,10 +65,10 @@ def describe_tensors(
     scales_in, scales_out = _border_scales(module)
     # main quantizes every float input, calls raw, dequantizes every output, in order
     calls = [v for _, v in bindings_of(main) if isinstance(v, relax.Call)]
-    kernels = [str(v.args[0].name_hint) for v in calls if not isinstance(v.op, tvm.ir.GlobalVar)]
-    borders = iter(kernels)
+    kernels = [lowered[v.args[0]] for v in calls if not isinstance(v.op, tvm.ir.GlobalVar)]
+    borders = iter(map(moves_channels, kernels))
     inputs = [
-        _with_raw(info, param.ty, next(borders) if i in scales_in else "", *scales_in.get(i, AS_IS))
+        _with_raw(info, param.ty, i in scales_in and next(borders), *scales_in.get(i, AS_IS))
         for i, (info, param) in enumerate(zip(inputs, raw.params, strict=True))
     ]
     outputs = [
@@ -81,17 +84,17 @@ def _tensor(name: str, ty: relax.TensorType) -> TensorInfo:
 
 
 def _with_raw(
-    info: TensorInfo, ty: relax.TensorType, kernel: str, scales: Array, zero: int
+    info: TensorInfo, ty: relax.TensorType, moved: bool, scales: Array, zero: int
 ) -> TensorInfo:
     """Add the raw form, which is channels last where the kernel at the border moves them."""
     shape = [int(v) for v in ty.shape.values]
-    layout = "NHWC" if "_nhwc" in kernel else info.layout
+    layout = "NHWC" if moved else info.layout
     scale = float(scales.max())
     factors, factors_shape = [], []
     if scales.size > 1:
-        moved = scales.transpose(TO_NHWC) if layout != info.layout else scales
-        factors_shape = list(moved.shape)
-        factors = [float(f) for f in (moved / scale).reshape(-1)]
+        laid_out = scales.transpose(TO_NHWC) if layout != info.layout else scales
+        factors_shape = list(laid_out.shape)
+        factors = [float(f) for f in (laid_out / scale).reshape(-1)]
     return TensorInfo(
         info.name, info.shape, info.dtype, info.layout, scale, zero, shape,
         str(ty.dtype.dtype), layout, factors, factors_shape,
@@ -147,9 +150,10 @@ def describe_layers(module: tvm.IRModule, lowered: tvm.IRModule, batch: int = 1)
         symbol = str(value.args[0].name_hint)
         shape = [int(v) for v in var.ty.shape.values]
         name = layer_name(value) or symbol
-        facts = work.get(name, {}) if _contracts(symbol) else {}
+        operation = operation_of(lowered[value.args[0]])
+        facts = work.get(name, {}) if operation in families.operations() else {}
         layers.append(
-            LayerInfo(name, _operation(symbol), symbol, shape, str(var.ty.dtype.dtype), **facts)
+            LayerInfo(name, operation or symbol, symbol, shape, str(var.ty.dtype.dtype), **facts)
         )
     return layers
 
@@ -161,49 +165,25 @@ def _kernel_calls(lowered: tvm.IRModule, function: str) -> Iterator[tuple[relax.
             continue
         if isinstance(value.op, tvm.ir.GlobalVar):
             yield from _kernel_calls(lowered, str(value.op.name_hint))
-        elif isinstance(value.args[0], tvm.ir.GlobalVar) and not _is_view(value):
+        elif isinstance(value.args[0], tvm.ir.GlobalVar) and not _is_view(lowered, value):
             yield var, value
 
 
-def _is_view(value: relax.Call) -> bool:
+def _is_view(lowered: tvm.IRModule, value: relax.Call) -> bool:
     """Whether a call only gives its input another shape, which costs nothing at run time."""
-    return str(value.args[0].name_hint).startswith("reshape")
-
-
-def _contracts(symbol: str) -> bool:
-    return symbol.startswith(("conv2d", "dense", "depthwise"))
-
-
-def _operation(symbol: str) -> str:
-    """Return what a kernel computes, from its name."""
-    for known in (
-        "conv2d_transpose", "depthwise_conv2d", "conv2d", "dense", "max_pool2d", "sum_pool2d",
-        "requantize", "multiply", "table", "dequantize", "quantize", "concat", "reshape",
-        "transpose", "pad", "strided_slice", "resize2d",
-    ):  # fmt: skip
-        if symbol.startswith(known):
-            return known
-    return symbol
+    return bool(relax.analysis.has_reshape_pattern(lowered[value.args[0]]))
 
 
 def _work_by_layer(module: tvm.IRModule, batch: int) -> dict[str, dict[str, Any]]:
     """Return multiply-accumulates and bit widths of every contraction, by layer name."""
     work: dict[str, dict[str, Any]] = {}
-    for var, value in bindings_of(module["main"]):
-        if not qop.is_call(value, qop.QCONV2D, qop.QCONV2D_TRANSPOSE, qop.QDENSE):
+    for _, value in bindings_of(module["main"]):
+        if not qop.is_call(value, *qop.CONTRACTIONS):
             continue
         attrs = qop.attributes(value)
-        weight = qop.constant_array(value.args[1])
-        pixels = value.args[0] if qop.is_call(value, qop.QCONV2D_TRANSPOSE) else var
-        extents = [
-            int(v) if isinstance(v, tvm.tirx.IntImm) else batch for v in pixels.ty.shape.values
-        ]
-        outputs = 1
-        for extent in extents[:-1]:
-            outputs *= extent
         choice = BitChoice.parse(attrs["choice"])
         work[attrs["id"]] = {
-            "macs": outputs * int(weight.size),
+            "macs": contraction_of(value, batch).macs,
             "choice": attrs["choice"],
             "weight_format": choice.weight.name,
             "activation_format": choice.activation.name,

@@ -83,8 +83,10 @@ POOL_SUM = PREFIX + "pool_sum"
 REQUANTIZE = PREFIX + "requantize"
 TABLE = PREFIX + "table"
 
+# operators that multiply by a weight
+CONTRACTIONS = (QCONV2D, QCONV2D_TRANSPOSE, QDENSE)
 # operators whose int32 accumulator can be finished by a fused epilogue
-ACCUMULATING = (QCONV2D, QCONV2D_TRANSPOSE, QDENSE, QMULTIPLY, POOL_SUM)
+ACCUMULATING = (*CONTRACTIONS, QMULTIPLY, POOL_SUM)
 
 
 def emit(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tvmquant.schedules import space
+from tvmquant.schedules import families
 from tvmquant.tuning.workload import Workload
 
 # With fewer measurements a prediction is no better than chance.
@@ -33,7 +33,7 @@ def features(workload: Workload, tiling: Any, threads: int) -> dict[str, float]:
     found: dict[str, float] = {f"family={workload.family}": 1.0}
     _flatten("spec", workload.spec, found)
     _flatten("tiling", tiling, found)
-    figures = space.family(workload.family).figures(workload.spec, tiling, threads)
+    figures = families.kernels(workload.family).figures(workload.spec, tiling)
     tasks = max(figures["tasks"], 1.0)
     rounds = math.ceil(tasks / threads)
     derived = {

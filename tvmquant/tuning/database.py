@@ -28,7 +28,7 @@ from tvmquant.errors import TuningError
 from tvmquant.machine import Machine
 
 if TYPE_CHECKING:
-    from tvmquant.passes.lower_to_kernels import Tilings
+    from tvmquant.schedules.families import Tilings
 
 logger = logging.getLogger(__name__)
 

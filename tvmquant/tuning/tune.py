@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from tvmquant.machine import TargetLike
 
 Layers = dict[str, dict[str, Workload]]
-CONTRACTIONS = (qop.QCONV2D, qop.QCONV2D_TRANSPOSE, qop.QDENSE)
 # Random items that ranges come from where there is no calibration: they do not matter for speed.
 ITEMS = 2
 
@@ -170,7 +169,7 @@ def _choices_of(graph: Graph) -> dict[str, str]:
     """Return the bit choice of every layer of an integer graph."""
     found = {}
     for _, value in bindings_of(graph.main):
-        if qop.is_call(value, *CONTRACTIONS):
+        if qop.is_call(value, *qop.CONTRACTIONS):
             found[span_name(value)] = qop.attributes(value)["choice"]
     return found
 

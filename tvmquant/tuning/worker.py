@@ -28,7 +28,7 @@ def prepare_builder() -> None:
     """Import what building needs, once per process."""
     # the parent is interrupted too, and ends this process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from tvmquant.schedules import space as space
+    from tvmquant.schedules import families as families
 
 
 def prepare_runner(threads: int) -> None:
@@ -46,7 +46,7 @@ def build_kernel(
     Parameters
     ----------
     family, spec, tiling
-        As of `tvmquant.schedules.space`.
+        As of `tvmquant.schedules.families`.
     machine : Machine
         What to compile for.
     linker : str, optional
@@ -57,9 +57,9 @@ def build_kernel(
     import tvm
     from tvm.support import cc
 
-    from tvmquant.schedules import space
+    from tvmquant.schedules import families
 
-    kernel = space.family(family).kernel(spec, tiling)
+    kernel = families.kernels(family).kernel(spec, tiling)
     module = tvm.IRModule({ENTRY: kernel.with_attr("global_symbol", ENTRY)})
     link = {"fcompile": cc.cross_compiler(linker)} if linker else {}
     tvm.compile(module, target=machine.target).export_library(path, **link)

@@ -13,7 +13,7 @@ from tvmquant.errors import QuantizationError
 from tvmquant.layers import quantizable_layers
 from tvmquant.machine import Machine
 from tvmquant.passes import pipeline
-from tvmquant.schedules import space
+from tvmquant.schedules import families
 from tvmquant.schedules.isa import DotProduct
 
 if TYPE_CHECKING:
@@ -74,9 +74,9 @@ class Workload:
     Parameters
     ----------
     family : str
-        Of `tvmquant.schedules.space`.
+        `Family.name` of `tvmquant.schedules.families`.
     spec : dataclass
-        Of the family; `space.timing_spec` of what a layer needs.
+        Of the family; `Family.timing` of what a layer needs.
     """
 
     family: str
@@ -85,7 +85,7 @@ class Workload:
     @classmethod
     def of(cls, family: str, spec: Any) -> Workload:
         """Return the workload of a layer's spec."""
-        return cls(family, space.timing_spec(spec))
+        return cls(family, families.kernels(family).timing(spec))
 
     @cached_property
     def key(self) -> str:
@@ -99,7 +99,7 @@ class Workload:
 
     def tilings(self, machine: Machine) -> dict[str, Any]:
         """Return every tiling by its `canonical_json`, the analytic default first."""
-        found = space.family(self.family).tilings(self.spec, machine)
+        found = families.kernels(self.family).tilings(self.spec, machine)
         return {canonical_json(tiling): tiling for tiling in found}
 
 

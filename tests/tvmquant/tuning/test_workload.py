@@ -13,7 +13,7 @@ from tvmquant.bit_choice import W4A4, W8A8, BitChoice
 from tvmquant.errors import QuantizationError, TargetError
 from tvmquant.frontend import load_onnx
 from tvmquant.quantization import calibrate, quantize
-from tvmquant.schedules import space
+from tvmquant.schedules import families
 from tvmquant.schedules.conv2d import Conv2DSpec
 from tvmquant.tuning.workload import (
     Workload,
@@ -92,7 +92,7 @@ def test_what_changes_the_code_makes_another_workload():
 def test_the_default_is_the_first_tiling():
     for workload in (conv(), depthwise()):
         first = next(iter(workload.tilings(haswell()).values()))
-        family = space.family(workload.family)
+        family = families.kernels(workload.family)
         assert first == family.default(workload.spec, haswell())
 
 
@@ -125,8 +125,8 @@ def test_layers_have_the_choices_they_can_take_together(mixture):
 
 
 def test_an_unknown_family_is_an_error():
-    with pytest.raises(TargetError, match="expected one of conv2d"):
-        space.family("conv3d")
+    with pytest.raises(TargetError, match="expected one of depthwise_conv2d, conv2d, "):
+        families.kernels("conv3d")
 
 
 def test_keys_are_those_of_every_process():

@@ -1,0 +1,1 @@
+"""Calls of kernels in place of operators, by kind of operator; each module lists its handlers."""

@@ -1,0 +1,75 @@
+"""Rewriters that emit calls of kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import tvm
+from tvm import relax, tirx
+
+from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, count_uses
+from tvmquant.ir.tensor_types import dtype_of, static_shape
+from tvmquant.machine import Machine
+from tvmquant.schedules import kernel_facts, structural
+from tvmquant.schedules.families import Tilings
+
+
+class KernelEmitter(DataflowRewriter):
+    """A rewriter for a machine.
+
+    Attributes
+    ----------
+    machine : Machine
+        What the kernels are compiled for.
+    """
+
+    def __init__(self, module: tvm.IRModule, machine: Machine) -> None:
+        super().__init__(module)
+        self.machine = machine
+
+    def call(
+        self, kernel: tirx.PrimFunc, args: list[relax.Expr], out: relax.TensorType, node: relax.Call
+    ) -> relax.Expr:
+        """Add a kernel to the module and emit its call, with the span of ``node``."""
+        name = kernel_facts.name_of(kernel)
+        if "global_symbol" in kernel.attrs:
+            kernel = kernel.without_attr("global_symbol")
+        function = self.builder.add_func(kernel, name)
+        call = relax.op.call_tir(function, args, out_ty=out)
+        named = relax.Call(call.op, call.args, call.attrs, call.ty_args, node.span)
+        return self.emit(named, "lv")
+
+    def reshaped(self, expr: relax.Expr, shape: tuple[int, ...]) -> relax.Expr:
+        """View a tensor in another shape (no copy at run time)."""
+        if static_shape(expr) == tuple(shape):
+            return expr
+        return self.emit(relax.op.reshape(expr, shape))
+
+
+class Lowerer(KernelEmitter):
+    """What the handlers of operators are given.
+
+    Attributes
+    ----------
+    tilings : Tilings
+        Where tuned tilings come from.
+    uses, producer : mapping
+        How often a variable is read, and the value that it is bound to.
+    """
+
+    def __init__(self, module: tvm.IRModule, machine: Machine, tilings: Tilings) -> None:
+        super().__init__(module, machine)
+        self.tilings = tilings
+        self.uses = count_uses(self.function)
+        self.producer = dict(bindings_of(self.function))
+
+    def moved(self, spec: structural.Spec, args: list[relax.Expr], call: relax.Call) -> relax.Expr:
+        """Emit a kernel that moves elements, with the span of ``call``."""
+        kernel = structural.kernel(spec, self.machine)
+        out = relax.TensorType(structural.output_shape(spec), dtype_of(call))
+        return self.call(kernel, args, out, call)
+
+
+# Returns what replaces a call; None leaves it to TVM.
+Handler: TypeAlias = Callable[[Lowerer, relax.Call], relax.Expr | None]

@@ -1,0 +1,96 @@
+"""The families of kernels that compute convolutions and dense layers: one registry.
+
+A family says which layers it computes, how it packs them, which tilings it has and its kernels.
+Those of the list below are asked in turn: what one does not accept, the next may. A new family is a
+module of this folder and an entry of the list.
+"""
+
+from __future__ import annotations
+
+from tvmquant.errors import QuantizationError, TargetError
+from tvmquant.schedules.families.contraction import (
+    CONV2D,
+    CONV2D_TRANSPOSE,
+    DENSE,
+    Contraction,
+    Layer,
+    Lowered,
+    Operand,
+    Vectors,
+)
+from tvmquant.schedules.families.conv2d import Conv2DFamily
+from tvmquant.schedules.families.conv2d_transpose import Conv2DTransposeFamily
+from tvmquant.schedules.families.dense import DenseFamily
+from tvmquant.schedules.families.depthwise_conv2d import DepthwiseConv2DFamily
+from tvmquant.schedules.families.family import Family, Tilings
+from tvmquant.schedules.families.tiled_transpose import TiledTransposeFamily
+
+__all__ = [
+    "CONV2D",
+    "CONV2D_TRANSPOSE",
+    "DENSE",
+    "Contraction",
+    "Family",
+    "Layer",
+    "Lowered",
+    "Operand",
+    "Tilings",
+    "Vectors",
+    "family_of",
+    "kernels",
+    "operations",
+    "register",
+    "unregister",
+]
+
+_FAMILIES: list[Family] = [
+    DepthwiseConv2DFamily(),
+    Conv2DFamily(),
+    DenseFamily(),
+    TiledTransposeFamily(),
+    Conv2DTransposeFamily(),
+]
+
+
+def register(family: Family) -> None:
+    """Let a family be asked before those that are known."""
+    _FAMILIES.insert(0, family)
+
+
+def unregister(family: Family) -> None:
+    """Take a family back."""
+    _FAMILIES.remove(family)
+
+
+def family_of(contraction: Contraction, layer: str) -> Family:
+    """Return the first family that computes a contraction.
+
+    Raises
+    ------
+    QuantizationError
+        If none does; names the layer.
+    """
+    for family in _FAMILIES:
+        if family.accepts(contraction):
+            return family
+    raise QuantizationError(f"layer {layer!r}: no kernel computes {contraction}; leave it in float")
+
+
+def operations() -> frozenset[str]:
+    """Return what the families' kernels are called in reports."""
+    return frozenset(family.operation for family in _FAMILIES)
+
+
+def kernels(name: str) -> Family:
+    """Return a family by the name that tilings are recorded under.
+
+    Raises
+    ------
+    TargetError
+        If there is none of that name.
+    """
+    for family in _FAMILIES:
+        if family.name == name:
+            return family
+    known = ", ".join(dict.fromkeys(family.name for family in _FAMILIES))
+    raise TargetError(f"no kernels are called {name!r}; expected one of {known}")
