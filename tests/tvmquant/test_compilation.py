@@ -28,7 +28,7 @@ from tvmquant.network_latency import uniform_choices
 from tvmquant.output_record import OUTPUTS_NAME, OutputRecord
 from tvmquant.session import COMPARED
 from tvmquant.tuning import Database
-from tvmquant.tuning.database import Record
+from tvmquant.tuning.record import Record
 
 
 class Spy:

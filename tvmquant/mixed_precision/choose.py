@@ -105,7 +105,7 @@ def measure_latency(
     setup: Setup, wishes: Wishes, cache: Path, progress: Progress | None = None
 ) -> NetworkLatency:
     """Measure, or read from ``cache``, the latency of every layer under every choice."""
-    from tvmquant.tuning.database import Header
+    from tvmquant.tuning.record import Header
 
     pin_ends = _ends_are_w8a8(quantizable_layers(setup.graph), wishes)
     follows_from = [

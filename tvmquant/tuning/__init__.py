@@ -1,8 +1,9 @@
 """Tuning: measure the kernels of a model on the target, and what each layer costs there."""
 
-from tvmquant.tuning.database import Database, Record, Timing
+from tvmquant.tuning.database import Database
 from tvmquant.tuning.latency import Entry, LatencyTable
 from tvmquant.tuning.measure import DeviceRunner, HostRunner, KernelBuilder
+from tvmquant.tuning.record import Record, Timing
 from tvmquant.tuning.tune import Tuned, tune
 from tvmquant.tuning.tuner import Progress, Tuner, Tuning, count
 from tvmquant.tuning.workload import Workload, workloads_by_choice, workloads_of

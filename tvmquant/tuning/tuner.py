@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from tvmquant.errors import TuningError
 from tvmquant.tuning.cost_model import CostModel, features
-from tvmquant.tuning.database import Database, Record, Timing
+from tvmquant.tuning.database import Database
 from tvmquant.tuning.measure import (
     Artifact,
     Candidate,
@@ -31,6 +31,7 @@ from tvmquant.tuning.measure import (
     Outcome,
     Runner,
 )
+from tvmquant.tuning.record import Record, Timing
 from tvmquant.tuning.search import Search
 from tvmquant.tuning.workload import Workload, canonical_json, encode
 

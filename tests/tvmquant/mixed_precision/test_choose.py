@@ -153,7 +153,7 @@ def test_with_another_version_or_processor_it_is_measured_again(
 ):
     measure_latency(setup, WISHES, tmp_path)
     if change == "processor":
-        monkeypatch.setattr("tvmquant.tuning.database.processor_name", lambda: "another")
+        monkeypatch.setattr("tvmquant.tuning.record.processor_name", lambda: "another")
     else:
         version = importlib.metadata.version
         monkeypatch.setattr(

@@ -1,6 +1,7 @@
 """Workloads, and stand-ins for builder and runner that take no time."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ from tvmquant.schedules.conv2d import Conv2DSpec
 from tvmquant.schedules.depthwise_conv2d import DepthwiseConv2DSpec
 from tvmquant.schedules.epilogue import Epilogue
 from tvmquant.tuning.cost_model import features
-from tvmquant.tuning.database import Record
 from tvmquant.tuning.measure import Artifact, Candidate, Outcome
+from tvmquant.tuning.record import Header, Record
 from tvmquant.tuning.workload import Workload, canonical_json, encode
 
 THREADS = 2
@@ -52,6 +53,15 @@ def record(workload: Workload, tiling, seconds: float | None = 1e-3, **fields) -
         cpu="a processor",
         **fields,
     )
+
+
+def write_lines(path: Path, machine: Machine, records: Sequence[Record]) -> Path:
+    """Write the JSON lines that a database of this path takes over; return their file."""
+    lines = [Header.of(machine, "a processor").model_dump_json()]
+    lines += [item.model_dump_json(exclude_defaults=True) for item in records]
+    file = path.with_suffix(".jsonl")
+    file.write_text("".join(f"{line}\n" for line in lines))
+    return file
 
 
 def synthetic_seconds(workload: Workload, tiling) -> float:
