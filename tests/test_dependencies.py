@@ -15,7 +15,7 @@ SOURCES = {"tvmquant": "tvmquant", "passes": "tvmquant.passes", "schedules": "tv
 INNER = ("schedules.isa", "schedules.families")
 
 # What every room above these may import.
-BASE = {"errors", "progress", "records", "atomic_write"}
+BASE = {"atomic_write", "errors", "formats", "progress", "records"}
 # What else each room may import, from the lowest to the front door. A name here is a decision:
 # before adding one, ask whether what you need belongs further down.
 MAY_IMPORT = {
@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "tvm_compat": set(),
     "records": {"atomic_write", "errors"},
     # numbers
+    "formats": {"errors"},
     "arithmetic": set(),
     "resize": {"arithmetic"},
     "weight_pairs": {"arithmetic"},
@@ -42,8 +43,8 @@ MAY_IMPORT = {
     # graphs and their rewrites
     "ir": set(),
     "passes": {
-        "arithmetic", "ir", "machine", "quantizer", "resize", "schedules", "schedules.families",
-        "schedules.isa", "weight_pairs",
+        "arithmetic", "bit_choice", "ir", "machine", "quantizer", "resize", "schedules",
+        "schedules.families", "schedules.isa", "weight_pairs",
     },
     "data": set(),
     "graph": {"data"},
@@ -58,8 +59,8 @@ MAY_IMPORT = {
     "quantization": {"bit_choice", "calibration", "graph", "layers", "levels", "passes"},
     # from a graph to a library, and back
     "deploy": {
-        "arithmetic", "devices", "graph", "ir", "levels", "machine", "passes", "schedules",
-        "schedules.families", "target",
+        "arithmetic", "bit_choice", "devices", "graph", "ir", "levels", "machine", "passes",
+        "schedules", "schedules.families", "target",
     },
     "inspection": {"deploy", "graph", "ir", "levels", "machine", "passes"},
     "benchmark": {"deploy", "devices"},
