@@ -11,21 +11,59 @@ After, ``weight`` being the third of those that the module's attribute ``tvmquan
 
 TVM copies an executable's constants twice while it loads it, and once to keep. What the library
 holds as data is read where the system maps it, by all processes that load it.
+
+Weights of fewer bits than their kernel's container are held packed, in the format that lowering
+noted of them (`FORMATS`, by their `digest`), and unpacked when they are read first: the file is
+smaller, while each process has a copy of its own of what kernels read.
 """
 
 from __future__ import annotations
 
+import hashlib
+from typing import Any
+
+import numpy as np
 import tvm
 from tvm import relax
 
+from tvmquant import formats
+from tvmquant.arithmetic import Array
 from tvmquant.ir import quantized_ops as qop
 
 FUNCTION = "tvmquant_weight"
 WEIGHTS = "tvmquant.weights"
+FORMATS = "tvmquant.weight_formats"
 
 # Calling the function takes longer than reading a register, about 0.1 microseconds, so small ones
-# stay where they are.
+# stay where they are,
 LEAST_BYTES = 4096
+# but for those that packing makes smaller by so much: what describes one takes half of it.
+LEAST_SAVED = 256
+
+
+def digest(weight: Array) -> str:
+    """Return what tells the contents of a kernel's weight apart."""
+    return hashlib.sha256(np.ascontiguousarray(weight).tobytes()).hexdigest()
+
+
+def container_bits(weight: Array) -> int:
+    """Return the bits that each value of a kernel's weight takes: bytes hold two of them."""
+    return 4 if weight.dtype == np.uint8 else 8 * weight.dtype.itemsize
+
+
+def values_of(weight: Array) -> Array:
+    """Return the integers that a kernel's weight holds, in order.
+
+    Parameters
+    ----------
+    weight : array
+        Of signed integers, or of uint8: two in a byte, each 8 more than it is, the lower half first
+        (`schedules.conv2d_packing`).
+    """
+    if container_bits(weight) > 4:
+        return weight.reshape(-1)
+    halves = np.stack([weight & 15, weight >> 4], axis=-1).reshape(-1)
+    return halves.astype(np.int8) - np.int8(8)
 
 
 @relax.expr_functor.mutator
@@ -34,7 +72,9 @@ class _Storer(relax.PyExprMutator):  # type: ignore[misc]  # TVM's classes are u
 
     def __init__(self, module: tvm.IRModule) -> None:
         super().__init__(module)
-        self.weights: list[tvm.runtime.Tensor] = []
+        noted = (module.attrs or {}).get(FORMATS) or {}
+        self.formats = {str(key): str(name) for key, name in noted.items()}
+        self.weights: list[dict[str, Any]] = []
         self.indices: dict[tuple[object, ...], int] = {}
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
@@ -48,14 +88,32 @@ class _Storer(relax.PyExprMutator):  # type: ignore[misc]  # TVM's classes are u
 
     def _operand(self, operand: relax.Expr) -> relax.Expr:
         array = qop.constant_array(operand)
-        if array is None or array.dtype.kind not in "iuf" or array.nbytes < LEAST_BYTES:
+        if array is None or array.dtype.kind not in "iuf":
             return self.visit_expr(operand)
-        key = (array.shape, array.dtype.str, array.tobytes())
+        key = (array.shape, array.dtype.str, digest(array))
         if key not in self.indices:
+            stored = self._stored(array, self.formats.get(key[2], ""))
+            if stored is None:
+                return self.visit_expr(operand)
             self.indices[key] = len(self.weights)
-            self.weights.append(operand.value)
+            self.weights.append(stored)
         index = tvm.tirx.IntImm("int64", self.indices[key])
         return self.builder_.emit(relax.op.call_pure_packed(FUNCTION, index, ty_args=operand.ty))
+
+    def _stored(self, array: Array, held: str) -> dict[str, Any] | None:
+        """Return what the library holds of a constant; None where the executable keeps it."""
+        data, named = array, ""
+        if held and formats.parse(held).bits < container_bits(array):
+            packed = formats.parse(held).pack(values_of(array))
+            if array.nbytes - packed.nbytes >= LEAST_SAVED:
+                data, named = packed, held
+        if not named and array.nbytes < LEAST_BYTES:
+            return None
+        shape, dtype = list(array.shape), str(array.dtype)
+        return {
+            "data": tvm.runtime.tensor(data), "shape": shape, "dtype": dtype, "format": named,
+            "width": container_bits(array) if named else 0,
+        }  # fmt: skip
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="StoreWeights")

@@ -11,6 +11,7 @@ from tvm import relax
 
 from tvmquant.arithmetic import Array
 from tvmquant.bit_choice import BitChoice
+from tvmquant.formats import INT8
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import span_name
 from tvmquant.ir.tensor_types import static_shape
@@ -24,6 +25,7 @@ from tvmquant.schedules.families import (
     Contraction,
     Layer,
     Operand,
+    Weight,
     family_of,
 )
 
@@ -83,6 +85,8 @@ def _contract(lowerer: Lowerer, call: relax.Call) -> relax.Expr:
     tensors = {"input": x, "residual": epilogue and epilogue.residual}
 
     def argument(value: Any) -> relax.Expr:
+        if isinstance(value, Weight):
+            return lowerer.weight(value.packed, held if value.bits == held.bits else INT8)
         if not isinstance(value, Operand):
             return qop.constant(value)
         tensor = tensors[value.name]

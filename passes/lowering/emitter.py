@@ -8,9 +8,13 @@ from typing import TypeAlias
 import tvm
 from tvm import relax, tirx
 
+from tvmquant.arithmetic import Array
+from tvmquant.formats import INT8, Format
+from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, count_uses
 from tvmquant.ir.tensor_types import dtype_of, static_shape
 from tvmquant.machine import Machine
+from tvmquant.passes.store_weights import FORMATS, container_bits, digest
 from tvmquant.schedules import kernel_facts, structural
 from tvmquant.schedules.families import Tilings
 
@@ -54,6 +58,8 @@ class Lowerer(KernelEmitter):
     ----------
     tilings : Tilings
         Where tuned tilings come from.
+    formats : dict of str to str
+        Of weights that `StoreWeights` is to pack, by their digests.
     uses, producer : mapping
         How often a variable is read, and the value that it is bound to.
     """
@@ -63,6 +69,18 @@ class Lowerer(KernelEmitter):
         self.tilings = tilings
         self.uses = count_uses(self.function)
         self.producer = dict(bindings_of(self.function))
+        self.formats: dict[str, str] = {}
+
+    def rewrite(self) -> tvm.IRModule:
+        """Build the new module, which says of what formats its weights are."""
+        module = super().rewrite()
+        return module.with_attr(FORMATS, self.formats) if self.formats else module
+
+    def weight(self, packed: Array, held: Format) -> relax.Expr:
+        """Return a kernel's weight, noting its format where the library can hold it in less."""
+        if held.bits < min(INT8.bits, container_bits(packed)):
+            self.formats[digest(packed)] = held.name
+        return qop.constant(packed)
 
     def moved(self, spec: structural.Spec, args: list[relax.Expr], call: relax.Call) -> relax.Expr:
         """Emit a kernel that moves elements, with the span of ``call``."""

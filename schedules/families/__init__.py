@@ -17,6 +17,7 @@ from tvmquant.schedules.families.contraction import (
     Lowered,
     Operand,
     Vectors,
+    Weight,
 )
 from tvmquant.schedules.families.conv2d import Conv2DFamily
 from tvmquant.schedules.families.conv2d_transpose import Conv2DTransposeFamily
@@ -36,6 +37,7 @@ __all__ = [
     "Operand",
     "Tilings",
     "Vectors",
+    "Weight",
     "family_of",
     "kernels",
     "operations",

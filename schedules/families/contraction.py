@@ -168,6 +168,27 @@ class Layer:
         """The weight times its groups' multipliers, for kernels that do not scale groups."""
         return self.weight if self.multiplier is None else self.weight * self.multiplier
 
+    @property
+    def whole_bits(self) -> int:
+        """Bits that the values of `whole_weight` fit."""
+        return self.w_bits if self.multiplier is None else 8
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight as a kernel reads it, among the arguments of its call.
+
+    Parameters
+    ----------
+    packed : array
+        Of signed integers, or of uint8: two of 4 bits in a byte (`schedules.conv2d_packing`).
+    bits : int
+        That its values fit.
+    """
+
+    packed: Array
+    bits: int
+
 
 @dataclass(frozen=True)
 class Operand:
@@ -192,7 +213,7 @@ class Lowered:
     Parameters
     ----------
     kernel : PrimFunc
-    arguments : tuple of Operand or array
+    arguments : tuple of Operand, Weight or array
         Without the output.
     shape : tuple of int
         Of the output.
@@ -202,7 +223,7 @@ class Lowered:
     """
 
     kernel: tirx.PrimFunc
-    arguments: tuple[Operand | Array, ...]
+    arguments: tuple[Operand | Weight | Array, ...]
     shape: tuple[int, ...]
     view: tuple[int, ...] = ()
     axes: tuple[int, ...] = ()

@@ -20,6 +20,7 @@ from tvmquant.schedules.families.contraction import (
     Layer,
     Lowered,
     Operand,
+    Weight,
     padded,
 )
 from tvmquant.schedules.families.family import Family, Tilings, finishing
@@ -50,7 +51,8 @@ class Conv2DFamily(Family):
         tiling = tilings(self.name, spec, layer.name) or self.default(spec, machine)
         length = conv2d.padded_outputs(spec, tiling)
         shape = conv2d.output_shape(spec, tiling)
-        packed = [conv2d.pack_weight(weight, spec, tiling)]
+        bits = layer.w_bits if spec.w_group else layer.whole_bits
+        packed: list[Any] = [Weight(conv2d.pack_weight(weight, spec, tiling), bits)]
         if scale is not None:
             packed.append(conv2d.pack_scale(scale, spec, tiling))
         arguments = (

@@ -18,6 +18,7 @@ from tvmquant.schedules.families.contraction import (
     Layer,
     Lowered,
     Operand,
+    Weight,
 )
 from tvmquant.schedules.families.family import Family, Tilings, finishing
 from tvmquant.schedules.isa import DotProduct, dot_products, narrowed
@@ -46,7 +47,7 @@ class Conv2DTransposeFamily(Family):
         weight = layer.whole_weight
         arguments = (
             Operand("input"),
-            conv2d_transpose.pack_weight(weight, spec, tiling),
+            Weight(conv2d_transpose.pack_weight(weight, spec, tiling), layer.whole_bits),
             conv2d_transpose.pack_bias(layer.bias, weight, spec, tiling),
             *finishing(layer, conv2d_transpose.padded_outputs(spec, tiling)),
         )

@@ -18,6 +18,7 @@ from tvmquant.schedules.families.contraction import (
     Layer,
     Lowered,
     Operand,
+    Weight,
     padded,
 )
 from tvmquant.schedules.families.family import Family, Tilings, finishing
@@ -56,7 +57,7 @@ class DepthwiseConv2DFamily(Family):
         weight = layer.whole_weight[..., 0]
         arguments = (
             Operand("input"),
-            depthwise_conv2d.pack_weight(weight, spec, tiling),
+            Weight(depthwise_conv2d.pack_weight(weight, spec, tiling), layer.whole_bits),
             pack(padded(layer.bias, length)),
             *finishing(layer, length, pack=pack),
         )

@@ -5,11 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import tvm
 from tvm import relax, tirx
 
+from tvmquant.formats import Uniform
 from tvmquant.ir import quantized_ops as qop
-from tvmquant.passes.store_weights import LEAST_BYTES, WEIGHTS, StoreWeights
+from tvmquant.passes.store_weights import (
+    FORMATS,
+    LEAST_BYTES,
+    LEAST_SAVED,
+    WEIGHTS,
+    StoreWeights,
+    container_bits,
+    digest,
+    values_of,
+)
 
 LARGE = np.arange(LEAST_BYTES, dtype=np.uint8).view(np.int8).reshape(64, -1)
 SMALL = LARGE[:, :-1].copy()
@@ -53,7 +64,7 @@ def module(*calls: list[Any], stored: list[Any] | None = None) -> tvm.IRModule:
 def test_large_constants_are_stored_once_and_small_ones_stay() -> None:
     before = module([LARGE, SMALL], [LARGE + 1], [LARGE.copy()])
     after = StoreWeights()(before)
-    weights = [tensor.numpy() for tensor in after.attrs[WEIGHTS]]
+    weights = [found["data"].numpy() for found in after.attrs[WEIGHTS]]
     np.testing.assert_array_equal(weights, [LARGE, LARGE + 1])
     expected = module([0, SMALL], [1], [0], stored=weights)
     tvm.ir.assert_structural_equal(after.without_attr(WEIGHTS), expected)
@@ -61,9 +72,41 @@ def test_large_constants_are_stored_once_and_small_ones_stay() -> None:
 
 def test_equal_bytes_of_other_types_are_other_weights() -> None:
     after = StoreWeights()(module([LARGE], [LARGE.view(np.uint8)], [LARGE.reshape(-1)]))
-    assert [str(t.dtype) for t in after.attrs[WEIGHTS]] == ["int8", "uint8", "int8"]
+    assert [str(found["dtype"]) for found in after.attrs[WEIGHTS]] == ["int8", "uint8", "int8"]
 
 
 def test_without_large_constants_nothing_changes() -> None:
     before = module([SMALL, MASK])
     tvm.ir.assert_structural_equal(StoreWeights()(before), before)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("container", ["nibbles", "int8", "int16"])
+def test_weights_are_held_at_their_own_width(bits: int, container: str) -> None:
+    held = Uniform(bits, signed=True)
+    values = np.resize(np.arange(held.qmin, held.qmax + 1), 2048)
+    kept = values.astype("int8" if container == "nibbles" else container)
+    if container == "nibbles":
+        halves = (np.clip(values, -8, 7) + 8).astype(np.uint8).reshape(-1, 2)
+        kept, values = halves[:, 0] | halves[:, 1] << 4, np.clip(values, -8, 7)
+    np.testing.assert_array_equal(values_of(kept), values)
+    before = module([kept]).with_attr(FORMATS, {digest(kept): held.name})
+    after = StoreWeights()(before)
+    narrow = bits < container_bits(kept)
+    if not narrow:
+        tvm.ir.assert_structural_equal(after, before)  # 4096 bytes at most
+        return
+    (found,) = after.attrs[WEIGHTS]
+    assert (str(found["format"]), str(found["dtype"])) == (held.name, str(kept.dtype))
+    assert [int(extent) for extent in found["shape"]] == list(kept.shape)
+    np.testing.assert_array_equal(found["data"].numpy(), held.pack(values))
+
+
+def test_what_packing_hardly_makes_smaller_stays() -> None:
+    held = Uniform(6, signed=True)
+    few = np.zeros(4 * LEAST_SAVED - 4, np.int8)
+    before = module([few]).with_attr(FORMATS, {digest(few): held.name})
+    tvm.ir.assert_structural_equal(StoreWeights()(before), before)
+    enough = np.zeros(4 * LEAST_SAVED, np.int8)
+    before = module([enough]).with_attr(FORMATS, {digest(enough): held.name})
+    assert len(StoreWeights()(before).attrs[WEIGHTS]) == 1

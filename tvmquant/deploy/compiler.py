@@ -122,9 +122,14 @@ def _compile(
     from tvm import relax
     from tvm.support import cc
 
-    from tvmquant.deploy.stored_weights import write_source
+    from tvmquant.deploy.stored_weights import StoredWeight, write_source
     from tvmquant.passes.pipeline import virtual_machine_pipeline
-    from tvmquant.passes.store_weights import FUNCTION, WEIGHTS
+    from tvmquant.passes.store_weights import FORMATS, FUNCTION, WEIGHTS
+
+    def stored(found: Any) -> StoredWeight:
+        shape = tuple(int(extent) for extent in found["shape"])
+        data, width = found["data"].numpy(), int(found["width"])
+        return StoredWeight(data, shape, str(found["dtype"]), str(found["format"]), width)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this one
     link: dict[str, Any] = {"fcompile": cc.cross_compiler(linker)} if linker else {}
@@ -133,12 +138,12 @@ def _compile(
         options.append("-Wl,--strip-debug")  # of the kernels' TensorIR: 2 % of ResNet-50
     try:
         with target, tempfile.TemporaryDirectory(prefix="tvmquant.") as scratch:
-            weights = [tensor.numpy() for tensor in (module.attrs or {}).get(WEIGHTS, [])]
-            module = module.without_attr(WEIGHTS)
+            weights = [stored(found) for found in (module.attrs or {}).get(WEIGHTS, [])]
+            module = module.without_attr(WEIGHTS).without_attr(FORMATS)
             executable = relax.build(module, target, relax_pipeline=virtual_machine_pipeline())
             if weights:
                 link["addons"] = [str(write_source(weights, FUNCTION, Path(scratch)))]
-                options += [f"-I{path}" for path in tvm_ffi.libinfo.include_paths()]
+                options += ["-O2", *(f"-I{path}" for path in tvm_ffi.libinfo.include_paths())]
             executable.export_library(str(library), options=options, **link)
         send.send(None)
     except Exception as error:  # whatever it is, the parent reports it as one message

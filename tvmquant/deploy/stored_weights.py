@@ -4,17 +4,24 @@ The function follows TVM's calling convention for functions that a library expor
 ``c_api.h``): ``tvmquant_weight(index)`` returns a tensor whose data is where the system maps the
 library. Such data belongs to the file, so that it is read when it is needed first, shared between
 processes, and never copied.
+
+Of a weight that is packed (`tvmquant.formats`) it returns a copy, which the first call makes and
+all others share: whoever loads the library, from Python or C++, calls nothing else. The copy is
+given back when the library is unloaded.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tvmquant import formats
 from tvmquant.devices.cpu import ALIGNMENT
 
 # DLPack's codes
@@ -22,7 +29,13 @@ _CODES = {"i": "kDLInt", "u": "kDLUInt", "f": "kDLFloat"}
 
 _SOURCE = """\
 #include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 #include <tvm/ffi/c_api.h>
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "weights are stored for little-endian processors"
+#endif
 
 __asm__(
     ".pushsection .rodata.tvmquant_weights, \\"a\\", %progbits\\n"
@@ -46,11 +59,12 @@ static int64_t shapes[][{rank}] = {{
 static DLManagedTensor weights[] = {{
 {weights}
 }};
-
+{unpacking}
 TVM_FFI_DLL_EXPORT int __tvm_ffi_{function}(void* self, const TVMFFIAny* args, int32_t num_args,
                                             TVMFFIAny* result) {{
   TVMFFIObjectHandle tensor;
-  int status = TVMFFITensorFromDLPack(&weights[args[0].v_int64], 0, 0, &tensor);
+  int64_t index = args[0].v_int64;
+{prepare}  int status = TVMFFITensorFromDLPack(&weights[index], 0, 0, &tensor);
   if (status == 0) {{
     result->type_index = kTVMFFITensor;
     result->zero_padding = 0;
@@ -64,14 +78,116 @@ TVM_FFI_DLL_EXPORT int __tvm_ffi_{function}(void* self, const TVMFFIAny* args, i
 #endif
 """
 
+# How a packed weight becomes what kernels read.
+_UNPACKING = """
+static const int16_t levels[][256] = {{
+{levels}
+}};
 
-def write_source(weights: Sequence[npt.NDArray[Any]], function: str, folder: Path) -> Path:
+typedef struct {{
+  const char* data;  /* of the library; 0 where the weight is not packed */
+  int64_t count;
+  int bits;
+  int width;  /* of the container, 4 where a byte holds two */
+  const int16_t* levels;
+}} Packed;
+
+static const Packed packed[] = {{
+{packed}
+}};
+
+/* Values i to i + left - 1 lie in the low bits of a word; none of the eight reads past its bytes,
+   since the data end with as many zeros. */
+#define UNPACK(STORE)                                                  \\
+  for (int64_t i = 0; i < weight->count; i += 8, in += weight->bits) {{ \\
+    uint64_t word;                                                     \\
+    int64_t left = weight->count - i < 8 ? weight->count - i : 8;      \\
+    memcpy(&word, in, sizeof(word));                                   \\
+    for (int64_t j = i; j < i + left; ++j, word >>= weight->bits) {{    \\
+      int16_t value = weight->levels[word & mask];                     \\
+      STORE;                                                           \\
+    }}                                                                  \\
+  }}
+
+static void unpack(const Packed* weight, void* out) {{
+  const char* in = weight->data;
+  uint64_t mask = ((uint64_t)1 << weight->bits) - 1;
+  if (weight->width == 4) {{
+    UNPACK(((uint8_t*)out)[j / 2] |= (uint8_t)((value + 8) << (j % 2 * 4)))
+  }} else if (weight->width == 8) {{
+    UNPACK(((int8_t*)out)[j] = (int8_t)value)
+  }} else if (weight->width == 16) {{
+    UNPACK(((int16_t*)out)[j] = value)
+  }} else {{
+    UNPACK(((int32_t*)out)[j] = value)
+  }}
+}}
+
+/* Two threads may do this at once: what one of them made is kept. */
+static int prepare(int64_t index) {{
+  void** data = &weights[index].dl_tensor.data;
+  void* nothing = 0;
+  if (packed[index].data == 0 || __atomic_load_n(data, __ATOMIC_ACQUIRE) != 0) return 0;
+  size_t size = (size_t)(packed[index].count * packed[index].width / 8 + {alignment}) &
+                ~(size_t)({alignment} - 1);
+  void* out = aligned_alloc({alignment}, size);
+  if (out == 0) {{
+    TVMFFIErrorSetRaisedFromCStr("MemoryError", "no memory for a weight of the network");
+    return -1;
+  }}
+  memset(out, 0, size);
+  unpack(&packed[index], out);
+  if (!__atomic_compare_exchange_n(data, &nothing, out, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+    free(out);
+  return 0;
+}}
+
+__attribute__((destructor)) static void give_back(void) {{
+  for (size_t i = 0; i < sizeof(packed) / sizeof(packed[0]); ++i)
+    if (packed[i].data != 0) free(weights[i].dl_tensor.data);
+}}
+"""
+_PREPARE = "  if (prepare(index) != 0) return -1;\n"
+# Bytes that the last packed weight's last word may reach past it.
+_WORD = 8
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """What the library holds of a weight.
+
+    Parameters
+    ----------
+    data : array
+        The weight of integers or floats; where it is packed, its bytes.
+    shape : tuple of int
+    dtype : str
+        As kernels read it.
+    format : str
+        Name of the format that is packed; empty where the weight is as kernels read it.
+    width : int
+        Bits that kernels read each packed value in: 4, 8, 16 or 32. Two values of 4 bits share a
+        byte, the first in its lower half, each 8 more than it is.
+    """
+
+    data: npt.NDArray[Any]
+    shape: tuple[int, ...]
+    dtype: str
+    format: str = ""
+    width: int = 0
+
+    @classmethod
+    def plain(cls, array: npt.NDArray[Any]) -> StoredWeight:
+        """Return what stores an array as it is."""
+        return cls(array, array.shape, str(array.dtype))
+
+
+def write_source(weights: Sequence[StoredWeight], function: str, folder: Path) -> Path:
     """Write what is to be compiled into the library.
 
     Parameters
     ----------
-    weights : sequence of arrays
-        Of integers or floats.
+    weights : sequence of StoredWeight
     function : str
         The name by which the virtual machine calls.
     folder : path
@@ -83,25 +199,51 @@ def write_source(weights: Sequence[npt.NDArray[Any]], function: str, folder: Pat
         Of a source that C and C++ compilers of ELF targets take.
     """
     data = folder / "weights.bin"
-    rank = max(array.ndim for array in weights)
-    shapes, tensors = [], []
+    rank = max(len(weight.shape) for weight in weights)
+    shapes, tensors, packed = [], [], []
+    names = sorted({weight.format for weight in weights} - {""})
     with data.open("wb") as file:
-        for index, array in enumerate(weights):
+        for index, weight in enumerate(weights):
             offset = -(-file.tell() // ALIGNMENT) * ALIGNMENT
             file.write(bytes(offset - file.tell()))
-            file.write(np.ascontiguousarray(array).data)
-            shapes.append(f"  {{{', '.join(map(str, array.shape))}}},")
-            code, bits = _CODES[array.dtype.kind], 8 * array.dtype.itemsize
+            file.write(np.ascontiguousarray(weight.data).data)
+            shapes.append(f"  {{{', '.join(map(str, weight.shape))}}},")
+            dtype, place = np.dtype(weight.dtype), f"tvmquant_data + {offset}"
             tensors.append(
-                f"  {{{{tvmquant_data + {offset}, {{kDLCPU, 0}}, {array.ndim}, "
-                f"{{{code}, {bits}, 1}}, shapes[{index}], 0, 0}}, 0, 0}},"
+                f"  {{{{{'0' if weight.format else place}, {{kDLCPU, 0}}, {len(weight.shape)}, "
+                f"{{{_CODES[dtype.kind]}, {8 * dtype.itemsize}, 1}}, shapes[{index}], 0, 0}}, 0, "
+                "0},"
             )
+            packed.append(_described(weight, place, names))
+        file.write(bytes(_WORD))
+    unpacking = _UNPACKING.format(
+        alignment=ALIGNMENT, packed="\n".join(packed), levels="\n".join(map(_levels, names))
+    )
     source = folder / "weights.c"
     source.write_text(
         _SOURCE.format(
             alignment=ALIGNMENT, data=data, rank=rank, shapes="\n".join(shapes),
             weights="\n".join(tensors), function=function,
+            unpacking=unpacking if names else "", prepare=_PREPARE if names else "",
         ),
         encoding="utf-8",
     )  # fmt: skip
     return source
+
+
+def _described(weight: StoredWeight, place: str, names: Sequence[str]) -> str:
+    """Return an element of the array ``packed``."""
+    if not weight.format:
+        return "  {0, 0, 0, 0, 0},"
+    values = math.prod(weight.shape) * 8 * np.dtype(weight.dtype).itemsize // weight.width
+    bits = formats.parse(weight.format).bits
+    levels = f"levels[{names.index(weight.format)}]"
+    return f"  {{{place}, {values}, {bits}, {weight.width}, {levels}}},"
+
+
+def _levels(name: str) -> str:
+    """Return the value of every code of a format, in C."""
+    held = formats.parse(name)
+    codes = np.arange(1 << held.bits, dtype=np.uint8)
+    values = [int(held.unpack(code.reshape(1), (1,))[0]) for code in codes]
+    return f"  {{{', '.join(map(str, values))}}},"

@@ -1,5 +1,7 @@
+import itertools
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,12 +11,14 @@ import tvm_ffi
 from tvmquant.deploy.build import build
 from tvmquant.deploy.compiler import compile_in_worker
 from tvmquant.deploy.loader import load
-from tvmquant.deploy.stored_weights import write_source
+from tvmquant.deploy.stored_weights import StoredWeight, write_source
 from tvmquant.devices.cpu import ALIGNMENT
+from tvmquant.formats import Uniform
 from tvmquant.passes import store_weights
 from tvmquant.passes.store_weights import FUNCTION, WEIGHTS
 from tvmquant.target import parse_target
 
+INT3 = Uniform(3, signed=True)
 ARRAYS = [
     np.arange(-5, 6, dtype=np.int8),
     np.arange(24, dtype=np.float32).reshape(2, 3, 4),
@@ -23,13 +27,23 @@ ARRAYS = [
 ]
 
 
+def attribute(weight):
+    """Return what `StoreWeights` says of a weight."""
+    data = tvm.runtime.tensor(np.ascontiguousarray(weight.data))
+    return {"data": data, "shape": list(weight.shape), "dtype": weight.dtype,
+            "format": weight.format, "width": weight.width}  # fmt: skip
+
+
+def compiled(weights, path):
+    module = tvm.IRModule().with_attr(WEIGHTS, weights)
+    compile_in_worker(module, parse_target("haswell"), path)
+    return path
+
+
 @pytest.fixture
 def library(tmp_path):
     """A library of nothing but weights."""
-    module = tvm.IRModule().with_attr(WEIGHTS, [tvm.runtime.tensor(a.copy()) for a in ARRAYS])
-    path = tmp_path / "weights.so"
-    compile_in_worker(module, parse_target("haswell"), path)
-    return path
+    return compiled([attribute(StoredWeight.plain(a)) for a in ARRAYS], tmp_path / "weights.so")
 
 
 def test_tensors_lie_in_the_library(library):
@@ -60,12 +74,50 @@ def test_networks_compute_the_same(quantized, images, tmp_path, monkeypatch):
     np.testing.assert_array_equal(*results)
 
 
+def nibbles(values):
+    """Two of 4 bits in a byte, as kernels of narrow weights read them."""
+    halves = (values + 8).astype(np.uint8).reshape(-1, 2)
+    return halves[:, 0] | halves[:, 1] << 4
+
+
+def test_packed_weights_are_unpacked_once(tmp_path):
+    rng = np.random.default_rng(0)
+    weights, expected = [StoredWeight.plain(ARRAYS[1])], [ARRAYS[1]]
+    for bits, count in itertools.product(range(2, 9), (2, 46, 1000)):
+        held = Uniform(bits, signed=True)
+        values = rng.integers(held.qmin, held.qmax + 1, count)
+        for dtype in ("int8", "int16", "int32"):
+            width = 8 * np.dtype(dtype).itemsize
+            shape = (2, count // 2)
+            weights.append(StoredWeight(held.pack(values), shape, dtype, held.name, width))
+            expected.append(values.astype(dtype).reshape(shape))
+        if bits <= 4:
+            packed = held.pack(values)
+            weights.append(StoredWeight(packed, (count // 2,), "uint8", held.name, 4))
+            expected.append(nibbles(values))
+    path = compiled([attribute(weight) for weight in weights], tmp_path / "weights.so")
+    weight = tvm_ffi.load_module(str(path)).get_function(FUNCTION, query_imports=True)
+    with ThreadPoolExecutor(8) as pool:  # all of them begin with the same weight
+        found = list(pool.map(weight, list(range(len(weights))) * 8))
+    for index, tensor in enumerate(found):
+        array = np.from_dlpack(tensor)
+        wanted = expected[index % len(weights)]
+        assert array.dtype == wanted.dtype
+        np.testing.assert_array_equal(array, wanted)
+        assert array.ctypes.data % ALIGNMENT == 0
+        assert array.ctypes.data == np.from_dlpack(weight(index % len(weights))).ctypes.data
+
+
 @pytest.mark.parametrize("language", ["c", "c++"])
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
-def test_the_source_is_c_and_cpp(compiler, language, tmp_path):
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_source_is_c_and_cpp(compiler, language, packed, tmp_path):
     if shutil.which(compiler) is None:
         pytest.skip(f"{compiler} is not installed")
-    source = write_source(ARRAYS, FUNCTION, tmp_path)
+    weights = [StoredWeight.plain(array) for array in ARRAYS]
+    if packed:
+        weights.append(StoredWeight(INT3.pack(np.zeros(9, np.int8)), (9,), "int8", "int3", 8))
+    source = write_source(weights, FUNCTION, tmp_path)
     include = [f"-I{path}" for path in tvm_ffi.libinfo.include_paths()]
     command = [compiler, "-x", language, "-Wall", "-Werror", "-fPIC", "-c", *include, str(source)]
     subprocess.run([*command, "-o", str(tmp_path / "weights.o")], check=True)
