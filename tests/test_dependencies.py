@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "frontend": {"graph", "ir", "passes"},
     # what runs a graph
     "simulator": {"arithmetic", "ir", "passes", "resize"},
-    "twin": {"ir", "passes"},
+    "twin": {"ir", "passes", "resize"},
     # from float to integers
     "calibration": {"arithmetic", "data", "graph", "ir", "passes", "quantizer", "twin"},
     "quantization": {"bit_choice", "calibration", "graph", "layers", "levels", "passes"},

@@ -17,7 +17,7 @@ WEIGHT_BITS = 11
 
 # TVM nudges coordinates by this before floor and ceil.
 _EPSILON = np.float32(1e-5)
-_ROUNDINGS: dict[str, Callable[[Array], Array]] = {
+ROUNDINGS: dict[str, Callable[[Array], Array]] = {
     "round": np.rint,
     "round_prefer_floor": lambda x: np.ceil(x - np.float32(0.5)),
     "round_prefer_ceil": lambda x: np.floor(x + np.float32(0.5)),
@@ -96,7 +96,7 @@ def nearest(positions: Array, extent: int, mode: str, rounding: str) -> IntArray
         ``round`` for align_corners and ``floor`` otherwise.
     """
     rounding = rounding or ("round" if mode == "align_corners" else "floor")
-    if rounding not in _ROUNDINGS:
+    if rounding not in ROUNDINGS:
         raise QuantizationError(f"unknown rounding_method {rounding!r}")
-    index: IntArray = _ROUNDINGS[rounding](positions).astype(np.int64)
+    index: IntArray = ROUNDINGS[rounding](positions).astype(np.int64)
     return np.clip(index, 0, extent - 1)

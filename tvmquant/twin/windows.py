@@ -17,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812  torch's own name for it
 from torch import Tensor
 from tvm import relax
 
+from tvmquant.resize import ROUNDINGS, coordinates, nearest
 from tvmquant.twin.attributes import integers, require
 
 # numpy's names of the modes that pad with a tensor's own values
@@ -147,32 +148,6 @@ def _nn_pad(call: relax.Call) -> Callable[[Tensor], Tensor]:
     return pad_with_own_values
 
 
-def _source_positions(extent: int, size: int, mode: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return the real coordinate in an axis of `extent` that each of `size` outputs reads."""
-    target = np.arange(size, dtype=np.float64)
-    scale = extent / size
-    if mode == "align_corners":
-        return target * ((extent - 1) / (size - 1)) if size > 1 else target
-    if mode == "asymmetric":
-        return target * scale
-    if mode == "tf_half_pixel_for_nn":
-        return (target + 0.5) * scale
-    if mode == "pytorch_half_pixel" and size == 1:
-        return np.zeros(1)
-    return (target + 0.5) * scale - 0.5
-
-
-# What TVM does in float32 within 1e-5 of an integer; here coordinates are float64.
-_TOLERANCE = 1e-5
-_ROUNDINGS: dict[str, Callable[[Any], Any]] = {
-    "round": np.rint,
-    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
-    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
-    "floor": lambda x: np.floor(x + _TOLERANCE),
-    "ceil": lambda x: np.ceil(x - _TOLERANCE),
-}
-
-
 def _resize2d(call: relax.Call) -> Callable[[Tensor], Tensor]:
     attrs = call.attrs
     method, mode = str(attrs.method), str(attrs.coordinate_transformation_mode)
@@ -187,15 +162,18 @@ def _resize2d(call: relax.Call) -> Callable[[Tensor], Tensor]:
         "pytorch_half_pixel",
         "tf_half_pixel_for_nn",
     )
-    rounding = str(attrs.rounding_method) or ("round" if mode == "align_corners" else "floor")
-    require("the rounding", rounding, *_ROUNDINGS)
+    rounding = str(attrs.rounding_method)
+    require("the rounding", rounding, "", *ROUNDINGS)
     size = integers(call.args[1].values)
-    resize_axis = _nearest_axis if method == "nearest_neighbor" else _linear_axis
 
     def resize2d(x: Tensor) -> Tensor:
         for axis, target in zip((2, 3), size, strict=True):
-            positions = _source_positions(x.shape[axis], target, mode)
-            x = resize_axis(x, axis, positions, _ROUNDINGS[rounding])
+            extent = x.shape[axis]
+            positions = coordinates(extent, target, mode)
+            if method == "nearest_neighbor":
+                x = _gather(x, axis, nearest(positions, extent, mode, rounding))
+            else:
+                x = _linear_axis(x, axis, positions)
         return x
 
     return resize2d
@@ -206,11 +184,7 @@ def _gather(x: Tensor, axis: int, index: Any) -> Tensor:
     return x.index_select(axis, torch.from_numpy(inside).to(x.device))
 
 
-def _nearest_axis(x: Tensor, axis: int, positions: Any, rounding: Callable[[Any], Any]) -> Tensor:
-    return _gather(x, axis, rounding(positions))
-
-
-def _linear_axis(x: Tensor, axis: int, positions: Any, _rounding: Any) -> Tensor:
+def _linear_axis(x: Tensor, axis: int, positions: Any) -> Tensor:
     lower = np.floor(positions)
     weight = torch.from_numpy(positions - lower).to(x)
     weight = weight.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
