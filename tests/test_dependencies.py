@@ -57,12 +57,13 @@ MAY_IMPORT = {
     # from float to integers
     "calibration": {"arithmetic", "data", "graph", "ir", "passes", "quantizer", "twin"},
     "quantization": {"bit_choice", "calibration", "graph", "layers", "levels", "passes"},
+    "random_calibration": {"calibration", "graph", "quantization"},
     # from a graph to a library, and back
     "deploy": {
         "arithmetic", "bit_choice", "devices", "graph", "ir", "levels", "machine", "passes",
         "schedules", "schedules.families", "target",
     },
-    "inspection": {"deploy", "graph", "ir", "levels", "machine", "passes"},
+    "inspection": {"deploy", "graph", "machine", "passes", "quantization", "random_calibration"},
     "benchmark": {"deploy", "devices"},
     "output_blocks": {"graph", "ir", "passes"},
     "output_quality": {"output_blocks"},
@@ -77,7 +78,8 @@ MAY_IMPORT = {
     },
     "tuning": {
         "bit_choice", "calibration", "deploy", "devices", "graph", "ir", "layers", "machine",
-        "passes", "quantization", "schedules.families", "schedules.isa", "target",
+        "passes", "quantization", "random_calibration", "schedules.families", "schedules.isa",
+        "target",
     },
     "network_latency": {
         "benchmark", "bit_choice", "calibration", "deploy", "graph", "layers", "machine",

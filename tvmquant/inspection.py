@@ -11,9 +11,6 @@ if TYPE_CHECKING:
     from tvmquant.machine import TargetLike
     from tvmquant.passes.verify_integer_only import FloatOp
 
-# Which operators become integer, and by which kernel, does not depend on the calibrated ranges.
-NOMINAL_RANGE = (-1.0, 1.0)
-
 
 @dataclasses.dataclass(frozen=True)
 class Preview:
@@ -34,7 +31,10 @@ class Preview:
 def preview(
     graph: Graph, *, target: TargetLike = "native", threads: int | None = None, batch: int = 1
 ) -> Preview:
-    """Return the layers that a float (L0) graph would be compiled into.
+    """Return the layers that a float (L0) graph would be compiled into, all with 8 bits.
+
+    The kernels are those of `tvmquant.compile_onnx`: ranges come from random items, the weights are
+    rounded as there. With real data an epilogue may need other multipliers, of 64 bits.
 
     Parameters
     ----------
@@ -46,24 +46,17 @@ def preview(
     Raises
     ------
     TVMQuantError
-        As `tvmquant.quantize` and `tvmquant.build` would.
+        As `tvmquant.quantize` and `tvmquant.build` would; also where an extent of an input is not
+        known.
     """
     from tvmquant.deploy.describe import describe_layers
-    from tvmquant.ir import quantized_ops as qop
-    from tvmquant.ir.rewriter import bindings_of
-    from tvmquant.levels import annotated
     from tvmquant.machine import Machine
     from tvmquant.passes import pipeline
     from tvmquant.passes.verify_integer_only import float_audit
+    from tvmquant.quantization import quantize
+    from tvmquant.random_calibration import calibrate_with_random_items
 
-    network = annotated(graph).module
-    edges = [
-        qop.attributes(value)["id"]
-        for _, value in bindings_of(network["main"])
-        if qop.is_call(value, qop.FAKE_QUANT)
-    ]
-    ranges = dict.fromkeys(edges, NOMINAL_RANGE)
-    calibrated = pipeline.apply_calibration(network, ranges, weight_method="minmax")
-    integer = pipeline.integerize(calibrated)
-    lowered = pipeline.lower(integer, Machine.of(target, threads), batch)
-    return Preview(describe_layers(integer, lowered), float_audit(integer))
+    machine = Machine.of(target, threads)
+    integer = quantize(graph, calibrate_with_random_items(graph)).module
+    lowered = pipeline.lower(integer, machine, batch)
+    return Preview(describe_layers(integer, lowered, batch), float_audit(integer))

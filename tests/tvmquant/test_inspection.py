@@ -1,5 +1,13 @@
+import pytest
+
 import tvmquant
+from tests.tvmquant.networks import MIXTURE_SHAPE, export_mixture, images_of
 from tvmquant.deploy.manifest import Manifest
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    return tvmquant.load_onnx(export_mixture(tmp_path_factory.mktemp("onnx") / "mixture.onnx"))
 
 
 def test_a_preview_lists_the_layers_of_the_library(small_onnx, small_library):
@@ -7,6 +15,27 @@ def test_a_preview_lists_the_layers_of_the_library(small_onnx, small_library):
     assert found.float_audit == []
 
     def essence(layers):
-        return [(layer.id, layer.op, layer.shape, layer.macs, layer.choice) for layer in layers]
+        return [
+            (layer.id, layer.op, layer.shape, layer.macs, layer.choice, layer.kernel)
+            for layer in layers
+        ]
 
     assert essence(found.layers) == essence(Manifest.load(small_library).layers)
+
+
+@pytest.mark.parametrize("target", ["haswell", "znver4"])
+def test_the_kernels_are_those_of_a_compilation(mixture, target, tmp_path):
+    """With bounded pairs, for the same threads and batch."""
+    calibration = tvmquant.calibrate(mixture, images_of(MIXTURE_SHAPE))
+    quantized = tvmquant.quantize(mixture, calibration)
+    manifest = tvmquant.build(quantized, target=target, out=tmp_path, threads=2, batch=3)
+    found = tvmquant.preview(mixture, target=target, threads=2, batch=3)
+    assert [layer.kernel for layer in found.layers] == [layer.kernel for layer in manifest.layers]
+    assert [layer.macs for layer in found.layers] == [layer.macs for layer in manifest.layers]
+    pairs = sum("pmaddubsw" in layer.kernel for layer in found.layers)
+    assert (pairs > 0) == (target == "haswell")
+
+
+def test_random_items_are_the_same_each_time(mixture):
+    first, second = (tvmquant.preview(mixture, target="haswell", threads=1) for _ in range(2))
+    assert first == second

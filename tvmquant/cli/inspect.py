@@ -22,20 +22,23 @@ def inspect(
     target: Annotated[
         str, typer.Option(help="Of a model: what it would be compiled for.")
     ] = "native",
+    threads: options.Threads = None,
+    batch: Annotated[int, typer.Option(min=1, help="Of a model: the library's batch size.")] = 1,
     input_shape: options.InputShapes = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """List layers with their kernels and bit widths, what stays float and why, and sizes.
 
-    Of an ONNX model this is what `tvmquant compile` would make of it, found without data.
+    Of an ONNX model this is what `tvmquant compile` would make of it with 8 bits, found without
+    data.
     """
     if subject.is_dir():
         report = _describe_library(subject)
     elif subject.is_file():
         shapes = options.parse_input_shapes(input_shape)
         with StageReporter(quiet=quiet)("inspect"):
-            report = _describe_model(subject, target, shapes)
+            report = _describe_model(subject, target, threads, batch, shapes)
     else:
         raise DataError(
             f"{str(subject)!r} does not exist; expected a folder that `tvmquant compile` wrote, or "
@@ -54,7 +57,11 @@ def _describe_library(folder: Path) -> dict[str, Any]:
 
 
 def _describe_model(
-    path: Path, target: str, shapes: dict[str, tuple[int | None, ...]]
+    path: Path,
+    target: str,
+    threads: int | None,
+    batch: int,
+    shapes: dict[str, tuple[int | None, ...]],
 ) -> dict[str, Any]:
     import dataclasses
 
@@ -62,7 +69,7 @@ def _describe_model(
     from tvmquant.inspection import preview
 
     graph = load_onnx(path, input_shapes=shapes or None)
-    found = preview(graph, target=target)
+    found = preview(graph, target=target, threads=threads, batch=batch)
 
     def signature(tensors: list[Any]) -> list[dict[str, Any]]:
         return [{"name": n, "shape": list(shape), "dtype": dtype} for n, shape, dtype in tensors]

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from tvmquant.bit_choice import DEFAULT_CHOICES, BitChoice
-from tvmquant.errors import ModelError, QuantizationError, TuningError
+from tvmquant.errors import QuantizationError, TuningError
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, span_name
 from tvmquant.machine import Machine
+from tvmquant.random_calibration import calibrate_with_random_items
 from tvmquant.tuning.database import Database
 from tvmquant.tuning.latency import LatencyTable
 from tvmquant.tuning.measure import DeviceRunner, HostRunner, Runner
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from tvmquant.machine import TargetLike
 
 Layers = dict[str, dict[str, Workload]]
-# Random items that ranges come from where there is no calibration: they do not matter for speed.
-ITEMS = 2
 
 
 @dataclass(frozen=True)
@@ -153,7 +150,7 @@ def _layers(
 ) -> Layers:
     """Return the workloads by layer and choice."""
     if graph.level == "L0":
-        ranges = calibration or _calibrate(graph)
+        ranges = calibration or calibrate_with_random_items(graph)
         wanted = dict.fromkeys(choices or DEFAULT_CHOICES)
         return workloads_by_choice(graph, ranges, wanted, machine, batch)
     if choices is not None:
@@ -172,28 +169,6 @@ def _choices_of(graph: Graph) -> dict[str, str]:
         if qop.is_call(value, *qop.CONTRACTIONS):
             found[span_name(value)] = qop.attributes(value)["choice"]
     return found
-
-
-def _calibrate(graph: Graph) -> Calibration:
-    """Calibrate with random items."""
-    from tvmquant.quantization import calibrate
-
-    batch = graph.fixed_batch() or ITEMS
-    generator = np.random.default_rng(0)
-    items = {}
-    for name, shape, dtype in graph.item_inputs():
-        extents = [extent for extent in shape or () if extent is not None]
-        if shape is None or len(extents) < len(shape):
-            raise ModelError(
-                f"the input {name!r} has the shape {(None, *(shape or ()))}; tuning needs its "
-                "extents, pass them as input_shapes (--input-shape)"
-            )
-        size = (batch, *extents)
-        if dtype == "float32":
-            items[name] = generator.standard_normal(size).astype(dtype)
-        else:  # integers that every table of an embedding has, or booleans
-            items[name] = generator.integers(2, size=size).astype(dtype)
-    return calibrate(graph, items, method="minmax", batch_size=batch)
 
 
 def _updated(path: Path, found: LatencyTable) -> LatencyTable:
