@@ -11,7 +11,9 @@ with ``t_i(c) = (1 + e_c) m_i(c)``, where ``m_i(c)`` is the median time of layer
 network of choice c, and ``fixed`` what remains of the measured latency of the 8-bit network:
 kernels that belong to no layer (pools, borders) and the dispatch of kernels. The ``e_c``, a few
 percent and 0 for w8a8, make (1) agree with the measured latency of the narrower networks, where the
-kernels meet other neighbours. The networks are timed in turns, so that all meet the same machine.
+kernels meet other neighbours. Choices for which a layer has the same kernel, as widths without one
+of their own have, share one ``m_i`` and one ``e_c``. The networks are timed in turns, so that all
+meet the same machine.
 """
 
 from __future__ import annotations
@@ -178,7 +180,7 @@ def measure_network(
     quantize_options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> NetworkLatency:
-    """Build and time the network of each choice.
+    """Build and time the network of each choice; those of equal kernels (`Workload`) once.
 
     Parameters
     ----------
@@ -207,6 +209,7 @@ def measure_network(
     from tvmquant.machine import Machine
     from tvmquant.quantization import quantize
     from tvmquant.tuning.database import noting
+    from tvmquant.tuning.workload import workloads_of
 
     machine = Machine.of(target, threads)
     untuned: list[str] = []
@@ -217,28 +220,53 @@ def measure_network(
     with tempfile.TemporaryDirectory(prefix="tvmquant-") as scratch:
         networks: dict[BitChoice, Model] = {}
         plans: dict[BitChoice, dict[str, BitChoice]] = {}
+        kernels_of: dict[BitChoice, dict[str, str]] = {}
         for index, choice in enumerate(wanted):
             plans[choice] = uniform_choices(layers, choice, pin_ends=pin_ends)
             folder = Path(scratch, str(choice))
             quantized = quantize(
                 graph, calibration, choices=plans[choice], **(quantize_options or {})
             )
-            build(quantized, target=machine, out=folder, batch=batch, tilings=noted)
-            networks[choice] = load(folder)
+            keys = {name: w.key for name, w in workloads_of(quantized, machine, batch).items()}
+            if keys not in kernels_of.values():
+                build(quantized, target=machine, out=folder, batch=batch, tilings=noted)
+                networks[choice] = load(folder)
+            kernels_of[choice] = keys
             if progress is not None:
                 progress(index + 1, total)
         times, kernels = _time(networks, lambda n: progress and progress(len(wanted) + n, total))
         manifest = networks[wanted[0]].manifest
-    table, fixed = _terms(layers, plans, times, kernels)
+    same = _first_alike(plans, kernels_of)
+    table, fixed = _terms(layers, {choice: same[choice] for choice in networks}, times, kernels)
+    for choice, plan in plans.items():
+        for name, taken in plan.items():
+            table[name][str(taken)] = table[name][str(same[choice][name])]
+    built = {choice: next(n for n in networks if kernels_of[n] == kernels_of[choice])
+             for choice in wanted}  # fmt: skip
     return NetworkLatency(
         model=graph.fingerprint(),
         target=manifest.target["config"],
         threads=manifest.threads,
         layers=table,
         fixed_ms=fixed,
-        networks_ms={str(choice): times[choice] for choice in wanted},
+        networks_ms={str(choice): times[built[choice]] for choice in wanted},
         untuned=tuple(dict.fromkeys(untuned)),
     )
+
+
+def _first_alike(
+    plans: Mapping[BitChoice, Mapping[str, BitChoice]],
+    kernels_of: Mapping[BitChoice, Mapping[str, str]],
+) -> dict[BitChoice, dict[str, BitChoice]]:
+    """Return, for every layer of every network, the first choice that has the same kernel there."""
+    first: dict[tuple[str, str], BitChoice] = {}
+    return {
+        network: {
+            layer: first.setdefault((layer, kernels_of[network][layer]), choice)
+            for layer, choice in plan.items()
+        }
+        for network, plan in plans.items()
+    }
 
 
 def _time(

@@ -91,6 +91,11 @@ def subject(small_onnx, small_data):
     return graph, tvmquant.calibrate(graph, np.load(small_data)["images"])
 
 
+def kernel_of(choice):
+    """Bytes, or two weights in one, in groups or not; activations of 4 bits make longer chains."""
+    return min(choice.weight.bits, 5), choice.weight.group, choice.activation.bits <= 4
+
+
 @pytest.fixture
 def without_building(monkeypatch):
     """Nothing is built; ``_time`` is to be replaced by the test. Returns the plans built."""
@@ -98,10 +103,17 @@ def without_building(monkeypatch):
     manifest = SimpleNamespace(target={"config": "the target"}, threads=3)
 
     def quantize(_graph, _calibration, *, choices):
-        plans.append(choices)
+        return choices
+
+    def build(plan, **_options):
+        plans.append(plan)
+
+    def workloads_of(plan, _machine, _batch):
+        return {name: SimpleNamespace(key=kernel_of(choice)) for name, choice in plan.items()}
 
     monkeypatch.setattr("tvmquant.quantization.quantize", quantize)
-    monkeypatch.setattr("tvmquant.deploy.build.build", lambda *_args, **_options: None)
+    monkeypatch.setattr("tvmquant.deploy.build.build", build)
+    monkeypatch.setattr("tvmquant.tuning.workload.workloads_of", workloads_of)
     monkeypatch.setattr(
         "tvmquant.deploy.loader.load", lambda _folder: SimpleNamespace(manifest=manifest)
     )
@@ -134,6 +146,11 @@ def measured(
 
 def of_bits(_item, choice):
     return choice.weight.bits * 0.1 + choice.activation.bits * 0.01
+
+
+def of_kernel(_item, choice):
+    bits, _, chained = kernel_of(choice)
+    return bits * 0.1 - chained * 0.03
 
 
 NETWORK = (
@@ -193,6 +210,22 @@ def test_what_another_program_did_is_no_correction(monkeypatch, subject):
 def test_w8a8_is_always_measured_and_every_network_once(monkeypatch, subject, without_building):
     measured(monkeypatch, subject, NETWORK, of_bits, 1.0, choices=(W8A8, W4A8, W4A8))
     assert without_building == [uniform_choices(NETWORK, choice) for choice in (W8A8, W4A8)]
+
+
+def test_choices_of_one_kernel_share_a_measurement(monkeypatch, subject, without_building):
+    names = ("w8a8", "w6a6", "w5a8", "w4a8", "w4a4", "w4a7", "w6a4")
+    choices = tuple(map(BitChoice.parse, names))
+    latency = measured(monkeypatch, subject, NETWORK, of_kernel, 5.0, choices=choices)
+    built = [uniform_choices(NETWORK, BitChoice.parse(n)) for n in ("w8a8", "w4a8", "w4a4", "w6a4")]
+    assert without_building == built
+    assert list(latency.networks_ms) == list(names)
+    assert latency.networks_ms["w6a6"] == latency.networks_ms["w8a8"]
+    assert latency.networks_ms["w4a7"] == latency.networks_ms["w4a8"]
+    row = latency.layers["a"]
+    assert list(row) == ["w8a8", "w4a8", "w4a4", "w6a4", "w6a6", "w5a8", "w4a7"]
+    for name, milliseconds in row.items():
+        assert milliseconds == pytest.approx(of_kernel(None, BitChoice.parse(name)))
+    assert row["w8a8"] == row["w6a6"] == row["w5a8"]
 
 
 @pytest.mark.usefixtures("without_building")
