@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tvmquant.bit_choice import BitChoice
     from tvmquant.cli.output import TitledTable
     from tvmquant.tuning.tune import Tuned
-    from tvmquant.tuning.tuner import Progress
+    from tvmquant.tuning.tuner import TuningProgress
 
 INTERRUPTED = 130
 
@@ -157,7 +157,7 @@ def _table(summary: dict[str, Any]) -> TitledTable:
 @contextlib.contextmanager
 def _progress(
     quiet: bool,
-) -> Iterator[tuple[Callable[[str], None], Callable[[Progress], None]]]:
+) -> Iterator[tuple[Callable[[str], None], Callable[[TuningProgress], None]]]:
     """Show stage, trials, best so far and the time that is left on stderr."""
     if quiet:
         yield (lambda _name: None), (lambda _progress: None)
@@ -176,7 +176,7 @@ def _progress(
             if not console.is_terminal:
                 console.print(f"{name} ...", highlight=False, markup=False)
 
-        def report(state: Progress) -> None:
+        def report(state: TuningProgress) -> None:
             total = state.elapsed + state.remaining if state.remaining is not None else None
             bars.update(
                 task, description=describe(state), completed=state.elapsed, total=total
@@ -185,13 +185,13 @@ def _progress(
         yield stage, report
 
 
-def describe(state: Progress) -> str:
+def describe(state: TuningProgress) -> str:
     """Return the progress of a run in one line.
 
     Examples
     --------
-    >>> from tvmquant.tuning.tuner import Progress
-    >>> describe(Progress(7, 64, 10.0, 90.0, 12.0, 8.0, "search"))
+    >>> from tvmquant.tuning.tuner import TuningProgress
+    >>> describe(TuningProgress(7, 64, 10.0, 90.0, 12.0, 8.0, "search"))
     'search: 7/64 trials, 12.00 -> 8.00 ms, 1:30 left'
     """
     trials = f"{state.trials}" if state.total is None else f"{state.trials}/{state.total}"

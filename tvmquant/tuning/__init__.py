@@ -5,7 +5,7 @@ from tvmquant.tuning.latency import Entry, LatencyTable
 from tvmquant.tuning.measure import DeviceRunner, HostRunner, KernelBuilder
 from tvmquant.tuning.record import Record, Timing
 from tvmquant.tuning.tune import Tuned, tune
-from tvmquant.tuning.tuner import Progress, Tuner, Tuning, count
+from tvmquant.tuning.tuner import Tuner, Tuning, TuningProgress, count
 from tvmquant.tuning.workload import Workload, workloads_by_choice, workloads_of
 
 __all__ = [
@@ -15,12 +15,12 @@ __all__ = [
     "HostRunner",
     "KernelBuilder",
     "LatencyTable",
-    "Progress",
     "Record",
     "Timing",
     "Tuned",
     "Tuner",
     "Tuning",
+    "TuningProgress",
     "Workload",
     "count",
     "tune",

@@ -17,7 +17,7 @@ from tvmquant.random_calibration import calibrate_with_random_items
 from tvmquant.tuning.database import Database
 from tvmquant.tuning.latency import LatencyTable
 from tvmquant.tuning.measure import DeviceRunner, HostRunner, Runner
-from tvmquant.tuning.tuner import Progress, Tuner, Tuning, count
+from tvmquant.tuning.tuner import Tuner, Tuning, TuningProgress, count
 from tvmquant.tuning.workload import Workload, workloads_by_choice, workloads_of
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def tune(
     key: str | None = None,
     seed: int = 0,
     stage: Callable[[str], None] | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[TuningProgress], None] | None = None,
 ) -> Tuned:
     """Measure and tune the kernels of a network for a target.
 
@@ -96,7 +96,7 @@ def tune(
     stage : callable, optional
         Receives the name of each stage as it begins: ``quantize``, ``tune``.
     progress : callable, optional
-        Receives a `Progress` after every measurement.
+        Receives a `TuningProgress` after every measurement.
 
     Raises
     ------

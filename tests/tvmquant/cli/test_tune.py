@@ -4,7 +4,7 @@ from tvmquant.cli.options import parse_time
 from tvmquant.cli.tune import describe
 from tvmquant.errors import TuningError
 from tvmquant.tuning import Tuner
-from tvmquant.tuning.tuner import Progress
+from tvmquant.tuning.tuner import TuningProgress
 
 pytestmark = pytest.mark.usefixtures("brief_tuning")
 
@@ -77,5 +77,5 @@ def test_what_is_no_time_is_refused(text):
 
 
 def test_progress_is_one_line():
-    state = Progress(7, None, 10.0, None, 12.0, 8.0, "default")
+    state = TuningProgress(7, None, 10.0, None, 12.0, 8.0, "default")
     assert describe(state) == "default: 7 trials, 12.00 -> 8.00 ms"

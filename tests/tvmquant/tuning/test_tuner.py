@@ -14,7 +14,8 @@ from tests.tvmquant.tuning.kernels import (
 )
 from tvmquant.errors import TuningError
 from tvmquant.tuning.database import Database
-from tvmquant.tuning.tuner import CONFIRMATIONS, MOST_CONFIRMATIONS, Tuner, count
+from tvmquant.tuning.task import CONFIRMATIONS, MOST_CONFIRMATIONS
+from tvmquant.tuning.tuner import Tuner, count
 from tvmquant.tuning.workload import canonical_json
 
 WORKLOADS = (conv(64, 64), conv(32, 48), depthwise())
