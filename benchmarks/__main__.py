@@ -65,11 +65,14 @@ def accuracy(
     percentile: Annotated[float | None, typer.Option(help="Of --method percentile.")] = None,
     scheme: Annotated[str | None, typer.Option(help="Activation scheme.")] = None,
     weight_method: Annotated[str | None, typer.Option(help="mse or minmax.")] = None,
+    choices: Annotated[
+        str, typer.Option(help="Bit widths of all layers but the ends, such as w8a8,w6a6.")
+    ] = "w8a8",
     target: Target = "native",
     threads: Threads = None,
     json: Json = None,
 ) -> None:
-    """Top-1, agreement and SQNR of deployed libraries, calibrated without labels."""
+    """Top-1, agreement, SQNR and size of deployed libraries, calibrated without labels."""
     calibration = _given(method=method, percentile=percentile, activation_scheme=scheme)
 
     def measure() -> list[Any]:
@@ -83,6 +86,7 @@ def accuracy(
             limit=limit,
             calibration_options=calibration,
             quantize_options=_given(weight_method=weight_method),
+            choices=_names(choices),
             target=target,
             threads=threads or _physical_cores(),
         )

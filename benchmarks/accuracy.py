@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import Row, RowMaker, machine_facts
+from tvmquant.bit_choice import BitChoice
 from tvmquant.data import Dataset, open_data
 from tvmquant.errors import DataError
 from tvmquant.progress import Stage
@@ -64,6 +65,7 @@ def run(
     limit: int | None = None,
     calibration_options: dict[str, Any] | None = None,
     quantize_options: dict[str, Any] | None = None,
+    choices: Sequence[str] = ("w8a8",),
     target: str = "native",
     threads: int,
 ) -> list[Row]:
@@ -81,6 +83,8 @@ def run(
         Evaluate at most so many images, spread evenly over all.
     calibration_options, quantize_options : dict, optional
         As of `tvmquant.calibrate` and `tvmquant.quantize`; their defaults where not given.
+    choices : sequence of str
+        Each for a network of its own, all layers of which take it, but the first and the last.
     target : str
         As of `tvmquant.build`.
     threads : int
@@ -89,13 +93,17 @@ def run(
     Returns
     -------
     list of Row
-        ``top1`` of config ``float``; ``top1``, ``agreement`` and ``sqnr_db`` of ``tvmquant-w8a8``.
+        ``top1`` of config ``float``; ``top1``, ``agreement``, ``sqnr_db`` and ``library_bytes`` of
+        ``tvmquant-w8a8`` and so on.
 
     Raises
     ------
     DataError
         When a model is unknown, or a file is not there.
+    QuantizationError
+        When a choice is none.
     """
+    wanted = [BitChoice.parse(name) for name in choices]
     tasks = {name: _find(name) for name in models}
     for task in tasks.values():
         check_files(folder, task)
@@ -103,7 +111,7 @@ def run(
     rows: list[Row] = []
     for name, task in tasks.items():
         options = (calibration_options or {}, quantize_options or {})
-        rows += _evaluate(make, name, task, folder, stage, limit, options)
+        rows += _evaluate(make, name, task, folder, stage, limit, options, wanted)
     return rows
 
 
@@ -115,8 +123,11 @@ def _evaluate(
     stage: Stage,
     limit: int | None,
     options: tuple[dict[str, Any], dict[str, Any]],
+    choices: Sequence[BitChoice],
 ) -> list[Row]:
     import tvmquant
+    from tvmquant.layers import quantizable_layers
+    from tvmquant.network_latency import uniform_choices
 
     calibration_options, quantize_options = options
     scheme = {k: v for k, v in calibration_options.items() if k == "activation_scheme"}
@@ -125,27 +136,37 @@ def _evaluate(
     images = open_images(folder, task, task.calibration, 16)
     with stage(f"{name}: calibrate") as progress:
         calibration = tvmquant.calibrate(graph, images, progress=progress, **calibration_options)
-    quantized = tvmquant.quantize(graph, calibration, **scheme, **quantize_options)
     held_out = open_images(folder, task, task.evaluation, max(task.batch, 10))
     if limit is not None:
         held_out = held_out.subset(step=max(1, len(held_out) // limit), limit=limit)
-    with tempfile.TemporaryDirectory(prefix="tvmquant-") as scratch:
-        out = Path(scratch, name)
-        with stage(f"{name}: build"):
-            tvmquant.build(quantized, target=target, out=out, threads=threads, batch=task.batch)
-        library = tvmquant.load(out)
-        with stage(f"{name}: evaluate") as progress:
-            found = tvmquant.evaluate(library, held_out, reference=graph, progress=progress)
-    extra = {"images": found.count, "calibration_images": len(images)}
-    return list(_rows(make, name, found, extra))
+    rows: list[Row] = []
+    for choice in choices:
+        quantized = tvmquant.quantize(
+            graph, calibration, choices=uniform_choices(quantizable_layers(graph), choice),
+            **scheme, **quantize_options,
+        )  # fmt: skip
+        with tempfile.TemporaryDirectory(prefix="tvmquant-") as scratch:
+            out = Path(scratch, name)
+            with stage(f"{name}: build {choice}"):
+                tvmquant.build(quantized, target=target, out=out, threads=threads, batch=task.batch)
+            library = tvmquant.load(out)
+            with stage(f"{name}: evaluate {choice}") as progress:
+                found = tvmquant.evaluate(library, held_out, reference=graph, progress=progress)
+        extra = {"images": found.count, "calibration_images": len(images)}
+        if not rows:
+            rows.append(make(name, "float", "top1", found.reference_top1, "%", **extra))
+        size = library.manifest.library["bytes"]
+        rows += _rows(make, name, f"tvmquant-{choice}", found, size, extra)
+    return rows
 
 
-def _rows(make: RowMaker, name: str, found: Any, extra: dict[str, int]) -> Iterator[Row]:
-    ours = "tvmquant-w8a8"
-    yield make(name, "float", "top1", found.reference_top1, "%", **extra)
-    yield make(name, ours, "top1", found.top1, "%", **extra)
-    yield make(name, ours, "agreement", found.agreement, "%", **extra)
-    yield make(name, ours, "sqnr_db", found.sqnr_db, "dB", **extra)
+def _rows(
+    make: RowMaker, name: str, config: str, found: Any, size: int, extra: dict[str, int]
+) -> Iterator[Row]:
+    yield make(name, config, "top1", found.top1, "%", **extra)
+    yield make(name, config, "agreement", found.agreement, "%", **extra)
+    yield make(name, config, "sqnr_db", found.sqnr_db, "dB", **extra)
+    yield make(name, config, "library_bytes", size, "B", **extra)
 
 
 def _find(name: str) -> Task:

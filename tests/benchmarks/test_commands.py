@@ -83,7 +83,8 @@ def shared(network, tmp_path):
 def test_accuracy_rows_come_from_the_deployed_library(shared, tmp_path, monkeypatch, capsys):
     out = tmp_path / "rows.json"
     options = ("--models", "resnet20", "--data", shared, "--limit", 30, "--threads", 1)
-    assert call(monkeypatch, "accuracy", *options, "--method", "minmax", "--json", out) == 0
+    options = (*options, "--method", "minmax", "--choices", "w8a8,w5a6")
+    assert call(monkeypatch, "accuracy", *options, "--json", out) == 0
     found = read(out)
     measured = values(found, "config", "metric")
     assert list(measured) == [
@@ -91,7 +92,13 @@ def test_accuracy_rows_come_from_the_deployed_library(shared, tmp_path, monkeypa
         ("tvmquant-w8a8", "top1"),
         ("tvmquant-w8a8", "agreement"),
         ("tvmquant-w8a8", "sqnr_db"),
+        ("tvmquant-w8a8", "library_bytes"),
+        ("tvmquant-w5a6", "top1"),
+        ("tvmquant-w5a6", "agreement"),
+        ("tvmquant-w5a6", "sqnr_db"),
+        ("tvmquant-w5a6", "library_bytes"),
     ]
+    assert measured["tvmquant-w5a6", "sqnr_db"] < measured["tvmquant-w8a8", "sqnr_db"]
     assert {row["images"] for row in found} == {30}
     assert measured["tvmquant-w8a8", "agreement"] >= 80
     # three images are too few to calibrate well

@@ -16,6 +16,8 @@ FloatArray = NDArray[np.float64]
 
 # 6 dB: what clipping for the sake of the distribution may cost
 MOST_ERROR = 4.0
+# Thresholds whose error is computed for that; it is interpolated between them
+GUARDED = 256
 
 
 class _ThresholdObserver(HistogramObserver):
@@ -52,8 +54,9 @@ class _ThresholdObserver(HistogramObserver):
 
     @property
     def levels(self) -> int:
-        """Number of steps between 0 and the threshold, of levels that lie symmetrically."""
-        return (1 << self.bits) - 1 if self.low >= 0.0 else (1 << (self.bits - 1)) - 1
+        """Number of steps between 0 and the threshold, where it does not depend on that."""
+        signed = self.scheme == "symmetric" or self.low < 0.0
+        return (1 << (self.bits - signed)) - 1
 
     def expected_error(self, thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the mean squared error of quantizing with each of the clipping `thresholds`.
@@ -78,9 +81,12 @@ class _ThresholdObserver(HistogramObserver):
         total = np.zeros(len(scale))
         sides = ((self.counts[self.bins :], above), (self.counts[: self.bins][::-1], below))
         for counts, levels in sides:
+            if not counts[:length].any():
+                continue
             edges = np.arange(length + 1) * self.width / scale[:, None]
             nearest = np.minimum(np.floor(edges + 0.5), levels[:, None])
-            integral = nearest / 12.0 + (edges - nearest) ** 3 / 3.0
+            beyond = edges - nearest
+            integral = nearest / 12.0 + beyond * beyond * beyond / 3.0
             # The bin is width / scale units wide; the error is scale^2 times that in real units.
             mean_in_bin = np.diff(integral, axis=1) * scale[:, None] ** 3 / self.width
             total += mean_in_bin @ counts[:length]
@@ -89,11 +95,8 @@ class _ThresholdObserver(HistogramObserver):
     def _steps(self, thresholds: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return the scale, and the number of steps below and above 0, for each threshold."""
         if self.scheme != "asymmetric" or self.low >= 0.0:
-            levels = self.levels
-            if self.scheme == "symmetric":
-                levels = (1 << (self.bits - 1)) - 1
-            steps = np.full(len(thresholds), float(levels))
-            return thresholds / levels, steps, steps
+            steps = np.full(len(thresholds), float(self.levels))
+            return thresholds / self.levels, steps, steps
         low = np.minimum(thresholds, max(-self.low, 0.0))
         high = np.minimum(thresholds, max(self.high, 0.0))
         scale = (low + high) / ((1 << self.bits) - 1)
@@ -107,11 +110,13 @@ class EntropyObserver(_ThresholdObserver):
     bin; Q spreads the unclipped mass of each quantization step evenly over its nonempty bins. The
     threshold minimises KL(P || Q), over every bin edge that leaves at least one bin per step. Where
     clipped mass meets an empty last step, that step counts as one value: the divergence would be
-    infinite, and a far outlier could never be clipped.
+    infinite, and a far outlier could never be clipped. Of data of both signs the larger end has
+    as many steps as the quantizer of both ends leaves it: all but a few where the other is near 0.
 
     Of few values the divergence tells little: with B bins it is (B - 1) / 2N in the mean even where
     Q is the distribution they come from, so that a thin histogram would lose most of its range.
-    Thresholds whose squared error is `MOST_ERROR` times that of clipping nothing do not count.
+    Of few levels it prefers to clip nearly everything. Thresholds whose squared error is
+    `MOST_ERROR` times the least, or half way to the greatest, do not count.
 
     References
     ----------
@@ -122,14 +127,26 @@ class EntropyObserver(_ThresholdObserver):
 
     def _choose(self) -> tuple[float, float]:
         counts = self._magnitudes()
-        if len(counts) <= self.levels:
+        bins = np.arange(1, len(counts) + 1)
+        thresholds = bins.astype(np.float64) * self.width
+        _, below, above = self._steps(thresholds)
+        levels = np.maximum(np.maximum(below, above), 1.0).astype(np.int64)
+        candidates = levels <= bins
+        if not candidates.any():
             return self.low, self.high
-        divergences = _divergences(counts, self.levels)
-        errors = self.expected_error(
-            np.arange(self.levels, len(counts) + 1, dtype=np.float64) * self.width
-        )
-        divergences[errors > MOST_ERROR * errors[-1]] = np.inf
-        best = int(np.argmin(divergences)) + self.levels
+        divergences = np.full(len(counts), np.inf)
+        for count in np.unique(levels[candidates]):
+            of_count = candidates & (levels == count)
+            divergences[of_count] = _divergences(counts, bins[of_count], int(count))
+        some = thresholds[:: -max(1, len(thresholds) // GUARDED)][::-1]
+        known = self.expected_error(some)
+        errors = np.interp(thresholds, some, known)
+        least = known.min()
+        limit = min(MOST_ERROR * least, (least + known.max()) / 2.0)
+        divergences[errors > limit] = np.inf
+        if not np.isfinite(divergences).any():
+            return self.low, self.high
+        best = int(np.argmin(divergences)) + 1
         return self._clip(best * self.width) if best < len(counts) else (self.low, self.high)
 
 
@@ -180,8 +197,10 @@ class MSEObserver(_ThresholdObserver):
         return self._clip(float(thresholds[best])) if clips else (self.low, self.high)
 
 
-def _divergences(counts: NDArray[np.int64], levels: int) -> NDArray[np.float64]:
-    """Return KL(P || Q) for thresholds of `levels`, levels + 1, ..., len(counts) bins.
+def _divergences(
+    counts: NDArray[np.int64], thresholds: NDArray[np.int64], levels: int
+) -> NDArray[np.float64]:
+    """Return KL(P || Q) for thresholds of so many bins, `levels` at least.
 
     Quantization step j of threshold t holds the bins [floor(j t / levels), floor((j + 1) t /
     levels)). With h the counts, S and Z a step's mass and number of nonempty bins, o the clipped
@@ -195,7 +214,7 @@ def _divergences(counts: NDArray[np.int64], levels: int) -> NDArray[np.float64]:
     filled = np.concatenate(([0], np.cumsum(counts > 0)))
     self_term = np.concatenate(([0.0], np.cumsum(_x_log_x(h))))
 
-    t = np.arange(levels, len(h) + 1)
+    t = thresholds
     edges = t[:, None] * np.arange(levels + 1) // levels
     step_mass = np.diff(mass[edges], axis=1)
     step_filled = np.diff(filled[edges], axis=1)

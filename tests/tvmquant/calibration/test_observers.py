@@ -195,6 +195,31 @@ def test_entropy_equals_the_definition_written_with_loops():
     assert observer.range() == (-best * observer.width, best * observer.width)
 
 
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("scheme", ["asymmetric", "symmetric", "auto"])
+def test_entropy_clips_no_more_than_costs_little(bits, scheme):
+    rng = np.random.default_rng(8)
+    for data in (rng.laplace(size=20_000), np.maximum(rng.normal(size=20_000), -0.2)):
+        x = data.astype(np.float32)
+        found = observed("entropy", x, bits=bits, scheme=scheme)
+        best = observed("mse", x, bits=bits, scheme=scheme)
+        errors = [
+            float(np.mean((quantize(x, *o.range(), bits=bits, scheme=scheme) - x) ** 2))
+            for o in (found, best)
+        ]
+        assert errors[0] <= 4.2 * errors[1]
+        assert errors[0] <= 0.7 * float(np.mean(x**2))
+
+
+def test_entropy_of_skewed_data_counts_the_steps_that_an_asymmetric_quantizer_has():
+    positive = np.abs(np.random.default_rng(9).normal(size=50_000)).astype(np.float32)
+    x = np.append(positive, np.float32(-0.05))
+    asymmetric = observed("entropy", x, bits=5, scheme="asymmetric").range()[1]
+    unsigned = observed("entropy", positive, bits=5).range()[1]
+    signed = observed("entropy", x, bits=5, scheme="symmetric").range()[1]
+    assert abs(asymmetric - unsigned) < 0.5 * abs(signed - unsigned)
+
+
 def test_expected_error_is_the_error_of_values_spread_over_the_bins():
     data = np.random.default_rng(6).standard_normal(2000).astype(np.float32)
     observer = observed("mse", data, bits=4, bins=256)
