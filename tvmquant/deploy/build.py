@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tvmquant.deploy.compiler import compile_in_worker
 from tvmquant.deploy.describe import (
@@ -23,7 +23,9 @@ from tvmquant.deploy.destination import check_destination, only_our_files
 from tvmquant.deploy.manifest import (
     LIBRARY_NAME,
     MANIFEST_NAME,
+    FloatOperator,
     Manifest,
+    ModelFacts,
     file_sha256,
 )
 from tvmquant.errors import ArtifactError, QuantizationError
@@ -31,6 +33,8 @@ from tvmquant.machine import Machine
 from tvmquant.target import is_elf
 
 if TYPE_CHECKING:
+    import tvm
+
     from tvmquant.graph import Graph
     from tvmquant.machine import TargetLike
     from tvmquant.schedules.families import Tilings
@@ -84,7 +88,6 @@ def build(
     from tvmquant.levels import canonical
     from tvmquant.passes import pipeline
     from tvmquant.passes.lower_to_kernels import default_tilings
-    from tvmquant.passes.verify_integer_only import float_audit
 
     if graph.level not in ("L0", "L2"):
         raise QuantizationError(f"a graph of level {graph.level} cannot be built; quantize it")
@@ -113,13 +116,13 @@ def build(
         inputs, outputs = describe_tensors(graph, module, entries, has_raw)
         library = work / LIBRARY_NAME
         manifest = Manifest(
-            model={"name": graph.name, **(model or {})},
+            model=cast("ModelFacts", {"name": graph.name, **(model or {})}),
             inputs=inputs,
             outputs=outputs,
             target=describe_target(machine),
             threads=machine.threads,
             layers=describe_layers(module, entries, batch),
-            float_audit=[vars(op) for op in float_audit(module)] if graph.level == "L2" else [],
+            float_audit=_audit(module) if graph.level == "L2" else [],
             versions=present_versions(),
             library={"sha256": file_sha256(library), "bytes": library.stat().st_size},
             preprocess=preprocess,
@@ -128,6 +131,12 @@ def build(
         manifest.save(work / MANIFEST_NAME)
         _install(work, folder)
     return manifest
+
+
+def _audit(module: tvm.IRModule) -> list[FloatOperator]:
+    from tvmquant.passes.verify_integer_only import float_audit
+
+    return [{"op": f.op, "node": f.node, "reason": f.reason} for f in float_audit(module)]
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from tvm import relax
 
 from tvmquant.arithmetic import Array
 from tvmquant.bit_choice import BitChoice
-from tvmquant.deploy.manifest import LayerInfo, TensorInfo
+from tvmquant.deploy.manifest import LayerInfo, TargetFacts, TensorInfo, Versions
 from tvmquant.graph import Graph, layer_name
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, used_vars
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 AS_IS = np.ones(1), 0
 
 
-def describe_target(machine: Machine) -> dict[str, Any]:
+def describe_target(machine: Machine) -> TargetFacts:
     """Return what a manifest says of the target."""
     return {
         "config": str(machine.target),
@@ -37,7 +37,7 @@ def describe_target(machine: Machine) -> dict[str, Any]:
     }
 
 
-def present_versions() -> dict[str, str]:
+def present_versions() -> Versions:
     """Return what a manifest says of the versions at work."""
     return {
         "tvmquant": importlib.metadata.version("tvmquant"),

@@ -8,17 +8,69 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, TypedDict
 
 import numpy as np
 
+from tvmquant.deploy.checked_json import DamageError, read_as
 from tvmquant.errors import ArtifactError
 
 SCHEMA_VERSION = 1
 LIBRARY_NAME = "model.so"
 MANIFEST_NAME = "manifest.json"
+
+
+class Named(TypedDict):
+    """What has a name."""
+
+    name: str
+
+
+class BuildSettings(TypedDict, total=False):
+    """All that a build follows from; here what is read of it, the rest is only compared."""
+
+    input_shapes: dict[str, list[int | None]]
+
+
+class ModelFacts(Named, total=False):
+    """The network, and the ONNX file it came from, where known."""
+
+    path: str
+    sha256: str
+    bytes: int
+    settings: BuildSettings
+
+
+class TargetFacts(TypedDict):
+    """The target as TVM prints it, and what the processor must have."""
+
+    config: str
+    triple: str
+    features: list[str]
+
+
+class Versions(TypedDict):
+    """Of what built the library."""
+
+    tvmquant: str
+    tvm: str
+
+
+class LibraryFacts(TypedDict):
+    """Of the file of the library."""
+
+    sha256: str
+    bytes: int
+
+
+class FloatOperator(TypedDict):
+    """An operator that stayed float, the ONNX node it came from, and why."""
+
+    op: str
+    node: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -120,20 +172,15 @@ class Manifest:
 
     Parameters
     ----------
-    model : dict
-        ``name``, ``path`` and ``sha256`` of the ONNX file (where known).
+    model : ModelFacts
     inputs, outputs : list of TensorInfo
-    target : dict
-        ``config`` (as TVM prints it), ``triple`` and ``features`` the processor must have.
+    target : TargetFacts
     threads : int
         Default number of threads.
     layers : list of LayerInfo
-    float_audit : list of dict
-        ``op``, ``node``, ``reason`` of every operator that stayed float.
-    versions : dict
-        Of tvmquant and TVM.
-    library : dict
-        ``sha256`` and ``bytes`` of ``model.so``.
+    float_audit : list of FloatOperator
+    versions : Versions
+    library : LibraryFacts
     preprocess : dict or None
         Recipe with which the calibration images were read.
     has_raw : bool
@@ -141,15 +188,15 @@ class Manifest:
     schema_version : int
     """
 
-    model: dict[str, Any]
+    model: ModelFacts
     inputs: list[TensorInfo]
     outputs: list[TensorInfo]
-    target: dict[str, Any]
+    target: TargetFacts
     threads: int
     layers: list[LayerInfo]
-    float_audit: list[dict[str, str]]
-    versions: dict[str, str]
-    library: dict[str, Any]
+    float_audit: list[FloatOperator]
+    versions: Versions
+    library: LibraryFacts
     preprocess: dict[str, Any] | None = None
     has_raw: bool = False
     schema_version: int = SCHEMA_VERSION
@@ -191,125 +238,30 @@ class Manifest:
                 "build the model again, or use the tvmquant that built it"
             )
         try:
-            manifest: Manifest = _read(data, cls)
+            manifest: Manifest = read_as(data, cls)
             manifest._check()
-        except _DamageError as damage:
+        except DamageError as damage:
             raise ArtifactError(f"{path}: {damage}; build the model again") from None
         return manifest
 
     def _check(self) -> None:
         """Check what the types of the fields do not say."""
         if self.threads < 1:
-            raise _DamageError(f"field 'threads' is {self.threads}; expected at least 1")
+            raise DamageError(f"field 'threads' is {self.threads}; expected at least 1")
         for name in ("inputs", "outputs"):
             if not getattr(self, name):
-                raise _DamageError(f"field {name!r} lists nothing")
+                raise DamageError(f"field {name!r} lists nothing")
         for tensor in (*self.inputs, *self.outputs):
             if not _is_dtype(tensor.dtype) or (self.has_raw and not _is_dtype(tensor.raw_dtype)):
-                raise _DamageError(f"tensor {tensor.name!r} has no valid dtype")
+                raise DamageError(f"tensor {tensor.name!r} has no valid dtype")
             if self.has_raw and tensor.scale is None:
-                raise _DamageError(f"tensor {tensor.name!r} lacks the scale of its raw form")
+                raise DamageError(f"tensor {tensor.name!r} lacks the scale of its raw form")
             if math.prod(tensor.factors_shape) != max(len(tensor.factors), 1):
-                raise _DamageError(f"tensor {tensor.name!r} has factors of another shape")
+                raise DamageError(f"tensor {tensor.name!r} has factors of another shape")
 
 
 def _is_dtype(name: str) -> bool:
     return name in np.sctypeDict and np.dtype(name).kind in "fiub"
-
-
-class _DamageError(Exception):
-    """A manifest lacks a field, or a field holds what it cannot."""
-
-
-class _Named(TypedDict):
-    name: str
-
-
-class _Settings(TypedDict, total=False):
-    input_shapes: dict[str, list[int | None]]
-
-
-class _Model(_Named, total=False):
-    path: str
-    sha256: str
-    bytes: int
-    settings: _Settings
-
-
-class _Target(TypedDict):
-    config: str
-    triple: str
-    features: list[str]
-
-
-class _Versions(TypedDict):
-    tvmquant: str
-    tvm: str
-
-
-class _Library(TypedDict):
-    sha256: str
-    bytes: int
-
-
-class _FloatOperator(TypedDict):
-    op: str
-    node: str
-    reason: str
-
-
-# What the plain dictionaries of a manifest hold.
-_CONTENTS: dict[str, Any] = {
-    "model": _Model, "target": _Target, "versions": _Versions, "library": _Library,
-    "float_audit": list[_FloatOperator],
-}  # fmt: skip
-_JSON_NAMES: dict[Any, str] = {
-    str: "string", int: "whole number", float: "number", bool: "boolean", list: "list",
-    dict: "object",
-}  # fmt: skip
-
-
-def _read(value: Any, kind: Any, where: str = "") -> Any:
-    """Return a JSON value as an annotation says: a dataclass of this file, or a plain value.
-
-    Fields of a dataclass that it does not know are left out: a later tvmquant wrote them.
-    """
-    options = get_args(kind)
-    if type(None) in options:
-        return None if value is None else _read(value, options[0], where)
-    if kind is Any:
-        return value
-    is_object = is_dataclass(kind) or is_typeddict(kind)
-    plain = dict if is_object else get_origin(kind) or kind
-    fits = isinstance(value, (int, float) if plain is float else plain)
-    if not fits or (isinstance(value, bool) and plain is not bool):
-        raise _DamageError(f"field {where!r} is not of type {_JSON_NAMES[plain]}")
-    if is_object:
-        return _read_object(value, kind, where)
-    if plain is list:
-        return [_read(item, options[0], f"{where}[{i}]") for i, item in enumerate(value)]
-    if options:
-        return {name: _read(item, options[1], f"{where}.{name}") for name, item in value.items()}
-    return value
-
-
-def _read_object(value: dict[str, Any], kind: Any, where: str) -> Any:
-    hints = get_type_hints(kind)
-    if is_dataclass(kind):
-        required = {f.name for f in fields(kind) if f.default is f.default_factory is MISSING}
-    else:
-        required = set(kind.__required_keys__)
-    prefix = f"{where}." if where else ""
-    if missing := sorted(required - value.keys()):
-        raise _DamageError(f"field {prefix + missing[0]!r} is missing")
-    if kind is Manifest:
-        hints |= _CONTENTS
-    known = {
-        name: _read(value[name], hint, prefix + name)
-        for name, hint in hints.items()
-        if name in value
-    }
-    return {**value, **known} if is_typeddict(kind) else kind(**known)
 
 
 def is_manifest(path: Path) -> bool:
