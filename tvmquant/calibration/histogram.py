@@ -144,10 +144,6 @@ class PercentileObserver(HistogramObserver):
             raise QuantizationError(f"percentile = {percentile}; expected 50 < percentile <= 100")
         self.percentile = percentile
 
-    @classmethod
-    def _options(cls) -> tuple[str, ...]:
-        return ("percentile",)
-
     def _choose(self) -> tuple[float, float]:
         low, high = self.low, self.high
         if self.percentile < 100.0:

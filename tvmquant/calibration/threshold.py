@@ -42,10 +42,6 @@ class _ThresholdObserver(HistogramObserver):
         self.bits = bits
         self.scheme = scheme
 
-    @classmethod
-    def _options(cls) -> tuple[str, ...]:
-        return ("bits", "scheme")
-
     def range_for(self, bits: int) -> tuple[float, float]:
         """Return the range that suits a bit width, 2..8."""
         other = copy.copy(self)
@@ -178,10 +174,6 @@ class MSEObserver(_ThresholdObserver):
         if not 0.0 <= least_gain < 1.0:
             raise QuantizationError(f"least_gain = {least_gain}; expected 0 <= least_gain < 1")
         self.least_gain = least_gain
-
-    @classmethod
-    def _options(cls) -> tuple[str, ...]:
-        return (*super()._options(), "least_gain")
 
     def _choose(self) -> tuple[float, float]:
         largest = max(self.high, -self.low)
