@@ -15,7 +15,7 @@ SOURCES = {"tvmquant": "tvmquant", "passes": "tvmquant.passes", "schedules": "tv
 INNER = ("schedules.isa", "schedules.families")
 
 # What every room above these may import.
-BASE = {"atomic_write", "errors", "formats", "progress", "records"}
+BASE = {"atomic_write", "default_choices", "errors", "formats", "progress", "records"}
 # What else each room may import, from the lowest to the front door. A name here is a decision:
 # before adding one, ask whether what you need belongs further down.
 MAY_IMPORT = {
@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "tvm_compat": set(),
     "records": {"atomic_write", "errors"},
     # numbers
+    "default_choices": set(),
     "formats": {"errors"},
     "arithmetic": set(),
     "resize": {"arithmetic"},

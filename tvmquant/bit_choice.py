@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from tvmquant import default_choices
 from tvmquant.errors import QuantizationError
 from tvmquant.formats import INT8, UINT8, WIDTHS, Format, Uniform
 
@@ -75,5 +76,4 @@ class BitChoice:
 W8A8: Final = BitChoice.parse("w8a8")
 W4A8: Final = BitChoice.parse("w4a8")
 W4A4: Final = BitChoice.parse("w4a4")
-# What layers may take where nothing is said. Any name can be added here.
-DEFAULT_CHOICES: Final = tuple(map(BitChoice.parse, ("w8a8", "w4a8", "w4a4")))
+DEFAULT_CHOICES: Final = tuple(map(BitChoice.parse, default_choices.NAMES))

@@ -93,6 +93,26 @@ class RandomGraph:
         items = rng.standard_normal((CALIBRATED, *self.input.shape))
         return ((items + self.offset) * self.scale).astype(np.float32)
 
+    def choices(self, imported: Any) -> dict[str, Any]:
+        """Return bit choices of 2 to 8 bits for the layers of every second graph; else none."""
+        from tvmquant.bit_choice import BitChoice
+        from tvmquant.layers import quantizable_layers
+
+        if self.chance(0.5):
+            return {}
+        found, read = {}, {}
+        for layer in quantizable_layers(imported):
+            a_bits = 8 if layer.given else read.setdefault(layer.group, self.between(2, 8))
+            w_bits = self.between(2, 8)
+            groups = "g32" if layer.groupable and w_bits <= 4 and self.chance(0.5) else ""
+            found[layer.id] = BitChoice.parse(f"w{w_bits}a{a_bits}{groups}")
+        fixed = {layer.group for layer in quantizable_layers(imported) if layer.given}
+        return {
+            layer.id: found[layer.id]
+            for layer in quantizable_layers(imported)
+            if layer.given or layer.group not in fixed
+        }
+
     def chance(self, probability: float) -> bool:
         return bool(self.rng.random() < probability)
 
@@ -519,16 +539,21 @@ def _examine(graph: RandomGraph, built: bool) -> Finding:
         difference = np.abs(a - b.numpy()).max(initial=0)
         if not (difference < PARITY * largest or difference < _rounding_of_sums(graph, images)):
             return Finding("PARITY", f"output {index}")
-    quantized = tvmquant.quantize(imported, tvmquant.calibrate(imported, data))
+    calibration = tvmquant.calibrate(imported, data)
+    quantized = tvmquant.quantize(imported, calibration)
     simulated = tvmquant.simulate(quantized, images)
     if built:
+        compiled, expected = quantized, simulated
+        if choices := graph.choices(imported):
+            compiled = tvmquant.quantize(imported, calibration, choices=choices)
+            expected = tvmquant.simulate(compiled, images)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder, "library")
-            tvmquant.build(quantized, target="haswell", out=out, threads=1, batch=EVALUATED)
+            tvmquant.build(compiled, target="haswell", out=out, threads=1, batch=EVALUATED)
             computed = tvmquant.load(out, threads=1)(images)
         computed = computed if isinstance(computed, tuple) else (computed,)
-        exact = not float_audit(quantized.module)
-        for index, (a, b) in enumerate(zip(simulated, computed, strict=True)):
+        exact = not float_audit(compiled.module)
+        for index, (a, b) in enumerate(zip(expected, computed, strict=True)):
             near = 0.0 if exact else 1e-4 * float(np.abs(a).max(initial=0))
             if a.shape != b.shape or not np.abs(a - b).max(initial=0) <= near:
                 return Finding("LIBRARY", f"output {index}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from tvmquant import default_choices
 from tvmquant.errors import AllocationError, DataError, TuningError
 from tvmquant.target import MAX_THREADS
 
@@ -75,7 +76,9 @@ Choices = Annotated[
     typer.Option(
         "--choices",
         metavar="C,C,...",
-        help="Bit widths that layers may take besides w8a8. Default: w4a8,w4a4.",
+        help="Bit widths that layers may take besides w8a8: weights and activations of 2 to 8 "
+        "bits, such as w6a6, w2a8 or (in groups of 32, 64 or 128 weights) w4a8g32. Default: "
+        f"{','.join(default_choices.NAMES[1:])}.",
     ),
 ]
 Pins = Annotated[

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tvmquant import default_choices
 from tvmquant.cli import options
 from tvmquant.cli.output import make_table, print_json, print_tables, print_warning
 
@@ -35,8 +36,11 @@ def tune_model(
     ] = "native",
     threads: options.Threads = None,
     choices: Annotated[
-        str, typer.Option(metavar="C,C,...", help="Bit widths to measure every layer with.")
-    ] = "w8a8,w4a8,w4a4",
+        str,
+        typer.Option(
+            metavar="C,C,...", help="Bit widths to measure every layer with, of 2 to 8 bits."
+        ),
+    ] = ",".join(default_choices.NAMES),
     trials: Annotated[
         int | None,
         typer.Option(min=1, help="Kernels to measure. Default: 64 for each distinct layer."),

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from tvmquant.bit_choice import BitChoice
+from tvmquant.errors import QuantizationError
+
 
 @dataclass(frozen=True)
 class Style:
@@ -25,23 +28,30 @@ class Style:
     symbol: str
 
 
-# Blue, teal, orange and purple remain distinct in the common kinds of colour blindness; patterns
-# and symbols repeat the distinction for print without colour.
-_STYLES: Final = {
-    "w8a8": Style("#2f5f9e", "", "circle"),
-    "w8a4": Style("#0b7a75", ".", "pentagon"),
-    "w4a8": Style("#b85c00", "/", "square"),
-    "w4a8g128": Style("#8f4a06", "\\", "triangle-up"),
-    "w4a8g64": Style("#a0660f", "-", "triangle-down"),
-    "w4a8g32": Style("#7a5c1a", "|", "triangle-left"),
-    "w4a4": Style("#9c2f7f", "x", "diamond"),
-    "w4a4g128": Style("#7d2a8f", "+", "star-diamond"),
-    "w4a4g64": Style("#5f2f8f", "-", "star"),
-    "w4a4g32": Style("#4a2a70", "|", "hexagon"),
-}
+# Weights tell the colour and activations the symbol. Blue, teal, orange and purple remain distinct
+# in the common kinds of colour blindness; patterns and symbols repeat the distinction for print
+# without colour: choices of one width for both differ in all three.
+_COLOURS: Final = {
+    8: "#2f5f9e", 7: "#1d6a8c", 6: "#0b7a75", 5: "#5f6f1a", 4: "#b85c00", 3: "#a33b3b",
+    2: "#9c2f7f",
+}  # fmt: skip
+_PATTERNS: Final = ("", "/", "\\", "x", "-", "|", ".")
+_GROUPED: Final = "+"
+_SYMBOLS: Final = {
+    8: "circle", 7: "square", 6: "pentagon", 5: "hexagon", 4: "diamond", 3: "star", 2: "cross",
+}  # fmt: skip
+# What groups of so many weights add to the symbol.
+_OPEN: Final = {0: "", 128: "-open", 64: "-dot", 32: "-open-dot"}
 OTHER: Final = Style("#7b8490", "", "circle")
 
 
 def style_of(choice: str) -> Style:
     """Return the style of a choice, or that of what has none."""
-    return _STYLES.get(choice, OTHER)
+    try:
+        taken = BitChoice.parse(choice)
+    except QuantizationError:
+        return OTHER
+    weight, read = taken.weight, taken.activation
+    place = (8 - weight.bits) + 3 * (8 - read.bits)
+    pattern = _GROUPED if weight.group else _PATTERNS[place % len(_PATTERNS)]
+    return Style(_COLOURS[weight.bits], pattern, _SYMBOLS[read.bits] + _OPEN[weight.group])
