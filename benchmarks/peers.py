@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import importlib
-import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from tvmquant.atomic_write import atomic_write
 from tvmquant.errors import DataError, TVMQuantError
 
 if TYPE_CHECKING:
@@ -229,8 +229,11 @@ def quantize_with_onnxruntime(
         def get_next(self) -> dict[str, NDArray[Any]] | None:
             return next(self.feeds, None)
 
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-        raw, prepared, quantized = (str(Path(folder, stem)) for stem in ("raw", "prepared", "qdq"))
+    with (
+        tempfile.TemporaryDirectory(prefix="tvmquant-") as folder,
+        atomic_write(output) as quantized,
+    ):
+        raw, prepared = (str(Path(folder, stem)) for stem in ("raw", "prepared"))
         onnx.save(_at_least_opset(loaded, _SMALLEST_QDQ_OPSET), raw)
         try:
             quant_pre_process(raw, prepared, skip_symbolic_shape=True)
@@ -238,7 +241,7 @@ def quantize_with_onnxruntime(
             prepared = raw
         quantize_static(
             prepared,
-            quantized,
+            str(quantized),
             Reader(),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
@@ -246,7 +249,6 @@ def quantize_with_onnxruntime(
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
-        os.replace(quantized, output)
     return output
 
 

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from tvmquant.atomic_write import atomic_write
 from tvmquant.errors import DataError
 
 # Pixels along a side: beyond any camera, and short of running out of memory.
@@ -164,7 +165,8 @@ class Preprocess(BaseModel):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the recipe as a JSON file that `parse` reads back."""
-        Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        with atomic_write(path) as part:
+            part.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     def apply(self, image: Image.Image | NDArray[np.uint8], name: str) -> NDArray[np.float32]:
         """Turn one image into one tensor.
