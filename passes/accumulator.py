@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from tvm import relax
 
 from tvmquant.arithmetic import (
@@ -36,8 +37,6 @@ MAX_MULTIPLIER_ERROR = 1.0 / 32.0
 MAX_SLOPE_ERROR = 1.0 / 4.0
 # A channel whose accumulator cannot move the output further than this may have any multiplier.
 NEGLIGIBLE_STEPS = 8.0
-# |bias| in accumulator units stays below this, or a channel of near-zero weights would overflow.
-MAX_BIAS_STEPS = float(2**23)
 
 
 @dataclass(frozen=True)
@@ -116,53 +115,56 @@ class QuantizedWeight:
 
     Parameters
     ----------
-    values : float64 array (O, ...)
-    scale : float64 array (O,)
+    values : float32 array (O, ...)
+    scale : float64 array (O,) of float32 numbers
+        0 where none is chosen yet.
     format : Format
-    fixed : bool
-        The scale was given (imported or trained) and must not move.
     bounded : bool
         Neighbours must fit 16 bits (`tvmquant.weight_pairs`).
-    multiplier : array like values, optional
+    multiplier : float32 array like values, optional
         Of the step of each value: of its group (`tvmquant.quantizer.grouped_weight_scales`), over
-        the factor of its input's scale (`absorbing`).
+        the factor of its input's scale.
+    factors : float64 array that broadcasts against values, optional
+        Of the scales of the integers that the weight multiplies (`scale_factors`):
+        ``sum_c w_c (f_c x_c) = sum_c (w_c f_c) x_c``.
     """
 
-    values: FloatArray
+    values: npt.NDArray[np.float32]
     scale: FloatArray
     format: Format
-    fixed: bool
     bounded: bool = False
-    multiplier: Array | None = None
+    multiplier: npt.NDArray[np.float32] | None = None
+    factors: FloatArray | None = None
 
-    def round(self, scale: FloatArray) -> Array:
-        """Return the integers of the weight at ``scale``, int8.
+    @property
+    def seen(self) -> FloatArray:
+        """What the integers stand for in steps of one size per channel: values times factors."""
+        values = self.values.astype(np.float64)
+        return values if self.factors is None else values * self.factors
 
-        With groups these are the rounded values times their multipliers.
+    @property
+    def group_multiplier(self) -> Array | None:
+        """What the levels of each group are times, int8 like values; None without groups."""
+        if not self.format.group or self.multiplier is None:
+            return None
+        factors = 1.0 if self.factors is None else self.factors
+        return np.asarray(np.rint(self.multiplier * factors).astype(np.int8))
+
+    def levels(self, scale: FloatArray) -> Array:
+        """Return the levels of the weight at ``scale``, int8, ties to even.
+
+        The quotient is that of float32 numbers, as in equation (1).
         """
-        unit = scale.reshape((-1,) + (1,) * (self.values.ndim - 1))
+        unit = scale.astype(np.float32).reshape((-1,) + (1,) * (self.values.ndim - 1))
         if self.multiplier is not None:
             unit = unit * self.multiplier
-        integers = self.format.round(self.values / unit)
-        if self.multiplier is not None:
-            return np.asarray(integers * self.multiplier)
-        return bound_pairs(integers) if self.bounded else integers
+        levels = self.format.round(self.values / unit)
+        return bound_pairs(levels) if self.bounded else levels
 
-    def absorbing(self, factors: FloatArray) -> QuantizedWeight:
-        """Return the weight that multiplies integers whose scales differ by ``factors``.
-
-        ``sum_c w_c (f_c x_c) = sum_c (w_c f_c) x_c``; the steps ``scale * multiplier`` of a weight
-        that was quantized for such an input are divided by ``factors`` and so become one step per
-        channel (times the multipliers of its groups).
-
-        Parameters
-        ----------
-        factors : float64 array that broadcasts against ``values``
-        """
-        multiplier = None
-        if self.format.group and self.multiplier is not None:
-            multiplier = np.rint(self.multiplier * factors).astype(np.int8)
-        return replace(self, values=self.values * factors, multiplier=multiplier)
+    def round(self, scale: FloatArray) -> Array:
+        """Return the integers of the weight at ``scale``: levels, times multipliers of groups."""
+        levels, multiplier = self.levels(scale), self.group_multiplier
+        return levels if multiplier is None else np.asarray(levels * multiplier)
 
 
 def factors_per_input(
@@ -263,10 +265,12 @@ def choose_multipliers(
     ratios: list[FloatArray],
     bounds: list[Array],
     zero_point: int,
-    extra: Array | float,
+    bias: FloatArray | float,
     *,
-    snap_first: bool,
     name: str,
+    span: tuple[Array, Array] | None = None,
+    snap_first: bool = False,
+    slack: Array | float = 0.0,
     slopes: FloatArray | None = None,
     reach: Array | float = 0.0,
 ) -> Multipliers:
@@ -280,13 +284,17 @@ def choose_multipliers(
         Largest magnitude of each term's integer, per channel.
     zero_point : int
         Output zero point.
-    extra : float array
-        Magnitude, in output steps, of what else enters the sum (a bias kept out of the terms).
+    bias : float array
+        What else enters the sum, in output steps.
+    name : str
+        Layer, for the error message.
+    span : (integer array, integer array), optional
+        Least and greatest value of the first term's integer, where more is known than its bound.
     snap_first : bool
         The first term's scale may grow to make its multiplier exact; its multiplier is then
         rounded up, and needs `MIN_NARROW_BITS` bits only.
-    name : str
-        Layer, for the error message.
+    slack : float array
+        Output steps by which the bias may move yet.
     slopes : float64 array, optional
         What the first and only term is multiplied by where it is negative; that multiplier is the
         first's times the slope, rounded, and comes second.
@@ -302,11 +310,38 @@ def choose_multipliers(
         if not np.all(np.isfinite(ratio)):
             raise QuantizationError(f"layer {name!r}: a scale ratio is not finite")
     sides = [] if slopes is None else [slopes]
-    shape = np.broadcast_shapes(*[np.shape(a) for a in (*ratios, *bounds, extra, *sides)])
-    narrow = _narrow(ratios, bounds, zero_point, extra, snap_first, shape, slopes, reach)
-    if narrow is not None:
-        return narrow
-    return _wide(ratios, bounds, zero_point, extra, shape, name, slopes)
+    shape = np.broadcast_shapes(*[np.shape(a) for a in (*ratios, *bounds, bias, *sides)])
+    terms = _Terms(ratios, bounds, zero_point, np.asarray(bias, np.float64), span, slack)
+    narrow = _narrow(terms, snap_first, shape, slopes, reach)
+    return _wide(terms, shape, name, slopes) if narrow is None else narrow
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What is multiplied and added; see `choose_multipliers`."""
+
+    ratios: list[FloatArray]
+    bounds: list[Array]
+    zero_point: int
+    bias: FloatArray
+    span: tuple[Array, Array] | None
+    slack: Array | float
+
+    def greatest(self, values: list[IntArray], shift: IntArray, paired: bool) -> FloatArray:
+        """Return the largest magnitude of any partial sum of equation (3)."""
+        unit = np.exp2(shift)
+        magnitudes = [np.abs(value).astype(np.float64) for value in values]
+        if paired:  # one of the two is used
+            magnitudes = [np.maximum(*magnitudes)]
+        ends: list[FloatArray] = [magnitudes[0] * self.bounds[0] + np.abs(self.bias) * unit]
+        if self.span is not None:
+            products = [values[0] * end.astype(np.float64) for end in self.span]
+            ends = [np.abs(p + bias) for p in products for bias in (0.0, self.bias * unit)]
+        total = np.max(np.broadcast_arrays(*ends), axis=0)
+        total = total + (abs(self.zero_point) + 2.0 + self.slack) * unit
+        for magnitude, bound in zip(magnitudes[1:], self.bounds[1:], strict=True):
+            total = total + magnitude * bound
+        return np.asarray(total)
 
 
 def _round(
@@ -323,24 +358,17 @@ def _round(
 
 
 def _narrow(
-    ratios: list[FloatArray],
-    bounds: list[Array],
-    zero_point: int,
-    extra: Array | float,
+    terms: _Terms,
     snap_first: bool,
     shape: tuple[int, ...],
     slopes: FloatArray | None,
     reach: Array | float,
 ) -> Multipliers | None:
+    ratios, bounds = terms.ratios, terms.bounds
     shift = np.full(shape, MAX_NARROW_SHIFT, np.int64)
     while True:
         values = _round(ratios, shift, snap_first, slopes)
-        total = (np.asarray(extra, np.float64) + abs(zero_point) + 2.0) * np.exp2(shift)
-        greatest = [np.abs(value).astype(np.float64) for value in values]
-        if slopes is not None:  # one of the two is used
-            greatest = [np.maximum(*greatest)]
-        for value, bound in zip(greatest, bounds, strict=True):
-            total = total + value * bound
+        total = terms.greatest(values, shift, slopes is not None)
         too_big = (total > INT32_MAX) & (shift > 1)
         if not too_big.any():
             break
@@ -348,10 +376,13 @@ def _narrow(
     if np.any(total > INT32_MAX):
         return None
     first = 1 if snap_first else 0
-    half_step = np.exp2(-shift.astype(np.float64) - 1)
-    error = sum(np.asarray(b, np.float64) * half_step for b in bounds[first:])
-    if np.any(np.asarray(error) > MAX_MULTIPLIER_ERROR):
+    moved = sum(
+        np.asarray(bound, np.float64) * np.abs(np.ldexp(value.astype(np.float64), -shift) - ratio)
+        for ratio, value, bound in list(zip(ratios, values, bounds, strict=False))[first:]
+    )
+    if np.any(np.asarray(moved) > MAX_MULTIPLIER_ERROR):
         return None
+    half_step = np.exp2(-shift.astype(np.float64) - 1)
     if slopes is not None:
         # of sums that are not clipped, acc * M_n / 2**s is at most the reach
         unclipped = reach * np.exp2(shift) / np.maximum(np.abs(values[1]), 1)
@@ -368,21 +399,19 @@ def _narrow(
 
 
 def _wide(
-    ratios: list[FloatArray],
-    bounds: list[Array],
-    zero_point: int,
-    extra: Array | float,
-    shape: tuple[int, ...],
-    name: str,
-    slopes: FloatArray | None,
+    terms: _Terms, shape: tuple[int, ...], name: str, slopes: FloatArray | None
 ) -> Multipliers:
+    ratios, bounds = terms.ratios, terms.bounds
     if slopes is not None:
         ratios, bounds = [ratios[0], ratios[0] * slopes], [bounds[0], bounds[0]]
     largest = np.max([np.broadcast_to(np.abs(r), shape) for r in ratios], axis=0)
     _, exponent = np.frexp(largest)
-    shift = np.clip(30 - exponent.astype(np.int64), 1, 52)  # multipliers below 2**30
+    extra = np.abs(terms.bias) + terms.slack
+    _, magnitude = np.frexp(extra)
+    # multipliers below 2**30, a bias below 2**61
+    shift = np.clip(np.minimum(30 - exponent, 61 - magnitude).astype(np.int64), 1, 52)
     values = _round(ratios, shift, False, None)
-    offset = np.ceil(np.asarray(extra, np.float64) * np.exp2(shift))
+    offset = np.ceil(extra * np.exp2(shift))
     if np.any(offset >= 2.0**62):
         raise QuantizationError(
             f"layer {name!r}: its bias is {np.max(extra):g} output steps and leaves 64 bits; "
@@ -392,7 +421,7 @@ def _wide(
              for b, v in zip(bounds, values, strict=True)]  # fmt: skip
     try:
         required_compute_dtype(
-            pairs, np.broadcast_to(offset.astype(np.int64), shape), shift, zero_point
+            pairs, np.broadcast_to(offset.astype(np.int64), shape), shift, terms.zero_point
         )
     except QuantizationError as error:
         raise QuantizationError(f"layer {name!r}: {error}") from None

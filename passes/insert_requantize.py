@@ -10,29 +10,25 @@ After::
     acc = qconv2d(x, w, bias)                                      # int32
     y = requantize(acc, M, s, offset, r, M_r)                      # uint8, one rounding
 
-Requires a calibrated L1 graph. Guarantees: every region found by `AnnotateQuantization` computes in
-integers only, at equation (3) of `tvmquant.arithmetic`; zero points of the input are folded into
-the int32 bias (``bias - z_x * sum(w)``, padding pads with z_x); every accumulator is proven to fit
-int32. Per-channel weight scales grow by up to 1/16 so that the multiplier of a contraction is
-*exactly* dyadic and short enough for 32-bit arithmetic, unless that takes weights off a grid on
-which they lie; these, and scales that are fixed (``fixed: 1``, which no pass sets), get 64-bit
-arithmetic where 32 bits would not be exact enough.
+Requires an L1 graph whose scales are all chosen (`ApplyCalibration`, `FixScales`), and only rounds:
+no scale moves. Guarantees: every region found by `AnnotateQuantization` computes in integers only,
+at equation (3) of `tvmquant.arithmetic`; every accumulator is proven to fit int32. Zero points of
+the input are folded into an int32 vector beside the accumulator (``-z_x * sum(w)``, padding pads
+with z_x); biases enter at the offset of (3), at ``2**-s`` of an output step: whole steps of the
+accumulator, ``s_x * s_w``, are a sizeable part of an output step at 4 bits. Only a layer with
+slopes, whose sign decides, has its bias in steps of the accumulator.
 
-Where the mean of a layer's input is known, the bias is corrected for what rounding (and bounding)
-the weight adds to the mean of the output: ``bias -= sum_c E[x_c] (Q(w)_c - w_c)``. Of SqueezeNet
-with 4-bit weights per channel that recovers half of what is lost (top-1 of 334 images: float 62.6,
-uncorrected 49.1, corrected 56.0), of 8-bit weights what bounding pairs costs.
+Ratios of scales that are dyadic (`FixScales` makes them so) become exact multipliers. Others are
+rounded, in 64-bit arithmetic where 32 bits would not be exact enough.
 
-References: Yao et al., HAWQ-V3, 2021, section 3 (dyadic arithmetic, residual connections); Nagel et
-al., Data-Free Quantization, 2019, section 4.2 (bias correction).
+Reference: Yao et al., HAWQ-V3, 2021, section 3 (dyadic arithmetic, residual connections).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -47,7 +43,6 @@ from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, span_name, used_vars
 from tvmquant.passes import scale_factors
 from tvmquant.passes.accumulator import (
-    MAX_BIAS_STEPS,
     Accumulator,
     Contraction,
     Multipliers,
@@ -60,6 +55,7 @@ from tvmquant.passes.accumulator import (
 from tvmquant.passes.elementwise import CAST, ELEMENTWISE, SELECT, evaluate, scalar_bound
 from tvmquant.passes.region_operators import (
     EXTREMES,
+    WEIGHT,
     has_usable_slopes,
     input_axis,
     is_boolean,
@@ -73,13 +69,13 @@ from tvmquant.passes.region_operators import (
     output_axis,
     slopes_of,
 )
-from tvmquant.passes.rounded_weights import (
-    mean_error,
-    snapping_costs_little,
-    weight_of,
-    with_bounded_pairs,
-)
+from tvmquant.passes.rounded_weights import weight_of
 from tvmquant.passes.scale_factors import compressed, varying_axes
+
+# stands for the step of a channel that is multiplied by 0
+LEAST_STEP = 1e-300
+# far beyond what an accumulator holds
+MOST_STEPS = 2.0**40
 
 CONTRACTIONS = {
     "relax.nn.conv2d": qop.QCONV2D,
@@ -115,18 +111,11 @@ Value: TypeAlias = (
 )  # or a relax.Expr
 
 
-class _Integerizer(DataflowRewriter):
-    def __init__(
-        self,
-        module: tvm.IRModule,
-        bound_pairs: bool,
-        input_means: Mapping[str, Sequence[float]],
-        input_powers: Mapping[str, Sequence[float]],
-    ) -> None:
+class Integerizer(DataflowRewriter):
+    """Rounds what lies between two fake_quants at the second."""
+
+    def __init__(self, module: tvm.IRModule) -> None:
         super().__init__(module)
-        self.bound_pairs = bound_pairs
-        self.input_means = input_means
-        self.input_powers = input_powers
         self.values: dict[relax.Var, Value] = {}
         # of tensors with factors: the same, requantized to one scale
         self.one_scale: dict[relax.Expr, Quantized] = {}
@@ -143,6 +132,7 @@ class _Integerizer(DataflowRewriter):
         return self.values.get(expr, expr) if isinstance(expr, relax.Var) else expr
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        """Return what a binding becomes, as far as it becomes anything by itself."""
         if isinstance(value, relax.Var):
             self.values[var] = self.value(value)
             return self.lookup(value)
@@ -157,6 +147,7 @@ class _Integerizer(DataflowRewriter):
         return result if isinstance(result, relax.Var) else var
 
     def visit_output(self, expr: relax.Expr) -> relax.Expr:
+        """Return an output in float."""
         return self._float(expr)
 
     def _convert(self, var: relax.Var, call: relax.Call) -> Value:
@@ -225,15 +216,15 @@ class _Integerizer(DataflowRewriter):
     def _fake_quant(self, call: relax.Call) -> Value:
         attrs = qop.attributes(call)
         name = attrs["id"]
+        if attrs["role"] == WEIGHT:
+            return self.weight(call, attrs)
         if not attrs["calibrated"]:
             raise QuantizationError(f"tensor {name!r} is not calibrated; run ApplyCalibration")
         scale = qop.constant_array(call.args[1]).astype(np.float64)
         zero = int(qop.constant_array(call.args[2]).reshape(-1)[0])
-        if attrs["role"] == "weight":
-            return weight_of(call, scale, attrs)
         held = formats.parse(attrs["format"])
         rank = len(call.ty.shape.values)
-        scales = _along(scale, attrs["axis"], rank)
+        scales = along(scale, attrs["axis"], rank)
         target = Quantized.of(call.args[0], scales, zero, attrs["qmin"], attrs["qmax"], held)
         source = self.value(call.args[0])
         if isinstance(source, Quantized):
@@ -336,11 +327,10 @@ class _Integerizer(DataflowRewriter):
         if x.factors is not None:
             groups = int(getattr(call.attrs, "groups", 1))
             factors = factors_per_input(x.factors.reshape(-1), groups, weight.values.shape)
-            weight = weight.absorbing(factors)
-        if self.bound_pairs:
-            weight = with_bounded_pairs(Contraction(call, x, weight), self.input_powers)
-        scale = _along(x.scale * weight.scale, output_axis(call), rank)
-        term = Term(scale, np.zeros_like(scale), contraction=Contraction(call, x, weight))
+            weight = replace(weight, factors=factors)
+        layer = self.scaled(Contraction(call, x, weight))
+        scale = along(x.scale * layer.weight.scale, output_axis(call), rank)
+        term = Term(scale, np.zeros_like(scale), contraction=layer)
         return Accumulator((term,), np.zeros((1,) * rank))
 
     def _pool(self, _var: relax.Var, call: relax.Call) -> Value | None:
@@ -459,7 +449,7 @@ class _Integerizer(DataflowRewriter):
         if not isinstance(x, Quantized | Accumulator) or not has_usable_slopes(call):
             return None
         rank = len(call.ty.shape.values)
-        slopes = _along(
+        slopes = along(
             slopes_of(call).astype(np.float64), int(getattr(call.attrs, "axis", 1)) % rank, rank
         )
         return replace(_as_accumulator(x), slopes=slopes)
@@ -504,10 +494,15 @@ class _Integerizer(DataflowRewriter):
         self, region: Accumulator, to: Quantized, name: str, call: relax.Call
     ) -> Quantized:
         first, others = region.terms[0], region.terms[1:]
+        if len(others) > 1:
+            raise QuantizationError(
+                f"node {name!r} adds {len(region.terms)} tensors in one rounding; at most two fit "
+                "a kernel: annotate the graph with AnnotateQuantization, which keeps the others"
+            )
         if first.contraction is not None:
             axis = output_axis(first.contraction.call)
             name = span_name(first.contraction.call) or name
-            expr, chosen, offset = self._emit_contraction(first.contraction, region, to, name)
+            expr, chosen, offset = self.finish(first.contraction, region, to, name)
         else:
             expr = first.expr
             chosen, offset = _multipliers(region, to, name)
@@ -534,73 +529,57 @@ class _Integerizer(DataflowRewriter):
         out = self.emit(qop.emit(qop.REQUANTIZE, args, attrs, call.span), "y_q")
         return replace(to, expr=out, qmin=attrs["qmin"], qmax=attrs["qmax"])
 
-    def _emit_contraction(
-        self,
-        layer: Contraction,
-        region: Accumulator,
-        to: Quantized,
-        name: str,
+    # -- contractions ---------------------------------------------------------------------------
+
+    def weight(self, call: relax.Call, attrs: Mapping[str, Any]) -> QuantizedWeight:
+        """Return the weight of a fake_quant."""
+        if not attrs["calibrated"]:
+            raise QuantizationError(f"weight {attrs['id']!r} has no scale; run FixScales")
+        return weight_of(call, attrs)
+
+    def scaled(self, layer: Contraction) -> Contraction:
+        """Return a layer with a scale for its weight, before it is known what reads its sums."""
+        return layer
+
+    def finish(
+        self, layer: Contraction, region: Accumulator, to: Quantized, name: str
     ) -> tuple[relax.Expr, Multipliers, Any]:
-        """Choose the weight's final scale, round weight and bias, and emit the contraction.
+        """Round weight and bias, emit the contraction, and return how its sums are requantized.
 
         All arrays have shape (1,) or (O,) here: nothing beside a contraction varies otherwise.
         """
         x, weight = layer.x, layer.weight
         step, *others = (t.scale.reshape(-1) for t in region.terms)
-        to_scale = to.scales.reshape(-1)
-        gain = step / (x.scale * weight.scale)  # constants multiplied in per channel
-        gain = np.where(gain == 0.0, 1e-30, gain)
-        bias, scale, gain = np.broadcast_arrays(region.bias.reshape(-1), weight.scale, gain)
-        unit = x.scale * np.abs(gain)
-        # what correcting the bias may move it by: the scale, and with it the error, is not final
-        reserve = 2.0 * np.abs(
-            gain * mean_error(layer, weight.round(scale), scale, self.input_means)
-        )
-        if not weight.fixed:
-            least = (np.abs(bias) + reserve) / (unit * MAX_BIAS_STEPS)
-            # of a channel without weights the step is the bias's alone
-            empty = ~weight.values.reshape(len(weight.values), -1).any(axis=1) & (least > 0.0)
-            scale = np.where(empty, least, np.maximum(scale, least))
-        ratios = [x.scale * scale * gain / to_scale, *(s / to_scale for s in others)]
-        slopes = None if region.slopes is None else region.slopes.reshape(-1)
-        bound = _accumulator_bound(
-            weight.round(scale), x, bias / (unit * scale), reserve / (unit * scale)
-        )
-        bounds = [bound, *(t.bound.reshape(-1) for t in region.terms[1:])]
-        multipliers = partial(
-            choose_multipliers, ratios, bounds, to.zero_point, 0.0, name=name, slopes=slopes,
-            reach=_reach(slopes, to),
-        )  # fmt: skip
-        chosen = multipliers(snap_first=not weight.fixed)
-        if chosen.compute_dtype == "int32" and not weight.fixed:
-            exact = np.ldexp(np.abs(chosen.values[0]).astype(np.float64), -chosen.shift)
-            snapped = np.where(chosen.values[0] == 0, scale, exact * to_scale / unit)
-            if snapping_costs_little(layer, scale, snapped, self.input_powers):
-                scale = snapped
-            else:
-                chosen = multipliers(snap_first=False)
-        integers = weight.round(scale)
-        correction = gain * mean_error(layer, integers, scale, self.input_means)
-        bias = bias - np.clip(correction, -reserve, reserve)
-        steps = np.rint(bias / (x.scale * scale * gain)).astype(np.int64)
+        to_scale, bias = to.scales.reshape(-1), region.bias.reshape(-1)
+        integers = weight.round(weight.scale)
         axes = tuple(range(1, integers.ndim))
-        folded = steps - x.zero_point * integers.astype(np.int64).sum(axis=axes)
-        low, high = dot_bounds(integers, min(0, x.qmin), x.qmax)
-        if max(np.abs(low).max(), np.abs(high).max()) + np.abs(folded).max() > INT32_MAX:
-            raise QuantizationError(
-                f"layer {name!r}: its accumulator may leave 32 bits ({integers[0].size} products "
-                f"of {weight.format} weights and {x.dtype} activations, and a bias of up to "
-                f"{np.abs(steps).max()} steps); split the layer, or enlarge a fixed weight scale"
+        folded = -x.zero_point * integers.astype(np.int64).sum(axis=axes)
+        steps = np.zeros(len(integers), np.int64)
+        slopes = None if region.slopes is None else region.slopes.reshape(-1)
+        if slopes is not None:  # of the sum with its bias: the sign decides
+            steps = np.rint(
+                np.clip(bias / np.where(step == 0.0, LEAST_STEP, step), -(2.0**40), 2.0**40)
             )
-        grouped = []
-        if weight.format.group and weight.multiplier is not None:
-            integers = integers // weight.multiplier
-            grouped = [qop.constant(weight.multiplier)]
-        args = [x.expr, qop.constant(integers), qop.constant(folded.astype(np.int32)), *grouped]
+            steps = steps.astype(np.int64)
+            folded, bias = folded + steps, np.zeros(1)
+        _check_accumulator(layer, integers, folded, steps, name)
+        span = tuple(end + steps for end in dot_span(integers, x))
+        bound = np.maximum(*np.abs(span))
+        chosen = choose_multipliers(
+            [step / to_scale, *(s / to_scale for s in others)],
+            [bound, *(t.bound.reshape(-1) for t in region.terms[1:])],
+            to.zero_point, bias / to_scale, name=name, span=span, slopes=slopes,
+            reach=reach_of(slopes, to),
+        )  # fmt: skip
+        offset = np.rint(np.ldexp(bias / to_scale, chosen.shift)).astype(np.int64)
+        multiplier = weight.group_multiplier
+        grouped = [] if multiplier is None else [qop.constant(multiplier)]
+        levels = qop.constant(weight.levels(weight.scale))
+        args = [x.expr, levels, qop.constant(folded.astype(np.int32)), *grouped]
         attrs = _contraction_attrs(layer, name)
         operator = CONTRACTIONS[layer.call.op.name]
         expr = self.emit(qop.emit(operator, args, attrs, layer.call.span), "acc")
-        return expr, _by_sign(chosen, slopes), np.zeros(1, np.int64)
+        return expr, _by_sign(chosen, slopes), offset
 
 
 def _integers(array: Any, dtype: str) -> relax.Expr:
@@ -614,7 +593,7 @@ def _clip_bound(real: float, to: Quantized) -> Any:
     return np.clip(steps, to.qmin, to.qmax)
 
 
-def _along(values: Any, axis: int, rank: int) -> Any:
+def along(values: Any, axis: int, rank: int) -> Any:
     """Shape (1,) or (C,) numbers so that they broadcast along an axis."""
     shape = [1] * rank
     if values.size > 1:
@@ -632,14 +611,14 @@ def _multipliers(region: Accumulator, to: Quantized, name: str) -> tuple[Multipl
     ratios = [t.scale / scales for t in region.terms]
     bounds = [t.bound for t in region.terms]
     chosen = choose_multipliers(
-        ratios, bounds, to.zero_point, np.abs(region.bias) / scales, snap_first=False, name=name,
-        slopes=region.slopes, reach=_reach(region.slopes, to),
+        ratios, bounds, to.zero_point, region.bias / scales, name=name, slopes=region.slopes,
+        reach=reach_of(region.slopes, to),
     )  # fmt: skip
     offset = np.rint(np.ldexp(region.bias / scales, chosen.shift)).astype(np.int64)
     return chosen, offset
 
 
-def _reach(slopes: Any, to: Quantized) -> Any:
+def reach_of(slopes: Any, to: Quantized) -> Any:
     """Return how many steps of the output negative sums may take, times their slopes."""
     if slopes is None:
         return 0.0
@@ -668,10 +647,23 @@ def _by_channel(chosen: Multipliers, offset: Any) -> tuple[int, tuple[Multiplier
     return standard, (replace(chosen, values=tuple(values), shift=shift), offset)
 
 
-def _accumulator_bound(integers: Any, x: Quantized, bias_steps: Any, reserve_steps: Any) -> Any:
-    low, high = dot_bounds(integers, x.qmin - x.zero_point, x.qmax - x.zero_point)
-    steps, reserve = np.rint(bias_steps), np.ceil(reserve_steps)
-    return np.maximum(np.abs(low + steps - reserve), np.abs(high + steps + reserve)) + 1
+def dot_span(integers: Any, x: Quantized) -> tuple[Any, Any]:
+    """Return the least and the greatest sum of products of each output channel."""
+    return dot_bounds(integers, x.qmin - x.zero_point, x.qmax - x.zero_point)
+
+
+def _check_accumulator(
+    layer: Contraction, integers: Any, folded: Any, steps: Any, name: str
+) -> None:
+    """Raise where an accumulator of integers as they are stored may leave 32 bits."""
+    x = layer.x
+    low, high = dot_bounds(integers, min(0, x.qmin), x.qmax)
+    if max(np.abs(low).max(), np.abs(high).max()) + np.abs(folded).max() > INT32_MAX:
+        raise QuantizationError(
+            f"layer {name!r}: its accumulator may leave 32 bits ({integers[0].size} products "
+            f"of {layer.weight.format} weights and {x.dtype} activations, and a bias of up to "
+            f"{np.abs(steps).max()} steps); split the layer, or enlarge a fixed weight scale"
+        )
 
 
 def _contraction_attrs(layer: Contraction, name: str) -> dict[str, Any]:
@@ -774,30 +766,15 @@ def _pool_window(call: relax.Call, height: int, width: int) -> tuple[dict[str, A
 class InsertRequantize:
     """Integerize a calibrated L1 graph (see the module's description).
 
-    Parameters
-    ----------
-    bound_pairs : bool
-        Round weights so that sums of two products fit 16 bits (`tvmquant.weight_pairs`), for
-        processors that multiply bytes with ``vpmaddubsw``.
-    input_means : mapping of str to sequence of float, optional
-        Mean of each input channel, by layer; biases of these layers are corrected.
-    input_powers : mapping of str to sequence of float, optional
-        Mean square of each input channel, by layer: pairs are bounded where that adds little error.
+    Raises
+    ------
+    QuantizationError
+        If a tensor has no scale, an accumulator may leave 32 bits, or a requantization 64; names
+        the layer.
     """
-
-    def __init__(
-        self,
-        bound_pairs: bool = False,
-        input_means: Mapping[str, Sequence[float]] | None = None,
-        input_powers: Mapping[str, Sequence[float]] | None = None,
-    ) -> None:
-        self.bound_pairs = bound_pairs
-        self.input_means = input_means or {}
-        self.input_powers = input_powers or {}
 
     def transform_module(
         self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
     ) -> tvm.IRModule:
         """Return the L2 module."""
-        statistics = self.input_means, self.input_powers
-        return _Integerizer(module, self.bound_pairs, *statistics).rewrite()
+        return Integerizer(module).rewrite()

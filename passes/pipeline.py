@@ -18,6 +18,7 @@ from tvmquant.formats import Format
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of
 from tvmquant.machine import Machine
+from tvmquant.machine import Machine
 from tvmquant.passes.annotate_quantization import AnnotateQuantization
 from tvmquant.passes.apply_calibration import ApplyCalibration
 from tvmquant.passes.arrange_matmuls import ArrangeMatmuls
@@ -27,6 +28,7 @@ from tvmquant.passes.cast_inputs_first import CastInputsFirst
 from tvmquant.passes.convert_layout import ConvertLayout
 from tvmquant.passes.crop_kernels import CropKernels
 from tvmquant.passes.expose_integers import ExposeIntegers
+from tvmquant.passes.fix_scales import FixScales
 from tvmquant.passes.fold_batch_norm import FoldBatchNorm
 from tvmquant.passes.fuse_epilogue import FuseEpilogue
 from tvmquant.passes.fuse_group_norm import FuseGroupNorm
@@ -94,24 +96,22 @@ def apply_calibration(
     activations: Mapping[str, Format] | None = None,
     weight_method: str = "mse",
     factors: Mapping[str, Sequence[float]] | None = None,
-) -> tvm.IRModule:
-    """L1, uncalibrated -> L1 with its formats, scales and zero points."""
-    widths = [AssignBitWidths(weights or {}, activations or {})]
-    filled = ApplyCalibration(ranges, weight_method, factors)
-    return _run("3-calibrated", [*widths, filled], module)
-
-
-def integerize(
-    calibrated: tvm.IRModule,
-    *,
-    strict: bool = False,
     bound_pairs: bool = False,
     input_means: Mapping[str, Sequence[float]] | None = None,
     input_powers: Mapping[str, Sequence[float]] | None = None,
 ) -> tvm.IRModule:
+    """L1, uncalibrated -> L1 with its formats, scales and zero points: what ships."""
+    passes = [
+        AssignBitWidths(weights or {}, activations or {}),
+        ApplyCalibration(ranges, factors),
+        FixScales(weight_method, bound_pairs, input_means, input_powers),
+    ]
+    return _run("3-calibrated", passes, module)
+
+
+def integerize(calibrated: tvm.IRModule, *, strict: bool = False) -> tvm.IRModule:
     """L1, calibrated -> L2: integers only, epilogues fused, channels last."""
-    inserted = InsertRequantize(bound_pairs, input_means, input_powers)
-    integer = [inserted, FuseEpilogue(), ConvertLayout()]
+    integer = [InsertRequantize(), FuseEpilogue(), ConvertLayout()]
     verified = [VerifyIntegerOnly()] if strict else []
     return _run("4-integer", [*integer, *verified], calibrated)
 

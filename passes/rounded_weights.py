@@ -18,7 +18,7 @@ from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import span_name
 from tvmquant.passes.accumulator import Contraction, QuantizedWeight
 from tvmquant.passes.channel_affine import CONV2D_TRANSPOSE, MATMUL
-from tvmquant.weight_pairs import bounded_scale
+from tvmquant.weight_pairs import bounded_scale, outputs_first
 
 # How much of a layer's rounding error bounding pairs may make: more than this many times as much is
 # more than 1.5 dB. Of SqueezeNet's, ResNet-20's and YOLOv8n's layers 1 of 26, 3 of 20 and 4 of 63
@@ -28,41 +28,31 @@ MOST_BOUNDING_NOISE = 1.4
 MOST_SNAPPING_NOISE = 1.26
 
 
-def outputs_first(weight: FloatArray, axis: int, groups: int) -> FloatArray:
-    """Return the weight of a layer as (O, I / groups, ...).
-
-    Parameters
-    ----------
-    weight : array
-        Of a convolution (O, I / groups, kh, kw), a transposed one (I, O / groups, kh, kw), or a
-        dense layer (I, O).
-    axis : int
-        Of the outputs, 0 or 1.
-    groups : int
-    """
-    if axis == 0:
-        return weight
-    if weight.ndim == 2:
-        return weight.T
-    inputs, outputs, *kernel = weight.shape
-    by_group = weight.reshape(groups, inputs // groups, outputs, *kernel).swapaxes(1, 2)
-    return by_group.reshape(groups * outputs, inputs // groups, *kernel)
-
-
-def weight_of(call: relax.Call, scale: FloatArray, attrs: Mapping[str, Any]) -> QuantizedWeight:
-    """Return the weight of a calibrated fake_quant, output channels first."""
+def weight_of(call: relax.Call, attrs: Mapping[str, Any]) -> QuantizedWeight:
+    """Return the weight of a fake_quant, output channels first; without a scale, that is 0."""
     axis, groups = attrs["axis"], attrs["groups"]
-    values = qop.constant_array(call.args[0]).astype(np.float64)
-    if axis == 1 and values.ndim > 2:
+    values = qop.constant_array(call.args[0])
+    scale = qop.constant_array(call.args[1]).astype(np.float64)
+    if scale.ndim > 1:
+        scale = outputs_first(scale, axis, groups).reshape(values.shape[1] * groups, -1)[:, 0]
+    elif axis == 1 and values.ndim > 2:
         scale = np.tile(np.broadcast_to(scale, (values.shape[1],)), groups)
     values = outputs_first(values, axis, groups)
     held, multiplier = formats.parse(attrs["format"]), None
-    if held.group:
+    if len(call.args) > 3:
         multiplier = outputs_first(qop.constant_array(call.args[3]), axis, groups)
     return QuantizedWeight(
-        values, np.broadcast_to(scale, (len(values),)), held, bool(attrs["fixed"]),
-        multiplier=multiplier,
+        values, np.broadcast_to(scale, (len(values),)), held, bool(attrs.get("bounded", 0)),
+        multiplier,
     )  # fmt: skip
+
+
+def float32(scale: FloatArray) -> FloatArray:
+    """Round scales to what a fake_quant stores, away from zero."""
+    stored = scale.astype(np.float32)
+    return np.where(stored < scale, np.nextafter(stored, np.float32(np.inf)), stored).astype(
+        np.float64
+    )
 
 
 def with_bounded_pairs(
@@ -81,12 +71,12 @@ def with_bounded_pairs(
     """
     weight = layer.weight
     depthwise = weight.values.ndim == 4 and weight.values.shape[1] == 1
-    if weight.fixed or weight.format != INT8 or depthwise or _has_one_position(layer.call):
+    if weight.format != INT8 or depthwise or _has_one_position(layer.call):
         return weight
-    scale = bounded_scale(weight.values, weight.scale)
+    scale = bounded_scale(weight.seen, weight.scale)
     if scale is None:
         return weight
-    bounded = replace(weight, scale=scale, bounded=True)
+    bounded = replace(weight, scale=float32(scale), bounded=True)
     powers = input_powers.get(span_name(layer.call))
     if powers is None:
         return bounded
@@ -142,9 +132,9 @@ def mean_error(
     """
     means = input_means.get(span_name(layer.call))
     # of a transposed convolution the taps that meet an output depend on its position
-    if means is None or layer.weight.fixed or qop.is_call(layer.call, CONV2D_TRANSPOSE):
+    if means is None or qop.is_call(layer.call, CONV2D_TRANSPOSE):
         return 0.0
-    values = layer.weight.values
+    values = layer.weight.seen
     error = integers * scale.reshape((-1,) + (1,) * (values.ndim - 1)) - values
     taps = error.reshape(*error.shape[:2], -1).sum(axis=2)
     groups = len(means) // taps.shape[1]
@@ -160,8 +150,8 @@ def _rounding_noise(layer: Contraction, weight: QuantizedWeight, powers: FloatAr
     inputs, groups = weight.values.shape[1], len(powers) // weight.values.shape[1]
     factors = np.ones(len(powers)) if layer.x.factors is None else layer.x.factors.reshape(-1)
     unit = weight.scale.reshape((-1,) + (1,) * (weight.values.ndim - 1))
-    error = np.square(weight.round(weight.scale) * unit - weight.values)
-    energy = np.square(weight.values)
+    error = np.square(weight.round(weight.scale) * unit - weight.seen)
+    energy = np.square(weight.seen)
 
     def by_input(values: FloatArray) -> FloatArray:
         taps = math.prod(values.shape[2:])

@@ -113,15 +113,9 @@ def quantize(
     """
     calibrated = apply_calibration(
         graph, calibration, choices=choices, activation_scheme=activation_scheme,
-        weight_method=weight_method,
+        weight_method=weight_method, bound_pairs=bound_pairs, correct_bias=correct_bias,
     )  # fmt: skip
-    module = pipeline.integerize(
-        calibrated.module,
-        strict=strict,
-        bound_pairs=bound_pairs,
-        input_means=calibration.input_means if correct_bias else None,
-        input_powers=calibration.input_powers,
-    )
+    module = pipeline.integerize(calibrated.module, strict=strict)
     return calibrated.with_module(module, "L2")
 
 
@@ -132,10 +126,13 @@ def apply_calibration(
     choices: Mapping[str, BitChoice] | None = None,
     activation_scheme: str = "asymmetric",
     weight_method: str = "mse",
+    bound_pairs: bool = True,
+    correct_bias: bool = True,
 ) -> Graph:
     """Annotate a float graph with bit widths, scales and zero points: what the torch twin runs.
 
-    Parameters and errors are those of `quantize`; the result has level L1.
+    It is the network that `quantize` rounds: nothing is left to choose. Parameters and errors are
+    those of `quantize`; the result has level L1.
     """
     network = annotated(graph, activation_scheme)
     calibration.check_model(network)
@@ -148,6 +145,9 @@ def apply_calibration(
         activations=activations,
         weight_method=weight_method,
         factors=calibration.factors(),
+        bound_pairs=bound_pairs,
+        input_means=calibration.input_means if correct_bias else None,
+        input_powers=calibration.input_powers,
     )
     return network.with_module(module)
 

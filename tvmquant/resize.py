@@ -17,6 +17,7 @@ WEIGHT_BITS = 11
 
 # TVM nudges coordinates by this before floor and ceil.
 _EPSILON = np.float32(1e-5)
+# by the names of ``rounding_method``
 ROUNDINGS: dict[str, Callable[[Array], Array]] = {
     "round": np.rint,
     "round_prefer_floor": lambda x: np.ceil(x - np.float32(0.5)),

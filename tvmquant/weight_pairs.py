@@ -41,6 +41,38 @@ COPY_COST = 16
 TRIED = 1 << 15
 
 
+def outputs_first(weight: Array, axis: int, groups: int) -> Array:
+    """Return the weight of a layer as (O, I / groups, ...).
+
+    Parameters
+    ----------
+    weight : array
+        Of a convolution (O, I / groups, kh, kw), a transposed one (I, O / groups, kh, kw), or a
+        dense layer (I, O).
+    axis : int
+        Of the outputs, 0 or 1.
+    groups : int
+    """
+    if axis == 0:
+        return weight
+    if weight.ndim == 2:
+        return weight.T
+    inputs, outputs, *kernel = weight.shape
+    by_group = weight.reshape(groups, inputs // groups, outputs, *kernel).swapaxes(1, 2)
+    return by_group.reshape(groups * outputs, inputs // groups, *kernel)
+
+
+def outputs_back(weight: Array, axis: int, groups: int) -> Array:
+    """Undo `outputs_first`."""
+    if axis == 0:
+        return weight
+    if weight.ndim == 2:
+        return weight.T
+    outputs, inputs, *kernel = weight.shape
+    by_group = weight.reshape(groups, outputs // groups, inputs, *kernel).swapaxes(1, 2)
+    return by_group.reshape(groups * inputs, outputs // groups, *kernel)
+
+
 def joins_rows(shape: tuple[int, ...]) -> bool:
     """Return whether kernels copy the rows of a window together and read them as one run (im2col).
 

@@ -38,7 +38,7 @@ from tvmquant.ir.rewriter import bindings_of, span_name, used_vars
 from tvmquant.passes import scale_factors
 from tvmquant.passes.accumulator import factors_per_input
 from tvmquant.passes.region_operators import ACTIVATION, input_axis, is_mover
-from tvmquant.passes.rounded_weights import outputs_first
+from tvmquant.weight_pairs import outputs_first
 
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # What is gained has to be worth that later data may leave the range of a channel: 3 dB.

@@ -98,7 +98,7 @@ def make_quantizers(
         )  # fmt: skip
         annotated = Twin(calibrated.module)
         twin = twin or annotated
-        quantizers, edges = annotated.quantizers(), annotated.weight_edges
+        quantizers, edges = annotated.quantizers, annotated.weight_edges
         for layer in layers:
             name = plan[layer.id].weight.name
             if name not in weights[layer.id]:

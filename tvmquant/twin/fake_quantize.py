@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from tvmquant.weight_pairs import bound_pairs, outputs_back, outputs_first
+
 
 def fake_quantize_half_even(
-    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: int = -1
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    qmin: int | Tensor,
+    qmax: int | Tensor,
+    axis: int = -1,
 ) -> Tensor:
     """Quantize and dequantize, ties to even: ``(q - zero_point) * scale`` with q of equation (1).
 
@@ -16,7 +24,7 @@ def fake_quantize_half_even(
     x : float32 tensor of any shape
     scale : float32 tensor of shape (1,), (C,) along `axis`, or that of `x`; > 0
     zero_point : int32 tensor of shape (1,) or (C,)
-    qmin, qmax : int, qmin <= zero_point <= qmax
+    qmin, qmax : int or int32 tensor without axes, qmin <= zero_point <= qmax
     axis : int
         Axis of the channels of `x`; -1 where there is one scale for the tensor.
 
@@ -36,6 +44,35 @@ def fake_quantize_half_even(
     scale, zero_point = along_axis(scale, x, axis), along_axis(zero_point, x, axis)
     low, high = (qmin - zero_point).to(x.dtype), (qmax - zero_point).to(x.dtype)
     return round_half_even(torch.clamp(x / scale, low, high)) * scale
+
+
+def fake_quantize_bounded(
+    x: Tensor, scale: Tensor, qmax: int, axis: int, groups: int = 1
+) -> Tensor:
+    """Quantize and dequantize a weight, and bound its pairs in between.
+
+    The integers are those of `tvmquant.weight_pairs.bound_pairs`. Bounding passes gradients
+    unchanged, like rounding.
+
+    Parameters
+    ----------
+    x : float32 tensor
+        Weight of a convolution (O, I / groups, kh, kw), a transposed one (I, O / groups, kh, kw),
+        or a dense layer (I, O).
+    scale : float32 tensor of shape (1,), (C,) along `axis`, or that of `x`; > 0
+    qmax : int
+        Levels are symmetric.
+    axis : int
+        Of the outputs.
+    groups : int
+    """
+    scale = along_axis(scale, x, axis)
+    steps = round_half_even(torch.clamp(x / scale, -qmax, qmax))
+    with torch.no_grad():
+        integers = outputs_first(steps.detach().cpu().numpy().astype(np.int8), axis, groups)
+        bounded = outputs_back(bound_pairs(integers), axis, groups).astype(np.float32)
+        excess = torch.from_numpy(bounded).to(x.device, x.dtype) - steps
+    return (steps + excess) * scale
 
 
 def round_half_even(x: Tensor) -> Tensor:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import tvm
 from torch import Tensor
 
 from tvmquant.errors import DataError, QuantizationError
-from tvmquant.twin.program import Edge, KeyTree, Step, record
+from tvmquant.passes.insert_requantize import InsertRequantize
+from tvmquant.twin.program import Edge, KeyTree, Program, Step, record
+from tvmquant.twin.quantizer_module import Quantizer
+from tvmquant.twin.write_back import written_back
 
-Mode = Literal["float", "quantized"]
+Mode = Literal["float", "quantized", "exact"]
+MODES: tuple[str, ...] = get_args(Mode)
 Observe = Callable[[str, Tensor], None]
 
 
@@ -22,16 +26,18 @@ class Twin(torch.nn.Module):
     Constants that are trained (weights, biases, the affine part of a normalization) are parameters,
     all others buffers. They are called ``LAYER:weight``, ``LAYER:bias``, else
     ``LAYER:OPERATOR.POSITION``, where LAYER is the name of the ONNX node, with every ``.`` replaced
-    by ``_``. The float and the annotated graph of a model name their parameters alike.
+    by ``_``. The float and the annotated graph of a model name their parameters alike. What each
+    ``fake_quant`` does is a module of its own (`quantizers`).
 
     Parameters
     ----------
     module : tvm.IRModule
         Its function ``main``, straight-line; every extent but the batch known.
-    mode : {"float", "quantized"}
-        Whether a ``fake_quant`` passes its input through or applies its scale.
+    mode : {"float", "quantized", "exact"}
+        Whether a ``fake_quant`` passes its input through or applies its scale; "exact" computes
+        what ships: the integers that `InsertRequantize` makes of the graph, bit for bit.
     observe : callable (edge id, tensor), optional
-        Called at every ``fake_quant`` in both modes, with its input. Can be set later.
+        Called at every ``fake_quant`` in the first two modes, with its input. Can be set later.
 
     Attributes
     ----------
@@ -40,14 +46,15 @@ class Twin(torch.nn.Module):
     transform : callable (edge id, tensor) -> tensor, optional
         Called at every ``fake_quant`` in the mode "float"; what it returns goes on.
     observe_input : callable (layer, tensor), optional
-        Called at every convolution and dense layer with the name of its ONNX node and its input.
+        Called at every convolution and dense layer with the name of its ONNX node and its input,
+        in the first two modes.
 
     Raises
     ------
     UnsupportedModelError
         When an operator has no torch function; names the node.
     QuantizationError
-        When `mode` is "quantized" while an edge has no scale yet.
+        When `mode` is not "float" while an edge has no scale yet.
 
     Notes
     -----
@@ -59,79 +66,115 @@ class Twin(torch.nn.Module):
         self, module: tvm.IRModule, *, mode: Mode = "float", observe: Observe | None = None
     ) -> None:
         super().__init__()
-        program = record(module)
         self.observe = observe
         self.observe_input: Observe | None = None
         self.transform: Callable[[str, Tensor], Tensor] | None = None
-        self._inputs = program.inputs
-        self._steps = program.steps
-        self._slots = program.slots
-        self._result = program.result
-        self._weights = program.weights
-        for name, tensor in program.constants.items():
-            if name in program.trained:
+        self._module = module
+        self._program = record(module)
+        for name, tensor in self._program.constants.items():
+            if name in self._program.trained:
                 self.register_parameter(name, torch.nn.Parameter(tensor))
             else:
                 self.register_buffer(name, tensor)
-        self.edges: tuple[Edge, ...] = tuple(s.edge for s in self._steps if s.edge is not None)
+        self.edges: tuple[Edge, ...] = tuple(
+            s.edge for s in self._program.steps if s.edge is not None
+        )
+        # by number: the id of an edge may hold what the name of a module may not
+        self._quantizers = torch.nn.ModuleList(self._program.quantizers.values())
+        self._numbers = {name: i for i, name in enumerate(self._program.quantizers)}
+        self._exact: Program | None = None
         self.mode = mode
 
     @property
     def mode(self) -> Mode:
-        """Whether fake_quants pass their input through or quantize it; can be set.
+        """How fake_quants are computed; can be set.
+
+        Setting "exact" rounds the present parameters, scales and zero points; set it again after
+        they have changed. It computes without gradients.
 
         Raises
         ------
         QuantizationError
-            When set to "quantized" while an edge has no scale yet, or to an unknown mode.
+            When set to another than "float" while an edge has no scale yet, or to an unknown mode.
         """
         return self._mode
 
     @mode.setter
     def mode(self, mode: Mode) -> None:
-        if mode not in ("float", "quantized"):
-            raise QuantizationError(f"twin mode {mode!r}; expected 'float' or 'quantized'")
+        if mode not in MODES:
+            raise QuantizationError(f"twin mode {mode!r}; expected one of {', '.join(MODES)}")
         missing = [edge.id for edge in self.edges if not edge.calibrated]
-        if mode == "quantized" and missing:
+        if mode != "float" and missing:
             raise QuantizationError(
                 f"{len(missing)} of {len(self.edges)} edges have no scale yet, the first is "
                 f"{missing[0]!r}; calibrate the graph before running it quantized"
             )
+        self._exact = self._integers() if mode == "exact" else None
         self._mode: Mode = mode
+
+    def _integers(self) -> Program:
+        rounding = tvm.transform.Sequential([InsertRequantize()])
+        return record(rounding(self.write_back()))
 
     @property
     def weights(self) -> dict[str, torch.nn.Parameter]:
         """The weight of each convolution and dense layer, by the name of its ONNX node."""
-        return {layer: self.get_parameter(name) for layer, name in self._weights.items()}
+        return {layer: self.get_parameter(name) for layer, name in self._program.weights.items()}
 
-    def quantizers(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Return what each ``fake_quant`` does to a tensor, by the id of its edge.
+    @property
+    def quantizers(self) -> dict[str, torch.nn.Module]:
+        """What each ``fake_quant`` does to a tensor, by the id of its edge (`FakeQuantize`)."""
+        return {name: self._quantizers[i] for name, i in self._numbers.items()}
+
+    def replace_quantizer(self, edge: str, quantizer: torch.nn.Module) -> None:
+        """Let another module compute a ``fake_quant``.
+
+        Parameters
+        ----------
+        edge : str
+            Id of the edge.
+        quantizer : Module
+            Maps a tensor to one like it; to be written back it has what `Quantizer` lists.
 
         Raises
         ------
         QuantizationError
-            When an edge has no scale yet.
+            When there is no such edge.
         """
-        constants: dict[str, Any] = {**self._parameters, **self._buffers}
-        found: dict[str, Callable[[Tensor], Tensor]] = {}
-        for step in self._steps:
-            if step.edge is None:
-                continue
-            if not step.edge.calibrated:
+        if edge not in self._numbers:
+            raise QuantizationError(
+                f"the twin has no edge {edge!r}; expected one of {', '.join(self._numbers)}"
+            )
+        self._quantizers[self._numbers[edge]] = quantizer
+
+    def write_back(self) -> tvm.IRModule:
+        """Return the graph with the present parameters, scales, zero points and ranges.
+
+        Raises
+        ------
+        QuantizationError
+            When a quantizer that was put in has no scale, zero point and range; names the edge.
+        """
+        constants = {
+            constant: self._constants()[name] for constant, name in self._program.names.items()
+        }
+        quantizers: dict[str, Quantizer] = {}
+        for name, quantizer in self.quantizers.items():
+            if not isinstance(quantizer, Quantizer):
                 raise QuantizationError(
-                    f"tensor {step.edge.id!r} has no scale yet; calibrate first"
+                    f"the quantizer of {name!r} is a {type(quantizer).__name__} without the "
+                    "attributes scale, zero_point, qmin and qmax, which a graph holds"
                 )
-            scale_and_others = [constants[str(key)] for key in step.operands[1:]]
-            found[step.edge.id] = _after_first(step.function, scale_and_others)
-        return found
+            quantizers[name] = quantizer
+        return written_back(self._module, constants, quantizers)
 
     @property
     def weight_edges(self) -> dict[str, str]:
         """The id of the ``fake_quant`` of each layer's weight, by the name of its ONNX node."""
-        layers = {name: layer for layer, name in self._weights.items()}
+        layers = {name: layer for layer, name in self._program.weights.items()}
         return {
             layers[str(step.operands[0])]: step.edge.id
-            for step in self._steps
+            for step in self._program.steps
             if step.edge is not None and step.operands[0] in layers
         }
 
@@ -153,10 +196,23 @@ class Twin(torch.nn.Module):
             When the number or the shape of the inputs is not the graph's.
         """
         self._check(inputs)
-        values: list[Any] = [None] * self._slots
+        if self._exact is None:
+            return self._run(self._program, self._constants(), inputs)
+        device = inputs[0].device if inputs else "cpu"
+        constants = {name: t.to(device) for name, t in self._exact.constants.items()}
+        with torch.no_grad():
+            return self._run(self._exact, constants, inputs)
+
+    def _constants(self) -> dict[str, Tensor]:
+        return {name: self.get_parameter(name) if name in self._program.trained
+                else self.get_buffer(name) for name in self._program.constants}  # fmt: skip
+
+    def _run(
+        self, program: Program, constants: dict[str, Tensor], inputs: tuple[Tensor, ...]
+    ) -> Any:
+        values: list[Any] = [None] * program.slots
         values[: len(inputs)] = inputs
-        constants: dict[str, Any] = {**self._parameters, **self._buffers}
-        for step in self._steps:
+        for step in program.steps:
             operands = [
                 constants[key] if isinstance(key, str) else values[key] for key in step.operands
             ]
@@ -164,25 +220,26 @@ class Twin(torch.nn.Module):
             del operands  # or the list would keep the dead values until the next step
             for slot in step.dead:
                 values[slot] = None
-        return _fetch(self._result, values, constants)
+        return _fetch(program.result, values, constants)
 
     def _compute(self, step: Step, operands: list[Any]) -> Any:
         if step.layer and self.observe_input is not None:
             self.observe_input(step.layer, operands[0])
-        if step.edge is not None:
-            if self.observe is not None:
-                self.observe(step.edge.id, operands[0])
-            if self._mode == "float":
-                return self.transform(step.edge.id, operands[0]) if self.transform else operands[0]
-        return step.function(*operands)
+        if step.edge is None:
+            return step.function(*operands)
+        if self.observe is not None:
+            self.observe(step.edge.id, operands[0])
+        if self._mode == "float":
+            return self.transform(step.edge.id, operands[0]) if self.transform else operands[0]
+        return self._quantizers[self._numbers[step.edge.id]](operands[0])
 
     def _check(self, inputs: tuple[Tensor, ...]) -> None:
-        if len(inputs) != len(self._inputs):
+        if len(inputs) != len(self._program.inputs):
             raise DataError(
-                f"{len(inputs)} inputs; the model takes {len(self._inputs)}: "
-                f"{', '.join(name for name, _ in self._inputs)}"
+                f"{len(inputs)} inputs; the model takes {len(self._program.inputs)}: "
+                f"{', '.join(name for name, _ in self._program.inputs)}"
             )
-        for (name, extents), tensor in zip(self._inputs, inputs, strict=True):
+        for (name, extents), tensor in zip(self._program.inputs, inputs, strict=True):
             fits = len(extents) == tensor.ndim and all(
                 want in (-1, found) for want, found in zip(extents, tensor.shape, strict=True)
             )
@@ -191,16 +248,6 @@ class Twin(torch.nn.Module):
                 raise DataError(
                     f"input {name!r} has shape {tuple(tensor.shape)}; the model takes ({wanted})"
                 )
-
-
-def _after_first(function: Callable[..., Any], others: list[Any]) -> Callable[[Tensor], Tensor]:
-    """Return a function of the first operand."""
-
-    def quantize(x: Tensor) -> Tensor:
-        result: Tensor = function(x, *others)
-        return result
-
-    return quantize
 
 
 def _fetch(key: KeyTree, values: list[Any], constants: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""One torch function per Relax operator of the float and the annotated graph.
+"""One torch function per Relax operator of the float, the annotated and the integer graph.
 
 An entry of `OPERATORS` reads the attributes of a call once and returns the function that computes
 it from the call's tensor operands (constants included, the fields of a tuple one after another).
@@ -24,6 +24,7 @@ from tvmquant.ir.rewriter import span_name
 from tvmquant.passes.recurrent import RECURRENT
 from tvmquant.twin.attributes import integers, is_integer, number, static_shape
 from tvmquant.twin.fake_quantize import along_axis
+from tvmquant.twin.integer_operators import INTEGER_OPERATORS
 from tvmquant.twin.recurrent import recurrent
 from tvmquant.twin.windows import WINDOW_OPERATORS
 
@@ -260,6 +261,7 @@ def _astype(call: relax.Call) -> Callable[[Tensor], Tensor]:
 
 OPERATORS: dict[str, Maker] = {
     **WINDOW_OPERATORS,
+    **INTEGER_OPERATORS,
     "relax.add": _plain(operator.add),
     "relax.subtract": _plain(operator.sub),
     "relax.multiply": _plain(operator.mul),

@@ -17,8 +17,8 @@ from tvmquant.errors import ModelError
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, span_name
 from tvmquant.twin.attributes import static_shape
-from tvmquant.twin.fake_quantize import along_axis, fake_quantize_half_even
 from tvmquant.twin.operators import make_function
+from tvmquant.twin.quantizer_module import FakeQuantize
 
 # A value is read from a slot (int) or is a constant (its name); a tuple of outputs nests them.
 Key = int | str
@@ -35,7 +35,10 @@ _TRAINED_POSITIONS = {"relax.nn.batch_norm": (1, 2)}
 
 @dataclass(frozen=True)
 class Edge:
-    """What a ``fake_quant`` says of the tensor that it quantizes; see `quantized_ops`."""
+    """What a ``fake_quant`` says of the tensor that it quantizes; see `quantized_ops`.
+
+    ``bounded``: pairs of weights fit 16 bits (`tvmquant.weight_pairs`), of a layer in ``groups``.
+    """
 
     id: str
     role: str
@@ -46,6 +49,8 @@ class Edge:
     qmin: int
     qmax: int
     calibrated: bool
+    bounded: bool
+    groups: int
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ class Step:
     dead : tuple of int
         Slots that no later step reads.
     edge : Edge, optional
-        Set where the step is a ``fake_quant``; its first operand is what it quantizes.
+        Set where the step is a ``fake_quant``; its operand is what it quantizes. What it computes
+        is the quantizer of the edge.
     layer : str
         Set where the step is a convolution or dense layer: the name of its ONNX node; its first
         operand is the layer's input.
@@ -94,6 +100,10 @@ class Program:
         The names of the constants that are weights, biases or affine parameters.
     weights : dict of str to str
         From the layer (ONNX node) to the name of its weight.
+    names : dict of relax.Expr to str
+        From each constant of the function to its name.
+    quantizers : dict of str to FakeQuantize
+        By the id of the edge.
     """
 
     inputs: list[tuple[str, list[int]]]
@@ -103,10 +113,12 @@ class Program:
     constants: dict[str, Tensor]
     trained: frozenset[str]
     weights: dict[str, str]
+    names: dict[relax.Expr, str]
+    quantizers: dict[str, FakeQuantize]
 
 
 def record(module: tvm.IRModule) -> Program:
-    """Record the function ``main`` of a float or annotated graph.
+    """Record the function ``main`` of a float, an annotated, or an integer graph.
 
     Raises
     ------
@@ -128,6 +140,8 @@ def record(module: tvm.IRModule) -> Program:
         recorder.constants,
         frozenset(recorder.trained),
         recorder.weights,
+        recorder.names,
+        recorder.quantizers,
     )
 
 
@@ -138,7 +152,8 @@ class _Recorder:
         self.constants: dict[str, Tensor] = {}
         self.trained: set[str] = set()
         self.weights: dict[str, str] = {}
-        self._names: dict[Any, str] = {}
+        self.names: dict[Any, str] = {}
+        self.quantizers: dict[str, FakeQuantize] = {}
         self._layers = _layers_of_weights(function)
 
     def steps(self, var: relax.Var, value: relax.Expr) -> Iterator[Step]:
@@ -147,6 +162,8 @@ class _Recorder:
             self.slots[var] = self.slots[value]
             return
         edge = _edge(value) if qop.is_call(value, qop.FAKE_QUANT) else None
+        if edge is not None:
+            self.quantizers[edge.id] = _quantizer(value, edge)
         compute = _function(var, value, edge)
         operands = tuple(self._operands(var, value))
         self.slots[var] = self.slot_count
@@ -168,6 +185,8 @@ class _Recorder:
             yield self.slots[value.tuple_value]
             return
         arguments = list(value.args) if isinstance(value, relax.Call) else [value]
+        if qop.is_call(value, qop.FAKE_QUANT):
+            arguments = arguments[:1]  # the others are its quantizer's
         for position, argument in enumerate(arguments):
             fields = list(argument.fields) if isinstance(argument, relax.Tuple) else [argument]
             for field in fields:
@@ -179,8 +198,8 @@ class _Recorder:
 
     def _constant(self, constant: Any, layer: str, user: relax.Expr, position: int) -> str:
         """Return the name of a constant, the same for all its uses."""
-        if constant in self._names:
-            return self._names[constant]
+        if constant in self.names:
+            return self.names[constant]
         tensor = torch.from_numpy(np.array(constant.value.numpy()))
         op = str(user.op.name) if isinstance(user, relax.Call) else "constant"
         role = f"{op.rpartition('.')[2]}.{position}"
@@ -190,7 +209,7 @@ class _Recorder:
         elif op == "relax.add" and tensor.numel() > 1:
             role, trained = "bias", True
         name = self._unused(f"{layer}:{role}".replace(".", "_"))
-        self._names[constant] = name
+        self.names[constant] = name
         self.constants[name] = tensor
         if trained and tensor.is_floating_point():
             self.trained.add(name)
@@ -206,9 +225,25 @@ class _Recorder:
         return unused
 
 
+def _quantizer(call: relax.Call, edge: Edge) -> FakeQuantize:
+    scale, zero_point, *multiplier = (
+        torch.from_numpy(np.array(qop.constant_array(arg))) for arg in call.args[1:]
+    )
+    return FakeQuantize(
+        scale, zero_point, edge.qmin, edge.qmax, axis=edge.axis,
+        multiplier=multiplier[0] if multiplier else None, bounded=edge.bounded,
+        groups=edge.groups,
+    )  # fmt: skip
+
+
+def _unquantized(x: Tensor) -> Tensor:
+    """Stand in for the quantizer of an edge, which the twin holds."""
+    return x
+
+
 def _function(var: relax.Var, value: relax.Expr, edge: Edge | None) -> Callable[..., Any]:
     if edge is not None:
-        return _fake_quant_function(edge)
+        return _unquantized
     if isinstance(value, relax.Call):
         return make_function(value)
     if isinstance(value, relax.TupleGetItem):
@@ -223,21 +258,11 @@ def _function(var: relax.Var, value: relax.Expr, edge: Edge | None) -> Callable[
     )
 
 
-def _fake_quant_function(edge: Edge) -> Callable[..., Tensor]:
-    def fake_quant(
-        x: Tensor, scale: Tensor, zero_point: Tensor, multiplier: Tensor | None = None
-    ) -> Tensor:
-        if multiplier is not None:
-            scale = along_axis(scale, x, edge.axis) * multiplier
-        return fake_quantize_half_even(x, scale, zero_point, edge.qmin, edge.qmax, edge.axis)
-
-    return fake_quant
-
-
 def _edge(call: relax.Call) -> Edge:
     attrs = qop.attributes(call)
-    fields = {name: attrs[name] for name in Edge.__dataclass_fields__}
-    return Edge(**{**fields, "calibrated": bool(attrs["calibrated"])})
+    flags = {"bounded": bool(attrs.get("bounded", 0)), "groups": attrs.get("groups", 1)}
+    fields = {name: attrs[name] for name in Edge.__dataclass_fields__.keys() - flags}
+    return Edge(**{**fields, **flags, "calibrated": bool(attrs["calibrated"])})
 
 
 def _is_weight(user: relax.Expr, position: int) -> bool:

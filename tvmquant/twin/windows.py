@@ -17,14 +17,15 @@ import torch.nn.functional as F  # noqa: N812  torch's own name for it
 from torch import Tensor
 from tvm import relax
 
-from tvmquant.resize import ROUNDINGS, coordinates, nearest
+from tvmquant.resize import ROUNDINGS, WEIGHT_BITS, coordinates, linear, nearest
 from tvmquant.twin.attributes import integers, require
 
 # numpy's names of the modes that pad with a tensor's own values
 _PAD_MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
-def _pad(x: Tensor, padding: list[int], value: float = 0.0) -> Tensor:
+def pad_spatial(x: Tensor, padding: list[int], value: float = 0.0) -> Tensor:
+    """Pad (top, left, bottom, right) of an NCHW tensor; negative amounts crop."""
     top, left, bottom, right = padding
     return F.pad(x, (left, right, top, bottom), value=value) if any(padding) else x
 
@@ -38,7 +39,7 @@ def _conv2d(call: relax.Call) -> Callable[[Tensor, Tensor], Tensor]:
     if padding[:2] == padding[2:]:
         both = padding[:2]
         return lambda x, w: F.conv2d(x, w, None, strides, both, dilation, groups)
-    return lambda x, w: F.conv2d(_pad(x, padding), w, None, strides, 0, dilation, groups)
+    return lambda x, w: F.conv2d(pad_spatial(x, padding), w, None, strides, 0, dilation, groups)
 
 
 def _conv2d_transpose(call: relax.Call) -> Callable[[Tensor, Tensor], Tensor]:
@@ -56,7 +57,7 @@ def _conv2d_transpose(call: relax.Call) -> Callable[[Tensor, Tensor], Tensor]:
     def conv2d_transpose(x: Tensor, w: Tensor) -> Tensor:
         """Compute the unpadded result and cut it; output padding moves the lower and right cut."""
         full = F.conv_transpose2d(x, w, None, strides, 0, 0, groups, dilation)
-        return _pad(full, [-top, -left, below - bottom, beside - right])
+        return pad_spatial(full, [-top, -left, below - bottom, beside - right])
 
     return conv2d_transpose
 
@@ -82,7 +83,7 @@ def _max_pool2d(call: relax.Call) -> Callable[[Tensor], Tensor]:
         within = all(2 * pad <= size for pad, size in zip(pads[:2], kernel, strict=True))
         if pads[:2] == pads[2:] and within:
             return F.max_pool2d(x, kernel, strides, pads[:2], dilation)
-        return F.max_pool2d(_pad(x, pads, -math.inf), kernel, strides, 0, dilation)
+        return F.max_pool2d(pad_spatial(x, pads, -math.inf), kernel, strides, 0, dilation)
 
     return max_pool2d
 
@@ -109,15 +110,15 @@ def _avg_pool2d(call: relax.Call) -> Callable[[Tensor], Tensor]:
         What ``ceil_mode`` reads beyond the padding is never counted.
         """
         pads = _overflow(x, reach, strides, padding) if ceil_mode else padding
-        total = mean(_pad(x, pads))
+        total = mean(pad_spatial(x, pads))
         if not any(pads) or (include_pad and pads == padding):
             return total
         counted = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype, device=x.device)
         beyond = pads
         if include_pad:
-            counted = _pad(counted, padding, 1.0)
+            counted = pad_spatial(counted, padding, 1.0)
             beyond = [outer - inner for outer, inner in zip(pads, padding, strict=True)]
-        return total / mean(_pad(counted, beyond))
+        return total / mean(pad_spatial(counted, beyond))
 
     return avg_pool2d
 
@@ -151,6 +152,7 @@ def _nn_pad(call: relax.Call) -> Callable[[Tensor], Tensor]:
 def _resize2d(call: relax.Call) -> Callable[[Tensor], Tensor]:
     attrs = call.attrs
     method, mode = str(attrs.method), str(attrs.coordinate_transformation_mode)
+    rounding = str(attrs.rounding_method)
     require("the layout", attrs.layout, "NCHW")
     require("the interpolation", method, "nearest_neighbor", "linear")
     require(
@@ -162,21 +164,22 @@ def _resize2d(call: relax.Call) -> Callable[[Tensor], Tensor]:
         "pytorch_half_pixel",
         "tf_half_pixel_for_nn",
     )
-    rounding = str(attrs.rounding_method)
     require("the rounding", rounding, "", *ROUNDINGS)
     size = integers(call.args[1].values)
+    integral = not str(call.args[0].ty.dtype.dtype).startswith("float")
+    blend = _blended_integers if integral else _blended
 
-    def resize2d(x: Tensor) -> Tensor:
+    def nearest_neighbor(x: Tensor) -> Tensor:
         for axis, target in zip((2, 3), size, strict=True):
             extent = x.shape[axis]
-            positions = coordinates(extent, target, mode)
-            if method == "nearest_neighbor":
-                x = _gather(x, axis, nearest(positions, extent, mode, rounding))
-            else:
-                x = _linear_axis(x, axis, positions)
+            index = nearest(coordinates(extent, target, mode), extent, mode, rounding)
+            x = _gather(x, axis, index)
         return x
 
-    return resize2d
+    def linearly(x: Tensor) -> Tensor:
+        return blend(x, [coordinates(x.shape[2 + i], n, mode) for i, n in enumerate(size)])
+
+    return nearest_neighbor if method == "nearest_neighbor" else linearly
 
 
 def _gather(x: Tensor, axis: int, index: Any) -> Tensor:
@@ -184,11 +187,27 @@ def _gather(x: Tensor, axis: int, index: Any) -> Tensor:
     return x.index_select(axis, torch.from_numpy(inside).to(x.device))
 
 
-def _linear_axis(x: Tensor, axis: int, positions: Any) -> Tensor:
-    lower = np.floor(positions)
-    weight = torch.from_numpy(positions - lower).to(x)
-    weight = weight.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
-    return torch.lerp(_gather(x, axis, lower), _gather(x, axis, lower + 1), weight)
+def _blended(x: Tensor, positions: list[Any]) -> Tensor:
+    """Interpolate along rows, then columns."""
+    for axis, at in zip((2, 3), positions, strict=True):
+        lower = np.floor(at)
+        weight = torch.from_numpy(at - lower).to(x)
+        weight = weight.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+        x = torch.lerp(_gather(x, axis, lower), _gather(x, axis, lower + 1), weight)
+    return x
+
+
+def _blended_integers(x: Tensor, positions: list[Any]) -> Tensor:
+    """Interpolate integers with weights in fixed point, and round once, half up."""
+    total = x.to(torch.int64)
+    for axis, at in zip((2, 3), positions, strict=True):
+        lower, upper, weights = linear(at, x.shape[axis])
+        weight = torch.from_numpy(weights).to(x.device)
+        weight = weight.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+        low, high = _gather(total, axis, lower), _gather(total, axis, upper)
+        total = low * ((1 << WEIGHT_BITS) - weight) + high * weight
+    half = 1 << (2 * WEIGHT_BITS - 1)
+    return ((total + half) >> (2 * WEIGHT_BITS)).to(x.dtype)
 
 
 WINDOW_OPERATORS: dict[str, Callable[[relax.Call], Callable[..., Tensor]]] = {
