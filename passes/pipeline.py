@@ -18,7 +18,6 @@ from tvmquant.formats import Format
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of
 from tvmquant.machine import Machine
-from tvmquant.machine import Machine
 from tvmquant.passes.annotate_quantization import AnnotateQuantization
 from tvmquant.passes.apply_calibration import ApplyCalibration
 from tvmquant.passes.arrange_matmuls import ArrangeMatmuls

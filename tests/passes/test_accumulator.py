@@ -8,6 +8,7 @@ from tvm import relax
 
 from tvmquant.arithmetic import INT32_MAX, MAX_NARROW_SHIFT
 from tvmquant.errors import QuantizationError
+from tvmquant.formats import INT16, UINT8, Uniform
 from tvmquant.passes.accumulator import (
     MAX_MULTIPLIER_ERROR,
     MAX_SLOPE_ERROR,
@@ -127,15 +128,16 @@ def test_what_needs_more_than_64_bits_names_the_layer():
 
 def test_quantized_parameters():
     x = relax.Var("x", relax.TensorType([2], "uint8"))
-    q = Quantized(x, 0.1, 10, 0, 255, "uint8")
+    q = Quantized(x, 0.1, 10, 0, 255, UINT8)
     assert q.bound == 245
-    assert q.same_parameters(Quantized(x, 0.1, 10, 20, 30, "uint8"))
-    assert not q.same_parameters(Quantized(x, 0.1, 10, 0, 255, "int16"))
-    assert not q.same_parameters(Quantized(x, 0.1, 11, 0, 255, "uint8"))
+    assert q.same_parameters(Quantized(x, 0.1, 10, 20, 30, UINT8))
+    assert not q.same_parameters(Quantized(x, 0.1, 10, 0, 255, INT16))
+    assert not q.same_parameters(Quantized(x, 0.1, 11, 0, 255, UINT8))
 
 
 def test_weights_are_rounded_half_to_even_and_clipped_symmetrically():
-    weight = QuantizedWeight(np.array([[0.5, 1.5, -20.0], [1.0, -1.0, 3.0]]), np.ones(2), 4, False)
+    values = np.array([[0.5, 1.5, -20.0], [1.0, -1.0, 3.0]], np.float32)
+    weight = QuantizedWeight(values, np.ones(2), Uniform(4, signed=True))
     np.testing.assert_array_equal(
         weight.round(np.array([1.0, 0.5])), [[0, 2, -7], [2, -2, 6]], strict=False
     )

@@ -2,7 +2,7 @@ import pytest
 import tvm
 from tvm import relax
 
-from tests.passes.graphs import FixScales, calls, const, graph, normal
+from tests.passes.graphs import calls, const, graph, normal
 from tvmquant import formats
 from tvmquant.errors import QuantizationError
 from tvmquant.formats import INT8
@@ -65,6 +65,6 @@ def test_twice_is_once():
 
 def test_a_scale_of_the_model_fixes_the_width():
     ranges = dict.fromkeys(("x0", "relu", "b"), (-1.0, 1.0))
-    fixed = FixScales(ApplyCalibration(ranges)(annotated())).rewrite()
+    fixed = ApplyCalibration(ranges)(annotated())
     with pytest.raises(QuantizationError, match=r"'relu' .* for uint8 .* cannot become uint6"):
         AssignBitWidths({}, {"relu": UINT6})(fixed)

@@ -13,6 +13,7 @@ from tvmquant.ir.rewriter import DataflowRewriter, bindings_of
 from tvmquant.passes.annotate_quantization import AnnotateQuantization
 from tvmquant.passes.fix_scales import FixScales
 from tvmquant.passes.insert_requantize import InsertRequantize
+from tvmquant.quantizer import grouped_weight_scales, weight_scales
 from tvmquant.simulator import simulate
 from tvmquant.twin import Twin
 from tvmquant.weight_pairs import outputs_first
@@ -69,12 +70,78 @@ def test_what_the_twin_computes_with_is_what_ships(name, bounded):
 @pytest.mark.parametrize("group", [0, 32])
 def test_weights_in_groups_are_what_ships(group):
     case = CASES["residual"]
-    levels = quantize(network(case), inputs_of(case), weights=dict.fromkeys("ab", Uniform(4, True, group)))
+    levels = quantize(
+        network(case), inputs_of(case), weights=dict.fromkeys("ab", Uniform(4, True, group))
+    )
     pairs = zip(
         integers_of_the_twin(levels.calibrated), integers_of_the_graph(levels.integer), strict=True
     )
     for trained, shipped in pairs:
         np.testing.assert_array_equal(trained, shipped)
+
+
+WEIGHT = normal(5, 8, 3, 3)
+
+
+def scaled(bits, group=0, method="mse"):
+    """Return the fake_quant of `WEIGHT`, scaled for a network of one layer."""
+    module = graph(lambda emit, x: emit(op.nn.conv2d(x, const(WEIGHT), padding=1), "a"), SHAPE)
+    levels = quantize(
+        module,
+        [normal(*SHAPE)],
+        weights={"a": Uniform(bits, True, group)},
+        scales=FixScales(method),
+    )
+    (call,) = weights_of(levels.calibrated)
+    return call
+
+
+@pytest.mark.parametrize("method", ["minmax", "mse"])
+@pytest.mark.parametrize(("bits", "limit"), [(8, 127), (4, 7), (3, 3), (2, 1)])
+def test_scales_are_those_of_the_method_or_a_little_larger(method, bits, limit):
+    call = scaled(bits, method=method)
+    attrs, scale = qop.attributes(call), qop.constant_array(call.args[1])
+    best = weight_scales(WEIGHT, 0, bits, method)
+    assert ((scale >= best) & (scale <= best * (17 / 16))).all()
+    assert (attrs["calibrated"], attrs["qmin"], attrs["qmax"]) == (1, -limit, limit)
+    assert (scale.dtype, qop.constant_array(call.args[2])) == (np.float32, 0)
+
+
+def test_groups_have_multipliers():
+    call = scaled(4, 32)
+    best, multiplier = grouped_weight_scales(WEIGHT, 32)
+    scale = qop.constant_array(call.args[1])
+    assert ((scale >= best.astype(np.float32)) & (scale <= best * (17 / 16))).all()
+    np.testing.assert_array_equal(qop.constant_array(call.args[3]), multiplier)
+    assert qop.attributes(call)["qmax"] == 7
+
+
+def test_a_weight_behind_two_scales_is_rounded_as_what_multiplies_the_integers():
+    weight = normal(5, 8, 1, 1)
+
+    def body(emit, x):
+        a, b = (
+            emit(op.nn.conv2d(x, const(normal(4, 8, 1, 1) * np.float32(f))), n)
+            for n, f in (("a", 16), ("b", 1))
+        )
+        return emit(op.nn.conv2d(emit(op.concat([a, b], 1)), const(weight)), "reader")
+
+    levels = quantize(graph(body, SHAPE), [normal(*SHAPE)])
+    (call,) = [
+        c for c in weights_of(levels.calibrated) if qop.attributes(c)["id"] == "reader.weight"
+    ]
+    a, b = (
+        qop.constant_array(c.args[1])[0]
+        for c in calls(levels.calibrated, qop.FAKE_QUANT)
+        if qop.attributes(c)["id"] in ("a", "b")
+    )
+    factors = np.repeat([1.0, b / a], 4).reshape(1, 8, 1, 1).astype(np.float32)
+    assert 10 < a / b < 25
+    best = weight_scales(weight * factors, 0, 8, "mse")
+    scale = qop.constant_array(call.args[1])
+    assert ((scale >= best * (1 - 1e-6)) & (scale <= best * (17 / 16))).all()
+    multiplier = qop.constant_array(call.args[3])
+    np.testing.assert_allclose(multiplier, np.broadcast_to(1 / factors, multiplier.shape), 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +189,12 @@ def test_biases_are_not_rounded_to_steps_of_the_accumulator():
         return emit(op.reshape(y, [2, -1]))
 
     x = normal(*SHAPE)
-    levels = quantize(graph(body, SHAPE), [x], weights={"a": Uniform(2, True)}, activations={"x0": Uniform(2, False)})
+    levels = quantize(
+        graph(body, SHAPE),
+        [x],
+        weights={"a": Uniform(2, True)},
+        activations={"x0": Uniform(2, False)},
+    )
     (scale,) = (qop.constant_array(c.args[1]) for c in weights_of(levels.calibrated))
     step = scale * qop.constant_array(calls(levels.calibrated, qop.FAKE_QUANT)[0].args[1])
     assert (step > 0.5).all()  # ten times the largest bias
@@ -162,7 +234,7 @@ def test_a_corrected_bias_keeps_the_mean_of_the_output(layer):
     case = Case(LAYERS[layer], "")
     module = graph(lambda emit, *x: case.body(Emitter(emit), *x), *case.shapes)
     inputs = [x + np.float32(2.0) for x in inputs_of(case)]
-    names = dict.fromkeys(("conv", "fc"), Uniform(4, True))
+    names = dict.fromkeys(("conv", "fc"), Uniform(4, signed=True))
     means = {}
     twin = Twin(quantize(module, inputs, weights=names).annotated)
 

@@ -47,7 +47,9 @@ def test_scheme_and_weight_method_are_those_asked_for(graph, images, options):
         torch.testing.assert_close(found.weights[layer.id]["int4"], expected, rtol=0, atol=0)
         for edge in layer.edges:
             expected = twin.quantizers[edge](x)
-            torch.testing.assert_close(found.activations[edge]["uint4"](x), expected, rtol=0, atol=0)
+            torch.testing.assert_close(
+                found.activations[edge]["uint4"](x), expected, rtol=0, atol=0
+            )
     default = make_quantizers(graph, tvmquant.calibrate(graph, images), [W4A4])
     changed = [
         not torch.equal(default.weights[layer.id]["int4"], found.weights[layer.id]["int4"])
