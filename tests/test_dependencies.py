@@ -54,9 +54,11 @@ MAY_IMPORT = {
     "frontend": {"graph", "ir", "passes"},
     # what runs a graph
     "simulator": {"arithmetic", "ir", "passes", "resize"},
-    "twin": {"ir", "passes", "resize"},
+    "twin": {"arithmetic", "ir", "passes", "resize", "weight_pairs"},
     # from float to integers
-    "calibration": {"arithmetic", "data", "graph", "ir", "passes", "quantizer", "twin"},
+    "calibration": {
+        "arithmetic", "data", "graph", "ir", "passes", "quantizer", "twin", "weight_pairs",
+    },
     "quantization": {"bit_choice", "calibration", "graph", "layers", "levels", "passes"},
     "random_calibration": {"calibration", "graph", "quantization"},
     # from a graph to a library, and back
