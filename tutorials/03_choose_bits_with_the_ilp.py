@@ -23,7 +23,8 @@ if not onnx_file.is_file():
 # Whole networks are built and timed on this machine, so that the latency of every layer at every
 # width is known where it runs. Then an integer linear program finds the plan of least harm within
 # the budget: here, weights of 70 % of the bytes that 8 bits take. `--latency 0.8x` and `--bops`
-# work alike, and all can be combined.
+# work alike, and all can be combined. What layers may take besides w8a8 is w4a8 and w4a4, or what
+# `--choices w6a6,w4a8,w2a8` lists: weights and activations of any width from 2 to 8 bits.
 wishes = tvmquant.Wishes(size="0.7x", sensitivity="fisher")
 library = folder / "digits-mixed"
 done = tvmquant.compile_onnx(
@@ -60,7 +61,7 @@ try:
     )  # fmt: skip
     print(f"built with 8-bit weights in {narrow}")
 except tvmquant.TVMQuantError as error:
-    # the layer reads a 4-bit activation together with another: both must agree
+    # the layer reads a narrow activation together with another: both must agree
     print("refused:", error)
 
 # %% The report

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import tvmquant
+from tvmquant.bit_choice import BitChoice
 
 TUTORIAL = Path(__file__).resolve().parents[2] / "tutorials" / "cpp"
 BATCH = 2
@@ -34,9 +35,9 @@ def program(tmp_path_factory):
     return build / "run"
 
 
-def build_library(onnx_file: Path, images: np.ndarray, out: Path) -> Path:
+def build_library(onnx_file: Path, images: np.ndarray, out: Path, choices=None) -> Path:
     graph = tvmquant.load_onnx(onnx_file)
-    quantized = tvmquant.quantize(graph, tvmquant.calibrate(graph, images))
+    quantized = tvmquant.quantize(graph, tvmquant.calibrate(graph, images), choices=choices)
     tvmquant.build(quantized, out=out, batch=BATCH, threads=2)
     return out
 
@@ -71,6 +72,38 @@ def test_outputs_equal_those_of_python(program, library, images, tmp_path, threa
         y = np.load(tmp_path / "y.npy")
         assert y.dtype == np.float32
         np.testing.assert_array_equal(y, model(x))
+
+
+def test_packed_weights_are_unpacked(program, images, tmp_path):
+    """Nothing but the library itself takes part in it: the program is the same."""
+    rng = np.random.default_rng(1)
+    shapes = {"first": (64, 3, 3, 3), "second": (64, 64, 1, 1)}
+    weights = [
+        numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name)
+        for name, shape in shapes.items()
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "first"], ["a"], "a"),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "second"], ["c"], "c"),
+        helper.make_node("GlobalAveragePool", ["c"], ["y"]),
+    ]
+    x, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *shape])
+        for name, shape in (("x", SHAPE[1:]), ("y", (64, 1, 1)))
+    )
+    graph = helper.make_graph(nodes, "narrow", [x], [y], weights)
+    opsets = [helper.make_opsetid("", 13)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "x.onnx")
+    choices = dict.fromkeys("ac", BitChoice.parse("w3a5"))
+    library = build_library(tmp_path / "x.onnx", images, tmp_path / "w3a5", choices)
+    # no weight is so large that it was taken out of the executable as it is
+    assert b"tvmquant_weight" in (library / "model.so").read_bytes()
+    np.save(tmp_path / "x.npy", images[:BATCH])
+    done = run(program, library, 1, tmp_path / "x.npy", tmp_path / "y.npy")
+    assert done.returncode == 0, done.stderr
+    expected = tvmquant.load(library)(images[:BATCH])
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), expected)
 
 
 def test_bytes_are_read_as_they_are(program, tmp_path):

@@ -80,7 +80,7 @@ TVM_FFI_DLL_EXPORT int __tvm_ffi_{function}(void* self, const TVMFFIAny* args, i
 
 # How a packed weight becomes what kernels read.
 _UNPACKING = """
-static const int16_t levels[][256] = {{
+static const int16_t levels[][{codes}] = {{
 {levels}
 }};
 
@@ -217,7 +217,10 @@ def write_source(weights: Sequence[StoredWeight], function: str, folder: Path) -
             packed.append(_described(weight, place, names))
         file.write(bytes(_WORD))
     unpacking = _UNPACKING.format(
-        alignment=ALIGNMENT, packed="\n".join(packed), levels="\n".join(map(_levels, names))
+        alignment=ALIGNMENT,
+        packed="\n".join(packed),
+        levels="\n".join(map(_levels, names)),
+        codes=1 << max((formats.parse(name).bits for name in names), default=0),
     )
     source = folder / "weights.c"
     source.write_text(
