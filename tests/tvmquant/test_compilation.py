@@ -352,7 +352,7 @@ def test_a_plan_edited_by_hand_is_built(mixed, compile_mixed):
         compile_mixed(plan=path)
     compile_mixed(plan=path, force=True)
     assert bits_of(mixed) == {
-        "stem": "w8a8", "left": "w4a4", "right": "w8a4", "depthwise": "w8a8", "head": "w4a8",
+        "stem": "w8a8", "left": "w4a4", "right": "w8a4", "depthwise": "w8a8", "head": "w4a8g32",
     }  # fmt: skip
     plan = Plan.load(path)
     assert plan.layers["head"].choice == "w4a8g32"
