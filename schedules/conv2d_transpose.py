@@ -21,17 +21,23 @@ Strategy
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
 from tvmquant.machine import Machine
 from tvmquant.schedules import isa
-from tvmquant.schedules.epilogue import Epilogue, apply_at, placeholders
+from tvmquant.schedules.conv2d_transpose_spec import (
+    Conv2DTransposeSpec,
+    Phases,
+    Tiling,
+    inputs_per_group,
+    pack_bias,
+    pack_weight,
+    padded_outputs,
+)
+from tvmquant.schedules.epilogue import apply_at, placeholders
 from tvmquant.schedules.isa import DotProduct, dot_products, narrowed
 from tvmquant.schedules.kernel_facts import with_facts
 from tvmquant.schedules.loops import (
@@ -42,194 +48,20 @@ from tvmquant.schedules.loops import (
     vectorize,
 )
 
+__all__ = [
+    "Conv2DTransposeSpec",
+    "Tiling",
+    "accumulators",
+    "compute",
+    "default_tiling",
+    "kernel",
+    "pack_bias",
+    "pack_weight",
+    "padded_outputs",
+    "schedule",
+]
+
 COPY_LANES = 16
-
-
-@dataclass(frozen=True)
-class Conv2DTransposeSpec:
-    """Static parameters of a transposed convolution, NHWC.
-
-    Parameters
-    ----------
-    batch, height, width, channels : int
-        Extents of the input.
-    outputs : int
-        Output channels.
-    kernel, strides, dilation : (int, int)
-    padding : (top, left, bottom, right)
-    output_padding : (bottom, right)
-    groups : int
-    input_zero_point : int
-    epilogue : Epilogue or None
-        None stores the int32 accumulator.
-    residual_dtype : str
-        Type of the epilogue's residual.
-    """
-
-    batch: int
-    height: int
-    width: int
-    channels: int
-    outputs: int
-    kernel: tuple[int, int] = (2, 2)
-    strides: tuple[int, int] = (2, 2)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    output_padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-    input_zero_point: int = 0
-    epilogue: Epilogue | None = None
-    residual_dtype: str = "uint8"
-
-    @property
-    def out_size(self) -> tuple[int, int]:
-        """Rows and columns of the output."""
-        extents = (self.height, self.width)
-        return (self._out(0, extents), self._out(1, extents))
-
-    def _out(self, i: int, extents: tuple[int, int]) -> int:
-        pads = self.padding[i] + self.padding[2 + i]
-        reach = self.dilation[i] * (self.kernel[i] - 1)
-        return (extents[i] - 1) * self.strides[i] - pads + reach + self.output_padding[i] + 1
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How the loops are cut.
-
-    Parameters
-    ----------
-    dot : DotProduct
-        Instruction.
-    column_tile : int
-        Output pixels of each phase of the columns accumulated together in registers.
-    channel_tile : int
-        Vectors of output channels accumulated together in registers.
-    fused : bool
-        The epilogue is applied tile by tile; else in a second pass.
-    parallel : bool
-    """
-
-    dot: DotProduct
-    column_tile: int
-    channel_tile: int
-    fused: bool
-    parallel: bool = True
-
-
-@dataclass(frozen=True)
-class _Phases:
-    """The taps of every phase along one axis: (1) of the module's description.
-
-    Parameters
-    ----------
-    count : int
-        Taps per phase: of the phase that has most.
-    taps : list of list of int
-        Kernel positions of each phase, in the order of the input positions they meet; -1 where the
-        phase has fewer, in front.
-    first : list of int
-        The input position that the first tap of each phase meets at q = 0.
-    step : int
-        Distance of the input positions of neighbouring taps.
-    shift : int or None
-        ``first[phase] - min(first) == (phase + shift) // stride`` for every phase; None where no
-        such number exists (dilation).
-    """
-
-    count: int
-    taps: list[list[int]]
-    first: list[int]
-    step: int
-    shift: int | None
-
-    @classmethod
-    def of(cls, spec: Conv2DTransposeSpec, axis: int) -> _Phases:
-        stride, dilation, pad = spec.strides[axis], spec.dilation[axis], spec.padding[axis]
-        step = dilation // math.gcd(stride, dilation)
-        met = [
-            sorted(
-                ((phase + pad - position * dilation) // stride, position)
-                for position in range(spec.kernel[axis])
-                if (phase + pad - position * dilation) % stride == 0
-            )
-            for phase in range(stride)
-        ]
-        count = max(1, *(len(m) for m in met)) if stride > 1 else max(1, len(met[0]))
-        last = [m[-1][0] if m else (phase + pad) // stride for phase, m in enumerate(met)]
-        taps = [[-1] * (count - len(m)) + [position for _, position in m] for m in met]
-        first = [position - (count - 1) * step for position in last]
-        offsets = [position - min(first) for position in first]
-        affine = [(phase + pad % stride) // stride for phase in range(stride)]
-        return cls(count, taps, first, step, pad % stride if offsets == affine else None)
-
-
-def _inputs_per_group(spec: Conv2DTransposeSpec, tiling: Tiling) -> int:
-    return round_up(spec.channels // spec.groups, tiling.dot.group)
-
-
-def padded_outputs(spec: Conv2DTransposeSpec, tiling: Tiling) -> int:
-    """Return the length of the per-channel vectors the kernel takes (zeros beyond the channels)."""
-    return round_up(spec.outputs, tiling.dot.lanes * tiling.channel_tile)
-
-
-def pack_weight(
-    weight: npt.NDArray[np.int8], spec: Conv2DTransposeSpec, tiling: Tiling
-) -> npt.NDArray[Any]:
-    """Pack an OHWI weight for the kernel.
-
-    Parameters
-    ----------
-    weight : int8 array of shape (O, kh, kw, C / groups), not flipped
-
-    Returns
-    -------
-    array of shape (sh, sw, O' / lanes, taps_h, taps_w, C' / group, lanes, group)
-        Of the dot product's weight type; zeros where taps or extents are padded.
-    """
-    rows, columns, dot = _Phases.of(spec, 0), _Phases.of(spec, 1), tiling.dot
-    padded, inputs = padded_outputs(spec, tiling), _inputs_per_group(spec, tiling)
-    shape = (*spec.strides, padded, rows.count, columns.count, inputs)
-    packed = np.zeros(shape, dot.weight_dtype)
-    for i, row_taps in enumerate(rows.taps):
-        for j, column_taps in enumerate(columns.taps):
-            for ty, tx in np.ndindex(rows.count, columns.count):
-                if row_taps[ty] >= 0 and column_taps[tx] >= 0:
-                    tap = weight[:, row_taps[ty], column_taps[tx]]
-                    packed[i, j, : spec.outputs, ty, tx, : weight.shape[3]] = tap
-    blocks = packed.reshape(
-        *spec.strides,
-        padded // dot.lanes,
-        dot.lanes,
-        rows.count,
-        columns.count,
-        inputs // dot.group,
-        dot.group,
-    )
-    return np.ascontiguousarray(blocks.transpose(0, 1, 2, 4, 5, 6, 3, 7))
-
-
-def pack_bias(
-    bias: npt.NDArray[np.int32],
-    weight: npt.NDArray[np.int8],
-    spec: Conv2DTransposeSpec,
-    tiling: Tiling,
-) -> npt.NDArray[np.int32]:
-    """Return the bias of every phase, int32 of shape (sh, sw, O').
-
-    The empty positions of the stretched input hold the zero point: each phase adds it times the sum
-    of the weights that the phase does not multiply.
-    """
-    rows, columns = _Phases.of(spec, 0), _Phases.of(spec, 1)
-    packed = np.zeros((*spec.strides, padded_outputs(spec, tiling)), np.int32)
-    sums = weight.astype(np.int64).sum(axis=3)
-    for i, row_taps in enumerate(rows.taps):
-        for j, column_taps in enumerate(columns.taps):
-            met = sums[:, [t for t in row_taps if t >= 0]]
-            met = met[:, :, [t for t in column_taps if t >= 0]].sum(axis=(1, 2))
-            unmet = sums.sum(axis=(1, 2)) - met
-            packed[i, j, : spec.outputs] = bias + spec.input_zero_point * unmet
-    return packed
 
 
 def compute(spec: Conv2DTransposeSpec, tiling: Tiling) -> tirx.PrimFunc:
@@ -238,8 +70,8 @@ def compute(spec: Conv2DTransposeSpec, tiling: Tiling) -> tirx.PrimFunc:
     Arguments of the function: x, weight and bias (both packed), the epilogue's vectors (each of
     `padded_outputs` entries), residual, residual multiplier, table, and last the output.
     """
-    by_row, by_column, dot = _Phases.of(spec, 0), _Phases.of(spec, 1), tiling.dot
-    padded, inputs = padded_outputs(spec, tiling), _inputs_per_group(spec, tiling)
+    by_row, by_column, dot = Phases.of(spec, 0), Phases.of(spec, 1), tiling.dot
+    padded, inputs = padded_outputs(spec, tiling), inputs_per_group(spec, tiling)
     stride_h, stride_w = spec.strides
     steps_h = -(-spec.out_size[0] // stride_h)
     steps_w = round_up(-(-spec.out_size[1] // stride_w), tiling.column_tile)
@@ -285,7 +117,7 @@ def compute(spec: Conv2DTransposeSpec, tiling: Tiling) -> tirx.PrimFunc:
     return te.create_prim_func([x, weight, bias, *extra, te.compute(out_shape, finish, name="out")])
 
 
-def _position(phases: _Phases, q: Any, phase: Any, stride: int) -> tuple[Any, Any]:
+def _position(phases: Phases, q: Any, phase: Any, stride: int) -> tuple[Any, Any]:
     """Return the copy of the padded rows and the position in it that a phase's first tap meets."""
     if phases.shift is None:
         return phase, q
@@ -296,14 +128,14 @@ def _padded_rows(
     x: te.Tensor,
     spec: Conv2DTransposeSpec,
     tiling: Tiling,
-    phases: tuple[_Phases, _Phases],
+    phases: tuple[Phases, Phases],
     steps: tuple[int, int],
 ) -> te.Tensor:
     """Define the input with its padding, of the instruction's input type.
 
     Along an axis whose phases start at irregular positions, every phase has a copy of its own.
     """
-    inputs, per_group = _inputs_per_group(spec, tiling), spec.channels // spec.groups
+    inputs, per_group = inputs_per_group(spec, tiling), spec.channels // spec.groups
     dtype = tiling.dot.input_dtype
     shape = [spec.batch]
     for count, p in zip(steps, phases, strict=True):
@@ -313,7 +145,7 @@ def _padded_rows(
         )
     zero = tirx.const(spec.input_zero_point, dtype)
 
-    def start(p: _Phases, phase: Any) -> Any:
+    def start(p: Phases, phase: Any) -> Any:
         if p.shift is not None:
             return min(p.first)
         expr: Any = tirx.const(p.first[-1], "int32")
@@ -369,7 +201,7 @@ def schedule(sch: Schedule, spec: Conv2DTransposeSpec, tiling: Tiling) -> None:
             sch.parallel(pixels)
 
     copied = sch.get_loops(rows)[-1]
-    inputs = _inputs_per_group(spec, tiling)
+    inputs = inputs_per_group(spec, tiling)
     if inputs == spec.channels // spec.groups:
         vectorize(sch, copied, math.gcd(inputs * spec.groups, COPY_LANES))
     rk, k_in = sch.split(rk, [None, dot.group])

@@ -11,9 +11,10 @@ from typing import Any, Final
 from tvm import tirx
 
 from tvmquant.machine import Machine
-from tvmquant.schedules import conv2d, conv2d_tiling
+from tvmquant.schedules import conv2d
 from tvmquant.schedules.conv2d import Conv2DSpec, Tiling
 from tvmquant.schedules.conv2d_spec import Extents
+from tvmquant.schedules.conv2d_tasks import tasks
 from tvmquant.schedules.families.contraction import (
     CONV2D,
     Contraction,
@@ -104,7 +105,7 @@ class Conv2DFamily(Family):
         return {
             "work": float(spec.batch * extents.rows * extents.columns * extents.outputs * reduced),
             "useful": float(spec.macs),
-            "tasks": float(conv2d_tiling.tasks(spec, tiling)),
+            "tasks": float(tasks(spec, tiling)),
             "accumulators": float(tiling.column_tile * tiling.channel_tile),
             "task_bytes": float(reach * across * spec.channels),
         }

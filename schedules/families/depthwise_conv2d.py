@@ -9,8 +9,9 @@ from typing import Any, Final
 from tvm import tirx
 
 from tvmquant.machine import Machine
-from tvmquant.schedules import depthwise_conv2d
+from tvmquant.schedules import depthwise_conv2d, depthwise_tiling
 from tvmquant.schedules.depthwise_conv2d import DepthwiseConv2DSpec, Tiling
+from tvmquant.schedules.depthwise_spec import rows_read, window_products
 from tvmquant.schedules.families.contraction import (
     CONV2D,
     Array,
@@ -74,14 +75,14 @@ class DepthwiseConv2DFamily(Family):
             # the rows that a dot product interleaves have to be neighbours
             if dot.tensorized and spec.dilation[0] > 1:
                 continue
-            shares = dot.tensorized and depthwise_conv2d.shares_rows(spec, dot)
+            shares = dot.tensorized and depthwise_tiling.shares_rows(spec, dot)
             for vectors, row_tile, column_tile in itertools.product(
                 [1, 2] if dot.tensorized else [1],
                 [tile for tile in ([1, 2] if shares else [1]) if tile <= max(1, spec.out_height)],
-                range(1, min(depthwise_conv2d.WIDEST_TILE, spec.out_width) + 1),
+                range(1, min(depthwise_tiling.WIDEST_TILE, spec.out_width) + 1),
             ):
                 first = Tiling(dot, vectors, row_tile, column_tile, 1, 1)
-                products = depthwise_conv2d.window_products(spec, first) * dot.group
+                products = window_products(spec, first) * dot.group
                 if column_tile * row_tile * products > UNROLLED:
                     continue
                 steps = -(-spec.outputs // (dot.lanes * vectors))
@@ -102,7 +103,7 @@ class DepthwiseConv2DFamily(Family):
     def figures(self, spec: DepthwiseConv2DSpec, tiling: Tiling) -> dict[str, float]:
         """Return what the time of a tiling depends on."""
         height = tiling.row_block * tiling.row_tile
-        products = depthwise_conv2d.window_products(spec, tiling) * tiling.dot.group
+        products = window_products(spec, tiling) * tiling.dot.group
         outputs = depthwise_conv2d.padded_outputs(spec, tiling)
         rows, columns = (
             round_up(spec.out_height, height),
@@ -110,7 +111,7 @@ class DepthwiseConv2DFamily(Family):
         )
         channels = tiling.channel_block * tiling.lanes
         tasks = spec.batch * (rows // height) * (outputs // channels) if tiling.parallel else 1
-        reach = (height - 1) * spec.strides[0] + depthwise_conv2d.rows_read(spec, tiling)
+        reach = (height - 1) * spec.strides[0] + rows_read(spec, tiling)
         across = (columns - 1) * spec.strides[1] + spec.kernel[1]
         return {
             "work": float(spec.batch * rows * columns * outputs * products),

@@ -9,7 +9,8 @@ import pytest
 from tests.schedules.network_layers import network_layers
 from tvmquant.machine import Machine
 from tvmquant.schedules.conv2d_spec import Conv2DSpec
-from tvmquant.schedules.conv2d_tiling import balance, default_tiling, tasks
+from tvmquant.schedules.conv2d_tasks import balance, tasks
+from tvmquant.schedules.conv2d_tiling import default_tiling
 from tvmquant.schedules.isa import dot_products
 from tvmquant.schedules.isa.x86 import VNNI_512
 

@@ -13,6 +13,8 @@ from tests.schedules.random_windows import EXAMPLES, windows
 from tvmquant.machine import Machine
 from tvmquant.schedules import depthwise_conv2d as depthwise
 from tvmquant.schedules import isa
+from tvmquant.schedules.depthwise_spec import window_products
+from tvmquant.schedules.depthwise_tiling import UNROLLED
 from tvmquant.schedules.epilogue import Epilogue
 from tvmquant.schedules.isa.taps import describe
 from tvmquant.schedules.isa.x86 import PMADDWD_512, VNNI_256, VNNI_512
@@ -187,7 +189,7 @@ def test_no_vector_reaches_beyond_the_channels_where_another_fits(channels):
 def test_an_odd_window_multiplies_no_row_of_zeros(kernel, products):
     spec = Spec(1, 14, 14, 32, kernel=(kernel, kernel), strides=(2, 2))
     tiling = depthwise.Tiling(PMADDWD_512, 1, 1, 4, 1, 1)
-    assert depthwise.window_products(spec, tiling) == products
+    assert window_products(spec, tiling) == products
 
 
 @pytest.mark.parametrize("kernel", [3, 5, 7])
@@ -195,6 +197,6 @@ def test_large_windows_unroll_fewer_columns(kernel):
     pad = kernel // 2
     spec = Spec(1, 28, 28, 96, kernel=(kernel, kernel), padding=(pad, pad, pad, pad))
     tiling = depthwise.default_tiling(spec, Machine.of("haswell", 1))
-    products = depthwise.window_products(spec, tiling) * tiling.row_tile * tiling.vectors
-    assert products * tiling.column_tile <= depthwise.UNROLLED
+    products = window_products(spec, tiling) * tiling.row_tile * tiling.vectors
+    assert products * tiling.column_tile <= UNROLLED
     check(spec, "haswell")
