@@ -30,8 +30,9 @@ MAY_IMPORT = {
     "formats": {"errors"},
     "arithmetic": set(),
     "resize": {"arithmetic"},
-    "weight_pairs": {"arithmetic"},
-    "quantizer": {"weight_pairs"},
+    "run_layout": {"arithmetic"},
+    "weight_pairs": {"arithmetic", "run_layout"},
+    "quantizer": {"run_layout"},
     "bit_choice": set(),
     # what machines are
     "devices": set(),
@@ -39,7 +40,7 @@ MAY_IMPORT = {
     "machine": {"devices", "target"},
     # kernels
     "schedules.isa": {"tvm_compat"},
-    "schedules": {"schedules.isa", "machine", "resize", "tvm_compat", "weight_pairs"},
+    "schedules": {"schedules.isa", "machine", "resize", "run_layout", "tvm_compat"},
     "schedules.families": {"schedules", "schedules.isa", "machine"},
     # graphs and their rewrites
     "ir": set(),

@@ -9,7 +9,7 @@ name        levels                                     of
 ``int4``    -7 .. 7: symmetric, 2**bits - 1 of them    weights, and (16 bits) outputs
 ``uint4``   0 .. 15                                    activations, with a zero point
 ``int4g32`` as ``int4``, times a multiplier of 1 .. 16 weights in groups of 32 along a run
-            that each group has                        (`tvmquant.weight_pairs.runs_of`)
+            that each group has                        (`tvmquant.run_layout`)
 =========== ========================================== =====================================
 
 Integers are computed with in *containers* of 8 or 16 bits. `Format.pack` puts them side by side

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tvmquant.errors import QuantizationError
 from tvmquant.formats import GROUP_LEVELS
-from tvmquant.weight_pairs import runs_of, weight_of
+from tvmquant.run_layout import runs_of, weight_of
 
 Scheme = Literal["symmetric", "unsigned", "asymmetric", "auto"]
 SCHEMES: tuple[str, ...] = get_args(Scheme)
@@ -161,7 +161,7 @@ def grouped_weight_scales(
     ----------
     w : array of float, (O, I, kh, kw), or (O, I), or (I, O) with axis 1
     group : int
-        Neighbours along each row of `tvmquant.weight_pairs.runs_of` that share a multiplier.
+        Neighbours along each row of `tvmquant.run_layout.runs_of` that share a multiplier.
     axis : int
         Axis of the output channels.
     bits : int

@@ -10,7 +10,7 @@ Other tools use 7-bit weights there (halving the resolution of every weight) or 
 Here each pair that would saturate gives up its excess, half from either weight, at a per-channel
 scale chosen to minimise the error of both rounding and bounding; a layer that would lose more than
 `MAX_LOSS_DB` keeps its weights, and its kernel multiplies 16-bit words instead (exact as well,
-about a fifth slower).
+about a fifth slower). Neighbours are those of `tvmquant.run_layout`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tvmquant.arithmetic import Array, FloatArray
+from tvmquant.run_layout import runs_of, weight_of
 
 PAIR_LIMIT = 128
 # Weight signal-to-noise ratio that bounding may cost a layer, in decibels. SqueezeNet, 900 images,
@@ -32,11 +33,6 @@ SCALE_FACTORS = tuple(1 + step / 20 for step in range(21))
 # Then those beside the best of them: of random weights of 12, 24, 64 and 576 values per channel the
 # error is less by 0.8, 0.5, 0.4 and 0.1 dB.
 NEARER_STEPS = (-0.04, -0.03, -0.02, -0.01, 0.01, 0.02, 0.03, 0.04)
-# Rows are joined up to this many bytes each, and where every row that is copied saves at least so
-# many products of four bytes. Time of the kernel on Zen 3: 7x7x3 to 64 channels (46 saved) 0.93,
-# 3x3x3 to 64 (43) 0.90, to 32 (21) 0.93 and 0.96, 5x5x1 to 32 (19) 0.94, 3x3x3 to 16 (11) 1.07.
-LONGEST_JOINED = 32
-COPY_COST = 16
 # Weights for which the scales are tried together: their copies fit a core's cache.
 TRIED = 1 << 15
 
@@ -71,69 +67,6 @@ def outputs_back(weight: Array, axis: int, groups: int) -> Array:
     outputs, inputs, *kernel = weight.shape
     by_group = weight.reshape(groups, outputs // groups, inputs, *kernel).swapaxes(1, 2)
     return by_group.reshape(groups * inputs, outputs // groups, *kernel)
-
-
-def joins_rows(shape: tuple[int, ...]) -> bool:
-    """Return whether kernels copy the rows of a window together and read them as one run (im2col).
-
-    Runs are padded to words of four bytes. Where an image has few channels that adds up: the three
-    rows of a 3x3x3 window take 36 bytes, joined they take 28.
-
-    Parameters
-    ----------
-    shape : (O, I, kh, kw)
-    """
-    outputs, inputs, height, width = shape
-    row = width * inputs
-    if height == 1 or row > LONGEST_JOINED:
-        return False
-    saved = height * -(-row // 4) - -(-height * row // 4)
-    return saved * outputs >= COPY_COST * height
-
-
-def groups_follow_runs(
-    shape: tuple[int, ...], dilation: tuple[int, ...], channel_groups: int
-) -> bool:
-    """Return whether kernels read the weight of a convolution in the runs of `runs_of`.
-
-    Dilation and grouped channels cut them up: columns always, rows where they are joined.
-
-    Parameters
-    ----------
-    shape : (O, I, kh, kw)
-    dilation : (int, int)
-    channel_groups : int
-    """
-    if channel_groups > 1 or dilation[1] > 1:
-        return False
-    return dilation[0] == 1 or not joins_rows(shape)
-
-
-def runs_of(weight: Array) -> Array:
-    """Return a weight with its reduced axes in the order kernels read them.
-
-    Parameters
-    ----------
-    weight : array (O, I, kh, kw) or (O, I)
-
-    Returns
-    -------
-    array of shape (O, kh, kw * I), (O, 1, kh * kw * I) where kernels `joins_rows`, or (O, 1, I)
-        A view or a copy.
-    """
-    if weight.ndim == 2:
-        return weight[:, None, :]
-    rows = 1 if joins_rows(weight.shape) else weight.shape[2]
-    return weight.transpose(0, 2, 3, 1).reshape(len(weight), rows, -1)
-
-
-def weight_of(runs: Array, shape: tuple[int, ...]) -> Array:
-    """Return the weight of a shape (O, I, kh, kw) or (O, I) whose `runs_of` these are."""
-    if len(shape) == 2:
-        return runs[:, 0]
-    outputs, inputs, height, width = shape
-    blocks = runs.reshape(outputs, height, width, inputs)
-    return np.ascontiguousarray(blocks.transpose(0, 3, 1, 2))
 
 
 def bound_pairs(weight: Array) -> Array:

@@ -11,7 +11,7 @@ from tvmquant.quantizer import (
     grouped_weight_scales,
     weight_scales,
 )
-from tvmquant.weight_pairs import runs_of
+from tvmquant.run_layout import runs_of
 
 values = st.floats(-(2.0**40), 2.0**40, width=32)
 

@@ -4,14 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from tvmquant.run_layout import runs_of
 from tvmquant.weight_pairs import (
     MAX_LOSS_DB,
     PAIR_LIMIT,
     bound_pairs,
     bounded_scale,
-    groups_follow_runs,
-    runs_of,
-    weight_of,
 )
 
 WEIGHTS = array_shapes(min_dims=2, max_dims=2, max_side=9) | array_shapes(
@@ -41,35 +39,6 @@ def test_bounded_pairs_fit_and_others_stay(weight):
         np.testing.assert_array_equal(after[fits, i : i + 2], before[fits, i : i + 2])
         np.testing.assert_array_equal(np.abs(new[~fits]), PAIR_LIMIT)
     np.testing.assert_array_equal(bound_pairs(bound_pairs(weight)), bound_pairs(weight))
-
-
-def test_runs_join_the_rows_of_few_channels_and_many_outputs():
-    for shape, runs in [
-        ((64, 3, 7, 7), (64, 1, 147)),
-        ((32, 3, 3, 3), (32, 1, 27)),
-        ((16, 3, 3, 3), (16, 3, 9)),
-        ((64, 16, 3, 3), (64, 3, 48)),
-        ((64, 3, 1, 5), (64, 1, 15)),
-        ((64, 3), (64, 1, 3)),
-    ]:
-        weight = np.arange(np.prod(shape)).reshape(shape)
-        found = runs_of(weight)
-        assert found.shape == runs
-        np.testing.assert_array_equal(weight_of(found, shape), weight)
-
-
-@pytest.mark.parametrize(
-    ("shape", "dilation", "channel_groups", "follow"),
-    [
-        ((64, 16, 3, 3), (1, 1), 1, True),
-        ((64, 16, 3, 3), (2, 1), 1, True),
-        ((64, 3, 3, 3), (2, 1), 1, False),
-        ((64, 16, 3, 3), (1, 2), 1, False),
-        ((64, 16, 3, 3), (1, 1), 4, False),
-    ],
-)
-def test_groups_follow_runs(shape, dilation, channel_groups, follow):
-    assert groups_follow_runs(shape, dilation, channel_groups) == follow
 
 
 # many rows of few weights reach the limit most often, relative to their spread
