@@ -66,6 +66,7 @@ from tvmquant.passes.region_operators import (
     OUTPUT,
     WEIGHT,
 )
+from tvmquant.passes.regions.contraction import ContractionRegion
 
 
 class _ConstantsAsTensors(DataflowRewriter):
@@ -178,10 +179,18 @@ class _Annotator(DataflowRewriter):
         self.names.add(unique)
         return unique
 
+    def _source(self, value: relax.Expr) -> relax.Expr:
+        """Return what names a value: of a normalization the layer, into which it may be folded."""
+        while isinstance(value, relax.TupleGetItem):
+            norm = self.producer[value.tuple_value]
+            made = self.producer.get(norm.args[0]) if isinstance(norm, relax.Call) else None
+            value = made if span_name(made) else norm
+        return value
+
     def _id(self, var: relax.Var, value: relax.Expr, role: str) -> str:
         """Return the name of the fake_quant that a variable has in a role."""
         if (var, role) not in self.ids:
-            name = span_name(value) or str(var.name)
+            name = span_name(self._source(value)) or str(var.name)
             if role == OUTPUT and ACTIVATION in self.finder.marked[var]:
                 name = f"{name}.output"
             self.ids[var, role] = self._unique(name)
@@ -222,7 +231,7 @@ class _Annotator(DataflowRewriter):
             call, "relax.nn.conv2d", "relax.nn.conv2d_transpose", "relax.matmul"
         ) or not isinstance(call.args[1], tvm.ir.GenericConst):
             return None
-        if self.finder._contract(call) is None:
+        if ContractionRegion().form(self.finder, call) is None:
             return None
         axis = 0 if qop.is_call(call, "relax.nn.conv2d") else 1
         name = span_name(call)

@@ -54,8 +54,10 @@ from tvmquant.passes.accumulator import (
     QuantizedWeight,
     choose_multipliers,
 )
-from tvmquant.passes.insert_requantize import Integerizer, along, dot_span, reach_of
-from tvmquant.passes.region_operators import output_axis
+from tvmquant.passes.insert_requantize import Integerizer
+from tvmquant.passes.region_operators import along, output_axis
+from tvmquant.passes.regions.contraction import dot_span
+from tvmquant.passes.regions.requantization import reach_of
 from tvmquant.passes.rounded_weights import (
     float32,
     mean_error,

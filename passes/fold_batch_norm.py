@@ -95,13 +95,13 @@ class _Folder(DataflowRewriter):
         return None
 
     def _batch_norm(self, var: relax.Var, index: int, call: relax.Call) -> relax.Expr | None:
-        x, gamma, beta, mean, variance = call.args
+        x, _gamma, _beta, mean, variance = call.args
         if index > 0:  # at inference the running statistics are what they were
             return self.lookup((mean, variance)[index - 1])
-        parameters = [qop.constant_array(a) for a in (gamma, beta, mean, variance)]
-        if any(p is None for p in parameters):
+        parameters = normalization_of(call)
+        if parameters is None:
             return None
-        scale, shift = _scale_and_shift(call, *(p.astype(np.float64) for p in parameters))
+        scale, shift = parameters
         rank, axis = len(var.ty.shape.values), int(call.attrs.axis)
         before = self._only_reader(x)
         if before is None or before.layout != (rank, axis):
@@ -143,6 +143,20 @@ class _Folder(DataflowRewriter):
         if not isinstance(expr, relax.Call):
             return expr
         return self.emit(relax.Call(expr.op, expr.args, expr.attrs, expr.ty_args, span), var.name)
+
+
+def normalization_of(call: relax.Call) -> tuple[FloatArray, FloatArray] | None:
+    """Return the scale and shift of an inference normalization; None if they are not constants.
+
+    Raises
+    ------
+    ModelError
+        If one is not finite; names the node.
+    """
+    parameters = [qop.constant_array(arg) for arg in call.args[1:]]
+    if bool(call.attrs.training) or any(p is None for p in parameters):
+        return None
+    return _scale_and_shift(call, *(p.astype(np.float64) for p in parameters))
 
 
 def _is_inference_norm(call: relax.Expr | None) -> TypeGuard[relax.Call]:

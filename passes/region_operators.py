@@ -83,6 +83,14 @@ def output_axis(call: relax.Call) -> int:
     return len(call.ty.shape.values) - 1 if qop.is_call(call, "relax.matmul") else 1
 
 
+def along(values: Any, axis: int, rank: int) -> Any:
+    """Shape (1,) or (C,) numbers so that they broadcast along an axis."""
+    shape = [1] * rank
+    if values.size > 1:
+        shape[axis] = values.size
+    return values.reshape(shape)
+
+
 def varies_along(constant: Any, rank: int, axis: int | None) -> bool:
     """Whether a constant is a scalar, or varies along one axis (None: any but the batch) only."""
     if constant is None:

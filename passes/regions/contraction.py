@@ -1,0 +1,168 @@
+"""Convolutions and dense layers: sums of products with a weight, and what is added to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tvm import relax
+
+from tvmquant.arithmetic import INT32_MAX, dot_bounds
+from tvmquant.bit_choice import BitChoice
+from tvmquant.errors import QuantizationError
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.passes.accumulator import (
+    Accumulator,
+    Contraction,
+    Multipliers,
+    Quantized,
+    QuantizedWeight,
+    Term,
+    choose_multipliers,
+    factors_per_input,
+)
+from tvmquant.passes.region_kind import Form, RegionKind, Value
+from tvmquant.passes.region_operators import ACTIVATION, along, input_axis, output_axis
+from tvmquant.passes.regions.requantization import by_sign, reach_of
+from tvmquant.passes.scale_factors import varying_axes
+
+if TYPE_CHECKING:
+    from tvmquant.passes.insert_requantize import Integerizer
+    from tvmquant.passes.quantized_regions import RegionFinder
+
+CONTRACTIONS = {
+    "relax.nn.conv2d": qop.QCONV2D,
+    "relax.nn.conv2d_transpose": qop.QCONV2D_TRANSPOSE,
+    "relax.matmul": qop.QDENSE,
+}
+# stands for the step of a channel that is multiplied by 0
+LEAST_STEP = 1e-300
+# far beyond what an accumulator holds
+MOST_STEPS = 2.0**40
+
+
+class ContractionRegion(RegionKind):
+    """An accumulator, begun by a layer with a constant weight."""
+
+    operators = frozenset(CONTRACTIONS)
+
+    def form(self, finder: RegionFinder, call: relax.Call) -> Form | None:
+        """Return an accumulator whose constants vary along the output channels."""
+        weight = qop.constant_array(call.args[1])
+        if weight is None or (qop.is_call(call, "relax.matmul") and weight.ndim != 2):
+            return None
+        finder.request(call.args[0], ACTIVATION)
+        return Form("accumulator", axis=output_axis(call))
+
+    def value(
+        self, integerizer: Integerizer, var: relax.Var, call: relax.Call, values: Sequence[Value]
+    ) -> Value | None:
+        """Return the sum of products, which is emitted where its region ends."""
+        x, weight = (integerizer.value(a) for a in call.args[:2])
+        if not isinstance(x, Quantized) or not isinstance(weight, QuantizedWeight):
+            return None
+        # a border holds the zero point, which what a table or a clip gives need not reach
+        x = replace(x, qmin=min(x.qmin, x.zero_point), qmax=max(x.qmax, x.zero_point))
+        axis, rank = input_axis(call), len(call.ty.shape.values)
+        if x.factors is not None and varying_axes(x.factors) != [axis]:
+            x = integerizer.with_one_scale(x, call)
+        if x.factors is not None:
+            groups = int(getattr(call.attrs, "groups", 1))
+            factors = factors_per_input(x.factors.reshape(-1), groups, weight.values.shape)
+            weight = replace(weight, factors=factors)
+        layer = integerizer.scaled(Contraction(call, x, weight))
+        scale = along(x.scale * layer.weight.scale, output_axis(call), rank)
+        term = Term(scale, np.zeros_like(scale), contraction=layer)
+        return Accumulator((term,), np.zeros((1,) * rank))
+
+
+def rounded_layer(
+    integerizer: Integerizer, layer: Contraction, region: Accumulator, to: Quantized, name: str
+) -> tuple[relax.Expr, Multipliers, Any]:
+    """Round weight and bias, emit the contraction, and return how its sums are requantized.
+
+    All arrays have shape (1,) or (O,) here: nothing beside a contraction varies otherwise.
+
+    Returns
+    -------
+    (relax.Expr, Multipliers, int64 array)
+        The accumulator, and multipliers, shift and offset of equation (3).
+
+    Raises
+    ------
+    QuantizationError
+        If the accumulator may leave 32 bits; names the layer.
+    """
+    x, weight = layer.x, layer.weight
+    step, *others = (t.scale.reshape(-1) for t in region.terms)
+    to_scale, bias = to.scales.reshape(-1), region.bias.reshape(-1)
+    integers = weight.round(weight.scale)
+    axes = tuple(range(1, integers.ndim))
+    folded = -x.zero_point * integers.astype(np.int64).sum(axis=axes)
+    steps = np.zeros(len(integers), np.int64)
+    slopes = None if region.slopes is None else region.slopes.reshape(-1)
+    if slopes is not None:  # of the sum with its bias: the sign decides
+        whole = np.rint(bias / np.where(step == 0.0, LEAST_STEP, step))
+        steps = np.clip(whole, -MOST_STEPS, MOST_STEPS).astype(np.int64)
+        folded, bias = folded + steps, np.zeros(1)
+    _check_accumulator(layer, integers, folded, steps, name)
+    span = tuple(end + steps for end in dot_span(integers, x))
+    bound = np.maximum(*np.abs(span))
+    chosen = choose_multipliers(
+        [step / to_scale, *(s / to_scale for s in others)],
+        [bound, *(t.bound.reshape(-1) for t in region.terms[1:])],
+        to.zero_point, bias / to_scale, name=name, span=span, slopes=slopes,
+        reach=reach_of(slopes, to),
+    )  # fmt: skip
+    offset = np.rint(np.ldexp(bias / to_scale, chosen.shift)).astype(np.int64)
+    multiplier = weight.group_multiplier
+    grouped = [] if multiplier is None else [qop.constant(multiplier)]
+    levels = qop.constant(weight.levels(weight.scale))
+    args = [x.expr, levels, qop.constant(folded.astype(np.int32)), *grouped]
+    operator = CONTRACTIONS[layer.call.op.name]
+    expr = integerizer.emit(
+        qop.emit(operator, args, _attributes(layer, name), layer.call.span), "acc"
+    )
+    return expr, by_sign(chosen, slopes), offset
+
+
+def dot_span(integers: Any, x: Quantized) -> tuple[Any, Any]:
+    """Return the least and the greatest sum of products of each output channel."""
+    return dot_bounds(integers, x.qmin - x.zero_point, x.qmax - x.zero_point)
+
+
+def _check_accumulator(
+    layer: Contraction, integers: Any, folded: Any, steps: Any, name: str
+) -> None:
+    """Raise where an accumulator of integers as they are stored may leave 32 bits."""
+    x = layer.x
+    low, high = dot_bounds(integers, min(0, x.qmin), x.qmax)
+    if max(np.abs(low).max(), np.abs(high).max()) + np.abs(folded).max() > INT32_MAX:
+        raise QuantizationError(
+            f"layer {name!r}: its accumulator may leave 32 bits ({integers[0].size} products "
+            f"of {layer.weight.format} weights and {x.dtype} activations, and a bias of up to "
+            f"{np.abs(steps).max()} steps); split the layer, or enlarge a fixed weight scale"
+        )
+
+
+def _attributes(layer: Contraction, name: str) -> dict[str, Any]:
+    attrs: dict[str, Any] = {
+        "input_zero_point": layer.x.zero_point,
+        "out_dtype": "int32",
+        "id": name,
+        "choice": str(BitChoice(layer.weight.format, layer.x.format)),
+        "grouped": int(layer.weight.format.group > 0),
+        "input_qmin": layer.x.qmin,
+        "input_qmax": layer.x.qmax,
+        "epilogue": 0,
+    }
+    source = layer.call.attrs
+    if layer.call.op.name == "relax.matmul":
+        return attrs
+    attrs |= {key: [int(v) for v in getattr(source, key)]
+              for key in ("strides", "padding", "dilation")}  # fmt: skip
+    if layer.call.op.name == "relax.nn.conv2d_transpose":
+        attrs["output_padding"] = [int(v) for v in source.output_padding]
+    return attrs | {"groups": int(source.groups), "layout": "NCHW"}

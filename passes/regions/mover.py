@@ -1,0 +1,115 @@
+"""Operators that move integers, pick the greatest of them, or average neighbours once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tvm import relax
+
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import span_name, used_vars
+from tvmquant.passes import scale_factors
+from tvmquant.passes.accumulator import Quantized
+from tvmquant.passes.region_kind import Form, RegionKind, Value
+from tvmquant.passes.region_operators import (
+    ACTIVATION,
+    MOVERS,
+    REDUCED_EXTREMES,
+    RESHAPES,
+    UNDECIDED,
+    is_mover,
+)
+
+if TYPE_CHECKING:
+    from tvmquant.passes.insert_requantize import Integerizer
+    from tvmquant.passes.quantized_regions import RegionFinder
+
+
+class MoverRegion(RegionKind):
+    """Keeps the scales of what it reads."""
+
+    operators = MOVERS - set(REDUCED_EXTREMES)
+
+    def form(self, finder: RegionFinder, call: relax.Call) -> Form | None:
+        """Return a mover of tensors that are, or will be, held; inputs of a concat are grouped."""
+        operands = used_vars(call)
+        if not is_mover(call) or not operands or len(operands) != len(_tensor_fields(call)):
+            return None  # a constant among the inputs of a concat
+        if all(finder.form(v).kind == "float" for v in operands):
+            return None
+        if not all(finder.is_float(v) for v in operands):
+            role = UNDECIDED if qop.is_call(call, *RESHAPES) else ACTIVATION
+            for operand in operands:
+                held = finder.form(operand).kind in ("quantized", "mover")
+                if finder.is_float(operand) or not held:
+                    finder.request(operand, role)
+        if len(operands) > 1:
+            finder.unify([r for v in operands for r in finder.roots(v)])
+        return Form("mover", tuple(operands))
+
+    def value(
+        self, integerizer: Integerizer, var: relax.Var, call: relax.Call, values: Sequence[Value]
+    ) -> Value | None:
+        """Return the tensor with the scales that moved with it."""
+        return moved(integerizer, call, values) if is_mover(call) else None
+
+
+def moved(integerizer: Integerizer, call: relax.Call, values: Sequence[Value]) -> Quantized | None:
+    """Emit a mover of integers, and return what it gives."""
+    inputs = [v for v in values if isinstance(v, Quantized)]
+    source = call.args[0]
+    constants = isinstance(source, relax.Tuple) and len(source.fields) > len(values)
+    if constants or len(inputs) < len(values):
+        return None
+    if isinstance(source, relax.Tuple):
+        inputs = _unified(integerizer, inputs, call)
+    scales = scale_factors.moved(call, [v.scales for v in inputs])
+    if scales is None:
+        inputs = [integerizer.with_one_scale(v, call) for v in inputs]
+        scales = scale_factors.one_factor(call, inputs[0].scales)
+    if isinstance(source, relax.Tuple):
+        new = relax.op.concat([v.expr for v in inputs], int(call.attrs.axis))
+    elif qop.is_call(call, "relax.nn.pad"):
+        new, inputs = _padded(inputs[0], call)
+    else:
+        new = relax.Call(
+            call.op, [inputs[0].expr, *call.args[1:]], call.attrs, call.ty_args, call.span
+        )
+    return Quantized.of(
+        integerizer.emit(new),
+        scales,
+        inputs[0].zero_point,
+        min(v.qmin for v in inputs),
+        max(v.qmax for v in inputs),
+        max((v.format for v in inputs), key=lambda held: held.bits),
+    )
+
+
+def _unified(
+    integerizer: Integerizer, inputs: list[Quantized], call: relax.Call
+) -> list[Quantized]:
+    """Bring the inputs of a concat to one zero point and type, where these differ.
+
+    They then have the scale of the one with the widest range.
+    """
+    if len({(v.zero_point, v.dtype) for v in inputs}) == 1:
+        return inputs
+    widest = replace(max(inputs, key=lambda v: v.scale), factors=None)
+    return [integerizer.rescaled(v, widest, span_name(call), call) for v in inputs]
+
+
+def _padded(x: Quantized, call: relax.Call) -> tuple[relax.Expr, list[Quantized]]:
+    """Return the call, and tensors that hold the integers of its result between them."""
+    value = float(getattr(call.attrs, "pad_value", 0.0))
+    steps = int(x.format.round(np.asarray(value / x.scale + x.zero_point)))
+    widths, mode = [int(v) for v in call.attrs.pad_width], str(call.attrs.pad_mode)
+    padded = relax.op.nn.pad(x.expr, widths, pad_mode=mode, pad_value=float(steps))
+    return padded, [x, replace(x, qmin=steps, qmax=steps)] if mode == "constant" else [x]
+
+
+def _tensor_fields(call: relax.Call) -> list[relax.Expr]:
+    first = call.args[0]
+    return list(first.fields) if isinstance(first, relax.Tuple) else [first]
