@@ -24,6 +24,7 @@ from tvmquant.cli.output import print_warning
 from tvmquant.deploy.manifest import LayerInfo
 from tvmquant.errors import DataError, TargetError
 from tvmquant.progress import Stage
+from tvmquant.schedules.families import sums_one_channel
 
 if TYPE_CHECKING:
     from tvmquant.graph import Graph
@@ -251,7 +252,8 @@ def _limit(case: Case, layers: Sequence[LayerInfo], graph: Graph) -> float:
         return float("nan")
     useful = kernels.useful_macs(graph.module, case.batch)
     return sum(
-        useful.get(i.id, i.macs) / (word_macs if "depthwise" in i.op else byte_macs) for i in layers
+        useful.get(i.id, i.macs) / (word_macs if sums_one_channel(i.op) else byte_macs)
+        for i in layers
     )
 
 

@@ -25,6 +25,7 @@ from tvmquant.deploy.manifest import LIBRARY_NAME, LayerInfo, Manifest
 from tvmquant.devices.cpu import CpuDevice
 from tvmquant.errors import DataError
 from tvmquant.progress import Stage
+from tvmquant.schedules.families import sums_one_channel
 
 CONFIG = "tvmquant-int8"
 # of the array whose reading gives the memory's speed: what the caches keep of a network's weights
@@ -202,7 +203,7 @@ def _rows(
     total = sum(seconds for _, seconds, _ in profile.calls)
     limits, seen = [], dict[str, int]()
     for info, seconds, size in profile.calls:
-        peak = profile.word_macs if "depthwise" in info.op else profile.byte_macs
+        peak = profile.word_macs if sums_one_channel(info.op) else profile.byte_macs
         multiplies, memory = info.macs / peak, size / profile.bandwidth
         limits.append(max(multiplies, memory))
         # a layer may have several calls

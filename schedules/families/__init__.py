@@ -42,6 +42,7 @@ __all__ = [
     "kernels",
     "operations",
     "register",
+    "sums_one_channel",
     "unregister",
 ]
 
@@ -81,6 +82,11 @@ def family_of(contraction: Contraction, layer: str) -> Family:
 def operations() -> frozenset[str]:
     """Return what the families' kernels are called in reports."""
     return frozenset(family.operation for family in _FAMILIES)
+
+
+def sums_one_channel(operation: str) -> bool:
+    """Whether the kernels that are called so in reports are those of a `Family.one_channel`."""
+    return any(family.one_channel for family in _FAMILIES if family.operation == operation)
 
 
 def kernels(name: str) -> Family:

@@ -37,6 +37,7 @@ class DepthwiseConv2DFamily(Family):
 
     name = "depthwise_conv2d"
     operation = "depthwise_conv2d"
+    one_channel = True
 
     def accepts(self, contraction: Contraction) -> bool:
         """Whether every group is one of several input channels."""

@@ -30,10 +30,14 @@ class Family(ABC):
         Under which tilings are recorded, with a spec; families of equal specs and kernels share it.
     operation : str
         What layers and kernels are called in reports.
+    one_channel : bool
+        Whether an output sums products of one input channel only: there are no neighbours then that
+        a dot product of bytes could read together.
     """
 
     name: str
     operation: str
+    one_channel: bool = False
 
     @abstractmethod
     def accepts(self, contraction: Contraction) -> bool:

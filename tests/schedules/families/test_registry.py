@@ -111,6 +111,7 @@ def test_families_are_asked_in_turn():
     assert operation("conv2d", groups=12) == "depthwise_conv2d"
     assert operation("conv2d", groups=3) == "conv2d"
     assert operation("dense") == "dense"
+    assert [families.sums_one_channel(op) for op in ("depthwise_conv2d", "conv2d")] == [True, False]
     overlap = {"kernel": (3, 3), "strides": (2, 2)}
     assert operation("conv2d_transpose", **overlap) == "conv2d_transpose"
 
