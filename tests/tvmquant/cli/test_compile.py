@@ -157,7 +157,7 @@ def test_groups_of_weights_are_told(tvmquant, mixed, tmp_path):
         (["--latency", "fast"], "latency budget 'fast' is not understood"),
         (["--size", "0.2x"], "size cannot be"),
         (["--bops", "0.9x", "--choices", "w8a8"], "bops cannot be"),
-        (["--choices", "w3a8"], "w3a8"),
+        (["--choices", "w9a8"], "w9a8"),
         (["--pin", "lefd=w8a8"], "'lefd'"),
         (["--pin", "depthwise=w4a8g32"], "no kernel"),
         (["--pin", "left=w4a4", "--pin", "right=w8a8"], "same activation"),
