@@ -35,6 +35,14 @@ class BitChoice:
     weight: Format = INT8
     activation: Format = UINT8
 
+    def __post_init__(self) -> None:
+        # the program looks choices up in tables a million times
+        object.__setattr__(self, "_hash", hash((self.weight, self.activation)))
+
+    def __hash__(self) -> int:
+        found: int = self.__dict__["_hash"]
+        return found
+
     def __str__(self) -> str:
         group = f"g{self.weight.group}" if self.weight.group else ""
         return f"w{self.weight.bits}a{self.activation.bits}{group}"

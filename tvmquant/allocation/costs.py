@@ -19,7 +19,11 @@ CHANNEL_BYTES: Final = 16
 
 
 def layer_bytes(layer: Layer, choice: BitChoice) -> int:
-    """Return the bytes that a layer's constants take in the library, without padding."""
+    """Return the bytes that a layer's constants take in the library, without padding.
+
+    Weights are there at their own width, but for those that this makes smaller by less than 256
+    bytes (`tvmquant.passes.store_weights`).
+    """
     return choice.weight.bytes(layer.weights) + CHANNEL_BYTES * layer.outputs
 
 
