@@ -64,8 +64,12 @@ def _run(phase: str, passes: Sequence[Pass], module: tvm.IRModule) -> tvm.IRModu
     return module
 
 
-def canonicalize(module: tvm.IRModule) -> tvm.IRModule:
-    """L0 as imported -> L0 in canonical form, batch normalization folded."""
+def canonicalize(module: tvm.IRModule, *, fold_batch_norm: bool = True) -> tvm.IRModule:
+    """L0 as imported -> L0 in canonical form, batch normalization folded unless it is to stay.
+
+    `FoldBatchNorm` folds what stayed later, in L1 too.
+    """
+    folded = [FoldBatchNorm(), CanonicalizeOps()] if fold_batch_norm else []
     passes = [
         CanonicalizeOps(),
         CastInputsFirst(),
@@ -75,8 +79,7 @@ def canonicalize(module: tvm.IRModule) -> tvm.IRModule:
         FuseSoftmax(),
         SplitReductions(),
         ArrangeMatmuls(),
-        FoldBatchNorm(),
-        CanonicalizeOps(),
+        *folded,
         CropKernels(),
     ]
     return _run("1-canonical", passes, module)

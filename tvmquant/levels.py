@@ -10,12 +10,14 @@ from tvmquant.graph import Graph
 from tvmquant.passes import pipeline
 
 
-def canonical(graph: Graph) -> Graph:
-    """Return a float graph (L0) in canonical form, batch normalization folded; see `pipeline`."""
-    return graph.once(_canonical)
+def canonical(graph: Graph, *, fold_batch_norm: bool = True) -> Graph:
+    """Return a float graph (L0) in canonical form; see `pipeline.canonicalize`."""
+    return graph.once(_canonical, fold_batch_norm)
 
 
-def annotated(graph: Graph, activation_scheme: str = "asymmetric") -> Graph:
+def annotated(
+    graph: Graph, activation_scheme: str = "asymmetric", *, fold_batch_norm: bool = True
+) -> Graph:
     """Return a float graph annotated (L1), uncalibrated.
 
     Parameters
@@ -24,6 +26,9 @@ def annotated(graph: Graph, activation_scheme: str = "asymmetric") -> Graph:
         Level L0.
     activation_scheme : str
         See `tvmquant.passes.annotate_quantization.AnnotateQuantization`.
+    fold_batch_norm : bool
+        Otherwise normalizations stay, as training needs them; the tensors that are quantized behind
+        layers, and their names, are the same.
 
     Raises
     ------
@@ -32,12 +37,13 @@ def annotated(graph: Graph, activation_scheme: str = "asymmetric") -> Graph:
     """
     if graph.level != "L0":
         raise QuantizationError(f"expected a float graph (L0), found level {graph.level}")
-    return graph.once(_annotated, activation_scheme)
+    return graph.once(_annotated, activation_scheme, fold_batch_norm)
 
 
-def _canonical(graph: Graph) -> Graph:
-    return graph.with_module(pipeline.canonicalize(graph.module))
+def _canonical(graph: Graph, fold_batch_norm: bool) -> Graph:
+    return graph.with_module(pipeline.canonicalize(graph.module, fold_batch_norm=fold_batch_norm))
 
 
-def _annotated(graph: Graph, activation_scheme: str) -> Graph:
-    return graph.with_module(pipeline.annotate(canonical(graph).module, activation_scheme), "L1")
+def _annotated(graph: Graph, activation_scheme: str, fold_batch_norm: bool) -> Graph:
+    module = canonical(graph, fold_batch_norm=fold_batch_norm).module
+    return graph.with_module(pipeline.annotate(module, activation_scheme), "L1")

@@ -27,6 +27,7 @@ def calibrate(
     limit: int | None = None,
     batch_size: int = 16,
     activation_scheme: str = "asymmetric",
+    fold_batch_norm: bool = True,
     progress: Progress | None = None,
     **options: Any,
 ) -> Calibration:
@@ -47,6 +48,8 @@ def calibrate(
     activation_scheme : str
         ``asymmetric``, ``symmetric``, ``auto`` or ``unsigned``; see
         `tvmquant.passes.annotate_quantization.AnnotateQuantization`.
+    fold_batch_norm : bool
+        Otherwise normalizations stay, for training: `apply_calibration` is to be asked likewise.
     progress : callable, optional
         Receives the items done and the total (or None).
     **options
@@ -60,8 +63,8 @@ def calibrate(
     from tvmquant.calibration import calibrate as run
 
     return run(
-        annotated(graph, activation_scheme), data, method=method, limit=limit,
-        batch_size=batch_size, progress=progress, **options,
+        annotated(graph, activation_scheme, fold_batch_norm=fold_batch_norm), data, method=method,
+        limit=limit, batch_size=batch_size, progress=progress, **options,
     )  # fmt: skip
 
 
@@ -128,13 +131,15 @@ def apply_calibration(
     weight_method: str = "mse",
     bound_pairs: bool = True,
     correct_bias: bool = True,
+    fold_batch_norm: bool = True,
 ) -> Graph:
     """Annotate a float graph with bit widths, scales and zero points: what the torch twin runs.
 
     It is the network that `quantize` rounds: nothing is left to choose. Parameters and errors are
-    those of `quantize`; the result has level L1.
+    those of `quantize`; the result has level L1. Without ``fold_batch_norm`` normalizations stay
+    as they are, for training; the calibration is to be made likewise.
     """
-    network = annotated(graph, activation_scheme)
+    network = annotated(graph, activation_scheme, fold_batch_norm=fold_batch_norm)
     calibration.check_model(network)
     wanted = dict(choices or {})
     activations = activation_formats(quantizable_layers(network), wanted)

@@ -90,10 +90,13 @@ def quantize(
     weights: dict[str, Format] | None = None,
     activations: dict[str, Format] | None = None,
     scales: FixScales | None = None,
+    fold_batch_norm: bool = True,
     **options: Any,
 ) -> Levels:
     """Take a float graph to L2, with ranges that are the extremes of the inputs given."""
-    float_ = FoldBatchNorm()(CanonicalizeOps()(module))
+    float_ = CanonicalizeOps()(module)
+    if fold_batch_norm:
+        float_ = FoldBatchNorm()(float_)
     annotated = AnnotateQuantization(**options)(float_)
     annotated = AssignBitWidths(weights or {}, activations or {})(annotated)
     ranges: dict[str, tuple[float, float]] = {}
