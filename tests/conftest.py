@@ -98,6 +98,16 @@ def _brief_tuning() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def tracker_port() -> Iterator[int]:
+    """Start a tracker of TVM's RPC on the loopback interface; return its port."""
+    pytest.importorskip("tornado", reason="TVM's RPC tracker needs tornado")
+    from tests.rpc_devices import running_tracker
+
+    with running_tracker() as port:
+        yield port
+
+
+@pytest.fixture(scope="session")
 def small_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Convolution, ReLU, global pooling and a classifier: (N, 3, 8, 8) -> (N, 10)."""
     rng = np.random.default_rng(0)

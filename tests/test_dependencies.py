@@ -86,12 +86,12 @@ MAY_IMPORT = {
         "target",
     },
     "network_latency": {
-        "benchmark", "bit_choice", "calibration", "deploy", "graph", "layers", "machine",
+        "benchmark", "bit_choice", "calibration", "deploy", "devices", "graph", "layers", "machine",
         "quantization", "tuning",
     },
     "mixed_precision": {
         "allocation", "bit_choice", "calibration", "data", "devices", "graph", "layers", "machine",
-        "network_latency", "sensitivity", "stage_cache", "target", "tuning",
+        "network_latency", "sensitivity", "stage_cache", "tuning",
     },
     # the front door
     "report": {
@@ -99,18 +99,18 @@ MAY_IMPORT = {
         "output_record",
     },
     "session": {
-        "allocation", "benchmark", "bit_choice", "calibration", "data", "deploy", "evaluation",
-        "frontend", "graph", "layers", "machine", "mixed_precision", "output_quality",
+        "allocation", "benchmark", "bit_choice", "calibration", "data", "deploy", "devices",
+        "evaluation", "frontend", "graph", "layers", "machine", "mixed_precision", "output_quality",
         "output_record", "quantization", "quantizer", "stage_cache", "tuning",
     },
     "compilation": {
-        "allocation", "data", "deploy", "mixed_precision", "output_quality", "session",
+        "allocation", "data", "deploy", "devices", "mixed_precision", "output_quality", "session",
     },
     "demo": {"benchmark", "compilation", "data", "deploy", "evaluation", "frontend"},
     "cli": {
-        "allocation", "benchmark", "bit_choice", "compilation", "data", "demo", "deploy",
-        "evaluation", "frontend", "graph", "inspection", "mixed_precision", "output_quality",
-        "report", "sensitivity", "target", "tuning",
+        "allocation", "benchmark", "bit_choice", "compilation", "data", "demo", "deploy", "devices",
+        "evaluation", "frontend", "graph", "inspection", "machine", "mixed_precision",
+        "output_quality", "report", "sensitivity", "target", "tuning",
     },
 }  # fmt: skip
 

@@ -58,6 +58,8 @@ for name, latency in tvmquant.compare(
 # A farm of boards tunes in parallel through TVM's RPC tracker:
 #     python -m tvm.exec.rpc_tracker --host 127.0.0.1 --port 9190
 #     python -m tvm.exec.rpc_server --tracker 127.0.0.1:9190 --key board --host 127.0.0.1
-#     tvmquant tune digits.onnx -o table --tracker 127.0.0.1:9190 --key board --threads 4
+#     tvmquant tune digits.onnx -o table --rpc 127.0.0.1:9190 --rpc-key board --threads 4
+# `tvmquant plan`, `compile --latency` and `bench` take the same options: networks are built here
+# and timed there, by a process that has TVM's runtime alone. In Python: rpc= and rpc_key=.
 # These servers run whatever they are sent, without a password: keep them on the loopback interface
 # or in a network that you trust.

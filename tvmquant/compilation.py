@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmquant.data.preprocess import PreprocessLike
+from tvmquant.devices.tracker import Tracker
 from tvmquant.errors import DataError
 from tvmquant.progress import Clock, Stage, silent_stage
 from tvmquant.session import DEFAULT_SAMPLES, Options, Session, open_session
@@ -82,6 +83,8 @@ def compile_onnx(
     batch: int = 1,
     strict: bool = False,
     force: bool = False,
+    rpc: str | Tracker | None = None,
+    rpc_key: str | None = None,
     stage: Stage = silent_stage,
 ) -> Compilation:
     """Compile an ONNX model into an integer-only library, and compare that with the float model.
@@ -116,7 +119,10 @@ def compile_onnx(
     input_shapes
         As of `load_onnx`.
     target, threads, batch, force
-        As of `build`.
+        As of `build`; threads must be given with a tracker.
+    rpc, rpc_key : str, optional
+        ``HOST:PORT`` of an RPC tracker, and the key of its devices: these measure kernels and
+        networks instead of this machine.
     stage : callable
         Called with the name of each stage as it begins; a context manager that is left when it
         ends and yields a callable (done, total).
@@ -138,7 +144,7 @@ def compile_onnx(
             path, data, folder=out, clock=clock, preprocess=preprocess, select=select,
             samples=samples, input_shapes=input_shapes, target=target, threads=threads,
             batch=batch, table=table, tune_seconds=tune_seconds, wishes=wishes, plan=plan,
-            options=options,
+            options=options, rpc=rpc, rpc_key=rpc_key,
         )  # fmt: skip
         earlier = None if force else _earlier(session)
     if earlier is not None and (earlier.record is not None or wishes is None):
@@ -188,6 +194,8 @@ def plan_onnx(
     batch: int = 1,
     table: str | os.PathLike[str] | None = None,
     tune_seconds: float | None = None,
+    rpc: str | Tracker | None = None,
+    rpc_key: str | None = None,
     stage: Stage = silent_stage,
 ) -> Chosen:
     """Choose the bit widths of an ONNX model and write them as a plan, without building.
@@ -201,7 +209,7 @@ def plan_onnx(
     out : path
         The plan's file. Calibration, sensitivity and latencies are kept beside it, in a folder
         ``NAME-measurements``, for a later run with other budgets.
-    table, tune_seconds, stage
+    table, tune_seconds, rpc, rpc_key, stage
         As of `compile_onnx`.
 
     Raises
@@ -220,7 +228,7 @@ def plan_onnx(
             path, data, folder=out.with_name(f"{out.stem}-measurements"), clock=clock,
             preprocess=preprocess, select=select, samples=samples, input_shapes=input_shapes,
             target=target, threads=threads, batch=batch, table=table, tune_seconds=tune_seconds,
-            wishes=wishes or Wishes(),
+            wishes=wishes or Wishes(), rpc=rpc, rpc_key=rpc_key,
         )  # fmt: skip
     chosen = session.chosen
     assert chosen is not None  # there are wishes

@@ -43,3 +43,7 @@ class AllocationError(TVMQuantError):
 
 class SensitivityError(TVMQuantError):
     """The sensitivity of a layer cannot be estimated."""
+
+
+class DeviceError(TVMQuantError):
+    """A device cannot be reached, is lost, or does not run what was compiled."""

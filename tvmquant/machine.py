@@ -74,7 +74,9 @@ class Machine:
     features: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     @classmethod
-    def of(cls, target: TargetLike = "native", threads: int | None = None) -> Machine:
+    def of(
+        cls, target: TargetLike = "native", threads: int | None = None, *, remote: bool = False
+    ) -> Machine:
         """Describe a machine.
 
         Parameters
@@ -84,16 +86,22 @@ class Machine:
             threads as are given.
         threads : int, optional
             Default: the physical cores of the machine that this process runs on.
+        remote : bool
+            Whether it is another one, whose threads must be given.
 
         Raises
         ------
         TargetError
-            If the target is not valid, or threads are out of range.
+            If the target is not valid, or threads are out of range or missing.
         """
         if threads is not None and not 1 <= threads <= MAX_THREADS:
             raise TargetError(f"threads = {threads}; expected 1 to {MAX_THREADS}")
         if isinstance(target, Machine):
             return target if threads is None else target.with_threads(threads)
+        if remote and threads is None:
+            raise TargetError(
+                "the threads of a device are not known here; pass threads (--threads)"
+            )
         parsed = parse_target(target)
         return cls(
             options=json.dumps(target_options(parsed), sort_keys=True),

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from tvmquant.calibration import Calibration
     from tvmquant.deploy.loader import Model
+    from tvmquant.devices.tracker import Tracker
     from tvmquant.graph import Graph
     from tvmquant.machine import TargetLike
 
@@ -66,6 +68,8 @@ class NetworkLatency(BaseModel):
     target : str
         As TVM prints it.
     threads : int
+    device : str
+        What measured: the processor's name, or ``rpc:KEY``.
     layers : dict of str to (dict of str to float)
         By layer, then by the text of the choice.
     fixed_ms : float
@@ -82,6 +86,7 @@ class NetworkLatency(BaseModel):
     model: str
     target: str
     threads: int = Field(gt=0)
+    device: str = ""
     layers: dict[str, dict[str, float]]
     fixed_ms: float
     networks_ms: dict[str, float]
@@ -178,6 +183,7 @@ def measure_network(
     tilings: Any = None,
     pin_ends: bool = True,
     quantize_options: Mapping[str, Any] | None = None,
+    tracker: Tracker | None = None,
     progress: Progress | None = None,
 ) -> NetworkLatency:
     """Build and time the network of each choice; those of equal kernels (`Workload`) once.
@@ -196,6 +202,8 @@ def measure_network(
         Time the first and the last layer with w8a8 only.
     quantize_options : mapping, optional
         Further options of `tvmquant.quantize`.
+    tracker : Tracker, optional
+        Whose device times the networks; default: this machine does.
     progress : callable (done, total), optional
         Counts networks built, then rounds of timing.
 
@@ -206,6 +214,7 @@ def measure_network(
     """
     from tvmquant.deploy.build import build
     from tvmquant.deploy.loader import load
+    from tvmquant.deploy.remote import open_device
     from tvmquant.machine import Machine
     from tvmquant.quantization import quantize
     from tvmquant.tuning.database import noting
@@ -218,23 +227,27 @@ def measure_network(
     wanted = list(dict.fromkeys([W8A8, *choices]))
     total = len(wanted) + ROUNDS
     with tempfile.TemporaryDirectory(prefix="tvmquant-") as scratch:
-        networks: dict[BitChoice, Model] = {}
+        folders: dict[BitChoice, Path] = {}
         plans: dict[BitChoice, dict[str, BitChoice]] = {}
         kernels_of: dict[BitChoice, dict[str, str]] = {}
         for index, choice in enumerate(wanted):
             plans[choice] = uniform_choices(layers, choice, pin_ends=pin_ends)
-            folder = Path(scratch, str(choice))
             quantized = quantize(
                 graph, calibration, choices=plans[choice], **(quantize_options or {})
             )
             keys = {name: w.key for name, w in workloads_of(quantized, machine, batch).items()}
             if keys not in kernels_of.values():
-                build(quantized, target=machine, out=folder, batch=batch, tilings=noted)
-                networks[choice] = load(folder)
+                folders[choice] = Path(scratch, str(choice))
+                build(quantized, target=machine, out=folders[choice], batch=batch, tilings=noted)
             kernels_of[choice] = keys
             if progress is not None:
                 progress(index + 1, total)
-        times, kernels = _time(networks, lambda n: progress and progress(len(wanted) + n, total))
+        with open_device(tracker, machine) as device:  # a shared one is free meanwhile
+            networks = {choice: load(path, device=device) for choice, path in folders.items()}
+            times, kernels = _time(
+                networks, lambda n: progress and progress(len(wanted) + n, total)
+            )
+            measured_by = device.name
         manifest = networks[wanted[0]].manifest
     same = _first_alike(plans, kernels_of)
     table, fixed = _terms(layers, {choice: same[choice] for choice in networks}, times, kernels)
@@ -247,6 +260,7 @@ def measure_network(
         model=graph.fingerprint(),
         target=manifest.target["config"],
         threads=manifest.threads,
+        device=measured_by,
         layers=table,
         fixed_ms=fixed,
         networks_ms={str(choice): times[built[choice]] for choice in wanted},
@@ -274,13 +288,19 @@ def _time(
 ) -> tuple[dict[BitChoice, float], dict[BitChoice, dict[str, float]]]:
     """Return the median latency of each network and of each layer's kernels in it, in ms."""
     from tvmquant.benchmark import measure_interleaved, random_inputs, runner
+    from tvmquant.devices.device import seconds_of
 
     inputs = {choice: random_inputs(model.inputs) for choice, model in networks.items()}
     runners = {str(c): runner(model, inputs[c]) for c, model in networks.items()}
     whole: dict[str, list[float]] = {str(choice): [] for choice in networks}
     parts: dict[BitChoice, dict[str, list[float]]] = {choice: {} for choice in networks}
-    first = measure_interleaved(runners, repeats=RUNS, warmup=1)
-    turn = sum(min(seconds) for seconds in first.values())
+    turns = []
+    for _ in range(RUNS + 1):  # what asking a device takes counts too
+        start = time.perf_counter()
+        for run in runners.values():
+            seconds_of(run)
+        turns.append(time.perf_counter() - start)
+    turn = min(turns)
     runs = max(RUNS, math.ceil(ROUND_SECONDS / 2 / turn))
     rounds = max(ROUNDS, math.ceil(SECONDS / (2 * runs * turn)))
     for index in range(rounds):

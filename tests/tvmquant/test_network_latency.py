@@ -115,7 +115,8 @@ def without_building(monkeypatch):
     monkeypatch.setattr("tvmquant.deploy.build.build", build)
     monkeypatch.setattr("tvmquant.tuning.workload.workloads_of", workloads_of)
     monkeypatch.setattr(
-        "tvmquant.deploy.loader.load", lambda _folder: SimpleNamespace(manifest=manifest)
+        "tvmquant.deploy.loader.load",
+        lambda _folder, device: SimpleNamespace(manifest=manifest),
     )
     return plans
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,11 +17,14 @@ if TYPE_CHECKING:
     from tvmquant.benchmark import Latency
     from tvmquant.cli.output import TitledTable
     from tvmquant.deploy.loader import Model
+    from tvmquant.devices.device import Device
 
 
 def bench(
     library: options.Library,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each network.")] = 100,
+    rpc: options.Rpc = None,
+    rpc_key: options.RpcKey = None,
     threads: options.Threads = None,
     against_float: Annotated[
         bool,
@@ -44,26 +48,38 @@ def bench(
     """Measure the latency of a library on random inputs."""
     from tvmquant.benchmark import compare, random_inputs, runner
     from tvmquant.deploy.loader import load
+    from tvmquant.deploy.manifest import Manifest
+    from tvmquant.deploy.remote import open_device
+    from tvmquant.devices.tracker import Tracker
+    from tvmquant.machine import Machine
 
     stage = StageReporter(quiet=quiet)
-    deployed = load(library, threads=threads)
-    inputs = random_inputs(deployed.inputs)
-    networks = {"library": runner(deployed, inputs)}
-    with tempfile.TemporaryDirectory(prefix="tvmquant-") as scratch:
+    tracker = Tracker.of(rpc, rpc_key)
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="tvmquant-"))
+        device = None
+        if tracker is not None:
+            built = Manifest.load(library)
+            machine = Machine.of(built.target["config"], threads or built.threads)
+            device = stack.enter_context(open_device(tracker, machine))
+        deployed = load(library, threads=threads, device=device)
+        inputs = random_inputs(deployed.inputs)
+        networks = {"library": runner(deployed, inputs)}
         if against_float:
             with stage("build the float model"):
-                rival = _build_float(deployed, Path(scratch) / "float", model)
+                rival = _build_float(deployed, Path(scratch) / "float", model, device)
             networks["float"] = runner(rival, inputs)
         with stage("measure") as progress:
             latencies = compare(networks, repeats=repeats, progress=progress)
-    layers = []
-    if profile:
-        with stage("profile"):
-            layers = deployed.profile(*inputs, repeats=repeats)
+        layers = []
+        if profile:
+            with stage("profile"):
+                layers = deployed.profile(*inputs, repeats=repeats)
     report: dict[str, Any] = {
         "library": str(library),
         "target": deployed.manifest.target["config"],
         "threads": deployed.threads,
+        "device": deployed.device.name,
         "latency": {name: latency.to_dict() for name, latency in latencies.items()},
     }
     if against_float:
@@ -79,7 +95,7 @@ def bench(
         print_tables(_profile_table(layers))
 
 
-def _build_float(deployed: Model, out: Path, path: Path | None) -> Model:
+def _build_float(deployed: Model, out: Path, path: Path | None, device: Device | None) -> Model:
     """Compile the float model for the library's target and load it."""
     from tvmquant.deploy.build import build
     from tvmquant.deploy.loader import load
@@ -92,7 +108,7 @@ def _build_float(deployed: Model, out: Path, path: Path | None) -> Model:
         threads=deployed.threads,
         batch=deployed.inputs[0].shape[0],
     )
-    return load(out, threads=deployed.threads)
+    return load(out, threads=deployed.threads, device=device)
 
 
 def latency_table(latencies: dict[str, Latency], title: str) -> TitledTable:

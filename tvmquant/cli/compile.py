@@ -89,6 +89,8 @@ def compile_model(
     ] = None,
     table: options.Table = None,
     tune: options.Tune = None,
+    rpc: options.Rpc = None,
+    rpc_key: options.RpcKey = None,
     threads: options.Threads = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size of the library.")] = 1,
     input_shape: options.InputShapes = None,
@@ -105,9 +107,9 @@ def compile_model(
 
     Calibrates with the images of --data (labels are not needed). Without a budget every layer gets
     8 bits. With --latency, --size or --bops it measures what narrower bits cost each layer in
-    accuracy and take on this machine, and chooses the plan of least cost. What was calibrated and
-    measured is kept in OUT and used again by a later run. In the end the library and the float
-    model are compared on a few of the images, output by output.
+    accuracy and take on this machine (with --rpc: on that device), and chooses the plan of least
+    cost. What was calibrated and measured is kept in OUT and used again by a later run. In the end
+    the library and the float model are compared on a few of the images, output by output.
     """
     if data is None:
         raise DataError(
@@ -136,6 +138,8 @@ def compile_model(
         plan=plan,
         table=table,
         tune_seconds=tune_seconds,
+        rpc=rpc,
+        rpc_key=rpc_key,
         input_shapes=shapes,
         target=target,
         threads=threads,

@@ -49,6 +49,18 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, max=MAX_THREADS, help="Default: the physical cores."),
 ]
+Rpc = Annotated[
+    str | None,
+    typer.Option(
+        "--rpc",
+        metavar="HOST:PORT",
+        help="RPC tracker whose devices run and measure instead of this machine.",
+    ),
+]
+RpcKey = Annotated[
+    str | None,
+    typer.Option("--rpc-key", metavar="KEY", help="Under which they registered with the tracker."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 

@@ -41,6 +41,8 @@ def plan_model(
     ] = "native",
     table: options.Table = None,
     tune: options.Tune = None,
+    rpc: options.Rpc = None,
+    rpc_key: options.RpcKey = None,
     threads: options.Threads = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size of the library to come.")] = 1,
     samples: Annotated[
@@ -78,6 +80,8 @@ def plan_model(
         batch=batch,
         table=table,
         tune_seconds=tune_seconds,
+        rpc=rpc,
+        rpc_key=rpc_key,
         stage=StageReporter(quiet=quiet),
     )
     from tvmquant.mixed_precision.choose import frontier

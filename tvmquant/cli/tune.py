@@ -48,13 +48,8 @@ def tune_model(
     time: Annotated[
         str | None, typer.Option(metavar="T", help="End after this time: 90s, 10m or 1h.")
     ] = None,
-    tracker: Annotated[
-        str | None,
-        typer.Option(metavar="HOST:PORT", help="RPC tracker whose devices measure."),
-    ] = None,
-    key: Annotated[
-        str | None, typer.Option(help="Key under which the devices registered with the tracker.")
-    ] = None,
+    rpc: options.Rpc = None,
+    rpc_key: options.RpcKey = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size of the library to come.")] = 1,
     input_shape: options.InputShapes = None,
     as_json: options.Json = False,
@@ -84,8 +79,8 @@ def tune_model(
             batch=batch,
             trials=trials,
             seconds=seconds,
-            tracker=tracker,
-            key=key,
+            rpc=rpc,
+            rpc_key=rpc_key,
             stage=stage,
             progress=report,
         )

@@ -23,7 +23,6 @@ from tvmquant.deploy.manifest import (
 from tvmquant.devices import runtime
 from tvmquant.devices.cpu import CpuDevice
 from tvmquant.devices.device import Device, Program, missing_features
-from tvmquant.devices.host import physical_cores
 from tvmquant.errors import ArtifactError, DataError
 from tvmquant.target import MAX_THREADS, architecture_of
 
@@ -73,9 +72,9 @@ class Model:
             )
         if threads is not None and not 1 <= threads <= MAX_THREADS:
             raise ArtifactError(f"threads = {threads}; expected 1 to {MAX_THREADS}")
-        available = self.manifest.threads if device else physical_cores()
         self.device: Device = device or CpuDevice()
-        self.threads = threads or min(self.manifest.threads, available)
+        built_for = self.manifest.threads
+        self.threads = threads or min(built_for, self.device.cores() or built_for)
         _check_processor(self.manifest, self.device)
         library = _check_library(self.folder, self.manifest)
         self._program = _load(library, self.manifest, self.threads, self.device)

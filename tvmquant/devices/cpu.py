@@ -16,7 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tvmquant.devices import runtime
-from tvmquant.devices.host import host_features, processor_name, usable_processors
+from tvmquant.devices.host import (
+    host_features,
+    physical_cores,
+    processor_name,
+    usable_processors,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +49,10 @@ class CpuDevice:
     def features(self) -> frozenset[str]:
         """Return the processor's features; empty where the system does not tell."""
         return host_features()
+
+    def cores(self) -> int:
+        """Return the physical cores that this process may use."""
+        return physical_cores()
 
     def use_threads(self, threads: int) -> None:
         """Let TVM compute with ``threads`` threads; one setting per process."""

@@ -64,6 +64,9 @@ class Device(Protocol):
     def features(self) -> frozenset[str]:
         """Return the processor's features as Linux names them; empty where it cannot tell."""
 
+    def cores(self) -> int | None:
+        """Return the physical cores that code may use; None where it cannot tell."""
+
     def use_threads(self, threads: int) -> None:
         """Compute with so many threads from now on."""
 

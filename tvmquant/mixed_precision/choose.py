@@ -9,7 +9,6 @@ The first two are kept as JSON files, so that other budgets cost only the third.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tvmquant.allocation import Allocation, Budget, Plan, allocate, pareto
 from tvmquant.allocation.costs import Costs
 from tvmquant.bit_choice import W8A8, BitChoice
-from tvmquant.devices.host import CPUINFO_NAMES, host_features
-from tvmquant.errors import TargetError
+from tvmquant.devices.tracker import Tracker
 from tvmquant.layers import Layer, quantizable_layers
 from tvmquant.machine import Machine
 from tvmquant.mixed_precision.record import LayerRecord, MixedPrecisionRecord, PlanPoint
@@ -34,9 +32,6 @@ from tvmquant.progress import Progress, Stage
 from tvmquant.sensitivity import Sensitivity, estimate_sensitivity
 from tvmquant.sensitivity.methods import check_method
 from tvmquant.stage_cache import taken_up
-from tvmquant.target import (
-    architecture_of,
-)
 
 if TYPE_CHECKING:
     from tvmquant.calibration import Calibration
@@ -69,6 +64,8 @@ class Setup:
         What identifies the tilings, for the cache; empty for the analytic ones.
     quantize_options : mapping
         Further options of `tvmquant.quantize`.
+    tracker : Tracker, optional
+        Whose device measures latencies; default: this machine does.
     """
 
     graph: Graph
@@ -79,6 +76,7 @@ class Setup:
     tilings: Any = None
     tuning_state: str = ""
     quantize_options: Mapping[str, Any] = field(default_factory=dict)
+    tracker: Tracker | None = None
 
 
 def measure_sensitivity(
@@ -110,7 +108,7 @@ def measure_latency(
     pin_ends = _ends_are_w8a8(quantizable_layers(setup.graph), wishes)
     follows_from = [
         # versions, processor and options of the target, which a file may outlive
-        Header.of(setup.machine).model_dump_json(),
+        Header.of(setup.machine, setup.tracker.name if setup.tracker else "").model_dump_json(),
         setup.graph.fingerprint(), setup.batch, setup.tuning_state,
         sorted(map(str, wishes.measured)), pin_ends, setup.quantize_options,
     ]  # fmt: skip
@@ -125,6 +123,7 @@ def measure_latency(
             tilings=setup.tilings,
             pin_ends=pin_ends,
             quantize_options=setup.quantize_options,
+            tracker=setup.tracker,
             progress=progress,
         )
 
@@ -135,25 +134,6 @@ def _ends_are_w8a8(layers: Sequence[Layer], wishes: Wishes) -> bool:
     """Whether the first and the last layer can take nothing else."""
     ends = [layer.id for layer in layers if layer.position]
     return wishes.pin_ends and all(wishes.pinned.get(end, W8A8) == W8A8 for end in ends)
-
-
-def check_machine(machine: Machine) -> None:
-    """Refuse a machine whose latencies this one cannot measure.
-
-    Raises
-    ------
-    TargetError
-        When this machine does not run what is compiled for the other.
-    """
-    present = host_features()
-    foreign = architecture_of(machine.triple) != architecture_of(platform.machine())
-    needed = [CPUINFO_NAMES[name] for name in machine.required_features]
-    if foreign or (present and not present.issuperset(needed)):
-        raise TargetError(
-            "bit widths are chosen by latencies measured on the target, and this machine cannot "
-            f"run what is compiled for {machine.target}; write the plan on the target (tvmquant "
-            "plan) and compile with it here (--plan)"
-        )
 
 
 def check_wishes(layers: Sequence[Layer], wishes: Wishes) -> None:
@@ -297,6 +277,7 @@ def make_record(chosen: Chosen, measured_ms: float | None) -> MixedPrecisionReco
         model=chosen.plan.fingerprint,
         target=latency.target,
         threads=latency.threads,
+        device=latency.device,
         sensitivity=chosen.wishes.sensitivity,
         budgets=chosen.wishes.budgets,
         fixed_ms=latency.fixed_ms,

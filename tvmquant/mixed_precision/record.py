@@ -79,6 +79,8 @@ class MixedPrecisionRecord(BaseModel):
         Fingerprint of the float graph.
     target : str
     threads : int
+    device : str
+        What measured the latencies: the processor's name, or ``rpc:KEY``.
     sensitivity : str
         Method.
     budgets : dict of str to str
@@ -100,6 +102,7 @@ class MixedPrecisionRecord(BaseModel):
     model: str
     target: str
     threads: int = Field(gt=0)
+    device: str = ""
     sensitivity: str
     budgets: dict[str, str]
     fixed_ms: float

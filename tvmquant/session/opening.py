@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvmquant.data import Dataset, Preprocess, open_data
 from tvmquant.data.preprocess import PreprocessLike
+from tvmquant.devices.tracker import Tracker
 from tvmquant.errors import AllocationError, DataError
 from tvmquant.machine import Machine
 from tvmquant.progress import Clock
@@ -43,6 +44,8 @@ def open_session(
     wishes: Wishes | None,
     plan: str | os.PathLike[str] | None = None,
     options: Options | None = None,
+    rpc: str | Tracker | None = None,
+    rpc_key: str | None = None,
 ) -> Session:
     """Load the network, open its data, and refuse whatever the slow stages could not use.
 
@@ -55,6 +58,7 @@ def open_session(
     """
     from tvmquant.deploy.compiler import find_linker
     from tvmquant.deploy.destination import TABLE_NAME
+    from tvmquant.deploy.remote import check_machine
     from tvmquant.frontend import load_onnx
 
     options, path = options or Options(), Path(path)
@@ -63,6 +67,7 @@ def open_session(
             "a plan already says the bit widths; leave out either the plan or budgets and choices"
         )
     recipe = Preprocess.parse(preprocess)
+    tracker = Tracker.of(rpc, rpc_key)
     if tune_seconds is not None:
         table = table or folder / TABLE_NAME
     # mistakes of the file are told before TVM is loaded
@@ -70,17 +75,20 @@ def open_session(
     graph = load_onnx(path, input_shapes=shapes or None)
 
     options.check()
-    machine = Machine.of(target, threads)
+    machine = Machine.of(target, threads, remote=tracker is not None)
     find_linker(machine.target)
     dataset = _open_calibration_data(graph, data, recipe, select, samples)
     given = _read_plan(plan, graph) if plan is not None else None
     if wishes is not None:
-        _check_wishes(graph, wishes, machine)
+        _check_wishes(graph, wishes)
+    if wishes is not None or tune_seconds is not None:
+        check_machine(machine, tracker)
     return Session(
         path=path, graph=graph, data=dataset, recipe=recipe, folder=folder, machine=machine,
         batch=batch, input_shapes=shapes, clock=clock, options=options,
         wishes=wishes, given=given, tune_seconds=tune_seconds,
-        table=_open_table(table, machine, create=tune_seconds is not None),
+        table=_open_table(table, machine, tracker, create=tune_seconds is not None),
+        tracker=tracker,
     )  # fmt: skip
 
 
@@ -110,19 +118,18 @@ def _read_plan(path: str | os.PathLike[str], graph: Graph) -> Plan:
     return plan.model_copy(update={"predicted": known})
 
 
-def _check_wishes(graph: Graph, wishes: Wishes, machine: Machine) -> None:
+def _check_wishes(graph: Graph, wishes: Wishes) -> None:
     from tvmquant.layers import quantizable_layers
-    from tvmquant.mixed_precision.choose import check_machine, check_wishes
+    from tvmquant.mixed_precision.choose import check_wishes
 
-    check_machine(machine)
     check_wishes(quantizable_layers(graph), wishes)
 
 
 def _open_table(
-    table: str | os.PathLike[str] | None, machine: Machine, *, create: bool
+    table: str | os.PathLike[str] | None, machine: Machine, tracker: Tracker | None, *, create: bool
 ) -> Database | None:
     if table is None:
         return None
     from tvmquant.tuning import Database
 
-    return Database(table, machine, create=create)
+    return Database(table, machine, create=create, cpu=tracker.name if tracker else "")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tvmquant.allocation import Plan
     from tvmquant.calibration import Calibration
     from tvmquant.deploy.manifest import Manifest
+    from tvmquant.devices.tracker import Tracker
     from tvmquant.graph import Graph
     from tvmquant.mixed_precision import MixedPrecisionRecord, Wishes
     from tvmquant.mixed_precision.choose import Chosen
@@ -62,6 +63,8 @@ class Session:
         Measurements of kernels, as they are when the session opens.
     tune_seconds : float, optional
         Measure for so long first.
+    tracker : Tracker, optional
+        Whose devices measure; default: this machine does.
     """
 
     path: Path
@@ -78,6 +81,7 @@ class Session:
     given: Plan | None = None
     table: Database | None = None
     tune_seconds: float | None = None
+    tracker: Tracker | None = None
 
     @cached_property
     def data_fingerprint(self) -> str | None:
@@ -122,7 +126,7 @@ class Session:
             tuned = tune(
                 self.graph, self.table.folder, target=self.machine,
                 choices=self.wishes.measured if self.wishes else planned,
-                calibration=calibration, batch=self.batch, seconds=seconds,
+                calibration=calibration, batch=self.batch, seconds=seconds, rpc=self.tracker,
                 progress=lambda state: progress(round(state.elapsed), round(seconds)),
             )  # fmt: skip
         if tuned.tuning.interrupted:
@@ -143,7 +147,7 @@ class Session:
 
         setup = Setup(
             self.graph, self.calibration, self.data, self.machine, self.batch, self.tilings,
-            _state(self.database) or "", self.options.rounding,
+            _state(self.database) or "", self.options.rounding, self.tracker,
         )  # fmt: skip
         return choose_plan(setup, self.wishes, self.folder, self.clock.stage)
 
@@ -184,6 +188,7 @@ class Session:
             "quantization": {**self.options.rounding, "strict": self.options.strict},
             "target": self.machine.options,
             "threads": self.machine.threads,
+            "device": self.tracker.name if self.tracker else None,
             "batch": self.batch,
             "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
             "wishes": self.wishes.settings() if self.wishes else None,
@@ -229,7 +234,8 @@ class Session:
     def compare(self, manifest: Manifest) -> tuple[OutputQuality, ...]:
         """Compare the library with the float model on a few items, and keep what that finds.
 
-        Empty where the data can be read only once, or the library is for another processor.
+        Where the library does not run here, the tracker's device runs it. Empty where the data can
+        be read only once, or nothing runs the library.
         """
         if self.data_fingerprint is None:  # calibrating has read them, once and for all
             return ()
@@ -238,16 +244,22 @@ class Session:
 
     def _compare(self, manifest: Manifest, progress: Progress) -> tuple[OutputQuality, ...]:
         from tvmquant.deploy.loader import load
+        from tvmquant.deploy.remote import open_device
         from tvmquant.evaluation import compare_outputs
         from tvmquant.output_record import OUTPUTS_NAME, OutputRecord
 
+        step = max(1, len(self.data) // COMPARED) if self.data.has_length else 1
+        few = self.data.subset(step=step, limit=COMPARED)
         try:
             model = load(self.folder)
         except ArtifactError:  # for another processor
-            return ()
-        step = max(1, len(self.data) // COMPARED) if self.data.has_length else 1
-        few = self.data.subset(step=step, limit=COMPARED)
-        count, outputs = compare_outputs(model, few, self.graph, progress)
+            if self.tracker is None:
+                return ()
+            with open_device(self.tracker, self.machine) as device:
+                model = load(self.folder, device=device)
+                count, outputs = compare_outputs(model, few, self.graph, progress)
+        else:
+            count, outputs = compare_outputs(model, few, self.graph, progress)
         record = OutputRecord.of(manifest.library["sha256"], count, outputs)
         record.save(self.folder / OUTPUTS_NAME)
         return outputs
@@ -258,11 +270,15 @@ class Session:
             return None
         from tvmquant.benchmark import measure, random_inputs
         from tvmquant.deploy.loader import load
+        from tvmquant.deploy.remote import open_device
         from tvmquant.mixed_precision import RECORD_NAME
         from tvmquant.mixed_precision.choose import make_record
 
-        with self.clock.stage("measure") as progress:
-            model = load(self.folder)
+        with (
+            self.clock.stage("measure") as progress,
+            open_device(self.tracker, self.machine) as device,
+        ):
+            model = load(self.folder, device=device)
             latency = measure(model, random_inputs(model.inputs), progress=progress)
             record = make_record(self.chosen, latency.median_ms)
             record.save(self.folder / RECORD_NAME)

@@ -28,7 +28,8 @@ from tvm.support.popen_pool import PopenPoolExecutor
 
 from tvmquant.deploy.compiler import find_linker
 from tvmquant.devices.host import processor_name
-from tvmquant.errors import TuningError
+from tvmquant.devices.tracker import Tracker, last_line
+from tvmquant.errors import DeviceError
 from tvmquant.machine import Machine
 from tvmquant.tuning import worker
 from tvmquant.tuning.workload import Workload
@@ -42,7 +43,6 @@ BUILDS_PER_PROCESS = 200
 REPEATS = 8
 REPEAT_MS = 4
 ALLOCATIONS = 2
-MESSAGE_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
@@ -209,73 +209,31 @@ class DeviceRunner:
 
     Parameters
     ----------
-    host, port : str, int
-        Of the tracker.
-    key : str
-        Under which the devices registered.
+    tracker : Tracker
     threads : int
     session_seconds : int
         Longest time of one measurement on a device.
-    wait_seconds : float
-        How long to wait for a free device.
 
     Raises
     ------
-    TuningError
+    DeviceError
         If the tracker does not answer, or holds no device under the key.
-
-    Notes
-    -----
-    TVM's RPC servers execute whatever a client sends and ask for no password: start tracker and
-    servers with ``--host 127.0.0.1``, or in a network that you trust.
     """
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        key: str,
-        threads: int,
-        session_seconds: int = RUN_SECONDS,
-        wait_seconds: float = 300.0,
-    ) -> None:
-        self.cpu = f"rpc:{key}"
-        self._farm = worker.Farm(host, port, key, session_seconds, wait_seconds)
+    def __init__(self, tracker: Tracker, threads: int, session_seconds: int = RUN_SECONDS) -> None:
+        self.cpu = tracker.name
+        self._tracker = tracker
+        self._session_seconds = session_seconds
         self._threads = threads
         self._pool: PopenPoolExecutor | None = None
-        self.devices()
-
-    def devices(self) -> int:
-        """Return the number of devices that the tracker holds under the key.
-
-        Raises
-        ------
-        TuningError
-            If the tracker does not answer, or there are none.
-        """
-        farm = self._farm
-        where = f"{farm.host}:{farm.port}"
-        try:
-            keys = farm.devices()
-        except (OSError, RuntimeError, ValueError) as error:
-            raise TuningError(
-                f"no RPC tracker answers at {where} ({last_line(error)}); start one with "
-                f"`python -m tvm.exec.rpc_tracker --host 127.0.0.1 --port {farm.port}`"
-            ) from None
-        if farm.key not in keys:
-            raise TuningError(
-                f"the RPC tracker at {where} holds no device of key {farm.key!r} (found: "
-                f"{', '.join(sorted(set(keys))) or 'none'}); start one with `python -m "
-                f"tvm.exec.rpc_server --host ... --tracker {where} --key {farm.key}`"
-            )
-        return keys.count(farm.key)
+        tracker.devices()
 
     def measure(self, artifacts: Sequence[Artifact]) -> Iterator[tuple[int, Outcome]]:
         """Time kernels and yield (index, outcome) of each as soon as it is known.
 
         Raises
         ------
-        TuningError
+        DeviceError
             If a kernel failed twice and the tracker or its last device is gone.
         """
         running = {self._submit(artifact): i for i, artifact in enumerate(artifacts)}
@@ -305,16 +263,16 @@ class DeviceRunner:
 
     def _submit(self, artifact: Artifact) -> concurrent.futures.Future[Any]:
         if self._pool is None:
-            limit = self._farm.wait_seconds + self._farm.session_seconds
+            limit = self._tracker.wait_seconds + self._session_seconds
             self._pool = PopenPoolExecutor(
-                max_workers=self.devices(),
+                max_workers=self._tracker.devices(),
                 timeout=limit,
                 initializer=worker.prepare_builder,
                 stderr=subprocess.DEVNULL,
             )
         future: concurrent.futures.Future[Any] = self._pool.submit(
-            worker.run_on_device, self._farm, self._threads, _EVALUATION, ALLOCATIONS,
-            str(artifact.path), artifact.arguments,
+            worker.run_on_device, self._tracker, self._session_seconds, self._threads, _EVALUATION,
+            ALLOCATIONS, str(artifact.path), artifact.arguments,
         )  # fmt: skip
         return future
 
@@ -327,21 +285,15 @@ class DeviceRunner:
             return Outcome(error=f"running failed: {last_line(error)}")
 
     def _check_alive(self, error: str) -> None:
-        """Raise where the failure is that of the farm and not of the kernel."""
+        """Raise where the failure is that of the devices and not of the kernel."""
         try:
-            self.devices()
-        except TuningError as lost:
+            self._tracker.devices()
+        except DeviceError as lost:
             self.close()
-            raise TuningError(f"{lost}; measuring failed with: {error}") from None
+            raise DeviceError(f"{lost}; measuring failed with: {error}") from None
 
 
 _EVALUATION = EvaluatorConfig(number=1, repeat=REPEATS, min_repeat_ms=REPEAT_MS)
-
-
-def last_line(error: object) -> str:
-    """Return the decisive line of a message that may carry a traceback."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip()[-MESSAGE_CHARACTERS:] if lines else type(error).__name__
 
 
 def _runner_input(artifact: Artifact) -> RunnerInput:

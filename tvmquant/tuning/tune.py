@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvmquant.bit_choice import DEFAULT_CHOICES, BitChoice
+from tvmquant.deploy.remote import check_machine
+from tvmquant.devices.tracker import Tracker
 from tvmquant.errors import QuantizationError, TuningError
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, span_name
@@ -65,8 +67,8 @@ def tune(
     batch: int = 1,
     trials: int | None = None,
     seconds: float | None = None,
-    tracker: str | None = None,
-    key: str | None = None,
+    rpc: str | Tracker | None = None,
+    rpc_key: str | None = None,
     seed: int = 0,
     stage: Callable[[str], None] | None = None,
     progress: Callable[[TuningProgress], None] | None = None,
@@ -87,9 +89,9 @@ def tune(
         For level L0; default: of random inputs.
     trials, seconds
         As of `Tuner.run`.
-    tracker : str, optional
+    rpc : str or Tracker, optional
         ``HOST:PORT`` of the RPC tracker whose devices measure; default: this machine measures.
-    key : str, optional
+    rpc_key : str, optional
         Under which the devices registered with the tracker.
     seed : int
         Of the search.
@@ -101,23 +103,25 @@ def tune(
     Raises
     ------
     TuningError
-        If the tracker or its devices are not there or get lost, the database does not fit, or no
-        kernel can be measured. What was measured is kept.
+        If the database does not fit, or no kernel can be measured. What was measured is kept.
+    DeviceError
+        If the tracker or its devices are not there or get lost, or lack features of the target.
+        What was measured is kept.
     DataError
         If the folder's latency table is damaged; nothing is measured then.
     QuantizationError, ModelError, TargetError
-        If the graph cannot be quantized or compiled so.
+        If the graph cannot be quantized or compiled so, or this machine does not run what is
+        compiled for the target and no tracker is named.
     """
     say = stage or (lambda _name: None)
-    address = _parse_tracker(tracker, key)
-    if threads is None and address is not None:
-        raise TuningError("a tracker's devices need the number of threads; pass threads")
+    tracker = Tracker.of(rpc, rpc_key)
     if batch < 1:
         raise TuningError(f"batch = {batch}; expected at least 1")
-    machine = Machine.of(target, threads)
+    machine = Machine.of(target, threads, remote=tracker is not None)
+    check_machine(machine, tracker)
     runner: Runner | None = None
-    if address is not None:
-        runner = DeviceRunner(*address, str(key), machine.threads)
+    if tracker is not None:
+        runner = DeviceRunner(tracker, machine.threads)
     database = Database(out, machine, cpu=runner.cpu if runner else "")
     path = database.folder / f"latency-{database.path.stem}.json"
     # A table that cannot be added to is told now, not after hours of measuring.
@@ -176,16 +180,3 @@ def _updated(path: Path, found: LatencyTable) -> LatencyTable:
     if not path.is_file():
         return found
     return found.completed_by(LatencyTable.from_json(path))
-
-
-def _parse_tracker(tracker: str | None, key: str | None) -> tuple[str, int] | None:
-    if tracker is None:
-        if key is not None:
-            raise TuningError(f"key = {key!r} without a tracker; pass its HOST:PORT too")
-        return None
-    host, _, port = tracker.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise TuningError(f"tracker = {tracker!r}; expected HOST:PORT such as 127.0.0.1:9190")
-    if not key:
-        raise TuningError("a tracker needs the key of its devices; pass key (--key)")
-    return host, int(port)

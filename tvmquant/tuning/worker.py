@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tvmquant.devices.tracker import Tracker
 from tvmquant.machine import Machine
 
 # Type and shape of each argument of a kernel, the output last.
 Arguments = list[tuple[str, tuple[int, ...]]]
 
 ENTRY = "main"
-CONNECT_SECONDS = 5.0
 # The least so many times shall lie within this share of the least; else up to so many rounds more.
 AGREEING = 4
 AGREEMENT = 0.01
@@ -128,52 +126,12 @@ def evaluate_local(
     return evaluate(module, device, config, arguments)
 
 
-@dataclass(frozen=True)
-class Farm:
-    """Where devices are found, and how long to wait for them.
-
-    Parameters
-    ----------
-    host, port : str, int
-        Of the tracker.
-    key : str
-    session_seconds : int
-        Longest session on a device.
-    wait_seconds : float
-        Longest wait for a free device.
-    """
-
-    host: str
-    port: int
-    key: str
-    session_seconds: int
-    wait_seconds: float
-
-    def connect(self) -> Any:
-        """Return a session with the tracker.
-
-        Raises
-        ------
-        OSError
-            If it does not answer.
-        """
-        from tvm import rpc
-
-        # TVM itself would try again for minutes
-        socket.create_connection((self.host, self.port), CONNECT_SECONDS).close()
-        return rpc.connect_tracker(self.host, self.port)
-
-    def devices(self) -> list[str]:
-        """Return the key of every device that the tracker holds; errors as of `connect`."""
-        servers = self.connect().summary()["server_info"]
-        return [str(server["key"]).partition(":")[2] for server in servers]
-
-
 def run_on_device(
-    farm: Farm, threads: int, config: Any, allocations: int, path: str, arguments: Arguments
-) -> list[float]:
+    tracker: Tracker, session_seconds: int, threads: int, config: Any, allocations: int, path: str,
+    arguments: Arguments,
+) -> list[float]:  # fmt: skip
     """Upload a kernel to the first device that is free, and return `evaluate` of it there."""
-    session = farm.connect().request(farm.key, session_timeout=farm.session_seconds)
+    session = tracker.request(session_seconds)
     session.get_function("runtime.config_threadpool")(0, threads)
     _check_threads(int(session.get_function("runtime.NumThreads")()), threads)
     name = os.path.basename(path)

@@ -1,3 +1,8 @@
+import pytest
+
+from tests.rpc_devices import LOOPBACK, running_devices
+
+
 def test_bench_prints_the_latency(tvmquant, small_library):
     text = tvmquant("bench", small_library, "--repeats", 3, "--threads", 1).stdout
     assert "1 threads, 3 runs" in text
@@ -31,3 +36,25 @@ def test_what_is_no_library(tvmquant, tmp_path):
 def test_a_float_model_that_is_not_there(tvmquant, small_library, tmp_path):
     command = ["bench", small_library, "--against-float", "--model", tmp_path / "gone.onnx"]
     assert "gone.onnx is not there" in tvmquant(*command, code=2).stderr
+
+
+def test_a_device_of_a_tracker_is_timed_by_its_own_clock(tvmquant, small_library, tracker_port):
+    device = ["--rpc", f"{LOOPBACK}:{tracker_port}", "--rpc-key", "bench"]
+    command = ["bench", small_library, "--repeats", 2, "--threads", 1, "--profile", "--json"]
+    with running_devices(tracker_port, "bench", 1):
+        report = tvmquant(*command, *device).json()
+    assert report["device"] == "rpc:bench"
+    assert report["latency"]["library"]["min_ms"] > 0
+    assert all(layer["ms"] > 0 for layer in report["layers"])
+
+
+@pytest.mark.parametrize("command", ["bench", "tune", "plan", "compile"])
+def test_every_command_that_measures_names_a_device_alike(tvmquant, command, small_onnx, tmp_path):
+    device = ["--rpc", "9190", "--rpc-key", "board"]
+    options = {
+        "bench": [tmp_path],
+        "tune": [small_onnx, "-o", tmp_path / "table"],
+        "plan": [small_onnx, "--data", tmp_path, "-o", tmp_path / "plan.json"],
+        "compile": [small_onnx, "--data", tmp_path, "-o", tmp_path / "library"],
+    }[command]
+    assert "expected HOST:PORT" in tvmquant(command, *options, *device, code=2).stderr

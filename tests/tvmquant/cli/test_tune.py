@@ -52,8 +52,8 @@ def test_an_interrupted_run_reports_what_it_has(tvmquant, small_onnx, tmp_path, 
     [
         ("--time", "soon", "--time 'soon'"),
         ("--choices", "w1a8", "expected weights and activations of 2 to 8 bits"),
-        ("--tracker", "127.0.0.1:9190", "pass key (--key)"),
-        ("--key", "board", "without a tracker"),
+        ("--rpc", "127.0.0.1:9190", "pass rpc_key (--rpc-key)"),
+        ("--rpc-key", "board", "without a tracker"),
         ("--target", "no-such-cpu", "LLVM knows no processor"),
     ],
 )

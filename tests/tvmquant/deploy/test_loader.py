@@ -14,7 +14,6 @@ import torch
 from onnx import TensorProto, helper
 
 from tvmquant.arithmetic import dequantize, quantize_half_even
-from tvmquant.deploy import loader
 from tvmquant.deploy.build import build
 from tvmquant.deploy.loader import MAX_THREADS, load
 from tvmquant.devices import cpu, runtime
@@ -324,7 +323,7 @@ def test_wrong_numbers_of_threads(built, threads):
 def test_a_library_for_more_threads_than_this_machine_has_cores(library, monkeypatch):
     edit(library, lambda document: document.update(threads=10**6))
     assert load(library).threads == physical_cores()
-    monkeypatch.setattr(loader, "physical_cores", lambda: 1)
+    monkeypatch.setattr(cpu, "physical_cores", lambda: 1)
     assert load(library).threads == 1
     assert load(library, threads=2).threads == 2
 

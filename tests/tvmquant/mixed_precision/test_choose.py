@@ -9,14 +9,13 @@ import tvmquant
 from tests.tvmquant.branches import LAYERS
 from tvmquant.bit_choice import W4A4, W4A8, W8A8, BitChoice
 from tvmquant.data import open_data
-from tvmquant.errors import AllocationError, TargetError
+from tvmquant.errors import AllocationError
 from tvmquant.layers import quantizable_layers
 from tvmquant.machine import Machine
 from tvmquant.mixed_precision import Wishes, choose
 from tvmquant.mixed_precision.choose import (
     SENSITIVITY_SAMPLES,
     Setup,
-    check_machine,
     check_wishes,
     choose_plan,
     frontier,
@@ -111,17 +110,6 @@ def test_wishes_that_cannot_be_met_are_refused_at_once(layers, wishes, message):
 )
 def test_other_wishes_are_measured(layers, wishes):
     check_wishes(layers, wishes)
-
-
-@pytest.mark.parametrize("foreign", ["architecture", "features"])
-def test_a_target_that_cannot_be_measured_here(monkeypatch, foreign):
-    check_machine(Machine.of("native"))
-    if foreign == "architecture":
-        monkeypatch.setattr("platform.machine", lambda: "riscv64")
-    else:
-        monkeypatch.setattr(choose, "host_features", lambda: frozenset({"fpu"}))
-    with pytest.raises(TargetError, match=r"write the plan on the target .*--plan"):
-        check_machine(Machine.of("native"))
 
 
 # -- measurements and their files ----------------------------------------------------------------

@@ -1,26 +1,21 @@
 """Building and timing kernels in worker processes, here and on the devices of a tracker."""
 
-import contextlib
 import os
-import socket
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.rpc_devices import LOOPBACK, free_port, kill, running_devices
 from tests.tvmquant.tuning.kernels import conv, depthwise
-from tvmquant.errors import TuningError
+from tvmquant.devices.tracker import Tracker
+from tvmquant.errors import DeviceError
 from tvmquant.machine import Machine
 from tvmquant.tuning import worker
 from tvmquant.tuning.database import Database
 from tvmquant.tuning.measure import Artifact, Candidate, DeviceRunner, HostRunner, KernelBuilder
 from tvmquant.tuning.tuner import Tuner, count
-
-LOOPBACK = "127.0.0.1"
-START_SECONDS = 60
 
 
 class Abort:
@@ -123,79 +118,12 @@ def test_times_are_settled_when_the_least_agree():
     assert not worker.settled([1.0])
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return probe.getsockname()[1]
-
-
-@contextlib.contextmanager
-def process(module, *arguments):
-    environment = {**os.environ, "TVM_NUM_THREADS": "1"}
-    started = subprocess.Popen(
-        [sys.executable, "-m", module, "--host", LOOPBACK, *map(str, arguments)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-        start_new_session=True,
-    )
-    try:
-        yield started
-    finally:
-        kill(started)
-
-
-def kill(started):
-    """Kill a process and those that it started, as when a board loses power."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(started.pid, 9)
-    started.wait()
-
-
-@pytest.fixture(scope="module")
-def tracker():
-    pytest.importorskip("tornado", reason="TVM's RPC tracker needs tornado")
-    port = free_port()
-    with process("tvm.exec.rpc_tracker", "--port", port, "--port-end", port + 1):
-        wait_for(lambda: socket.create_connection((LOOPBACK, port), 1).close())
-        yield port
-
-
-def wait_for(attempt):
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            return attempt()
-        except (OSError, TuningError, AssertionError):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-
-
-@contextlib.contextmanager
-def devices(tracker, key, number):
-    """Start RPC servers and wait until the tracker holds them all."""
-    with contextlib.ExitStack() as stack:
-        servers = []
-        for port in (free_port() for _ in range(number)):
-            arguments = ["--port", port, "--port-end", port + 1, "--key", key]
-            server = process(
-                "tvm.exec.rpc_server", *arguments, "--tracker", f"{LOOPBACK}:{tracker}"
-            )
-            servers.append(stack.enter_context(server))
-
-        def all_there():
-            assert DeviceRunner(LOOPBACK, tracker, key, 1).devices() == number
-
-        wait_for(all_there)
-        yield servers
-
-
-def test_a_farm_measures_until_its_last_device_is_lost(tracker, builder, tmp_path):
+def test_a_farm_measures_until_its_last_device_is_lost(tracker_port, builder, tmp_path):
     machine = Machine.of("native", 1)
     workloads = count([conv(), depthwise()])
-    with devices(tracker, "farm", 2) as servers:
-        runner = DeviceRunner(LOOPBACK, tracker, "farm", 1, session_seconds=20, wait_seconds=20)
+    with running_devices(tracker_port, "farm", 2) as servers:
+        farm = Tracker(LOOPBACK, tracker_port, "farm", wait_seconds=20)
+        runner = DeviceRunner(farm, threads=1, session_seconds=20)
         database = Database(tmp_path, machine, cpu=runner.cpu)
         borrowed = {"builder": Borrowed(builder), "runner": Borrowed(runner)}
         done = Tuner(database, workloads, **borrowed).run(trials=6)
@@ -216,16 +144,16 @@ def test_a_farm_measures_until_its_last_device_is_lost(tracker, builder, tmp_pat
         rest = runner.measure(artifacts)
         assert next(rest)[1].error is None
         kill(servers[1])
-        with pytest.raises(TuningError, match="holds no device of key 'farm'"):
+        with pytest.raises(DeviceError, match="holds no device of key 'farm'"):
             list(rest)
 
 
-def test_an_unreachable_tracker_and_an_unknown_key_are_errors(tracker):
+def test_an_unreachable_tracker_and_an_unknown_key_are_errors(tracker_port):
     port = free_port()
-    with pytest.raises(TuningError, match=rf"no RPC tracker answers at {LOOPBACK}:{port}"):
-        DeviceRunner(LOOPBACK, port, "board", 1)
-    with pytest.raises(TuningError, match="holds no device of key 'nothing'"):
-        DeviceRunner(LOOPBACK, tracker, "nothing", 1)
+    with pytest.raises(DeviceError, match=rf"no RPC tracker answers at {LOOPBACK}:{port}"):
+        DeviceRunner(Tracker(LOOPBACK, port, "board"), 1)
+    with pytest.raises(DeviceError, match="holds no device of key 'nothing'"):
+        DeviceRunner(Tracker(LOOPBACK, tracker_port, "nothing"), 1)
 
 
 def test_builders_leave_nothing_behind():

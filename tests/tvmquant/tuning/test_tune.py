@@ -11,7 +11,13 @@ from tests.brief_tuning import brief_tuning
 from tvmquant.bit_choice import W4A8, W8A8
 from tvmquant.deploy.build import build
 from tvmquant.deploy.loader import load
-from tvmquant.errors import DataError, QuantizationError, TuningError
+from tvmquant.errors import (
+    DataError,
+    DeviceError,
+    QuantizationError,
+    TargetError,
+    TuningError,
+)
 from tvmquant.frontend import load_onnx
 from tvmquant.machine import Machine
 from tvmquant.quantization import calibrate, quantize
@@ -135,15 +141,15 @@ def test_a_run_killed_at_any_moment_continues(graph, tmp_path):
     [
         ({"threads": 0}, "threads = 0"),
         ({"batch": 0}, "batch = 0"),
-        ({"tracker": "127.0.0.1:9190"}, "needs the key"),
-        ({"tracker": "127.0.0.1", "key": "k"}, "expected HOST:PORT"),
-        ({"tracker": "127.0.0.1:x", "key": "k"}, "expected HOST:PORT"),
-        ({"key": "k"}, "without a tracker"),
-        ({"tracker": "127.0.0.1:9190", "key": "k"}, "need the number of threads"),
-        ({"tracker": "127.0.0.1:1", "key": "k", "threads": 1}, "no RPC tracker answers"),
+        ({"rpc": "127.0.0.1:9190"}, "needs the key"),
+        ({"rpc": "127.0.0.1", "rpc_key": "k"}, "expected HOST:PORT"),
+        ({"rpc": "127.0.0.1:x", "rpc_key": "k"}, "expected HOST:PORT"),
+        ({"rpc_key": "k"}, "without a tracker"),
+        ({"rpc": "127.0.0.1:9190", "rpc_key": "k"}, "threads of a device are not known"),
+        ({"rpc": "127.0.0.1:1", "rpc_key": "k", "threads": 1}, "no RPC tracker answers"),
     ],
 )
 def test_bad_options_are_named_and_leave_nothing(graph, tmp_path, options, message):
-    with pytest.raises(TuningError, match=message):
+    with pytest.raises((DeviceError, TargetError, TuningError), match=message):
         tune(graph, tmp_path / "table", **options)
     assert not (tmp_path / "table").exists()
