@@ -126,7 +126,7 @@ def check_raw(out: Path, manifest: Manifest, images: np.ndarray, expected) -> No
     """Quantize by hand, run on integers, dequantize by hand."""
     info, integers = manifest.inputs[0], images
     if info.dtype == "float32":
-        low, high = (0, 255) if info.raw_dtype == "uint8" else (-128, 127)
+        low, high = info.raw_range
         scaled = np.rint(images / np.float32(info.scale)) + info.zero_point
         integers = np.clip(scaled, low, high).astype(info.raw_dtype)
     if info.raw_layout == "NHWC":

@@ -104,6 +104,7 @@ def test_widths_may_differ_from_layer_to_layer(subject, tmp_path, target):
             assert layer.choice == str(choice)
             assert layer.weight_format == choice.weight.name
             assert layer.activation_format == choice.activation.name
+    assert manifest.inputs[0].raw_range == [0, 3]  # the stem's, of 2 bits
     saved = json.loads((tmp_path / "library" / "manifest.json").read_text())
     assert {i["choice"] for i in saved["layers"]} == {str(c) for c in choices.values()} | {""}
 

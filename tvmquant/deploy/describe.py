@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,6 +72,11 @@ def describe_tensors(
         _with_raw(info, param.ty, i in scales_in and next(borders), *scales_in.get(i, AS_IS))
         for i, (info, param) in enumerate(zip(inputs, raw.params, strict=True))
     ]
+    ranges = _input_ranges(module)
+    inputs = [
+        replace(info, raw_range=ranges.get(i) or _type_range(info.raw_dtype))
+        for i, info in enumerate(inputs)
+    ]
     outputs = [
         _with_raw(info, ty, next(borders), *scales_out[i])
         for i, (info, ty) in enumerate(zip(outputs, raw_types, strict=True))
@@ -99,6 +105,24 @@ def _with_raw(
         info.name, info.shape, info.dtype, info.layout, scale, zero, shape,
         str(ty.dtype.dtype), layout, factors, factors_shape,
     )  # fmt: skip
+
+
+def _input_ranges(module: tvm.IRModule) -> dict[int, list[int]]:
+    """Return the least and greatest integer of each float input of an L2 module, by position."""
+    position = {param: i for i, param in enumerate(module["main"].params)}
+    return {
+        position[value.args[0]]: [int(attrs["qmin"]), int(attrs["qmax"])]
+        for _, value in bindings_of(module["main"])
+        if qop.is_call(value, qop.QUANTIZE) and value.args[0] in position
+        for attrs in [qop.attributes(value)]
+    }
+
+
+def _type_range(dtype: str) -> list[int]:
+    if dtype == "bool":
+        return [0, 1]
+    limits = np.iinfo(dtype)
+    return [int(limits.min), int(limits.max)]
 
 
 def _border_scales(

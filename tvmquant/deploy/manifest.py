@@ -96,6 +96,9 @@ class TensorInfo:
     raw_dtype : str
     raw_layout : str
         ``"NHWC"`` where the kernel at the border moves the channels, else as ``layout``.
+    raw_range : list of int
+        The least and the greatest of the raw integers that an input may hold: fewer than its type's
+        where the layers that read it take fewer bits. Empty for outputs.
     factors : list of float
         Of the scale, in (0, 1], by position of ``factors_shape``; empty where there is one scale.
     factors_shape : list of int
@@ -113,6 +116,7 @@ class TensorInfo:
     raw_layout: str = ""
     factors: list[float] = field(default_factory=list)
     factors_shape: list[int] = field(default_factory=list)
+    raw_range: list[int] = field(default_factory=list)
 
     @property
     def scales(self) -> np.ndarray[Any, np.dtype[np.float32]]:
