@@ -96,22 +96,27 @@ static const Packed packed[] = {{
 {packed}
 }};
 
-/* Values i to i + left - 1 lie in the low bits of a word; none of the eight reads past its bytes,
-   since the data end with as many zeros. */
-#define UNPACK(STORE)                                                  \\
-  for (int64_t i = 0; i < weight->count; i += 8, in += weight->bits) {{ \\
-    uint64_t word;                                                     \\
-    int64_t left = weight->count - i < 8 ? weight->count - i : 8;      \\
-    memcpy(&word, in, sizeof(word));                                   \\
-    for (int64_t j = i; j < i + left; ++j, word >>= weight->bits) {{    \\
-      int16_t value = weight->levels[word & mask];                     \\
-      STORE;                                                           \\
-    }}                                                                  \\
+/* Values i to end - 1 lie in the low bits of a word; none lies past the data, which end with
+   enough zeros. */
+#define UNPACK(STORE)                                         \\
+  for (int64_t i = 0; i < count; i += 8, in += bits) {{        \\
+    uint64_t word;                                            \\
+    int64_t end = i + 8 < count ? i + 8 : count;              \\
+    memcpy(&word, in, sizeof(word));                          \\
+    for (int64_t j = i; j < end; ++j, word >>= bits) {{        \\
+      int16_t value = table[word & mask];                     \\
+      STORE;                                                  \\
+    }}                                                         \\
   }}
 
 static void unpack(const Packed* weight, void* out) {{
+  /* copies: what is stored might be parts of these otherwise */
   const char* in = weight->data;
-  uint64_t mask = ((uint64_t)1 << weight->bits) - 1;
+  const int bits = weight->bits;
+  const int64_t count = weight->count;
+  const uint64_t mask = ((uint64_t)1 << bits) - 1;
+  int16_t table[256];
+  memcpy(table, weight->levels, sizeof(int16_t) << bits);
   if (weight->width == 4) {{
     UNPACK(((uint8_t*)out)[j / 2] |= (uint8_t)((value + 8) << (j % 2 * 4)))
   }} else if (weight->width == 8) {{
