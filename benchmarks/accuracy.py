@@ -127,11 +127,15 @@ def _evaluate(
 ) -> list[Row]:
     import tvmquant
     from tvmquant.layers import quantizable_layers
+    from tvmquant.machine import Machine
     from tvmquant.network_latency import uniform_choices
+    from tvmquant.schedules.isa import multiplies_in_pairs
 
     calibration_options, quantize_options = options
     scheme = {k: v for k, v in calibration_options.items() if k == "activation_scheme"}
     target, threads = str(make.facts["target"]), make.threads
+    bounded = multiplies_in_pairs(Machine.of(target).target)
+    rounding = {"bound_pairs": bounded, **quantize_options}
     graph = tvmquant.load_onnx(folder / "models" / task.model)
     images = open_images(folder, task, task.calibration, 16)
     with stage(f"{name}: calibrate") as progress:
@@ -143,7 +147,7 @@ def _evaluate(
     for choice in choices:
         quantized = tvmquant.quantize(
             graph, calibration, choices=uniform_choices(quantizable_layers(graph), choice),
-            **scheme, **quantize_options,
+            **scheme, **rounding,
         )  # fmt: skip
         with tempfile.TemporaryDirectory(prefix="tvmquant-") as scratch:
             out = Path(scratch, name)

@@ -67,7 +67,10 @@ MAY_IMPORT = {
         "arithmetic", "bit_choice", "devices", "graph", "ir", "levels", "machine", "passes",
         "schedules", "schedules.families", "target",
     },
-    "inspection": {"deploy", "graph", "machine", "passes", "quantization", "random_calibration"},
+    "inspection": {
+        "deploy", "graph", "machine", "passes", "quantization", "random_calibration",
+        "schedules.isa",
+    },
     "benchmark": {"deploy", "devices"},
     "output_blocks": {"graph", "ir", "passes"},
     "output_quality": {"output_blocks"},
@@ -101,7 +104,7 @@ MAY_IMPORT = {
     "session": {
         "allocation", "benchmark", "bit_choice", "calibration", "data", "deploy", "devices",
         "evaluation", "frontend", "graph", "layers", "machine", "mixed_precision", "output_quality",
-        "output_record", "quantization", "quantizer", "stage_cache", "tuning",
+        "output_record", "quantization", "quantizer", "schedules.isa", "stage_cache", "tuning",
     },
     "compilation": {
         "allocation", "data", "deploy", "devices", "mixed_precision", "output_quality", "session",

@@ -104,8 +104,12 @@ def compile_onnx(
         Calibrate with at most so many items, spread evenly over the selected ones; None: with all.
     calibration_method, percentile
         As of `calibrate`; None for its default. A percentile alone selects that method.
-    activation_scheme, weight_method, bound_pairs, strict
+    activation_scheme, weight_method, strict
         As of `quantize`; None for its default.
+    bound_pairs : bool, optional
+        As of `quantize`: True makes a model portable, with the same integers on every processor,
+        False rounds weights freely. By default pairs are bounded where the target's sums of two
+        products saturate. The manifest's settings say which it was.
     wishes : Wishes, optional
         Choose bit widths for these budgets (`tvmquant.mixed_precision`). The plan is kept in the
         folder as ``plan.json``, why as ``mixed-precision.json``.

@@ -55,8 +55,10 @@ def preview(
     from tvmquant.passes.verify_integer_only import float_audit
     from tvmquant.quantization import quantize
     from tvmquant.random_calibration import calibrate_with_random_items
+    from tvmquant.schedules.isa import multiplies_in_pairs
 
     machine = Machine.of(target, threads)
-    integer = quantize(graph, calibrate_with_random_items(graph)).module
+    bounded = multiplies_in_pairs(machine.target)
+    integer = quantize(graph, calibrate_with_random_items(graph), bound_pairs=bounded).module
     lowered = pipeline.lower(integer, machine, batch)
     return Preview(describe_layers(integer, lowered, batch), float_audit(integer))

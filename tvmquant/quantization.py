@@ -99,6 +99,7 @@ def quantize(
         which lets AVX2 processors multiply bytes (`tvmquant.weight_pairs`). On by default, so that
         a model computes the same integers, with the same accuracy, on every processor; off, the
         weights are rounded freely and such processors multiply words. Exact in either case.
+        `tvmquant.compile_onnx`, which knows the target, turns it on where that needs it.
     correct_bias : bool
         Take out of each bias what rounding the weights adds to the layer's mean output.
 

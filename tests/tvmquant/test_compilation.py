@@ -26,6 +26,7 @@ from tvmquant.machine import Machine
 from tvmquant.mixed_precision import MixedPrecisionRecord, Wishes
 from tvmquant.network_latency import uniform_choices
 from tvmquant.output_record import OUTPUTS_NAME, OutputRecord
+from tvmquant.schedules.isa import multiplies_in_pairs
 from tvmquant.session import COMPARED
 from tvmquant.tuning import Database
 from tvmquant.tuning.record import Record
@@ -259,8 +260,10 @@ def test_a_mixed_library_computes_what_the_simulator_does(
     graph = tvmquant.load_onnx(branches_onnx)
     choices = Plan.load(branches_library / "plan.json").choices
     calibration = tvmquant.Calibration.load(next(branches_library.glob("calibration-*.json")))
-    quantized = tvmquant.quantize(graph, calibration, choices=choices)
     model = tvmquant.load(branches_library)
+    rounding = model.manifest.model["settings"]["quantization"]
+    assert rounding["bound_pairs"] == multiplies_in_pairs(Machine.of("native").target)
+    quantized = tvmquant.quantize(graph, calibration, choices=choices, **rounding)
     for image in images[:4, None]:
         np.testing.assert_array_equal(model(image), tvmquant.simulate(quantized, image)[0])
 
@@ -291,8 +294,10 @@ def test_a_narrow_library_computes_what_the_simulator_does(
         branches_onnx, branches_data, out=out, threads=1, plan=tmp_path / "plan.json", **options
     )
     calibration = tvmquant.Calibration.load(next(out.glob("calibration-*.json")))
-    quantized = tvmquant.quantize(graph, calibration, choices=plan.choices, **options)
     model = tvmquant.load(out)
+    rounding = model.manifest.model["settings"]["quantization"]
+    assert rounding.items() >= options.items()
+    quantized = tvmquant.quantize(graph, calibration, choices=plan.choices, **rounding)
     for image in images[:4, None]:
         np.testing.assert_array_equal(model(image), tvmquant.simulate(quantized, image)[0])
 
@@ -401,8 +406,10 @@ def test_layers_are_tuned_before_they_are_built(small_onnx, small_data, tmp_path
     images = np.load(small_data)["images"]
     graph = tvmquant.load_onnx(small_onnx)
     calibration = tvmquant.Calibration.load(next(out.glob("calibration-*.json")))
-    (expected,) = tvmquant.simulate(tvmquant.quantize(graph, calibration), images[:1])
-    np.testing.assert_array_equal(tvmquant.load(out)(images[:1]), expected)
+    model = tvmquant.load(out)
+    rounding = model.manifest.model["settings"]["quantization"]
+    (expected,) = tvmquant.simulate(tvmquant.quantize(graph, calibration, **rounding), images[:1])
+    np.testing.assert_array_equal(model(images[:1]), expected)
 
 
 def test_further_measurements_make_a_library_out_of_date(mixed, compile_mixed, tmp_path):

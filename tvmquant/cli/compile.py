@@ -70,8 +70,9 @@ def compile_model(
     bound_pairs: Annotated[
         bool | None,
         typer.Option(
-            "--bound-pairs/--free-weights",
-            help="Round weights so that AVX2 processors may multiply bytes, or freely.",
+            "--portable/--free-weights",
+            help="Round weights so that every processor, AVX2 included, computes the same integers "
+            "fast; or freely. Default: as the target needs it.",
         ),
     ] = None,
     latency: options.Latency = None,

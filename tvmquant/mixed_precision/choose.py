@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 # Images that sensitivity is estimated with; traces converge within these.
 SENSITIVITY_SAMPLES = 64
 # Options of `tvmquant.quantize` that sensitivity depends on.
-ROUNDING = ("activation_scheme", "weight_method")
+ROUNDING = ("activation_scheme", "weight_method", "bound_pairs")
 FRONTIER_POINTS = 16
 
 

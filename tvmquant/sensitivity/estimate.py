@@ -89,6 +89,7 @@ def estimate_sensitivity(
     choices: Sequence[BitChoice] = DEFAULT_CHOICES,
     activation_scheme: str = "asymmetric",
     weight_method: str = "mse",
+    bound_pairs: bool = True,
     labels: bool = False,
     loss: str = "auto",
     tolerance: float = 0.05,
@@ -113,7 +114,7 @@ def estimate_sensitivity(
         One of `tvmquant.sensitivity.METHODS`.
     choices : sequence of BitChoice
         Besides w8a8.
-    activation_scheme, weight_method : str
+    activation_scheme, weight_method, bound_pairs
         As of `tvmquant.quantize`; the scheme is the one that was calibrated with.
     labels : bool
         Use the labels of the data, which must be those of the classes of the network's first
@@ -173,7 +174,7 @@ def estimate_sensitivity(
     def estimate() -> Sensitivity:
         quantizers = make_quantizers(
             graph, calibration, choices, activation_scheme=activation_scheme,
-            weight_method=weight_method,
+            weight_method=weight_method, bound_pairs=bound_pairs,
         )  # fmt: skip
         estimator = _ESTIMATORS[method](
             quantizers, dataset, fingerprint is not None, settings, progress
@@ -191,7 +192,7 @@ def estimate_sensitivity(
     names = sorted(str(choice) for choice in choices)
     follows_from = [
         graph.fingerprint(), fingerprint, calibration.model_dump_json(), method, names,
-        activation_scheme, weight_method, *astuple(settings),
+        activation_scheme, weight_method, bound_pairs, *astuple(settings),
     ]  # fmt: skip
     folder = cache if fingerprint is not None else None
     return taken_up(folder, "sensitivity", Sensitivity, follows_from, estimate)[0]

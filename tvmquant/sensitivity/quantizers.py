@@ -66,6 +66,7 @@ def make_quantizers(
     *,
     activation_scheme: str = "asymmetric",
     weight_method: str = "mse",
+    bound_pairs: bool = True,
 ) -> Quantizers:
     """Annotate a float graph with every width and collect what its fake_quants do.
 
@@ -94,7 +95,7 @@ def make_quantizers(
             plan[layer.id] = taken if layer.allows(taken) else BitChoice(W8A8.weight, read)
         calibrated = apply_calibration(
             graph, calibration, choices=plan, activation_scheme=activation_scheme,
-            weight_method=weight_method,
+            weight_method=weight_method, bound_pairs=bound_pairs, correct_bias=False,
         )  # fmt: skip
         annotated = Twin(calibrated.module)
         twin = twin or annotated

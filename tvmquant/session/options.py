@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tvmquant.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -14,8 +17,10 @@ class Options:
     ----------
     calibration_method, percentile
         As of `tvmquant.calibrate`. A percentile alone selects that method.
-    activation_scheme, weight_method, bound_pairs, strict
+    activation_scheme, weight_method, strict
         As of `tvmquant.quantize`.
+    bound_pairs : bool, optional
+        As of `tvmquant.quantize`; by default where the processor's sums of two products saturate.
     """
 
     calibration_method: str | None = None
@@ -36,14 +41,15 @@ class Options:
         """Arguments of `tvmquant.calibrate`."""
         return {**self.observer, **_given(activation_scheme=self.activation_scheme)}
 
-    @property
-    def rounding(self) -> dict[str, Any]:
-        """Arguments of `tvmquant.quantize`, but for ``strict``."""
-        return _given(
-            weight_method=self.weight_method,
-            bound_pairs=self.bound_pairs,
-            activation_scheme=self.activation_scheme,
-        )
+    def rounding(self, machine: Machine) -> dict[str, Any]:
+        """Return the arguments of `tvmquant.quantize` for a machine, but for ``strict``."""
+        from tvmquant.schedules.isa import multiplies_in_pairs
+
+        bounded = self.bound_pairs
+        if bounded is None:
+            bounded = multiplies_in_pairs(machine.target)
+        options = _given(weight_method=self.weight_method, activation_scheme=self.activation_scheme)
+        return {**options, "bound_pairs": bounded}
 
     def check(self) -> None:
         """Raise what the stages would, before the slow ones begin."""

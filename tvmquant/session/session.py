@@ -84,6 +84,11 @@ class Session:
     tracker: Tracker | None = None
 
     @cached_property
+    def rounding(self) -> dict[str, Any]:
+        """Arguments of `tvmquant.quantize`, but for ``strict``."""
+        return self.options.rounding(self.machine)
+
+    @cached_property
     def data_fingerprint(self) -> str | None:
         """Of the data; None where they can be read only once."""
         return self.data.fingerprint()
@@ -147,7 +152,7 @@ class Session:
 
         setup = Setup(
             self.graph, self.calibration, self.data, self.machine, self.batch, self.tilings,
-            _state(self.database) or "", self.options.rounding, self.tracker,
+            _state(self.database) or "", self.rounding, self.tracker,
         )  # fmt: skip
         return choose_plan(setup, self.wishes, self.folder, self.clock.stage)
 
@@ -168,7 +173,7 @@ class Session:
                 calibration,
                 choices=plan.choices if plan else None,
                 strict=self.options.strict,
-                **self.options.rounding,
+                **self.rounding,
             )
 
     def settings(self, *, tuned: bool) -> dict[str, Any]:
@@ -185,7 +190,7 @@ class Session:
             "graph": self.graph.fingerprint(),
             "data": self.data_fingerprint,
             "calibration": self.options.calibration,
-            "quantization": {**self.options.rounding, "strict": self.options.strict},
+            "quantization": {**self.rounding, "strict": self.options.strict},
             "target": self.machine.options,
             "threads": self.machine.threads,
             "device": self.tracker.name if self.tracker else None,

