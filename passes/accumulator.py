@@ -35,6 +35,8 @@ MAX_MULTIPLIER_ERROR = 1.0 / 32.0
 # or greatest number of the output by this much of one step (what rounding to steps adds grows by
 # 6 % at most), others by proportion.
 MAX_SLOPE_ERROR = 1.0 / 4.0
+# Scales are stored in float32: a ratio that is so close to a dyadic number, relatively, is one.
+STORED_PRECISION = 2.0**-22
 # A channel whose accumulator cannot move the output further than this may have any multiplier.
 NEGLIGIBLE_STEPS = 8.0
 
@@ -357,6 +359,12 @@ def _round(
     return values
 
 
+def _error(ratio: FloatArray, value: IntArray, shift: IntArray) -> FloatArray:
+    """Return how far multipliers are from ratios, 0 where these are known no better."""
+    difference = np.abs(np.ldexp(value.astype(np.float64), -shift) - ratio)
+    return np.where(difference <= np.abs(ratio) * STORED_PRECISION, 0.0, difference)
+
+
 def _narrow(
     terms: _Terms,
     snap_first: bool,
@@ -377,7 +385,7 @@ def _narrow(
         return None
     first = 1 if snap_first else 0
     moved = sum(
-        np.asarray(bound, np.float64) * np.abs(np.ldexp(value.astype(np.float64), -shift) - ratio)
+        np.asarray(bound, np.float64) * _error(ratio, value, shift)
         for ratio, value, bound in list(zip(ratios, values, bounds, strict=False))[first:]
     )
     if np.any(np.asarray(moved) > MAX_MULTIPLIER_ERROR):

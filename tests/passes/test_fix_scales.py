@@ -145,7 +145,15 @@ def test_a_weight_behind_two_scales_is_rounded_as_what_multiplies_the_integers()
 
 
 @pytest.mark.parametrize(
-    "name", ["conv, norm, relu6", "residual", "a negative factor", "leaky relu"]
+    "name",
+    [
+        "conv, norm, relu6",
+        "residual",
+        "a negative factor",
+        "leaky relu",
+        "dense layers",
+        "classifier",
+    ],
 )
 def test_multipliers_are_exact_and_short(name):
     case = CASES[name]

@@ -14,6 +14,7 @@ from tvmquant.bit_choice import W4A4, W4A8, BitChoice
 from tvmquant.errors import DataError, SensitivityError
 from tvmquant.sensitivity import METHODS, Sensitivity, estimate_sensitivity
 from tvmquant.sensitivity.quantizers import make_quantizers
+from tvmquant.sensitivity.record import SCHEMA_VERSION
 
 CURVATURE = ["hessian", "fisher"]
 ESTIMATES = [*CURVATURE, "output"]
@@ -64,7 +65,7 @@ def test_a_damaged_file_is_replaced(graph, images, calibration, tmp_path, caplog
     settings = {"method": "random", "cache": tmp_path}
     first = estimate_sensitivity(graph, images, calibration, **settings)
     (path,) = tmp_path.glob("sensitivity-*.json")
-    path.write_text(json.dumps({"schema_version": 1}))
+    path.write_text(json.dumps({"schema_version": SCHEMA_VERSION}))
     assert estimate_sensitivity(graph, images, calibration, **settings) == first
     assert Sensitivity.load(path) == first
     assert "method: Field required" in caplog.text
