@@ -49,7 +49,7 @@ ENGINES = "onnxruntime,openvino"
 
 @app.callback()
 def _commands() -> None:
-    """Measure accuracy, latency, memory, plans, kernels, compile time; rows go to --json FILE."""
+    """Measure accuracy, latency, memory, plans, exactness, kernels; rows go to --json FILE."""
 
 
 @app.command()
@@ -250,6 +250,39 @@ def real(
     if json is not None:
         write_rows(json, rows)
     benchmark.print_summary(rows)
+
+
+@app.command()
+def exactness(
+    models: Models = "squeezenet,resnet20,resnet18,mobilenetv2,efficientnet-lite0,"
+    "mobilenetv3-small,unet,densenet121",
+    choices: Annotated[
+        str, typer.Option(help="Bit widths of all layers but the ends, such as w8a8,w4a4.")
+    ] = "w8a8,w4a4",
+    threads: Threads = None,
+    image_size: ImageSize = None,
+    target: Target = "native",
+    data: Data = DEFAULT_DATA,
+    json: Json = None,
+) -> None:
+    """Numbers that differ between the exact twin, the numpy oracle and the library."""
+
+    def measure() -> list[Any]:
+        from benchmarks import exactness as benchmark
+        from tvmquant.bit_choice import BitChoice
+        from tvmquant.cli.output import StageReporter
+
+        return benchmark.run(
+            _names(models),
+            data=data,
+            stage=StageReporter(),
+            choices=[BitChoice.parse(name) for name in _names(choices)],
+            threads=threads or _physical_cores(),
+            target=target,
+            image_size=image_size,
+        )
+
+    _report(json, measure)
 
 
 @app.command()

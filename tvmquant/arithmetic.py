@@ -24,7 +24,6 @@ too rounds once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,28 +40,6 @@ INT32_MAX = 2**31 - 1
 MIN_NARROW_BITS = 5
 # Shifts of the 32-bit path stay below this so that 2**(s - 1) and zero_point << s stay small.
 MAX_NARROW_SHIFT = 22
-# A 31-bit multiplier times a 32-bit accumulator fits in 63 bits.
-WIDE_BITS = 31
-MAX_WIDE_SHIFT = 62
-
-
-@dataclass(frozen=True)
-class Dyadic:
-    """Per-channel dyadic numbers ``multiplier / 2**shift``.
-
-    Parameters
-    ----------
-    multiplier : int64 array of shape (C,)
-    shift : int64 array of shape (C,), each in [1, 62]
-    """
-
-    multiplier: IntArray
-    shift: IntArray
-
-    @property
-    def value(self) -> FloatArray:
-        """The real numbers represented, float64 of shape (C,)."""
-        return np.ldexp(self.multiplier.astype(np.float64), -self.shift)
 
 
 def quantize_half_even(
@@ -125,57 +102,6 @@ def requantize_half_up(
     steps = np.asarray(shift, np.int64)
     rounded: IntArray = (total + (np.int64(1) << (steps - 1))) >> steps
     return np.clip(rounded + zero_point, qmin, qmax).astype(dtype)
-
-
-def dyadic_nearest(ratio: Array, bits: Array | int = WIDE_BITS, max_shift: int = 62) -> Dyadic:
-    """Return the dyadic numbers nearest to ``ratio`` whose multipliers have at most ``bits`` bits.
-
-    Parameters
-    ----------
-    ratio : float64 array of shape (C,), >= 0 (a zero gives multiplier 0)
-    bits : int or int array of shape (C,), in [1, 31]
-    max_shift : int
-        Largest shift allowed; small ratios then get shorter multipliers.
-
-    Raises
-    ------
-    QuantizationError
-        If a ratio is negative, not finite, or too large for ``bits`` bits.
-    """
-    return _dyadic(ratio, bits, max_shift, np.rint)
-
-
-def dyadic_above(ratio: Array, bits: Array | int, max_shift: int = MAX_NARROW_SHIFT) -> Dyadic:
-    """Return the least dyadic numbers >= ``ratio`` with multipliers of at most ``bits`` bits.
-
-    A per-channel weight scale is free: enlarging it to ``dyadic.value`` times the output scale
-    over the input scale makes the multiplier exact, at a loss of at most ``2**(1 - bits)`` of the
-    weight resolution.
-    """
-    return _dyadic(ratio, bits, max_shift, np.ceil)
-
-
-def _dyadic(ratio: Array, bits: Array | int, max_shift: int, rounding: Any) -> Dyadic:
-    ratio = np.atleast_1d(np.asarray(ratio, np.float64))
-    if not np.all(np.isfinite(ratio)) or np.any(ratio < 0):
-        raise QuantizationError(
-            f"scale ratios must be finite and not negative, found {ratio.min()} .. {ratio.max()}"
-        )
-    limit = np.broadcast_to(np.asarray(bits, np.int64), ratio.shape)
-    _, exponent = np.frexp(ratio)  # ratio in [2**(exponent - 1), 2**exponent)
-    shift = np.clip(limit - exponent, 1, max_shift)
-    multiplier = rounding(np.ldexp(ratio, shift)).astype(np.int64)
-    # rounding up may need one bit more
-    carried = (multiplier >= (np.int64(1) << limit)) & (shift > 1)
-    shift = np.where(carried, shift - 1, shift)
-    multiplier = np.where(carried, rounding(np.ldexp(ratio, shift)).astype(np.int64), multiplier)
-    if np.any(multiplier >= (np.int64(1) << limit)):
-        worst = float(ratio.max())
-        raise QuantizationError(
-            f"a scale ratio of {worst:g} does not fit a multiplier of {int(limit.min())} bits; "
-            "the output scale is too small for this layer, check its calibration data"
-        )
-    return Dyadic(multiplier, shift.astype(np.int64))
 
 
 def dot_bounds(weight: Array, low: int, high: int) -> tuple[IntArray, IntArray]:

@@ -184,6 +184,17 @@ def test_latency_rows_hold_medians_and_ratios(tmp_path, monkeypatch):
 
 @needs_dot_product
 @pytest.mark.skipif(not memory.STATUS.is_file(), reason="memory is measured on Linux")
+def test_exactness_rows_count_the_numbers_that_differ(shared, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "rows.json"
+    options = ("--data", shared, "--threads", 1, "--json", out)
+    assert (
+        call(monkeypatch, "exactness", "--models", "resnet20", "--choices", "w4a4", *options) == 0
+    )
+    found = values(read(out), "config", "metric")
+    assert found["twin-w4a4", "differing"] == found["library-w4a4", "differing"] == 0
+    assert found["fake-quant-w4a4", "sqnr_db"] is None or found["fake-quant-w4a4", "sqnr_db"] > 20
+
+
 def test_memory_rows_are_of_processes_of_their_own(tmp_path, monkeypatch):
     out = tmp_path / "rows.json"
     options = ("--models", "unet", "--image-size", 16, "--peers", "", "--threads", 1)

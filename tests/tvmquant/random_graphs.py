@@ -489,8 +489,8 @@ class Finding:
     ----------
     kind : str
         ``ok``; ``refused``, by an error of ours; ``CRASH``, a foreign exception; ``PARITY``, the
-        float graph computes something else; ``LIBRARY``, the library does; ``LOW``, of which
-        nothing explains the low SQNR.
+        float graph computes something else; ``LIBRARY``, the library does; ``TWIN``, the
+        exact twin does; ``LOW``, of which nothing explains the low SQNR.
     text : str
     """
 
@@ -520,6 +520,7 @@ def _examine(graph: RandomGraph, built: bool) -> Finding:
 
     import tvmquant
     from tvmquant.passes.verify_integer_only import float_audit
+    from tvmquant.quantization import apply_calibration
     from tvmquant.twin import Twin
 
     data = graph.data()
@@ -542,6 +543,14 @@ def _examine(graph: RandomGraph, built: bool) -> Finding:
     calibration = tvmquant.calibrate(imported, data)
     quantized = tvmquant.quantize(imported, calibration)
     simulated = tvmquant.simulate(quantized, images)
+    if not float_audit(quantized.module):
+        annotated = apply_calibration(imported, calibration)
+        twin = Twin(annotated.module, mode="exact")(torch.from_numpy(images))
+        for index, (a, b) in enumerate(
+            zip(simulated, twin if isinstance(twin, tuple) else (twin,), strict=True)
+        ):
+            if not np.array_equal(a, b.numpy()):
+                return Finding("TWIN", f"output {index}")
     if built:
         compiled, expected = quantized, simulated
         if choices := graph.choices(imported):

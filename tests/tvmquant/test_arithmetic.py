@@ -84,66 +84,6 @@ def test_requantize_extremes(acc, shift, multiplier):
     assert requantize([(acc, 0, multiplier)], 0, shift, 3, 0, 255) == expected
 
 
-@st.composite
-def ratios_and_bits(draw):
-    """Ratios that a multiplier of so many bits can hold, at a shift of at most 31."""
-    bits = draw(st.integers(1, 31))
-    mantissas = draw(st.lists(st.floats(0.5, 1.0), min_size=1, max_size=5))
-    exponents = [bits - 2 - draw(st.integers(0, 28)) for _ in mantissas]
-    return np.ldexp(mantissas, exponents), bits
-
-
-@given(ratios_and_bits())
-def test_dyadic_nearest_is_nearest(case):
-    ratio, bits = case
-    dyadic = arithmetic.dyadic_nearest(ratio, bits)
-    assert np.all((dyadic.shift >= 1) & (dyadic.multiplier < 2**bits))
-    for value, multiplier, shift in zip(ratio, dyadic.multiplier, dyadic.shift, strict=True):
-        exact = Fraction(float(value))
-        error = abs(Fraction(int(multiplier), 2 ** int(shift)) - exact)
-        assert error <= Fraction(1, 2 ** (int(shift) + 1))  # half a unit of the multiplier
-        assert error <= exact / 2**bits  # no bit of the multiplier is left unused
-
-
-@given(ratios_and_bits())
-def test_dyadic_above_is_above_within_its_bound(case):
-    ratio, bits = case
-    dyadic = arithmetic.dyadic_above(ratio, bits, max_shift=62)
-    assert np.all((dyadic.shift >= 1) & (dyadic.multiplier < 2**bits))
-    for value, multiplier, shift in zip(ratio, dyadic.multiplier, dyadic.shift, strict=True):
-        exact, found = Fraction(float(value)), Fraction(int(multiplier), 2 ** int(shift))
-        assert exact <= found <= exact * (1 + Fraction(2, 2**bits))
-
-
-def test_dyadic_above_with_the_default_shift_limit_stays_above():
-    ratio = np.array([1e-9, 2.0**-23, 2.0**-22, 0.3])
-    dyadic = arithmetic.dyadic_above(ratio, 8)
-    assert np.all(dyadic.value >= ratio)
-    assert np.all(dyadic.shift <= arithmetic.MAX_NARROW_SHIFT)
-
-
-def test_dyadic_of_zero_and_of_exact_numbers():
-    dyadic = arithmetic.dyadic_nearest(np.array([0.0, 0.75, 2.0**-31]), 31)
-    np.testing.assert_array_equal(dyadic.value, [0.0, 0.75, 2.0**-31])
-    assert dyadic.multiplier[0] == 0
-
-
-def test_dyadic_carry_keeps_the_multiplier_within_its_bits():
-    dyadic = arithmetic.dyadic_nearest(np.array([255.9 / 256]), 8)
-    assert (int(dyadic.multiplier[0]), int(dyadic.shift[0])) == (128, 7)
-
-
-@pytest.mark.parametrize("ratio", [-1.0, np.inf, np.nan])
-def test_dyadic_refuses_impossible_ratios(ratio):
-    with pytest.raises(QuantizationError, match="finite and not negative"):
-        arithmetic.dyadic_nearest(np.array([0.5, ratio]))
-
-
-def test_dyadic_refuses_ratios_beyond_its_bits():
-    with pytest.raises(QuantizationError, match="does not fit a multiplier of 8 bits"):
-        arithmetic.dyadic_nearest(np.array([0.5, 200.0]), 8)
-
-
 @given(
     st.lists(st.integers(-128, 127), min_size=1, max_size=8),
     st.integers(-128, 255),
