@@ -46,15 +46,9 @@ from tvm import relax
 from tvmquant.arithmetic import Array, FloatArray
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, count_uses
-from tvmquant.passes.accumulator import (
-    Accumulator,
-    Contraction,
-    Multipliers,
-    Quantized,
-    QuantizedWeight,
-    choose_multipliers,
-)
+from tvmquant.passes.accumulator import Accumulator, Contraction, Quantized, QuantizedWeight
 from tvmquant.passes.insert_requantize import Integerizer
+from tvmquant.passes.multipliers import Multipliers, choose_multipliers
 from tvmquant.passes.region_operators import along, output_axis
 from tvmquant.passes.regions.contraction import dot_span
 from tvmquant.passes.regions.requantization import reach_of
@@ -245,13 +239,14 @@ class _Writer(DataflowRewriter):
         # of sums that an addition of constants will correct, by their variables
         self.pending: dict[relax.Var, FloatArray] = {}
         self.biased = _biases(self.function)
+        self.biases = set(self.biased.values())
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         if qop.is_call(value, qop.FAKE_QUANT) and var in self.chosen:
             return _scaled(value, self.chosen[var], self.lookup(value.args[0]))
         if not isinstance(value, relax.Call):
             return None
-        if var in self.biased.values():
+        if var in self.biases:
             return self._corrected_bias(value)
         correction = self._correction(value)
         if correction is None or not correction.any():

@@ -39,13 +39,8 @@ from tvmquant.arithmetic import quantize_half_even
 from tvmquant.errors import QuantizationError
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, span_name, used_vars
-from tvmquant.passes.accumulator import (
-    Accumulator,
-    Contraction,
-    Multipliers,
-    Quantized,
-    QuantizedWeight,
-)
+from tvmquant.passes.accumulator import Accumulator, Contraction, Quantized, QuantizedWeight
+from tvmquant.passes.multipliers import Multipliers
 from tvmquant.passes.region_kind import Open, Value
 from tvmquant.passes.region_operators import (
     WEIGHT,

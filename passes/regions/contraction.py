@@ -16,13 +16,12 @@ from tvmquant.ir import quantized_ops as qop
 from tvmquant.passes.accumulator import (
     Accumulator,
     Contraction,
-    Multipliers,
     Quantized,
     QuantizedWeight,
     Term,
-    choose_multipliers,
     factors_per_input,
 )
+from tvmquant.passes.multipliers import Multipliers, choose_multipliers
 from tvmquant.passes.region_kind import Form, RegionKind, Value
 from tvmquant.passes.region_operators import ACTIVATION, along, input_axis, output_axis
 from tvmquant.passes.regions.requantization import by_sign, reach_of

@@ -11,13 +11,8 @@ from tvm import relax
 from tvmquant.errors import QuantizationError
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import span_name
-from tvmquant.passes.accumulator import (
-    Accumulator,
-    Multipliers,
-    Quantized,
-    Term,
-    choose_multipliers,
-)
+from tvmquant.passes.accumulator import Accumulator, Quantized, Term
+from tvmquant.passes.multipliers import Multipliers, choose_multipliers
 from tvmquant.passes.region_operators import output_axis
 from tvmquant.passes.scale_factors import compressed, varying_axes
 
