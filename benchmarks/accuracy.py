@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import Row, RowMaker, machine_facts
+from benchmarks.rows import Row, RowMaker, machine_facts, target_rounding
 from tvmquant.bit_choice import BitChoice
 from tvmquant.data import Dataset, open_data
 from tvmquant.errors import DataError
@@ -127,15 +127,12 @@ def _evaluate(
 ) -> list[Row]:
     import tvmquant
     from tvmquant.layers import quantizable_layers
-    from tvmquant.machine import Machine
     from tvmquant.network_latency import uniform_choices
-    from tvmquant.schedules.isa import multiplies_in_pairs
 
     calibration_options, quantize_options = options
     scheme = {k: v for k, v in calibration_options.items() if k == "activation_scheme"}
     target, threads = str(make.facts["target"]), make.threads
-    bounded = multiplies_in_pairs(Machine.of(target).target)
-    rounding = {"bound_pairs": bounded, **quantize_options}
+    rounding = {**target_rounding(target), **quantize_options}
     graph = tvmquant.load_onnx(folder / "models" / task.model)
     images = open_images(folder, task, task.calibration, 16)
     with stage(f"{name}: calibrate") as progress:

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import models as networks
 from benchmarks.accuracy import TASKS, check_files, open_images
-from benchmarks.rows import Row, RowMaker, machine_facts
+from benchmarks.rows import Row, RowMaker, machine_facts, target_rounding
 from tvmquant.allocation import allocate
 from tvmquant.allocation.costs import QUANTITIES, Costs
 from tvmquant.bit_choice import W4A4, W4A8, W8A8, BitChoice
@@ -143,6 +143,7 @@ def _subject(
         images = networks.synthetic_images(RANDOM_IMAGES, shape, seed=1)
     with stage(f"{name}: calibrate") as progress:
         calibration = tvmquant.calibrate(graph, images, progress=progress)
+    rounding = target_rounding(target)
     perturbations = {}
     for method in METHODS if name in TASKS else ("random",):
         with stage(f"{name}: sensitivity by {method}") as progress:
@@ -150,11 +151,23 @@ def _subject(
                 step=max(1, len(images) // SENSITIVITY_IMAGES), limit=SENSITIVITY_IMAGES
             )  # fmt: skip
             perturbations[method] = tvmquant.estimate_sensitivity(
-                graph, few, calibration, method=method, choices=CHOICES, progress=progress
+                graph,
+                few,
+                calibration,
+                method=method,
+                choices=CHOICES,
+                progress=progress,
+                **rounding,
             ).perturbation
     with stage(f"{name}: latency of layers") as progress:
         latency = measure_network(
-            graph, calibration, choices=CHOICES, target=target, threads=threads, progress=progress
+            graph,
+            calibration,
+            choices=CHOICES,
+            target=target,
+            threads=threads,
+            quantize_options=rounding,
+            progress=progress,
         )
     layers = quantizable_layers(graph)
     return Subject(name, graph, calibration, layers, latency, perturbations)
@@ -207,6 +220,7 @@ def _measure(
     import tvmquant
     from tvmquant.benchmark import random_inputs, runner
 
+    rounding = target_rounding(target)
     distinct: dict[str, str] = {}
     for config, plan in plans.items():
         same = next((other for other in distinct if plans[other] == plan), config)
@@ -216,7 +230,9 @@ def _measure(
     built = [config for config, same in distinct.items() if config == same]
     with stage(f"{subject.name}: build {len(built)} libraries") as progress:
         for index, config in enumerate(built):
-            quantized = tvmquant.quantize(subject.graph, subject.calibration, choices=plans[config])
+            quantized = tvmquant.quantize(
+                subject.graph, subject.calibration, choices=plans[config], **rounding
+            )
             manifests[config] = tvmquant.build(
                 quantized, target=target, out=scratch / config, threads=threads
             )

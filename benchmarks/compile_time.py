@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import models as networks
-from benchmarks.rows import Row, RowMaker, machine_facts
+from benchmarks.rows import Row, RowMaker, machine_facts, target_rounding
 from tvmquant.errors import TVMQuantError
 from tvmquant.progress import Stage
 
@@ -24,13 +25,13 @@ _IMPORT = (
 # whatever a compile needs: TVM, PyTorch and all of tvmquant
 _EVERYTHING = "; tvmquant.load_onnx, tvmquant.calibrate, tvmquant.quantize, tvmquant.build"
 _BUILD = """
-import sys, time
+import json, sys, time
 import tvmquant
-onnx, calibration, out, threads, target = sys.argv[1:]
+onnx, calibration, out, threads, target, rounding = sys.argv[1:]
 graph = tvmquant.load_onnx(onnx)
 ranges = tvmquant.Calibration.load(calibration)
 start = time.perf_counter()
-quantized = tvmquant.quantize(graph, ranges)
+quantized = tvmquant.quantize(graph, ranges, **json.loads(rounding))
 tvmquant.build(quantized, out=out, threads=int(threads), target=target)
 print(time.perf_counter() - start)
 """
@@ -98,11 +99,12 @@ def run(
     with tempfile.TemporaryDirectory(prefix="tvmquant-") as scratch:
         with stage(f"{model}: prepare"):
             onnx, calibration = _prepare(model, Path(scratch), image_size)
+            rounding = json.dumps(target_rounding(target))
 
         def build() -> float:
             out = tempfile.mkdtemp(dir=scratch)
             files = (str(onnx), str(calibration), out)
-            return _printed_seconds((*python, _BUILD, *files, str(threads), target))
+            return _printed_seconds((*python, _BUILD, *files, str(threads), target, rounding))
 
         add(model, "tvmquant-int8", "build_s", build)
     return rows

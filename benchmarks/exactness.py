@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import latency
-from benchmarks.rows import Row, RowMaker, machine_facts
+from benchmarks.rows import Row, RowMaker, machine_facts, target_rounding
 from tvmquant.bit_choice import BitChoice
-from tvmquant.machine import Machine
 from tvmquant.progress import Stage
 
 # Images that are compared; the ranges come from all that `latency.prepare` gives.
@@ -74,15 +73,15 @@ def _compared(
     import tvmquant
     from tvmquant.layers import quantizable_layers
     from tvmquant.network_latency import uniform_choices
+    from tvmquant.output_quality import decibels, signal_and_noise
     from tvmquant.quantization import apply_calibration
-    from tvmquant.schedules.isa import multiplies_in_pairs
     from tvmquant.twin import Twin
 
     graph = tvmquant.load_onnx(onnx)
     calibration = tvmquant.calibrate(graph, images)
     rounding: dict[str, Any] = {
         "choices": uniform_choices(quantizable_layers(graph), choice),
-        "bound_pairs": multiplies_in_pairs(Machine.of(target).target),
+        **target_rounding(target),
     }
     few = np.ascontiguousarray(images[:COMPARED])
     twin = Twin(apply_calibration(graph, calibration, **rounding).module, mode="exact")
@@ -99,10 +98,5 @@ def _compared(
     for config, found in (("twin", exact), ("library", computed)):
         differing = int(np.count_nonzero(found != oracle))
         yield make(name, f"{config}-{choice}", "differing", differing, "", numbers=oracle.size)
-    yield make(name, f"fake-quant-{choice}", "sqnr_db", _sqnr_db(exact, approximate), "dB")
-
-
-def _sqnr_db(reference: Any, found: Any) -> float:
-    wide = reference.astype(np.float64)
-    noise = float(np.square(wide - found).sum())
-    return 10.0 * float(np.log10(float(np.square(wide).sum()) / noise)) if noise else float("inf")
+    sqnr_db = decibels(*signal_and_noise(exact, approximate))
+    yield make(name, f"fake-quant-{choice}", "sqnr_db", sqnr_db, "dB")

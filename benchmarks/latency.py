@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from benchmarks import models as networks
 from benchmarks import peers as engines
 from benchmarks.accuracy import TASKS, require_file
-from benchmarks.rows import Row, RowMaker, machine_facts
+from benchmarks.rows import Row, RowMaker, machine_facts, target_rounding
 from tvmquant.benchmark import Latency, measure_interleaved
 from tvmquant.cli.output import print_warning
 from tvmquant.deploy.manifest import LayerInfo
@@ -222,7 +222,7 @@ def measure(case: Case) -> tuple[dict[str, Latency], float, int]:
         runners = {name: started(peer.run, image) for name, peer in rivals.items()}
         graph = tvmquant.load_onnx(case.onnx)
         found = tvmquant.calibrate(graph, case.images)
-        graphs = {OURS: tvmquant.quantize(graph, found)}
+        graphs = {OURS: tvmquant.quantize(graph, found, **target_rounding(case.target))}
         if case.with_float:
             graphs["tvmquant-float"] = graph
         libraries, layers = {}, {}

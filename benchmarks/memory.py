@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.rows import Row, RowMaker, machine_facts
+from benchmarks.rows import Row, RowMaker, machine_facts, target_rounding
 from tvmquant.cli.output import print_warning
 from tvmquant.errors import DataError
 from tvmquant.progress import Stage
@@ -124,7 +124,8 @@ def _write(folder: Path, case: latency.Case) -> dict[str, Path]:
 
     folder.mkdir()
     graph = tvmquant.load_onnx(case.onnx)
-    quantized = tvmquant.quantize(graph, tvmquant.calibrate(graph, case.images))
+    calibration = tvmquant.calibrate(graph, case.images)
+    quantized = tvmquant.quantize(graph, calibration, **target_rounding(case.target))
     library = folder / "library"
     tvmquant.build(
         quantized, target=case.target, out=library, threads=case.threads, batch=case.batch

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import latency
-from benchmarks.rows import Row, RowMaker, machine_facts
+from benchmarks.rows import Row, RowMaker, machine_facts, target_rounding
 from tvmquant.deploy.manifest import LIBRARY_NAME, LayerInfo, Manifest
 from tvmquant.devices.cpu import CpuDevice
 from tvmquant.errors import DataError
@@ -151,7 +151,8 @@ def measure(case: Case) -> Profile:
     from benchmarks import kernels
 
     graph = tvmquant.load_onnx(case.onnx)
-    quantized = tvmquant.quantize(graph, tvmquant.calibrate(graph, case.images))
+    calibration = tvmquant.calibrate(graph, case.images)
+    quantized = tvmquant.quantize(graph, calibration, **target_rounding(case.target))
     image = np.resize(case.images, (case.batch, *case.images.shape[1:]))
     with tempfile.TemporaryDirectory(prefix="tvmquant-") as scratch:
         out = Path(scratch, "library")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks import latency as timing
 from benchmarks.real_data import Recipe, find_recipe
-from benchmarks.rows import Row, RowMaker, machine_facts
+from benchmarks.rows import Row, RowMaker, machine_facts, target_rounding
 from tvmquant.cli.options import parse_input_shapes
 from tvmquant.errors import DataError, TVMQuantError
 from tvmquant.progress import Stage
@@ -326,7 +326,8 @@ def compile_ours(case: Case) -> Outcome:
     names = [name for name, _, _ in graph.inputs]
     items = {name: _as_float32(case.calibration[name]) for name in names}
     data = items[names[0]] if len(names) == 1 else items
-    quantized = tvmquant.quantize(graph, tvmquant.calibrate(graph, data))
+    calibration = tvmquant.calibrate(graph, data)
+    quantized = tvmquant.quantize(graph, calibration, **target_rounding(case.target))
     for count in case.threads:
         tvmquant.build(
             quantized, target=case.target, out=case.library(count), threads=count, batch=case.batch
@@ -440,11 +441,11 @@ def _accuracy_rows(make: RowMaker, case: Case, outcomes: Mapping[str, Outcome]) 
 
 
 def _sqnr_db(reference: NDArray[Any], found: NDArray[Any]) -> float:
-    from tvmquant.evaluation import sqnr_db
+    from tvmquant.output_quality import decibels, signal_and_noise
 
     if reference.shape != found.shape or not np.isfinite(found).all():
         return -math.inf
-    return sqnr_db(reference, found)
+    return decibels(*signal_and_noise(reference, found))
 
 
 def _agreement(reference: NDArray[Any], found: NDArray[Any]) -> float | None:

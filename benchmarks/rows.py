@@ -84,6 +84,14 @@ def machine_facts(target: str = "native") -> dict[str, str | int | float]:
     }
 
 
+def target_rounding(target: str) -> dict[str, bool]:
+    """Return the arguments of `tvmquant.quantize` that round weights as a target needs them."""
+    from tvmquant.machine import Machine
+    from tvmquant.session import Options
+
+    return Options().rounding(Machine.of(target))
+
+
 def check_destination(path: Path | None) -> None:
     """Raise `DataError` where `write_rows` could not write, before anything slow begins."""
     if path is None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import models as networks
-from benchmarks.rows import Row, RowMaker, machine_facts
+from benchmarks.rows import Row, RowMaker, machine_facts, target_rounding
 from tvmquant.bit_choice import W8A8
 from tvmquant.progress import Stage
 
@@ -55,6 +55,7 @@ def run(
     from tvmquant.benchmark import random_inputs, runner
 
     make = RowMaker("tuning", threads, machine_facts(target))
+    rounding = target_rounding(target)
     with tempfile.TemporaryDirectory(prefix="tvmquant-") as scratch:
         folder = Path(scratch)
         onnx = networks.export(model, folder / f"{model}.onnx", image_size=image_size)
@@ -66,7 +67,7 @@ def run(
         def tune(name: str, **budget: Any) -> Any:
             return tvmquant.tune(
                 graph, folder / name, target=target, threads=threads, choices=[W8A8],
-                calibration=calibration, **budget,
+                calibration=calibration, quantize_options=rounding, **budget,
             )  # fmt: skip
 
         with stage(f"{model}: measure the defaults twice"):
@@ -77,7 +78,7 @@ def run(
                 seconds=seconds,
                 progress=lambda state: progress(round(state.elapsed), round(seconds)),
             )
-        quantized = tvmquant.quantize(graph, calibration)
+        quantized = tvmquant.quantize(graph, calibration, **rounding)
         runners = {}
         for config, tilings in (("default", None), ("tuned", tuned.database.tilings())):
             with stage(f"{model}: build {config}"):

@@ -170,7 +170,7 @@ def factors_per_input(
 
 @dataclass(frozen=True)
 class Contraction:
-    """A convolution or dense layer that is not emitted yet, since its weight scale may move."""
+    """A convolution or dense layer, emitted where its region ends: `FixScales` moves its scale."""
 
     call: relax.Call
     x: Quantized

@@ -1,4 +1,4 @@
-"""Put a fake_quant on every tensor that the integer graph will hold in 8 bits (L0 -> L1).
+"""Put a fake_quant on every tensor that the integer graph will hold (L0 -> L1).
 
 Before::
 

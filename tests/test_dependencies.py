@@ -113,7 +113,7 @@ MAY_IMPORT = {
     "cli": {
         "allocation", "benchmark", "bit_choice", "compilation", "data", "demo", "deploy", "devices",
         "evaluation", "frontend", "graph", "inspection", "machine", "mixed_precision",
-        "output_quality", "report", "sensitivity", "target", "tuning",
+        "output_quality", "report", "sensitivity", "session", "target", "tuning",
     },
 }  # fmt: skip
 

@@ -109,7 +109,7 @@ def compile_onnx(
     bound_pairs : bool, optional
         As of `quantize`: True makes a model portable, with the same integers on every processor,
         False rounds weights freely. By default pairs are bounded where the target's sums of two
-        products saturate. The manifest's settings say which it was.
+        products saturate. The manifest says which it was, by layer.
     wishes : Wishes, optional
         Choose bit widths for these budgets (`tvmquant.mixed_precision`). The plan is kept in the
         folder as ``plan.json``, why as ``mixed-precision.json``.
@@ -192,6 +192,7 @@ def plan_onnx(
     preprocess: PreprocessLike = None,
     select: str | Mapping[str, Any] | None = None,
     samples: int | None = DEFAULT_SAMPLES,
+    bound_pairs: bool | None = None,
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
     target: str = "native",
     threads: int | None = None,
@@ -206,7 +207,7 @@ def plan_onnx(
 
     Parameters
     ----------
-    path, data, preprocess, select, samples, input_shapes, target, threads, batch
+    path, data, preprocess, select, samples, bound_pairs, input_shapes, target, threads, batch
         As of `compile_onnx`.
     wishes : Wishes, optional
         Default: no budget, which gives every layer 8 bits and says what narrower ones would cost.
@@ -232,7 +233,8 @@ def plan_onnx(
             path, data, folder=out.with_name(f"{out.stem}-measurements"), clock=clock,
             preprocess=preprocess, select=select, samples=samples, input_shapes=input_shapes,
             target=target, threads=threads, batch=batch, table=table, tune_seconds=tune_seconds,
-            wishes=wishes or Wishes(), rpc=rpc, rpc_key=rpc_key,
+            wishes=wishes or Wishes(), options=Options(bound_pairs=bound_pairs), rpc=rpc,
+            rpc_key=rpc_key,
         )  # fmt: skip
     chosen = session.chosen
     assert chosen is not None  # there are wishes

@@ -153,6 +153,7 @@ def _attributes(layer: Contraction, name: str) -> dict[str, Any]:
         "id": name,
         "choice": str(BitChoice(layer.weight.format, layer.x.format)),
         "grouped": int(layer.weight.format.group > 0),
+        "bounded": int(layer.weight.bounded),
         "input_qmin": layer.x.qmin,
         "input_qmax": layer.x.qmax,
         "epilogue": 0,

@@ -602,6 +602,7 @@ def test_a_convolution_exactly():
         "id": "conv",
         "choice": "w8a8",
         "grouped": 0,
+        "bounded": 0,
         "input_qmin": 0,
         "input_qmax": 255,
         "epilogue": 0,

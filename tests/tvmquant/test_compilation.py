@@ -12,6 +12,8 @@ from tvmquant.allocation.plan import PlannedLayer
 from tvmquant.bit_choice import W4A8, BitChoice
 from tvmquant.compilation import compile_onnx
 from tvmquant.deploy.manifest import Manifest
+from tvmquant.devices.cpu import CpuDevice
+from tvmquant.devices.device import missing_features
 from tvmquant.errors import (
     AllocationError,
     ArtifactError,
@@ -27,7 +29,7 @@ from tvmquant.mixed_precision import MixedPrecisionRecord, Wishes
 from tvmquant.network_latency import uniform_choices
 from tvmquant.output_record import OUTPUTS_NAME, OutputRecord
 from tvmquant.schedules.isa import multiplies_in_pairs
-from tvmquant.session import COMPARED
+from tvmquant.session import COMPARED, Session
 from tvmquant.tuning import Database
 from tvmquant.tuning.record import Record
 
@@ -182,6 +184,20 @@ def test_a_folder_of_something_else_is_left_alone(small_onnx, small_data, tmp_pa
 def test_data_of_another_shape_are_refused(small_onnx, tmp_path):
     with pytest.raises(DataError, match=r"\(3, 9, 9\)"):
         compile_onnx(small_onnx, np.zeros((4, 3, 9, 9), np.float32), out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("bound_pairs", [True, False, None])
+def test_the_manifest_says_which_layers_have_bounded_pairs(
+    branches_onnx, branches_data, tmp_path, bound_pairs
+):
+    done = compile_onnx(
+        branches_onnx, branches_data, out=tmp_path / "out", threads=1, bound_pairs=bound_pairs
+    )
+    native = multiplies_in_pairs(Machine.of("native").target)
+    bounded = native if bound_pairs is None else bound_pairs
+    found = {layer.id: layer.weight_pairs for layer in done.manifest.layers}
+    assert (found["left"], found["right"]) == (("bounded" if bounded else "free"),) * 2
+    assert all(bool(layer.weight_pairs) == bool(layer.choice) for layer in done.manifest.layers)
 
 
 def test_samples_are_spread_over_the_data(small_onnx, tmp_path, monkeypatch):
@@ -410,6 +426,43 @@ def test_layers_are_tuned_before_they_are_built(small_onnx, small_data, tmp_path
     rounding = model.manifest.model["settings"]["quantization"]
     (expected,) = tvmquant.simulate(tvmquant.quantize(graph, calibration, **rounding), images[:1])
     np.testing.assert_array_equal(model(images[:1]), expected)
+
+
+@pytest.mark.skipif(
+    bool(missing_features(CpuDevice(), Machine.of("haswell", 1).required_features)),
+    reason="needs a processor with AVX2",
+)
+@pytest.mark.usefixtures("brief_tuning")
+@pytest.mark.parametrize("portable", [True, False])
+def test_the_kernels_that_are_built_are_those_that_are_tuned(
+    branches_onnx, branches_data, tmp_path, portable
+):
+    """Their kernels differ where sums of two products saturate."""
+    options = {"target": "haswell", "threads": 1, "bound_pairs": portable, "tune_seconds": 3.0}
+    done = compile_onnx(branches_onnx, branches_data, out=tmp_path / "out", **options)
+    assert done.untuned == ()
+
+
+def test_a_library_that_is_damaged_before_it_is_compared_is_an_error(
+    small_onnx, small_data, tmp_path, monkeypatch
+):
+    def build_damaged(session, **options):
+        built = build_whole(session, **options)
+        (session.folder / "model.so").write_bytes(b"half of it")
+        return built
+
+    build_whole = Session.build
+    monkeypatch.setattr(Session, "build", build_damaged)
+    with pytest.raises(ArtifactError, match=r"model\.so"):
+        compile_onnx(small_onnx, small_data, out=tmp_path / "out", threads=1)
+
+
+def test_a_library_for_another_processor_is_not_compared(
+    small_onnx, small_data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tvmquant.devices.cpu.CpuDevice.architecture", lambda _device: "s390x")
+    done = compile_onnx(small_onnx, small_data, out=tmp_path / "out", threads=1)
+    assert done.outputs == ()
 
 
 def test_further_measurements_make_a_library_out_of_date(mixed, compile_mixed, tmp_path):

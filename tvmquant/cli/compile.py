@@ -67,14 +67,7 @@ def compile_model(
     weight_method: Annotated[
         str | None, typer.Option(metavar="M", help="mse (default) or minmax.")
     ] = None,
-    bound_pairs: Annotated[
-        bool | None,
-        typer.Option(
-            "--portable/--free-weights",
-            help="Round weights so that every processor, AVX2 included, computes the same integers "
-            "fast; or freely. Default: as the target needs it.",
-        ),
-    ] = None,
+    bound_pairs: options.BoundPairs = None,
     latency: options.Latency = None,
     size: options.Size = None,
     bops: options.Bops = None,
@@ -166,6 +159,8 @@ def compile_model(
 
 def summarize(done: Compilation, out: Path) -> dict[str, Any]:
     """Return what the command reports of a compilation."""
+    from tvmquant.deploy.manifest import describe_pairs
+
     manifest = done.manifest.to_dict()
     return {
         "out": str(out),
@@ -178,6 +173,7 @@ def summarize(done: Compilation, out: Path) -> dict[str, Any]:
         "model_bytes": manifest["model"].get("bytes"),
         "library_bytes": manifest["library"]["bytes"],
         "bits": dict(Counter(layer["choice"] for layer in manifest["layers"] if layer["choice"])),
+        "weight_pairs": describe_pairs(layer["weight_pairs"] for layer in manifest["layers"]),
         "untuned": list(done.untuned),
         "outputs": [output.to_dict() for output in done.outputs],
         "plan": None if done.record is None else done.record.chosen.model_dump(),
@@ -212,6 +208,7 @@ def _table(summary: dict[str, Any], outputs: Sequence[OutputQuality]) -> TitledT
         ("layers", f"{summary['layers']}, {len(summary['float_audit'])} operators in float"),
         ("multiply-accumulates", f"{summary['macs'] / 1e6:.1f} M"),
         ("layers by bits", ", ".join(f"{n} {bits}" for bits, n in summary["bits"].items())),
+        *([("pairs of weights", summary["weight_pairs"])] if summary["weight_pairs"] else []),
         *_plan_rows(summary["plan"], summary["reference"]),
         ("float model", megabytes(summary["model_bytes"])),
         ("library", megabytes(summary["library_bytes"])),

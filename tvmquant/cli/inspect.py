@@ -86,13 +86,17 @@ def _describe_model(
 
 
 def _tables(report: dict[str, Any]) -> list[TitledTable]:
+    from tvmquant.deploy.manifest import describe_pairs
+
     layers = report["layers"]
+    pairs = describe_pairs(layer["weight_pairs"] for layer in layers)
     general: list[tuple[str, Any]] = [
         *((f"input {info['name']}", _tensor(info)) for info in report["inputs"]),
         *((f"output {info['name']}", _tensor(info)) for info in report["outputs"]),
         ("target", report["target"]["config"]),
         ("layers", f"{len(layers)}, {len(report['float_audit'])} operators in float"),
         ("multiply-accumulates", f"{sum(layer['macs'] for layer in layers) / 1e6:.1f} M"),
+        *([("pairs of weights", pairs)] if pairs else []),
         ("float model", megabytes(report["model"].get("bytes"))),
     ]
     if report["kind"] == "library":

@@ -104,6 +104,14 @@ SensitivityMethod = Annotated[
     str | None,
     typer.Option("--sensitivity", metavar="M", help="hessian (default), fisher, output or random."),
 ]
+BoundPairs = Annotated[
+    bool | None,
+    typer.Option(
+        "--portable/--free-weights",
+        help="Round weights so that every processor, AVX2 included, computes the same integers "
+        "fast; or freely. Default: as the target needs it.",
+    ),
+]
 Table = Annotated[
     Path | None,
     typer.Option(

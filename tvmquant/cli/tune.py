@@ -48,6 +48,7 @@ def tune_model(
     time: Annotated[
         str | None, typer.Option(metavar="T", help="End after this time: 90s, 10m or 1h.")
     ] = None,
+    bound_pairs: options.BoundPairs = None,
     rpc: options.Rpc = None,
     rpc_key: options.RpcKey = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size of the library to come.")] = 1,
@@ -67,20 +68,24 @@ def tune_model(
     from tvmquant.frontend import load_onnx
 
     graph = load_onnx(model, input_shapes=shapes or None)
+    from tvmquant.devices.tracker import Tracker
+    from tvmquant.machine import Machine
+    from tvmquant.session import Options
     from tvmquant.tuning.tune import tune
 
+    tracker = Tracker.of(rpc, rpc_key)
+    machine = Machine.of(target, threads, remote=tracker is not None)
     with _progress(quiet) as (stage, report):
         tuned = tune(
             graph,
             out,
-            target=target,
-            threads=threads,
+            target=machine,
             choices=wanted,
             batch=batch,
+            quantize_options=Options(bound_pairs=bound_pairs).rounding(machine),
             trials=trials,
             seconds=seconds,
-            rpc=rpc,
-            rpc_key=rpc_key,
+            rpc=tracker,
             stage=stage,
             progress=report,
         )

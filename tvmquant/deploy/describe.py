@@ -211,6 +211,7 @@ def _work_by_layer(module: tvm.IRModule, batch: int) -> dict[str, dict[str, Any]
             "choice": attrs["choice"],
             "weight_format": choice.weight.name,
             "activation_format": choice.activation.name,
+            "weight_pairs": "bounded" if attrs["bounded"] else "free",
             "compute_dtype": attrs.get("compute_dtype", ""),
         }
     return work

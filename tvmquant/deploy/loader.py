@@ -75,7 +75,8 @@ class Model:
         self.device: Device = device or CpuDevice()
         built_for = self.manifest.threads
         self.threads = threads or min(built_for, self.device.cores() or built_for)
-        _check_processor(self.manifest, self.device)
+        if reason := obstacle(self.manifest, self.device):
+            raise ArtifactError(reason)
         library = _check_library(self.folder, self.manifest)
         self._program = _load(library, self.manifest, self.threads, self.device)
         self._entry = "raw" if raw else "main"
@@ -168,19 +169,21 @@ class Model:
         return self.device.tensor(array)
 
 
-def _check_processor(manifest: Manifest, device: Device) -> None:
+def obstacle(manifest: Manifest, device: Device) -> str | None:
+    """Return why a library is not for a device, and what to do; None where it is."""
     machine = device.architecture()
     if machine and architecture_of(manifest.target["triple"]) != architecture_of(machine):
-        raise ArtifactError(
+        return (
             f"this processor is {machine}, the library was compiled for "
             f"{manifest.target['triple']}; build again with --target native on this machine"
         )
     if missing := missing_features(device, manifest.target["features"]):
-        raise ArtifactError(
+        return (
             f"the processor {device.name} lacks {', '.join(missing)}, which the library was "
             f"compiled for ({manifest.target['config']}); build again with --target native on this "
             "machine, or for an older processor"
         )
+    return None
 
 
 def _check_library(folder: Path, manifest: Manifest) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -156,6 +157,10 @@ class LayerInfo:
         What its weight and the activation that it reads hold, by name (`tvmquant.formats`).
     compute_dtype : str
         Integer width of the requantization, ``""`` where there is none.
+    weight_pairs : str
+        ``"bounded"``: the weight is rounded so that neighbours fit 16 bits
+        (`tvmquant.weight_pairs`); ``"free"``: it is not; ``""`` where there is none, or an earlier
+        version of tvmquant built the library.
     """
 
     id: str
@@ -168,6 +173,16 @@ class LayerInfo:
     weight_format: str = ""
     activation_format: str = ""
     compute_dtype: str = ""
+    weight_pairs: str = ""
+
+
+def describe_pairs(weight_pairs: Iterable[str]) -> str:
+    """Return in words what `LayerInfo.weight_pairs` of all layers say; empty where none does."""
+    known = [pairs for pairs in weight_pairs if pairs]
+    bounded = known.count("bounded")
+    if not bounded:
+        return "free" if known else ""
+    return f"bounded in {bounded} of {len(known)} layers"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from tvmquant.allocation.budget import Budget, format_amount
 from tvmquant.allocation.costs import QUANTITIES
 from tvmquant.bit_choice import BitChoice
-from tvmquant.deploy.manifest import LayerInfo, Manifest
+from tvmquant.deploy.manifest import LayerInfo, Manifest, describe_pairs
 from tvmquant.errors import AllocationError, DataError, QuantizationError
 from tvmquant.mixed_precision import LayerRecord, MixedPrecisionRecord, PlanPoint
 from tvmquant.output_quality import poor_outputs
@@ -148,6 +148,11 @@ class Content:
     choices: tuple[str, ...]
     limits: tuple[Limit, ...] = ()
     outputs: OutputRecord | None = None
+
+    @property
+    def weight_pairs(self) -> str:
+        """How pairs of weights are rounded, in words; empty where it is not known."""
+        return describe_pairs(layer.weight_pairs for layer in self.manifest.layers)
 
     def with_timing(self, timing: Timing) -> Content:
         """Add the times of this machine.

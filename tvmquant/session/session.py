@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from tvmquant.bit_choice import W8A8
 from tvmquant.data import Dataset, Preprocess
-from tvmquant.errors import ArtifactError
 from tvmquant.machine import Machine
 from tvmquant.progress import Clock, Progress
 from tvmquant.session.options import Options
@@ -132,6 +131,7 @@ class Session:
                 self.graph, self.table.folder, target=self.machine,
                 choices=self.wishes.measured if self.wishes else planned,
                 calibration=calibration, batch=self.batch, seconds=seconds, rpc=self.tracker,
+                quantize_options=self.rounding,
                 progress=lambda state: progress(round(state.elapsed), round(seconds)),
             )  # fmt: skip
         if tuned.tuning.interrupted:
@@ -248,22 +248,19 @@ class Session:
             return self._compare(manifest, progress)
 
     def _compare(self, manifest: Manifest, progress: Progress) -> tuple[OutputQuality, ...]:
-        from tvmquant.deploy.loader import load
+        from tvmquant.deploy.loader import load, obstacle
         from tvmquant.deploy.remote import open_device
+        from tvmquant.devices.cpu import CpuDevice
         from tvmquant.evaluation import compare_outputs
         from tvmquant.output_record import OUTPUTS_NAME, OutputRecord
 
         step = max(1, len(self.data) // COMPARED) if self.data.has_length else 1
         few = self.data.subset(step=step, limit=COMPARED)
-        try:
-            model = load(self.folder)
-        except ArtifactError:  # for another processor
-            if self.tracker is None:
-                return ()
-            with open_device(self.tracker, self.machine) as device:
-                model = load(self.folder, device=device)
-                count, outputs = compare_outputs(model, few, self.graph, progress)
-        else:
+        runs_here = obstacle(manifest, CpuDevice()) is None
+        if not runs_here and self.tracker is None:
+            return ()
+        with open_device(None if runs_here else self.tracker, self.machine) as device:
+            model = load(self.folder, device=device)
             count, outputs = compare_outputs(model, few, self.graph, progress)
         record = OutputRecord.of(manifest.library["sha256"], count, outputs)
         record.save(self.folder / OUTPUTS_NAME)

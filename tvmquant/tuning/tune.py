@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tvmquant.bit_choice import DEFAULT_CHOICES, BitChoice
 from tvmquant.deploy.remote import check_machine
@@ -65,6 +65,7 @@ def tune(
     choices: Iterable[BitChoice] | None = None,
     calibration: Calibration | None = None,
     batch: int = 1,
+    quantize_options: Mapping[str, Any] | None = None,
     trials: int | None = None,
     seconds: float | None = None,
     rpc: str | Tracker | None = None,
@@ -87,6 +88,9 @@ def tune(
         For level L0; default: `DEFAULT_CHOICES`.
     calibration : Calibration, optional
         For level L0; default: of random inputs.
+    quantize_options : mapping, optional
+        For level L0: further options of `tvmquant.quantize`, of which kernels depend on
+        ``bound_pairs``.
     trials, seconds
         As of `Tuner.run`.
     rpc : str or Tracker, optional
@@ -128,7 +132,7 @@ def tune(
     _updated(path, LatencyTable.collect(database, graph.name, {}))
 
     say("quantize")
-    layers = _layers(graph, choices, calibration, machine, batch)
+    layers = _layers(graph, choices, calibration, machine, batch, quantize_options)
     weights = count(workload for by_choice in layers.values() for workload in by_choice.values())
     if not weights:
         raise TuningError(f"the model {graph.name!r} has no layer to tune")
@@ -151,14 +155,20 @@ def _layers(
     calibration: Calibration | None,
     machine: Machine,
     batch: int,
+    quantize_options: Mapping[str, Any] | None,
 ) -> Layers:
     """Return the workloads by layer and choice."""
     if graph.level == "L0":
         ranges = calibration or calibrate_with_random_items(graph)
         wanted = dict.fromkeys(choices or DEFAULT_CHOICES)
-        return workloads_by_choice(graph, ranges, wanted, machine, batch)
-    if choices is not None:
-        raise QuantizationError("a quantized graph has its bit widths; leave choices out")
+        return workloads_by_choice(
+            graph, ranges, wanted, machine, batch, **(quantize_options or {})
+        )
+    if choices is not None or quantize_options:
+        raise QuantizationError(
+            "a quantized graph is rounded and has its bit widths; leave out choices and "
+            "quantize_options"
+        )
     found: Layers = {}
     taken = _choices_of(graph)
     for layer, workload in workloads_of(graph, machine, batch).items():

@@ -134,6 +134,20 @@ def test_layers_that_a_table_lacks_are_listed(tvmquant, mixed, tmp_path):
     assert tvmquant(*command, *options, "--quiet").stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("option", "expected"), [("--portable", "bounded in 3 of 5 layers"), ("--free-weights", "free")]
+)
+def test_how_weights_are_rounded_is_told(
+    tvmquant, branches_onnx, branches_data, tmp_path, option, expected
+):
+    out = tmp_path / "out"
+    command = ["compile", branches_onnx, "--data", branches_data, "-o", out, "--threads", 1]
+    assert tvmquant(*command, option, "--json").json()["weight_pairs"] == expected
+    text = tvmquant("inspect", out).stdout
+    (line,) = (line for line in text.splitlines() if "pairs of weights" in line)
+    assert line.split("weights")[1].strip() == expected
+
+
 def test_a_plan_is_built(tvmquant, mixed, tmp_path):
     command, out = mixed
     plan = shutil.copy(out / "plan.json", tmp_path)

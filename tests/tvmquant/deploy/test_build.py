@@ -19,8 +19,11 @@ from tvmquant.deploy.loader import load
 from tvmquant.deploy.manifest import Manifest, file_sha256
 from tvmquant.errors import ArtifactError, QuantizationError, TargetError
 from tvmquant.frontend import load_onnx
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of
 from tvmquant.quantization import calibrate, quantize
 from tvmquant.simulator import simulate
+from tvmquant.weight_pairs import bound_pairs
 
 
 class BrokenError(Exception):
@@ -68,6 +71,28 @@ def test_the_manifest_describes_the_library(built):
     assert layers["conv"].macs == 8 * 8 * 8 * 27
     assert layers["fc"].macs == 80
     assert layers["conv"].choice == "w8a8"
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_the_manifest_says_how_pairs_of_weights_are_rounded(
+    branches_onnx, branches_data, tmp_path, bounded
+):
+    graph = load_onnx(branches_onnx)
+    calibration = calibrate(graph, np.load(branches_data))
+    quantized = quantize(graph, calibration, bound_pairs=bounded)
+    manifest = build(quantized, out=tmp_path / "library", threads=1)
+    said = {layer.id: layer.weight_pairs for layer in manifest.layers if layer.choice}
+    held = {}
+    for _, call in bindings_of(quantized.main):
+        if qop.is_call(call, *qop.CONTRACTIONS):
+            weight = qop.constant_array(call.args[1])
+            if weight.ndim == 4:  # channels last
+                weight = weight.transpose(0, 3, 1, 2)
+            held[qop.attributes(call)["id"]] = np.array_equal(bound_pairs(weight), weight)
+    assert said.keys() == held.keys()
+    assert all(held[name] for name, pairs in said.items() if pairs == "bounded")
+    assert ("bounded" in said.values()) == bounded
+    assert (said["left"], held["left"]) == (("bounded", True) if bounded else ("free", False))
 
 
 def test_four_bit_weights_make_the_file_smaller(tmp_path):

@@ -2,6 +2,7 @@ import contextlib
 import copy
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from tvmquant.deploy.manifest import (
     LayerInfo,
     Manifest,
     TensorInfo,
+    describe_pairs,
     file_sha256,
     is_manifest,
 )
@@ -30,6 +32,7 @@ LAYER = LayerInfo(
     "int4g32",
     "uint8",
     "int64",
+    "bounded",
 )
 MANIFEST = Manifest(
     model={
@@ -102,9 +105,23 @@ def test_what_a_later_tvmquant_adds_is_left_out(load):
 def test_what_an_earlier_tvmquant_did_not_write_takes_its_default(load):
     document = copy.deepcopy(DOCUMENT)
     del document["layers"][1]["choice"], document["preprocess"]
+    del document["layers"][0]["weight_pairs"]
     loaded = load(document)
-    assert loaded.layers == MANIFEST.layers
+    assert loaded.layers == [replace(LAYER, weight_pairs=""), *MANIFEST.layers[1:]]
     assert loaded.preprocess is None
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        ([], ""),
+        (["", ""], ""),
+        (["free", "", "free"], "free"),
+        (["bounded", "", "free"], "bounded in 1 of 2 layers"),
+    ],
+)
+def test_pairs_in_words(pairs, expected):
+    assert describe_pairs(pairs) == expected
 
 
 REQUIRED = [

@@ -30,6 +30,15 @@ def test_the_headline(page, record, manifest):
     assert manifest.target["config"] in page.by_id("origin").text
 
 
+@pytest.mark.parametrize("pairs", ["bounded", "free"])
+def test_the_rounding_of_pairs_is_told(manifest, record, pairs):
+    layers = [replace(i, weight_pairs=pairs if i.choice else "") for i in manifest.layers]
+    page = parse(render(read_content(replace(manifest, layers=layers), record)))
+    count = sum(bool(layer.choice) for layer in layers)
+    expected = {"bounded": f"bounded in {count} of {count} layers", "free": "free"}[pairs]
+    assert f"pairs of weights {expected}" in page.all("main")[0].all("section")[0].text
+
+
 def test_the_table_of_layers(page, manifest, record):
     rows = table_rows(table_named(page, "Layers in execution order"))
     content = read_content(manifest, record)

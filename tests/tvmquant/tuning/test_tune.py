@@ -85,8 +85,10 @@ def test_a_quantized_graph_is_tuned_as_it_is(graph, folder):
     tuned = tune(quantized, folder, threads=1, trials=1)
     assert tuned.tuning.trials <= tuned.workloads
     assert {e.choice for e in tuned.table.entries} == {"w8a8", "w4a8"}
-    with pytest.raises(QuantizationError, match="leave choices out"):
+    with pytest.raises(QuantizationError, match="leave out choices"):
         tune(quantized, folder, threads=1, choices=[W8A8])
+    with pytest.raises(QuantizationError, match="quantize_options"):
+        tune(quantized, folder, threads=1, quantize_options={"bound_pairs": False})
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,17 @@ def test_layers_have_the_choices_they_can_take_together(mixture):
             assert by_choice["w4a4"] == by_choice["w8a8"]
 
 
+def test_kernels_follow_how_weights_are_rounded(mixture):
+    graph, calibration = mixture
+    by_rounding = {}
+    for bounded in (True, False):
+        quantized = quantize(graph, calibration, bound_pairs=bounded)
+        by_rounding[bounded] = workloads_of(quantized, haswell())
+        found = workloads_by_choice(graph, calibration, [W8A8], haswell(), bound_pairs=bounded)
+        assert {name: by["w8a8"] for name, by in found.items()} == by_rounding[bounded]
+    assert by_rounding[True] != by_rounding[False]
+
+
 def test_an_unknown_family_is_an_error():
     with pytest.raises(TargetError, match="expected one of depthwise_conv2d, conv2d, "):
         families.kernels("conv3d")
