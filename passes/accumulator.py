@@ -72,6 +72,11 @@ class Quantized:
         return max(self.qmax - self.zero_point, self.zero_point - self.qmin)
 
     @property
+    def levels(self) -> int:
+        """Number of integers that it may hold."""
+        return self.qmax - self.qmin + 1
+
+    @property
     def rank(self) -> int:
         """Number of dimensions."""
         return len(self.expr.ty.shape.values)

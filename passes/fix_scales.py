@@ -163,7 +163,7 @@ class _Chooser(Integerizer):
             [ratio, *(t.scale.reshape(-1) / to_scale for t in others)],
             [np.maximum(*np.abs(span)), *(t.bound.reshape(-1) for t in others)],
             to.zero_point, steps, name=name, span=span, snap_first=True, slack=slack,
-            slopes=slopes, reach=reach_of(slopes, to),
+            slopes=slopes, reach=reach_of(slopes, to), levels=to.levels,
         )  # fmt: skip
         if chosen.compute_dtype != "int32":
             return scale

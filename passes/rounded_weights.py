@@ -60,7 +60,8 @@ def with_bounded_pairs(
 ) -> QuantizedWeight:
     """Bound pairs of weights, unless what that adds to the layer's error outweighs the rest.
 
-    Dense layers of one row stay free: they are a small part of a network's time, but often its end,
+    Pairs whose products with the layer's input fit 16 bits anyway need no bound. Dense layers of
+    one row stay free: they are a small part of a network's time, but often its end,
     where nothing averages errors out.
 
     Parameters
@@ -71,7 +72,8 @@ def with_bounded_pairs(
     """
     weight = layer.weight
     depthwise = weight.values.ndim == 4 and weight.values.shape[1] == 1
-    if weight.format != INT8 or depthwise or _has_one_position(layer.call):
+    fits = 2 * weight.format.qmax * layer.x.qmax < 2**15
+    if weight.format != INT8 or fits or depthwise or _has_one_position(layer.call):
         return weight
     scale = bounded_scale(weight.seen, weight.scale)
     if scale is None:

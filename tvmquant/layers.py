@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import relax
 
+from tvmquant import formats
 from tvmquant.errors import QuantizationError
-from tvmquant.formats import UINT8, WIDTHS, Format
+from tvmquant.formats import WIDTHS, Format
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, origins, span_name, used_vars
 from tvmquant.ir.tensor_types import integers
@@ -87,7 +88,11 @@ class Layer:
         """What `allows` allows, in words."""
         widths = f"{WIDTHS[0]} to {WIDTHS[-1]} bits"
         groups = "" if self.groupable else ", without groups"
-        read = "8-bit integers of the network's input" if self.given else f"activations of {widths}"
+        read = (
+            f"activations in the model's own format {self.given}"
+            if self.given
+            else f"activations of {widths}"
+        )
         return f"weights of {widths}{groups}, and {read}"
 
 
@@ -143,19 +148,23 @@ class _Reader:
             yield self._layer(
                 call,
                 ids,
-                any(edge["fixed"] for edge in edges),
+                next((edge["format"] for edge in edges if edge["fixed"]), None),
                 names.setdefault(root, ids[0]),
                 "first" if first else "last" if last else "",
             )
 
     def _layer(
-        self, call: relax.Call, edges: tuple[str, ...], fixed: bool, group: str, position: str
+        self,
+        call: relax.Call,
+        edges: tuple[str, ...],
+        given: Format | None,
+        group: str,
+        position: str,
     ) -> Layer:
         contraction = contraction_of(call)
         name = span_name(call)
         family = family_of(contraction, name)
         size = math.prod(int(v) for v in call.args[1].ty.shape.values)
-        given = UINT8 if fixed else None
         return Layer(
             name, family.operation, contraction.macs, size, contraction.outputs, edges, group,
             position, given, family.scales_groups(contraction),
@@ -176,7 +185,12 @@ class _Reader:
 
         quants = [self.values.get(origin) for origin in origins(expr, sources)]
         return [
-            {"id": attrs["id"], "var": value.args[0], "fixed": bool(attrs["fixed"])}
+            {
+                "id": attrs["id"],
+                "var": value.args[0],
+                "fixed": bool(attrs["fixed"]),
+                "format": formats.parse(attrs["format"]),
+            }
             for value in quants
             if qop.is_call(value, qop.FAKE_QUANT)
             for attrs in [qop.attributes(value)]

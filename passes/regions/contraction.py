@@ -113,7 +113,7 @@ def rounded_layer(
         [step / to_scale, *(s / to_scale for s in others)],
         [bound, *(t.bound.reshape(-1) for t in region.terms[1:])],
         to.zero_point, bias / to_scale, name=name, span=span, slopes=slopes,
-        reach=reach_of(slopes, to),
+        reach=reach_of(slopes, to), levels=to.levels,
     )  # fmt: skip
     offset = np.rint(np.ldexp(bias / to_scale, chosen.shift)).astype(np.int64)
     multiplier = weight.group_multiplier

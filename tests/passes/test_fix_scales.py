@@ -8,9 +8,12 @@ from tests.passes.graphs import calls, const, distance, graph, normal, quantize,
 from tests.passes.test_insert_requantize import CASES, SHAPE, Case, Emitter, inputs_of, network
 from tvmquant.errors import QuantizationError
 from tvmquant.formats import Uniform
+from tvmquant.graph import Graph
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of
+from tvmquant.layers import quantizable_layers
 from tvmquant.passes.annotate_quantization import AnnotateQuantization
+from tvmquant.passes.apply_calibration import ApplyCalibration
 from tvmquant.passes.fix_scales import FixScales
 from tvmquant.passes.insert_requantize import InsertRequantize
 from tvmquant.quantizer import grouped_weight_scales, weight_scales
@@ -172,7 +175,7 @@ def test_weights_with_a_scale_keep_it_exactly():
                 return None
             scale = qop.constant_array(value.args[1]) * np.float32(0.937)
             args = [value.args[0], qop.constant(scale), value.args[2]]
-            return qop.emit(qop.FAKE_QUANT, args, qop.attributes(value) | {"fixed": 1}, value.span)
+            return qop.emit(qop.FAKE_QUANT, args, qop.attributes(value), value.span)
 
     given = Given(levels.calibrated).rewrite()
     means = {name: [1.0] * 8 for name in "ab"}
@@ -186,6 +189,45 @@ def test_weights_with_a_scale_keep_it_exactly():
     (x,) = inputs_of(case)
     expected = run_twin(given, [x], mode="quantized")
     assert distance(simulate(integer, x), expected) <= 1.5
+
+
+@pytest.mark.parametrize("bits", [8, 5])
+def test_activations_with_a_scale_keep_it_exactly(bits):
+    case = CASES["residual"]
+    (x,) = inputs_of(case)
+    held = Uniform(bits, signed=False)
+    # the input, and the tensor between the layers
+    numbers = {"x0": (0.0371, 3), "lv2": (0.2213, 2)}
+
+    class Given(DataflowRewriter):
+        def visit_binding(self, _var, value):
+            if not qop.is_call(value, qop.FAKE_QUANT):
+                return None
+            attrs = qop.attributes(value)
+            if attrs["id"] not in numbers:
+                return None
+            scale, zero = numbers[attrs["id"]]
+            given = {"format": held.name, "qmin": 0, "qmax": held.qmax, "calibrated": 1, "fixed": 1}
+            constants = [np.float32([scale]), np.int32([zero])]
+            args = [self.lookup(value.args[0]), *map(qop.constant, constants)]
+            return qop.emit(qop.FAKE_QUANT, args, attrs | given, value.span)
+
+    module = AnnotateQuantization()(network(case))
+    ids = [qop.attributes(c)["id"] for c in calls(module, qop.FAKE_QUANT)]
+    assert numbers.keys() <= set(ids)
+    given = Given(module).rewrite()
+    layers = quantizable_layers(Graph(given, "L1", "net", ("x",), ("y",)))
+    assert {layer.given for layer in layers} == {held}
+    free = {name: (-4.0, 4.0) for name in ids if name not in numbers}
+    calibrated = FixScales()(ApplyCalibration(free)(given))
+    integer = InsertRequantize()(calibrated)
+    border = qop.attributes(calls(integer, qop.QUANTIZE)[0])
+    assert (np.float32(border["scale"]), border["zero_point"]) == (np.float32(0.0371), 3)
+    hidden = qop.attributes(calls(integer, qop.REQUANTIZE)[0])
+    assert (hidden["output_zero_point"], hidden["qmin"], hidden["qmax"]) == (2, 2, held.qmax)
+    # one step of 5 bits is several of the output's range
+    expected = run_twin(calibrated, [x], mode="quantized")
+    assert distance(simulate(integer, x), expected) <= (1.5 if bits == 8 else 12.0)
 
 
 def test_biases_are_not_rounded_to_steps_of_the_accumulator():

@@ -543,19 +543,19 @@ def _examine(graph: RandomGraph, built: bool) -> Finding:
     calibration = tvmquant.calibrate(imported, data)
     quantized = tvmquant.quantize(imported, calibration)
     simulated = tvmquant.simulate(quantized, images)
-    if not float_audit(quantized.module):
-        annotated = apply_calibration(imported, calibration)
+    compiled, expected, choices = quantized, simulated, graph.choices(imported) if built else {}
+    if choices:
+        compiled = tvmquant.quantize(imported, calibration, choices=choices)
+        expected = tvmquant.simulate(compiled, images)
+    if not float_audit(compiled.module):
+        annotated = apply_calibration(imported, calibration, choices=choices)
         twin = Twin(annotated.module, mode="exact")(torch.from_numpy(images))
         for index, (a, b) in enumerate(
-            zip(simulated, twin if isinstance(twin, tuple) else (twin,), strict=True)
+            zip(expected, twin if isinstance(twin, tuple) else (twin,), strict=True)
         ):
             if not np.array_equal(a, b.numpy()):
                 return Finding("TWIN", f"output {index}")
     if built:
-        compiled, expected = quantized, simulated
-        if choices := graph.choices(imported):
-            compiled = tvmquant.quantize(imported, calibration, choices=choices)
-            expected = tvmquant.simulate(compiled, images)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder, "library")
             tvmquant.build(compiled, target="haswell", out=out, threads=1, batch=EVALUATED)

@@ -86,7 +86,7 @@ def test_images_of_bytes_are_integers_from_the_first(tmp_path, transpose_first):
     assert (info.dtype, info.raw_dtype, info.scale, info.zero_point) == ("uint8", "uint8", 1.0, 0)
     (expected,) = onnxruntime.InferenceSession(path).run(None, {"x": images})
     np.testing.assert_allclose(float_outputs(network)[0], expected, rtol=1e-4, atol=1e-4)
-    assert sqnr_db(expected, simulate(network.quantized, images)[0]) > 40
+    assert sqnr_db(expected, simulate(network.quantized, images)[0]) > 38
     with pytest.raises(DataError, match=r"input 'x' is float32 .* expected uint8"):
         load(tmp_path / "library")(images[:1].astype(np.float32))
 
@@ -97,7 +97,7 @@ def test_a_factor_alone_becomes_part_of_the_weights(tmp_path):
     path = image_network(tmp_path / "net.onnx", "uint8", mean=np.zeros_like(MEAN))
     network = compile_network(path, images)
     assert op_names(network.quantized.module)[0] == "qconv2d"
-    assert sqnr_db(float_outputs(network)[0], simulate(network.quantized, images)[0]) > 40
+    assert sqnr_db(float_outputs(network)[0], simulate(network.quantized, images)[0]) > 38
 
 
 @pytest.mark.parametrize("read", [False, True])
@@ -128,7 +128,7 @@ def test_other_integers(tmp_path, dtype, first):
     assert next(n for n in names if n not in ("permute_dims", "reshape")) == first
     # of more than 8 bits the range must be measured: they are quantized as floats are
     assert len(calls(network.quantized.module, qop.QUANTIZE)) == (dtype == "int32")
-    assert sqnr_db(float_outputs(network)[0], simulate(network.quantized, images)[0]) > 40
+    assert sqnr_db(float_outputs(network)[0], simulate(network.quantized, images)[0]) > 38
     check_library(network, tmp_path / "library")
 
 
