@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T  # noqa: N812  (TVMScript's customary name)
+
+
+def _run(first: Any, count: int) -> Any:
+    """Return where so many neighbours are; a vector of one would be none."""
+    return T.ramp(first, 1, count) if count > 1 else first
+
+
+def _lanes(dtype: str, count: int) -> str:
+    return f"{dtype}x{count}" if count > 1 else dtype
 
 
 def join_rows(rows: int, length: int, run: int, dtype: str) -> str:
@@ -42,10 +53,10 @@ def join_rows(rows: int, length: int, run: int, dtype: str) -> str:
             T.reads(A[0:read, 0:length])
             T.writes(C[0:run])
             for r in T.unroll(rows - 1):
-                C[T.ramp(r * length, 1, wide)] = A.vload([r, 0], dtype=f"{dtype}x{wide}")
-            C[T.ramp(last, 1, narrow)] = A.vload([rows - 1, 0], dtype=f"{dtype}x{narrow}")
-            C[T.ramp(last + overlap, 1, narrow)] = A.vload(
-                [rows - 1, overlap], dtype=f"{dtype}x{narrow}"
+                C[_run(r * length, wide)] = A.vload([r, 0], dtype=_lanes(dtype, wide))
+            C[_run(last, narrow)] = A.vload([rows - 1, 0], dtype=_lanes(dtype, narrow))
+            C[_run(last + overlap, narrow)] = A.vload(
+                [rows - 1, overlap], dtype=_lanes(dtype, narrow)
             )
 
     TensorIntrin.register(name, description, implementation)

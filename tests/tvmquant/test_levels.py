@@ -13,9 +13,9 @@ def calls(monkeypatch):
     found = []
 
     def counted(name, phase):
-        def run(module, *options):
+        def run(module, *options, **named):
             found.append(name)
-            return phase(module, *options)
+            return phase(module, *options, **named)
 
         return run
 

@@ -122,7 +122,7 @@ def test_a_farm_measures_until_its_last_device_is_lost(tracker_port, builder, tm
     machine = Machine.of("native", 1)
     workloads = count([conv(), depthwise()])
     with running_devices(tracker_port, "farm", 2) as servers:
-        farm = Tracker(LOOPBACK, tracker_port, "farm", wait_seconds=20)
+        farm = Tracker(LOOPBACK, tracker_port, "farm", wait_seconds=8)
         runner = DeviceRunner(farm, threads=1, session_seconds=20)
         database = Database(tmp_path, machine, cpu=runner.cpu)
         borrowed = {"builder": Borrowed(builder), "runner": Borrowed(runner)}

@@ -222,7 +222,7 @@ def test_writers_killed_at_any_moment_lose_nothing_that_was_appended(path):
     """Two processes append to one file and are killed, again and again."""
     context = multiprocessing.get_context("fork")
     acknowledged = 0
-    for delay in np.random.default_rng(0).uniform(0, 0.05, 12):
+    for delay in np.random.default_rng(0).uniform(0, 0.03, 6):
         pipes = [context.Pipe(duplex=False) for _ in range(2)]
         writers = [
             context.Process(target=write_for_ever, args=(path, sender), daemon=True)

@@ -126,7 +126,7 @@ def test_a_run_killed_at_any_moment_continues(graph, tmp_path):
         try:
             while len(Database(tmp_path, Machine.of(target, 1))) < known + more:
                 assert run.is_alive()
-                time.sleep(0.01)
+                time.sleep(0.1)
         finally:
             run.kill()
             run.join()
