@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import latency
+from benchmarks.noise import sqnr_db
 from benchmarks.rows import Row, RowMaker, machine_facts, target_rounding
 from tvmquant.bit_choice import BitChoice
 from tvmquant.progress import Stage
@@ -73,7 +74,6 @@ def _compared(
     import tvmquant
     from tvmquant.layers import quantizable_layers
     from tvmquant.network_latency import uniform_choices
-    from tvmquant.output_quality import decibels, signal_and_noise
     from tvmquant.quantization import apply_calibration
     from tvmquant.twin import Twin
 
@@ -98,5 +98,4 @@ def _compared(
     for config, found in (("twin", exact), ("library", computed)):
         differing = int(np.count_nonzero(found != oracle))
         yield make(name, f"{config}-{choice}", "differing", differing, "", numbers=oracle.size)
-    sqnr_db = decibels(*signal_and_noise(exact, approximate))
-    yield make(name, f"fake-quant-{choice}", "sqnr_db", sqnr_db, "dB")
+    yield make(name, f"fake-quant-{choice}", "sqnr_db", sqnr_db(exact, approximate), "dB")

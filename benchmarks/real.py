@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import latency as timing
+from benchmarks.noise import sqnr_db
 from benchmarks.real_data import Recipe, find_recipe
 from benchmarks.rows import Row, RowMaker, machine_facts, target_rounding
 from tvmquant.cli.options import parse_input_shapes
@@ -427,7 +427,7 @@ def _accuracy_rows(make: RowMaker, case: Case, outcomes: Mapping[str, Outcome]) 
             yield make(case.model, config, "float_operators", count, "", names=names)
         if config == REFERENCE or not found.outputs or not reference:
             continue
-        ratios = [_sqnr_db(*pair) for pair in zip(reference, found.outputs, strict=True)]
+        ratios = [sqnr_db(*pair) for pair in zip(reference, found.outputs, strict=True)]
         for index, ratio in enumerate(ratios):
             yield make(case.model, config, "sqnr_db", ratio, "dB", output=index)
         worst[config] = min(ratios)
@@ -438,14 +438,6 @@ def _accuracy_rows(make: RowMaker, case: Case, outcomes: Mapping[str, Outcome]) 
     if OURS in worst and rivals:
         gain = worst[OURS] - max(rivals)
         yield make(case.model, OURS, "gain_over_best_peer_db", gain, "dB")
-
-
-def _sqnr_db(reference: NDArray[Any], found: NDArray[Any]) -> float:
-    from tvmquant.output_quality import decibels, signal_and_noise
-
-    if reference.shape != found.shape or not np.isfinite(found).all():
-        return -math.inf
-    return decibels(*signal_and_noise(reference, found))
 
 
 def _agreement(reference: NDArray[Any], found: NDArray[Any]) -> float | None:
