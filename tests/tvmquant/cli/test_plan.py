@@ -3,6 +3,7 @@ import shutil
 import pytest
 
 from tvmquant.allocation import Plan
+from tvmquant.errors import DataError
 from tvmquant.machine import Machine
 from tvmquant.tuning import Database
 
@@ -90,6 +91,19 @@ def test_layers_that_a_table_lacks_are_listed(
     assert outcome.json()["untuned"] == ["stem", "left", "right", "depthwise", "head"]
     assert outcome.stderr == ""
     assert tvmquant(*command, "--quiet").stderr == ""
+
+
+@pytest.mark.parametrize(("option", "bounded"), [("--portable", True), ("--free-weights", False)])
+def test_a_plan_is_for_weights_as_they_will_be_rounded(
+    tvmquant, branches_onnx, branches_data, tmp_path, monkeypatch, option, bounded
+):
+    def stop(setup, *_arguments):
+        raise DataError(str(setup.quantize_options))
+
+    monkeypatch.setattr("tvmquant.mixed_precision.choose.choose_plan", stop)
+    command = ["plan", branches_onnx, "--data", branches_data, "-o", tmp_path / "plan.json"]
+    outcome = tvmquant(*command, "--threads", 1, option, code=2)
+    assert str({"bound_pairs": bounded}) in outcome.stderr
 
 
 def test_a_plan_can_be_compiled(tvmquant, branches_onnx, branches_data, measured, tmp_path):

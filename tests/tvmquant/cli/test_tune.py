@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from tvmquant.cli.options import parse_time
@@ -45,6 +47,17 @@ def test_an_interrupted_run_reports_what_it_has(tvmquant, small_onnx, tmp_path, 
     assert summary["interrupted"]
     assert summary["trials"] == 3
     assert summary["choices"]["w8a8"]["layers"] == 2
+
+
+@pytest.mark.parametrize(("option", "bounded"), [("--portable", True), ("--free-weights", False)])
+def test_weights_are_rounded_as_asked(tvmquant, small_onnx, tmp_path, monkeypatch, option, bounded):
+    def stop(*_arguments, quantize_options, **_options):
+        raise TuningError(str(quantize_options))
+
+    # the package's name for the module is the function
+    monkeypatch.setattr(sys.modules["tvmquant.tuning.tune"], "tune", stop)
+    outcome = tvmquant("tune", small_onnx, "-o", tmp_path / "t", option, code=2)
+    assert str({"bound_pairs": bounded}) in outcome.stderr
 
 
 @pytest.mark.parametrize(
