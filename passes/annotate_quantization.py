@@ -227,9 +227,9 @@ class _Annotator(DataflowRewriter):
         )
 
     def _with_quantized_weight(self, call: relax.Call) -> relax.Call | None:
-        if not qop.is_call(
-            call, "relax.nn.conv2d", "relax.nn.conv2d_transpose", "relax.matmul"
-        ) or not isinstance(call.args[1], tvm.ir.GenericConst):
+        if not qop.is_call(call, *qop.FLOAT_CONTRACTIONS) or not isinstance(
+            call.args[1], tvm.ir.GenericConst
+        ):
             return None
         if ContractionRegion().form(self.finder, call) is None:
             return None

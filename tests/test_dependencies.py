@@ -41,7 +41,7 @@ MAY_IMPORT = {
     # kernels
     "schedules.isa": {"tvm_compat"},
     "schedules": {"schedules.isa", "machine", "resize", "run_layout", "tvm_compat"},
-    "schedules.families": {"schedules", "schedules.isa", "machine"},
+    "schedules.families": {"bit_choice", "schedules", "schedules.isa", "machine"},
     # graphs and their rewrites
     "ir": set(),
     "passes": {

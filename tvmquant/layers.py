@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import tvm
 from tvm import relax
 
 from tvmquant import formats
+from tvmquant.bit_choice import W8A8, BitChoice
 from tvmquant.errors import QuantizationError
-from tvmquant.formats import WIDTHS, Format
+from tvmquant.formats import GROUP_SIZES, WIDTHS, Format, Uniform
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, origins, span_name, used_vars
 from tvmquant.ir.tensor_types import integers
@@ -25,13 +26,14 @@ from tvmquant.schedules.families import (
     DENSE,
     Contraction,
     family_of,
+    scales_groups,
 )
 
 if TYPE_CHECKING:
-    from tvmquant.bit_choice import BitChoice
     from tvmquant.graph import Graph
 
-CONTRACTIONS = ("relax.nn.conv2d", "relax.nn.conv2d_transpose", "relax.matmul")
+# Whether kernels can scale groups of weights is asked with the smallest ones.
+_GROUPED: Final = BitChoice(Uniform(4, signed=True, group=GROUP_SIZES[0]))
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class _Reader:
         found = [
             (call, edges)
             for _, call in bindings_of(self.function)
-            if qop.is_call(call, *CONTRACTIONS) and self._has_quantized_weight(call)
+            if qop.is_call(call, *qop.FLOAT_CONTRACTIONS) and self._has_quantized_weight(call)
             if (edges := self._edges(call.args[0]))
         ]
         for _, edges in found:
@@ -163,11 +165,12 @@ class _Reader:
     ) -> Layer:
         contraction = contraction_of(call)
         name = span_name(call)
-        family = family_of(contraction, name)
+        # for any machine: the graph is quantized before one is chosen
+        family = family_of(contraction, W8A8, None, name)
         size = math.prod(int(v) for v in call.args[1].ty.shape.values)
         return Layer(
             name, family.operation, contraction.macs, size, contraction.outputs, edges, group,
-            position, given, family.scales_groups(contraction),
+            position, given, scales_groups(contraction, _GROUPED, None),
         )  # fmt: skip
 
     def _has_quantized_weight(self, call: relax.Call) -> bool:
@@ -212,7 +215,7 @@ class _Reader:
         for var, value in bindings_of(self.function):
             before = frozenset().union(*(upstream.get(v, frozenset()) for v in used_vars(value)))
             name = span_name(value)
-            if qop.is_call(value, *CONTRACTIONS) and name in names:
+            if qop.is_call(value, *qop.FLOAT_CONTRACTIONS) and name in names:
                 followed |= before
                 before = frozenset({name})  # what lies further up is followed by this one
             upstream[var] = before

@@ -64,14 +64,14 @@ def _contract(lowerer: Lowerer, call: relax.Call) -> relax.Expr:
     attrs = qop.attributes(call)
     operands, multiplier = qop.contraction_operands(call)
     x, weight, bias, *extra = (lowerer.lookup(a) for a in operands)
-    contraction, held = contraction_of(call), BitChoice.parse(attrs["choice"]).weight
+    contraction, choice = contraction_of(call), BitChoice.parse(attrs["choice"])
     epilogue = epilogue_of(attrs, extra)
     layer = Layer(
         contraction,
         span_name(call),
         _windows(weight),
         np.broadcast_to(qop.constant_array(bias), (contraction.outputs,)),
-        held.bits, held.group, None if multiplier is None else _windows(multiplier),
+        choice.weight, choice.activation, None if multiplier is None else _windows(multiplier),
         attrs["input_zero_point"], attrs["input_qmin"], attrs["input_qmax"],
     )  # fmt: skip
     if epilogue is not None:
@@ -80,13 +80,14 @@ def _contract(lowerer: Lowerer, call: relax.Call) -> relax.Expr:
             epilogue.per_channel(contraction.outputs),
             epilogue.residual_dtype,
         )
-    family = family_of(contraction, layer.name)
+    family = family_of(contraction, choice, lowerer.machine, layer.name)
     found = family.lower(layer, lowerer.machine, lowerer.tilings)
     tensors = {"input": x, "residual": epilogue and epilogue.residual}
 
     def argument(value: Any) -> relax.Expr:
         if isinstance(value, Weight):
-            return lowerer.weight(value.packed, held if value.bits == held.bits else INT8)
+            held = choice.weight if value.bits == choice.weight.bits else INT8
+            return lowerer.weight(value.packed, held)
         if not isinstance(value, Operand):
             return qop.constant(value)
         tensor = tensors[value.name]

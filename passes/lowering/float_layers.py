@@ -13,8 +13,6 @@ from tvmquant.ir.rewriter import bindings_of, count_uses, used_vars
 from tvmquant.ir.tensor_types import dtype_of, static_shape
 from tvmquant.schedules.epilogue import FloatEpilogue
 
-_CONTRACTIONS = ("relax.nn.conv2d", "relax.matmul")
-
 
 @dataclass(frozen=True)
 class FloatLayer:
@@ -88,10 +86,12 @@ def plan_layers(function: relax.Function) -> dict[relax.Var, FloatLayer]:
     layers: dict[relax.Var, FloatLayer] = {}
     taken: set[relax.Var] = set()
     for var, value in values.items():
-        weight = value.args[1] if qop.is_call(value, *_CONTRACTIONS) else None
+        weight = value.args[1] if qop.is_call(value, *qop.FLOAT_CONTRACTIONS) else None
         array = qop.constant_array(weight)
         if array is None or dtype_of(var) != "float32":
             continue
+        if qop.is_call(value, "relax.nn.conv2d_transpose"):
+            continue  # overlapping windows: TVM's legalization computes them
         if qop.is_call(value, "relax.matmul") and array.ndim != 2:
             continue  # one weight per item of a batch, or a vector
         layer, result = FloatLayer(value), var

@@ -31,11 +31,6 @@ if TYPE_CHECKING:
     from tvmquant.passes.insert_requantize import Integerizer
     from tvmquant.passes.quantized_regions import RegionFinder
 
-CONTRACTIONS = {
-    "relax.nn.conv2d": qop.QCONV2D,
-    "relax.nn.conv2d_transpose": qop.QCONV2D_TRANSPOSE,
-    "relax.matmul": qop.QDENSE,
-}
 # stands for the step of a channel that is multiplied by 0
 LEAST_STEP = 1e-300
 # far beyond what an accumulator holds
@@ -45,7 +40,7 @@ MOST_STEPS = 2.0**40
 class ContractionRegion(RegionKind):
     """An accumulator, begun by a layer with a constant weight."""
 
-    operators = frozenset(CONTRACTIONS)
+    operators = frozenset(qop.FLOAT_CONTRACTIONS)
 
     def form(self, finder: RegionFinder, call: relax.Call) -> Form | None:
         """Return an accumulator whose constants vary along the output channels."""
@@ -120,7 +115,7 @@ def rounded_layer(
     grouped = [] if multiplier is None else [qop.constant(multiplier)]
     levels = qop.constant(weight.levels(weight.scale))
     args = [x.expr, levels, qop.constant(folded.astype(np.int32)), *grouped]
-    operator = CONTRACTIONS[layer.call.op.name]
+    operator = qop.FLOAT_CONTRACTIONS[layer.call.op.name]
     expr = integerizer.emit(
         qop.emit(operator, args, _attributes(layer, name), layer.call.span), "acc"
     )

@@ -7,7 +7,9 @@ module of this folder and an entry of the list.
 
 from __future__ import annotations
 
+from tvmquant.bit_choice import BitChoice
 from tvmquant.errors import QuantizationError, TargetError
+from tvmquant.machine import Machine
 from tvmquant.schedules.families.contraction import (
     CONV2D,
     CONV2D_TRANSPOSE,
@@ -42,6 +44,7 @@ __all__ = [
     "kernels",
     "operations",
     "register",
+    "scales_groups",
     "sums_one_channel",
     "unregister",
 ]
@@ -65,18 +68,44 @@ def unregister(family: Family) -> None:
     _FAMILIES.remove(family)
 
 
-def family_of(contraction: Contraction, layer: str) -> Family:
+def family_of(
+    contraction: Contraction, choice: BitChoice, machine: Machine | None, layer: str
+) -> Family:
     """Return the first family that computes a contraction.
+
+    Parameters
+    ----------
+    contraction, choice, machine
+        As of `Family.accepts`.
+    layer : str
+        Name of the layer, for errors.
 
     Raises
     ------
     QuantizationError
-        If none does; names the layer.
+        If none does.
     """
-    for family in _FAMILIES:
-        if family.accepts(contraction):
-            return family
-    raise QuantizationError(f"layer {layer!r}: no kernel computes {contraction}; leave it in float")
+    found = _first(contraction, choice, machine)
+    if found is not None:
+        return found
+    target = f" for the target {machine.options}" if machine else ""
+    raise QuantizationError(
+        f"layer {layer!r}: no kernel computes {contraction} as {choice}{target}; leave it in float"
+    )
+
+
+def scales_groups(contraction: Contraction, choice: BitChoice, machine: Machine | None) -> bool:
+    """Whether the family that computes a contraction scales groups; False where none does.
+
+    Parameters are those of `Family.scales_groups`.
+    """
+    found = _first(contraction, choice, machine)
+    return found is not None and found.scales_groups(contraction, choice, machine)
+
+
+def _first(contraction: Contraction, choice: BitChoice, machine: Machine | None) -> Family | None:
+    asked = (family for family in _FAMILIES if family.accepts(contraction, choice, machine))
+    return next(asked, None)
 
 
 def operations() -> frozenset[str]:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from tvm import tirx
 
+from tvmquant.formats import INT8, UINT8, Format
 from tvmquant.schedules.epilogue import Epilogue
 
 Array = npt.NDArray[Any]
@@ -132,10 +133,7 @@ class Layer:
     weight : int8 array (O, kh, kw, C / groups)
         Without the multipliers of its groups.
     bias : int32 array (O,)
-    w_bits : int
-        Of the weight's format.
-    w_group : int
-        Neighbours that share a multiplier; 0 for none.
+    weight_format, activation_format : Format
     multiplier : int8 array, optional
         Of every weight, where there are groups.
     input_zero_point, input_qmin, input_qmax : int
@@ -149,8 +147,8 @@ class Layer:
     name: str
     weight: Array
     bias: Array
-    w_bits: int = 8
-    w_group: int = 0
+    weight_format: Format = INT8
+    activation_format: Format = UINT8
     multiplier: Array | None = None
     input_zero_point: int = 0
     input_qmin: int = 0
@@ -171,7 +169,7 @@ class Layer:
     @property
     def whole_bits(self) -> int:
         """Bits that the values of `whole_weight` fit."""
-        return self.w_bits if self.multiplier is None else 8
+        return self.weight_format.bits if self.multiplier is None else INT8.bits
 
 
 @dataclass(frozen=True)

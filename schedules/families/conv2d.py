@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from tvm import tirx
 
+from tvmquant.bit_choice import BitChoice
 from tvmquant.machine import Machine
 from tvmquant.schedules import conv2d
 from tvmquant.schedules.conv2d import Conv2DSpec, Tiling
@@ -38,11 +39,13 @@ class Conv2DFamily(Family):
     name = "conv2d"
     operation = "conv2d"
 
-    def accepts(self, contraction: Contraction) -> bool:
+    def accepts(self, contraction: Contraction, choice: BitChoice, machine: Machine | None) -> bool:
         """Whether it is a convolution."""
         return contraction.operator == CONV2D
 
-    def scales_groups(self, contraction: Contraction) -> bool:
+    def scales_groups(
+        self, contraction: Contraction, choice: BitChoice, machine: Machine | None
+    ) -> bool:
         """Whether groups of weights follow the runs."""
         return _spec(contraction).groupable
 
@@ -52,7 +55,7 @@ class Conv2DFamily(Family):
         tiling = tilings(self.name, spec, layer.name) or self.default(spec, machine)
         length = conv2d.padded_outputs(spec, tiling)
         shape = conv2d.output_shape(spec, tiling)
-        bits = layer.w_bits if spec.w_group else layer.whole_bits
+        bits = layer.weight_format.bits if spec.w_group else layer.whole_bits
         packed: list[Any] = [Weight(conv2d.pack_weight(weight, spec, tiling), bits)]
         if scale is not None:
             packed.append(conv2d.pack_scale(scale, spec, tiling))
@@ -136,7 +139,8 @@ def _narrowed(layer: Layer, machine: Machine) -> tuple[Conv2DSpec, Any, Any]:
         residual_dtype=layer.residual_dtype,
     )
     weight, scale = layer.weight, None
-    w_bits, w_group = conv2d.container_of(layer.w_bits), layer.w_group
+    held = layer.weight_format
+    w_bits, w_group = conv2d.container_of(held.bits), held.group
     if w_group and not spec.groupable:
         w_bits, w_group, weight = 8, 0, layer.whole_weight
     spec = replace(spec, w_bits=w_bits, w_group=w_group)

@@ -9,6 +9,7 @@ from typing import Any
 
 from tvm import tirx
 
+from tvmquant.bit_choice import BitChoice
 from tvmquant.machine import Machine
 from tvmquant.schedules import conv2d_transpose
 from tvmquant.schedules.conv2d_transpose import Conv2DTransposeSpec, Tiling
@@ -31,7 +32,7 @@ class Conv2DTransposeFamily(Family):
     name = "conv2d_transpose"
     operation = "conv2d_transpose"
 
-    def accepts(self, contraction: Contraction) -> bool:
+    def accepts(self, contraction: Contraction, choice: BitChoice, machine: Machine | None) -> bool:
         """Whether it is a transposed convolution."""
         return contraction.operator == CONV2D_TRANSPOSE
 

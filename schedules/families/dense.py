@@ -7,6 +7,7 @@ from typing import Any
 
 from tvm import tirx
 
+from tvmquant.bit_choice import BitChoice
 from tvmquant.machine import Machine
 from tvmquant.schedules import conv2d
 from tvmquant.schedules.families.contraction import DENSE, Contraction, Layer, Lowered
@@ -19,7 +20,7 @@ class DenseFamily(Conv2DFamily):
 
     operation = "dense"
 
-    def accepts(self, contraction: Contraction) -> bool:
+    def accepts(self, contraction: Contraction, choice: BitChoice, machine: Machine | None) -> bool:
         """Whether it is a dense layer."""
         return contraction.operator == DENSE
 

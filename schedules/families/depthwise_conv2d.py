@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from tvm import tirx
 
+from tvmquant.bit_choice import BitChoice
 from tvmquant.machine import Machine
 from tvmquant.schedules import depthwise_conv2d, depthwise_tiling
 from tvmquant.schedules.depthwise_conv2d import DepthwiseConv2DSpec, Tiling
@@ -39,7 +40,7 @@ class DepthwiseConv2DFamily(Family):
     operation = "depthwise_conv2d"
     one_channel = True
 
-    def accepts(self, contraction: Contraction) -> bool:
+    def accepts(self, contraction: Contraction, choice: BitChoice, machine: Machine | None) -> bool:
         """Whether every group is one of several input channels."""
         return contraction.operator == CONV2D and contraction.groups == contraction.channels > 1
 

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from tvm import tirx
 
+from tvmquant.bit_choice import BitChoice
 from tvmquant.machine import Machine
 from tvmquant.schedules.epilogue import Epilogue
 from tvmquant.schedules.families.contraction import Array, Contraction, Layer, Lowered, Operand
@@ -40,11 +41,25 @@ class Family(ABC):
     one_channel: bool = False
 
     @abstractmethod
-    def accepts(self, contraction: Contraction) -> bool:
-        """Whether the kernels compute a contraction."""
+    def accepts(self, contraction: Contraction, choice: BitChoice, machine: Machine | None) -> bool:
+        """Whether the kernels compute a contraction.
 
-    def scales_groups(self, contraction: Contraction) -> bool:
-        """Whether the kernels multiply the sums of groups of weights; else weights are whole."""
+        Parameters
+        ----------
+        contraction : Contraction
+        choice : BitChoice
+            Formats of the weight and the activation.
+        machine : Machine or None
+            None while it is not chosen: whether there is one for which they do.
+        """
+
+    def scales_groups(
+        self, contraction: Contraction, choice: BitChoice, machine: Machine | None
+    ) -> bool:
+        """Whether the kernels multiply the sums of groups of weights; else weights are whole.
+
+        Asked of what the family accepts, with the same parameters.
+        """
         return False
 
     @abstractmethod

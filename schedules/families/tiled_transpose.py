@@ -10,6 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from tvmquant.bit_choice import BitChoice
+from tvmquant.formats import INT8
 from tvmquant.machine import Machine
 from tvmquant.schedules import kernel_facts
 from tvmquant.schedules.families.contraction import (
@@ -28,7 +30,7 @@ class TiledTransposeFamily(Conv2DFamily):
 
     operation = "conv2d_transpose"
 
-    def accepts(self, contraction: Contraction) -> bool:
+    def accepts(self, contraction: Contraction, choice: BitChoice, machine: Machine | None) -> bool:
         """Whether the windows lie side by side and fill the output."""
         plain = (
             contraction.strides == contraction.kernel
@@ -39,7 +41,9 @@ class TiledTransposeFamily(Conv2DFamily):
         )
         return contraction.operator == CONV2D_TRANSPOSE and plain and not contraction.residual
 
-    def scales_groups(self, contraction: Contraction) -> bool:
+    def scales_groups(
+        self, contraction: Contraction, choice: BitChoice, machine: Machine | None
+    ) -> bool:
         """Whether groups of weights are scaled: they would be of one element of the kernel."""
         return False
 
@@ -62,7 +66,8 @@ class TiledTransposeFamily(Conv2DFamily):
                 contraction=pointwise,
                 weight=packed.reshape(taps * c.outputs, 1, 1, c.channels),
                 bias=(np.tile(layer.bias, taps) + unmet).astype(np.int32),
-                w_bits=8 if layer.w_group else layer.w_bits, w_group=0, multiplier=None,
+                weight_format=INT8 if layer.weight_format.group else layer.weight_format,
+                multiplier=None,
                 input_zero_point=0,
                 vectors=layer.vectors and layer.vectors.repeated(taps),
             ),

@@ -84,8 +84,13 @@ POOL_SUM = PREFIX + "pool_sum"
 REQUANTIZE = PREFIX + "requantize"
 TABLE = PREFIX + "table"
 
-# operators that multiply by a weight
-CONTRACTIONS = (QCONV2D, QCONV2D_TRANSPOSE, QDENSE)
+# float operators that multiply by a weight, and what computes them with integers
+FLOAT_CONTRACTIONS = {
+    "relax.nn.conv2d": QCONV2D,
+    "relax.nn.conv2d_transpose": QCONV2D_TRANSPOSE,
+    "relax.matmul": QDENSE,
+}
+CONTRACTIONS = tuple(FLOAT_CONTRACTIONS.values())
 # operators whose int32 accumulator can be finished by a fused epilogue
 ACCUMULATING = (*CONTRACTIONS, QMULTIPLY, POOL_SUM)
 

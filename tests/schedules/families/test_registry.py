@@ -8,6 +8,7 @@ from tvm import te
 
 from tests.passes.graphs import graph
 from tests.schedules import kernel_testing as kt
+from tvmquant.bit_choice import W8A8, BitChoice
 from tvmquant.errors import QuantizationError
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.machine import Machine
@@ -105,7 +106,7 @@ def test_timing_specs_drop_mere_values_only():
 def test_families_are_asked_in_turn():
     def operation(operator, **fields):
         contraction = Contraction(operator, 1, 8, 8, 12, 24, **fields)
-        return families.family_of(contraction, "layer").operation
+        return families.family_of(contraction, W8A8, None, "layer").operation
 
     assert operation("conv2d") == "conv2d"
     assert operation("conv2d", groups=12) == "depthwise_conv2d"
@@ -118,13 +119,14 @@ def test_families_are_asked_in_turn():
 
 def test_transposed_convolutions_without_overlap_have_kernels_of_one_pixel():
     tiled = Contraction("conv2d_transpose", 1, 8, 8, 12, 24, (2, 2), (2, 2))
-    assert families.family_of(tiled, "layer").name == "conv2d"
+    assert families.family_of(tiled, W8A8, None, "layer").name == "conv2d"
     near_misses = [
         {"kernel": (3, 3)}, {"padding": (0, 0, 1, 0)}, {"output_padding": (1, 0)}, {"groups": 2},
         {"dilation": (2, 1)}, {"residual": True},
     ]  # fmt: skip
     for fields in near_misses:
-        assert families.family_of(replace(tiled, **fields), "layer").name == "conv2d_transpose"
+        near = replace(tiled, **fields)
+        assert families.family_of(near, W8A8, None, "layer").name == "conv2d_transpose"
 
 
 class Ternary(Family):
@@ -132,7 +134,7 @@ class Ternary(Family):
 
     name = operation = "ternary"
 
-    def accepts(self, contraction):
+    def accepts(self, contraction, choice, machine):
         return contraction.operator == "dense" and contraction.outputs == 3
 
     def lower(self, layer, machine, tilings):
@@ -161,11 +163,11 @@ def ternary():
     families.unregister(family)
 
 
-def dense(outputs):
+def dense(outputs, choice="w8a8"):
     """Return a dense layer at L2 and its weight."""
     weight = np.arange(outputs * 16, dtype=np.int8).reshape(outputs, 16)
     attrs = {
-        "input_zero_point": 0, "input_qmin": 0, "input_qmax": 255, "choice": "w8a8",
+        "input_zero_point": 0, "input_qmin": 0, "input_qmax": 255, "choice": choice,
         "epilogue": 0, "out_dtype": "int32", "id": "dense",
     }  # fmt: skip
     constants = map(qop.constant, (weight, np.zeros(outputs, np.int32)))
@@ -192,4 +194,86 @@ def test_a_registered_family_computes_what_it_accepts():
 def test_what_no_family_accepts_is_named():
     contraction = Contraction("conv3d", 1, 8, 8, 12, 24)
     with pytest.raises(QuantizationError, match=r"layer 'cube': no kernel computes .*conv3d"):
-        families.family_of(contraction, "cube")
+        families.family_of(contraction, W8A8, None, "cube")
+
+
+class Cubes(Ternary):
+    """A family of contractions that no other computes, of some formats and processors."""
+
+    def __init__(self, weight_bits=range(2, 9), feature=None):
+        self.weight_bits, self.feature = weight_bits, feature
+
+    def accepts(self, contraction, choice, machine):
+        can = self.feature is None or machine is None or self.feature in machine.features
+        return contraction.operator == "conv3d" and choice.weight.bits in self.weight_bits and can
+
+    def scales_groups(self, contraction, choice, machine):
+        return choice.weight.bits == 4 and (machine is None or "avx2" in machine.features)
+
+
+@pytest.fixture
+def registered():
+    """Register families, of which the first is asked first."""
+    added = []
+
+    def add(*given):
+        for family in reversed(given):
+            families.register(family)
+            added.append(family)
+
+    yield add
+    for family in added:
+        families.unregister(family)
+
+
+CUBE = Contraction("conv3d", 1, 8, 8, 12, 24)
+HASWELL, VNNI = Machine.of("haswell", 1), Machine.of("cascadelake", 1)
+
+
+def test_families_may_differ_by_the_formats_that_they_accept(registered):
+    ternary, nibbles = Cubes(range(2, 4)), Cubes(range(4, 5))
+    registered(ternary, nibbles)
+    for text, expected in {"w3a8": ternary, "w2a4": ternary, "w4a8": nibbles}.items():
+        choice = BitChoice.parse(text)
+        assert families.family_of(CUBE, choice, HASWELL, "cube") is expected
+    with pytest.raises(QuantizationError, match=r"'cube': no kernel .*conv3d.* as w5a8 .*haswell"):
+        families.family_of(CUBE, BitChoice.parse("w5a8"), HASWELL, "cube")
+
+
+def test_families_may_differ_by_the_processors_that_they_accept(registered):
+    vnni, avx2 = Cubes(feature="avx512vnni"), Cubes(feature="avx2")
+    registered(vnni, avx2)
+    assert families.family_of(CUBE, W8A8, VNNI, "cube") is vnni
+    assert families.family_of(CUBE, W8A8, HASWELL, "cube") is avx2
+    assert families.family_of(CUBE, W8A8, None, "cube") is vnni
+    with pytest.raises(QuantizationError, match=r"'cube': no kernel .*conv3d.* as w8a8 .*nehalem"):
+        families.family_of(CUBE, W8A8, Machine.of("nehalem", 1), "cube")
+
+
+def test_whether_groups_are_scaled_depends_on_formats_and_processors(registered):
+    registered(Cubes(range(4, 9)))
+    nibbles, wide, narrow = map(BitChoice.parse, ("w4a8g32", "w8a8", "w3a8g32"))
+    nehalem = Machine.of("nehalem", 1)
+    for machine, expected in {HASWELL: True, None: True, nehalem: False}.items():
+        assert families.scales_groups(CUBE, nibbles, machine) is expected
+    assert not families.scales_groups(CUBE, wide, HASWELL)
+    assert not families.scales_groups(CUBE, narrow, HASWELL)  # none computes it
+
+
+@pytest.mark.parametrize("kind", [{"weight_bits": (7,)}, {"feature": "avx512vnni"}])
+def test_lowering_asks_with_the_formats_and_the_machine_of_a_layer(registered, kind):
+    class Dense(Cubes):
+        def accepts(self, contraction, choice, machine):
+            as_cube = replace(contraction, operator="conv3d")
+            return contraction.operator == "dense" and super().accepts(as_cube, choice, machine)
+
+    registered(Dense(**kind))
+
+    def operations(choice, machine):
+        lowered = LowerToKernels(machine)(dense(3, choice)[0])
+        return {operation_of(f) for v, f in lowered.functions.items() if v.name_hint != "main"}
+
+    accepted = ("w7a8", VNNI)
+    refused = ("w8a8", VNNI) if "weight_bits" in kind else ("w7a8", HASWELL)
+    assert "ternary" in operations(*accepted)
+    assert "ternary" not in operations(*refused)
