@@ -29,7 +29,7 @@ from tvm import relax, tirx
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.tensor_types import dtype_of, integers, nhwc_shape, static_shape
 from tvmquant.machine import Machine
-from tvmquant.passes.lowering.emitter import KernelEmitter
+from tvmquant.passes.lowering.emitter import KernelEmitter, LoweringPass
 from tvmquant.passes.lowering.float_layers import FloatLayer, plan_layers
 from tvmquant.passes.lowering.float_layout import FloatLayoutConverter
 from tvmquant.passes.lowering.movement import concat_spec, permute_spec
@@ -169,21 +169,10 @@ def _bias(layer: FloatLayer, length: int) -> relax.Expr:
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="LowerFloat")
-class LowerFloat:
-    """Lower the float operators of a module (see the module's description).
+class LowerFloat(LoweringPass):
+    """Lower the float operators of a module (see the module's description)."""
 
-    Parameters
-    ----------
-    machine : Machine
-        Threads that the kernels divide their work for.
-    """
-
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
-
-    def transform_module(
-        self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
-    ) -> tvm.IRModule:
+    def lowered(self, module: tvm.IRModule) -> tvm.IRModule:
         """Return the module with float32 kernels."""
         channels_last = FloatLayoutConverter(module).rewrite()
         return _Lowerer(channels_last, self.machine).rewrite()

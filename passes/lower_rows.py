@@ -23,9 +23,8 @@ import tvm
 from tvm import relax
 
 from tvmquant.ir.tensor_types import dtype_of, integers, static_shape
-from tvmquant.machine import Machine
 from tvmquant.passes.lower_float import OPAQUE
-from tvmquant.passes.lowering.emitter import KernelEmitter
+from tvmquant.passes.lowering.emitter import KernelEmitter, LoweringPass
 from tvmquant.schedules import float_rows
 
 _SOFTMAX = ("relax.nn.softmax", "relax.nn.log_softmax")
@@ -74,20 +73,9 @@ def _axes(call: relax.Call, rank: int) -> list[int]:
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="LowerRows")
-class LowerRows:
-    """Lower float operators on rows (see the module's description).
+class LowerRows(LoweringPass):
+    """Lower float operators on rows (see the module's description)."""
 
-    Parameters
-    ----------
-    machine : Machine
-        Threads that the kernels divide their work for.
-    """
-
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
-
-    def transform_module(
-        self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
-    ) -> tvm.IRModule:
+    def lowered(self, module: tvm.IRModule) -> tvm.IRModule:
         """Return the module with kernels for rows."""
         return _Lowerer(module, self.machine).rewrite()

@@ -226,7 +226,7 @@ def _cost(spec: Conv2DSpec, tiling: Tiling, caches: Caches) -> float:
         stores = 1.5 * columns  # few channels at a time: the lines of the output come again
     else:
         multiply = products * cost.multiplications * cost.multiplication
-        issue = (products * cost.instructions + columns + channels + 2) / 5.0
+        issue = (products * cost.instructions + columns + channels + 2) / cost.total_per_cycle
         # operands compete with the products for ports, weights from the second-level cache most:
         # measured 98 GMAC/s with 5x2, 97 with 4x2 and 3x3, 94 with 2x4 and 7x1
         step = max(multiply, loads, issue) + 0.19 * columns + 0.25 * channels

@@ -3,7 +3,7 @@
 Strategy: 1. if nothing varies along the channels and vectors do not divide them, see all tensors as
 one-dimensional, else keep the channels (last dimension) apart; 2. vectorise the innermost loop;
 3. run what is outside in parallel. A table of bytes is looked up by whole vectors where the target
-can (`table_lookup`).
+can (`isa.ByteLookup`).
 
 Rejected: fusing the loops of a tensor of rank 4 instead of seeing it as one-dimensional. Where the
 lanes do not divide the channels, the indices do not simplify and LLVM gathers byte by byte (14
@@ -19,9 +19,8 @@ from tvm import te, tirx
 from tvm.s_tir import Schedule
 
 from tvmquant.machine import Machine
-from tvmquant.schedules import table_lookup
 from tvmquant.schedules.epilogue import Epilogue, placeholders
-from tvmquant.schedules.isa import vector_bits
+from tvmquant.schedules.isa import ByteLookup, byte_lookup, vector_bits
 from tvmquant.schedules.kernel_facts import with_facts
 from tvmquant.schedules.loops import (
     PARALLEL_BYTES,
@@ -182,8 +181,9 @@ def flattened(spec: Spec, tiling: Tiling) -> tirx.PrimFunc:
     return te.create_prim_func([*inputs, out])
 
 
-def byte_table(spec: TableSpec, lanes: int, threads: int) -> tirx.PrimFunc:
-    """Return the kernel that looks up ``lanes`` bytes at once (`table_lookup`)."""
+def byte_table(spec: TableSpec, way: ByteLookup, threads: int) -> tirx.PrimFunc:
+    """Return the kernel that looks up whole vectors of bytes."""
+    lanes = way.lanes
     q = te.placeholder(spec.shape, "uint8", name="q")
     values = te.placeholder((256,), "uint8", name="values")
     total = product(spec.shape)
@@ -198,7 +198,7 @@ def byte_table(spec: TableSpec, lanes: int, threads: int) -> tirx.PrimFunc:
         # the last step overlaps the one before it
         start = tirx.min(step * lanes, total - lanes) if total % lanes else step * lanes
         index = flat_q.vload([start], f"uint8x{lanes}")
-        whole = flat_out.vstore([start], table_lookup.lookup(sources[1], index, lanes))
+        whole = flat_out.vstore([start], way.look_up(sources[1], index, lanes))
         pays = threads > 1 and 2 * total >= PARALLEL_BYTES
         kind = tirx.ForKind.PARALLEL if pays else tirx.ForKind.SERIAL
         return tirx.SeqStmt([view_q, view_out, tirx.For(step, 0, -(-total // lanes), kind, whole)])
@@ -209,10 +209,10 @@ def byte_table(spec: TableSpec, lanes: int, threads: int) -> tirx.PrimFunc:
 
 def kernel(spec: Spec, machine: Machine) -> tirx.PrimFunc:
     """Return the scheduled kernel for a machine."""
-    lanes = table_lookup.vector_lanes(machine.target)
-    if isinstance(spec, TableSpec) and spec.out_dtype == "uint8" and lanes:
-        func = byte_table(spec, lanes, machine.threads)
-        return with_facts(func, f"table_u8_uint8_pshufb{8 * lanes}", "table")
+    way = byte_lookup(machine.target)
+    if isinstance(spec, TableSpec) and spec.out_dtype == "uint8" and way:
+        func = byte_table(spec, way, machine.threads)
+        return with_facts(func, f"table_u8_uint8_{way.name}", "table")
     tiling = default_tiling(spec, machine)
     if tiling.flatten:
         func = flattened(spec, tiling)

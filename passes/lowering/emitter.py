@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -49,6 +50,29 @@ class KernelEmitter(DataflowRewriter):
         if static_shape(expr) == tuple(shape):
             return expr
         return self.emit(relax.op.reshape(expr, shape))
+
+
+class LoweringPass(ABC):
+    """What TVM runs as a pass (`tvm.ir.transform.module_pass`) to emit kernels for a machine.
+
+    Parameters
+    ----------
+    machine : Machine
+        What the kernels are compiled for, and whose threads they divide their work among.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    @abstractmethod
+    def lowered(self, module: tvm.IRModule) -> tvm.IRModule:
+        """Return the module with kernels."""
+
+    def transform_module(
+        self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
+    ) -> tvm.IRModule:
+        """Return the module with kernels; what TVM calls."""
+        return self.lowered(module)
 
 
 class Lowerer(KernelEmitter):

@@ -12,10 +12,12 @@ from tvmquant.schedules.isa.dot_product import (
     narrowed,
 )
 from tvmquant.schedules.isa.registry import (
+    ByteLookup,
     InstructionSet,
     Level,
     VectorUnit,
     architecture,
+    byte_lookup,
     dot_products,
     fma,
     has_feature,
@@ -33,6 +35,7 @@ from tvmquant.schedules.isa.x86 import X86
 __all__ = [
     "CHAIN_GROUP",
     "X86",
+    "ByteLookup",
     "DotProduct",
     "InstructionSet",
     "IssueCost",
@@ -40,6 +43,7 @@ __all__ = [
     "Stage",
     "VectorUnit",
     "architecture",
+    "byte_lookup",
     "dot_products",
     "fma",
     "has_feature",

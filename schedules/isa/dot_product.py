@@ -47,6 +47,8 @@ class IssueCost:
     stacked : int or None
         Accumulators that TVM keeps on the stack: those of a larger tile are on the heap, and LLVM
         cannot leave out every store into them. None where that was not seen to cost time.
+    total_per_cycle : float
+        Instructions of every kind issued in a cycle, those of loads and scalars included.
     """
 
     multiplication: float
@@ -56,6 +58,7 @@ class IssueCost:
     per_cycle: float
     scratch: int
     stacked: int | None = None
+    total_per_cycle: float = 5.0
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,29 @@ class VectorUnit:
     registers: int
 
 
+@dataclass(frozen=True)
+class ByteLookup:
+    """How processors with some features look up a vector of bytes in a table of 256.
+
+    Parameters
+    ----------
+    features : tuple of str
+        All that are needed, as LLVM names them.
+    name : str
+        Of the kernels that use it.
+    lanes : int
+        Bytes looked up at once.
+    look_up : callable (table, index, lanes) -> expression
+        ``table[index]`` for a uint8 buffer of 256 entries and a uint8 vector of indices, which is
+        evaluated many times: a load or a variable.
+    """
+
+    features: tuple[str, ...]
+    name: str
+    lanes: int
+    look_up: Callable[[Any, tirx.PrimExpr, int], tirx.PrimExpr]
+
+
 # What every other processor is taken to have.
 _OTHER = VectorUnit((), 128, 32)
 
@@ -74,6 +97,8 @@ class InstructionSet:
     multiply_add : callable (dot, total, a, b) -> expression, optional
         ``total`` plus a dot product of two vectors of operands, of the weight's type: what measures
         the peak of a processor.
+    lookups : tuple of ByteLookup
+        As of ``levels``. Kernels look bytes up one by one where there are none.
     """
 
     name: str
@@ -82,6 +107,7 @@ class InstructionSet:
     stages: Mapping[Stage, Callable[..., tirx.PrimFunc]]
     units: tuple[VectorUnit, ...] = ()
     multiply_add: Callable[[DotProduct, Any, Any, Any], Any] | None = None
+    lookups: tuple[ByteLookup, ...] = ()
 
 
 _SETS: list[InstructionSet] = []
@@ -109,7 +135,7 @@ def has_feature(target: tvm.target.Target, feature: str) -> bool:
 
 
 def _first(target: tvm.target.Target, of: Callable[[InstructionSet], tuple[Any, ...]]) -> Any:
-    """Return the first of the levels or units whose features a target has; None without one."""
+    """Return the first of some values whose features a target has; None without one."""
     name = architecture(target)
     for instructions in _SETS:
         if name in instructions.architectures:
@@ -127,6 +153,12 @@ def _unit(target: tvm.target.Target) -> VectorUnit:
 def vector_bits(target: tvm.target.Target) -> int:
     """Return the widest integer vector register of the target, in bits."""
     return _unit(target).bits
+
+
+def byte_lookup(target: tvm.target.Target) -> ByteLookup | None:
+    """Return how a target looks up vectors of bytes; None where it cannot."""
+    found: ByteLookup | None = _first(target, lambda instructions: instructions.lookups)
+    return found
 
 
 def dot_products(

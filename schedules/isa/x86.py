@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tvmquant.schedules.isa import x86_dot, x86_taps
+from tvmquant.schedules.isa import x86_dot, x86_lookup, x86_taps
 from tvmquant.schedules.isa.dot_product import DotProduct, IssueCost, Stage
-from tvmquant.schedules.isa.registry import InstructionSet, Level, VectorUnit
+from tvmquant.schedules.isa.registry import ByteLookup, InstructionSet, Level, VectorUnit
 
 # Ports multiply 512 bits in a cycle, or two vectors of 256; a load of 64 bytes takes both that
 # load. Of 512 bits, two instructions issue in a cycle, else four. TVM keeps a KiB on the stack.
@@ -52,4 +52,8 @@ X86 = InstructionSet(
     units=(VectorUnit(_WIDE, 512, 32), VectorUnit(("avx2",), 256, 16), VectorUnit((), 128, 16)),
     stages={**x86_dot.IMPLEMENTATIONS, Stage.TAPS: x86_taps.implementation},
     multiply_add=x86_dot.multiply_add,
+    lookups=(
+        ByteLookup(_WIDE, "pshufb512", 64, x86_lookup.lookup),
+        ByteLookup(("avx2",), "pshufb256", 32, x86_lookup.lookup),
+    ),
 )

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tvmquant.devices.probe import CLOCK, CPUINFO, INSTRUMENT, SECONDS
+from tvmquant.devices.timing import processor_of, timed
 from tvmquant.devices.tracker import Tracker
 
 # The runtime's ``kDLCPU`` and its pooling allocator
@@ -102,10 +103,7 @@ def run(program: int, entry: str) -> list[npt.NDArray[Any]]:
 
 def seconds(program: int, entry: str) -> float:
     """Run an entry twice and return how long the second run took, by the device's clock."""
-    evaluator = _programs[program].machine.time_evaluator(
-        _INVOKE, _session.cpu(0), number=1, repeat=1
-    )
-    return float(evaluator(entry).results[0])
+    return timed(_programs[program].machine, _INVOKE, processor_of(_session))(entry)[0]
 
 
 def kernel_seconds(
@@ -137,5 +135,5 @@ def _sent(library: str) -> Any:
 def _set_inputs(machine: Any, entry: str, arrays: Sequence[npt.NDArray[Any]]) -> None:
     import tvm
 
-    device = _session.cpu(0)
+    device = processor_of(_session)
     machine["set_input"](entry, *(tvm.runtime.tensor(array, device) for array in arrays))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tvmquant.devices.timing import processor_of, timed
 from tvmquant.devices.tracker import Tracker
 from tvmquant.machine import Machine
 
@@ -98,13 +99,13 @@ def evaluate(module: Any, device: Any, config: Any, arguments: list[list[Any]]) 
     Repeats until the least times agree (`settled`), so that other processes, which now and then
     take a processor away, cost time and not accuracy; at most `ROUNDS` rounds.
     """
-    evaluator = module.time_evaluator(
-        ENTRY, device, number=config.number, repeat=config.repeat,
+    seconds = timed(
+        module, ENTRY, device, number=config.number, repeat=config.repeat,
         min_repeat_ms=config.min_repeat_ms,
     )  # fmt: skip
     found: list[float] = []
     for _ in range(ROUNDS):
-        found += [float(s) for values in arguments for s in evaluator(*values).results]
+        found += [s for values in arguments for s in seconds(*values)]
         if settled(found):
             break
     return found
@@ -137,7 +138,7 @@ def run_on_device(
     name = os.path.basename(path)
     session.upload(path, name)
     try:
-        device = session.cpu(0)
+        device = processor_of(session)
         values = _allocate(device, arguments, allocations)
         return evaluate(session.load_module(name), device, config, values)
     finally:

@@ -15,8 +15,16 @@ from tests.schedules.conv2d_cases import LAYERS, case
 from tests.schedules.kernel_testing import NATIVE, make_target, run
 from tvmquant.errors import TargetError
 from tvmquant.machine import Machine
-from tvmquant.schedules import conv2d, conv2d_transpose, depthwise_conv2d, isa
-from tvmquant.schedules.isa import DotProduct, InstructionSet, IssueCost, Level, Stage
+from tvmquant.schedules import conv2d, conv2d_transpose, depthwise_conv2d, elementwise, isa
+from tvmquant.schedules.isa import (
+    ByteLookup,
+    DotProduct,
+    InstructionSet,
+    IssueCost,
+    Level,
+    Stage,
+)
+from tvmquant.schedules.kernel_facts import name_of
 
 # bytes by bytes, two a lane, into four lanes
 TOY = DotProduct("toy", 4, 2, "uint8", "int8", 12, IssueCost(0.5, 1, 2, 0.5, 4.0, scratch=2))
@@ -101,3 +109,27 @@ def test_sets_are_taken_back(toy: InstructionSet) -> None:
     assert TOY not in isa.dot_products(target)
     assert not isa.offers(TOY, Stage.DOT)
     isa.register(toy)
+
+
+def one_by_one(table: Any, index: Any, lanes: int) -> Any:
+    """Look up every byte of a vector alone."""
+    bytes_of = [tirx.Shuffle([index], [i]).astype("int32") for i in range(lanes)]
+    return tirx.Shuffle([table.vload([byte]) for byte in bytes_of], [*range(lanes)])
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_tables_are_looked_up_as_a_registered_set_does(has_it: bool) -> None:
+    target = make_target(NATIVE)
+    features = () if has_it else ("a feature of no processor",)
+    way = ByteLookup(features, "toy", 4, one_by_one)
+    instructions = InstructionSet("toy", (isa.architecture(target),), (), {}, lookups=(way,))
+    isa.register(instructions)
+    try:
+        assert (isa.byte_lookup(target) is way) == has_it
+        kernel = elementwise.kernel(elementwise.TableSpec((3, 5)), Machine.of(target, 1))
+    finally:
+        isa.unregister(instructions)
+    assert (name_of(kernel) == "table_u8_uint8_toy") == has_it
+    rng = np.random.default_rng(11)
+    q, table = rng.integers(0, 256, (3, 5), np.uint8), rng.integers(0, 256, 256, np.uint8)
+    np.testing.assert_array_equal(run(kernel, target, [q, table]), table[q])

@@ -81,3 +81,11 @@ def test_targets_without_llvm_are_refused() -> None:
     with pytest.raises(TargetError, match="'c' has no integer kernels; use llvm"):
         isa.dot_products(tvm.target.Target({"kind": "c"}))
     assert not isa.multiplies_in_pairs(tvm.target.Target({"kind": "c"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "lanes"), [("skylake-avx512", 64), ("knl", 32), ("haswell", 32), ("sandybridge", 0)]
+)
+def test_bytes_are_looked_up_by_whole_vectors(name: str, lanes: int) -> None:
+    way = isa.byte_lookup(make_target(name))
+    assert (way.lanes if way else 0) == lanes

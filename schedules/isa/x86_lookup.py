@@ -1,4 +1,4 @@
-"""Lookup of whole vectors of bytes in a table of 256 bytes, for x86.
+"""Lookup of whole vectors of bytes in a table of 256 bytes with x86 (`registry.ByteLookup`).
 
 ``vpshufb`` looks bytes up in 16 entries: by the low four bits of the index, or zero where its top
 bit is set. The table is cut in 16 pieces; pieces 0-7 are looked up with the index, 8-15 with the
@@ -11,21 +11,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import tvm
 from tvm import tirx
-
-from tvmquant.schedules.isa import X86, architecture, has_feature, vector_bits
 
 ENTRIES = 256
 PIECE = 16
 _SHUFFLES = {32: "llvm.x86.avx2.pshuf.b", 64: "llvm.x86.avx512.pshuf.b.512"}
-
-
-def vector_lanes(target: tvm.target.Target) -> int:
-    """Return the bytes that `lookup` handles at once on a target, 0 where it cannot."""
-    if architecture(target) not in X86.architectures or not has_feature(target, "avx2"):
-        return 0
-    return vector_bits(target) // 8
 
 
 def lookup(table: Any, index: tirx.PrimExpr, lanes: int) -> tirx.PrimExpr:
@@ -37,7 +27,7 @@ def lookup(table: Any, index: tirx.PrimExpr, lanes: int) -> tirx.PrimExpr:
     index : uint8 vector of ``lanes``
         Evaluated many times: should be a load or a variable.
     lanes : int
-        What `vector_lanes` says.
+        32 with AVX2, 64 with AVX512BW.
     """
     byte, vector = f"int8x{lanes}", f"uint8x{lanes}"
 
