@@ -18,6 +18,8 @@ from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of
 from tvmquant.layers import quantizable_layers
 from tvmquant.network_latency import uniform_choices
+from tvmquant.passes import pipeline
+from tvmquant.quantization import apply_calibration
 
 SHAPE = (3, 8, 8)
 NAMES = ("w2a2", "w3a3", "w5a6", "w6a6", "w7a8", "w2a8g32")
@@ -53,7 +55,9 @@ def subject(tmp_path_factory):
 
 def compiled(subject, choices):
     graph, calibration, images = subject
-    return Compiled(graph, tvmquant.quantize(graph, calibration, choices=choices), images)
+    annotated = apply_calibration(graph, calibration, choices=choices)
+    quantized = annotated.with_module(pipeline.integerize(annotated.module), "L2")
+    return Compiled(graph, annotated, quantized, images)
 
 
 def mixed(graph):

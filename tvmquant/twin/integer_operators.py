@@ -53,7 +53,10 @@ def _qconv2d(call: relax.Call) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     a = _unfused(call)
     dtype = _exact_type(call, a["input_zero_point"])
 
-    def qconv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def qconv2d(
+        x: Tensor, weight: Tensor, bias: Tensor, multiplier: Tensor | None = None
+    ) -> Tensor:
+        weight = _grouped(weight, multiplier)
         padded = pad_spatial(x.to(dtype), a["padding"], float(a["input_zero_point"]))
         acc = F.conv2d(padded, weight.to(dtype), None, a["strides"], 0, a["dilation"], a["groups"])
         return acc.to(torch.float64) + bias.reshape(-1, 1, 1)
@@ -73,7 +76,10 @@ def _qconv2d_transpose(call: relax.Call) -> Callable[[Tensor, Tensor, Tensor], T
     top, left, bottom, right = a["padding"]
     below, beside = a["output_padding"]
 
-    def qconv2d_transpose(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def qconv2d_transpose(
+        x: Tensor, weight: Tensor, bias: Tensor, multiplier: Tensor | None = None
+    ) -> Tensor:
+        weight = _grouped(weight, multiplier)
         outputs, inputs, *kernel = weight.shape
         by_group = weight.to(dtype).reshape(groups, outputs // groups, inputs, *kernel)
         swapped = by_group.transpose(1, 2).reshape(groups * inputs, outputs // groups, *kernel)
@@ -91,7 +97,8 @@ def _qdense(call: relax.Call) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     _unfused(call)
     dtype = _exact_type(call, 0)
 
-    def qdense(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def qdense(x: Tensor, weight: Tensor, bias: Tensor, multiplier: Tensor | None = None) -> Tensor:
+        weight = _grouped(weight, multiplier)
         return torch.add((x.to(dtype) @ weight.to(dtype).T).to(torch.float64), bias)
 
     return qdense
@@ -173,10 +180,18 @@ def _unfused(call: relax.Call) -> dict[str, Any]:
     return a
 
 
+def _grouped(weight: Tensor, multiplier: Tensor | None) -> Tensor:
+    """Return levels times the multipliers of their groups: integers of up to 8 bits."""
+    return weight if multiplier is None else weight.to(torch.int16) * multiplier
+
+
 def _exact_type(call: relax.Call, zero_point: int) -> torch.dtype:
     """Return the type in which a layer's sums of products are exact in any order."""
     a = qop.attributes(call)
-    weight = abs(qop.constant_array(call.args[1]).astype("int64"))
+    operands, multiplier = qop.contraction_operands(call)
+    weight = abs(qop.constant_array(operands[1]).astype("int64"))
+    if multiplier is not None:
+        weight = weight * qop.constant_array(multiplier).astype("int64")
     greatest = max(abs(a["input_qmin"]), abs(a["input_qmax"]), zero_point)
     _, bound = dot_bounds(weight, 0, greatest)
     return torch.float32 if int(bound.max(initial=0)) <= _EXACT_IN_FLOAT32 else torch.float64
