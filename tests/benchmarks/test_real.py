@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from benchmarks import __main__ as command
-from benchmarks import latency, real, real_data
+from benchmarks import latency, real, real_data, real_inputs
 from benchmarks.real_data import Recipe
 from tvmquant.errors import DataError
 
@@ -101,14 +101,14 @@ def test_what_an_engine_does_is_an_outcome(monkeypatch):
     ],
 )
 def test_every_third_run_is_held_out(count, batch, calibration, evaluation):
-    first, second = real._split({"x": np.arange(count)}, batch)
+    first, second = real_inputs.split({"x": np.arange(count)}, batch)
     assert first["x"].tolist() == calibration
     assert second["x"].tolist() == evaluation
 
 
 def test_data_that_fill_no_batch_are_refused():
     with pytest.raises(DataError, match="takes 4 items at once"):
-        real._split({"x": np.arange(3)}, 4)
+        real_inputs.split({"x": np.arange(3)}, 4)
 
 
 def test_several_inputs_come_from_one_file(tmp_path):
@@ -123,23 +123,25 @@ def test_several_inputs_come_from_one_file(tmp_path):
     np.savez(tmp_path / "both.npz", **both)
     np.savez(tmp_path / "one.npz", a=both["a"])
     path, scratch = tmp_path / "two.onnx", tmp_path
-    shaped, asked, first, second, batch = real._prepared(
+    shaped, asked, first, second, batch = real_inputs.prepare(
         path, Recipe("both.npz"), scratch, tmp_path, 6
     )
     assert (shaped, asked, batch) == (path, {}, 1)
     assert {name: array.shape for name, array in first.items()} == {"a": (4, 4), "b": (4, 4)}
     assert {array.dtype for array in second.values()} == {np.dtype("float32")}
     with pytest.raises(DataError, match=r"one\.npz lacks b"):
-        real._prepared(path, Recipe("one.npz"), scratch, tmp_path, 6)
+        real_inputs.prepare(path, Recipe("one.npz"), scratch, tmp_path, 6)
     with pytest.raises(DataError, match=r"a \.npz that holds a, b"):
-        real._prepared(path, Recipe("walks"), scratch, tmp_path, 6)
+        real_inputs.prepare(path, Recipe("walks"), scratch, tmp_path, 6)
     with pytest.raises(DataError, match="no input c; it has a, b"):
-        real._prepared(path, Recipe("both.npz", input_shape="c=1,4"), scratch, tmp_path, 6)
+        real_inputs.prepare(path, Recipe("both.npz", input_shape="c=1,4"), scratch, tmp_path, 6)
 
 
 def test_asked_shapes_are_declared_for_the_other_engines(unsupported, tmp_path):
     recipe = Recipe("walks", input_shape="x=2,3,4,4")
-    shaped, asked, first, _, batch = real._prepared(unsupported, recipe, tmp_path, tmp_path, 12)
+    shaped, asked, first, _, batch = real_inputs.prepare(
+        unsupported, recipe, tmp_path, tmp_path, 12
+    )
     dims = onnx.load(shaped).graph.input[0].type.tensor_type.shape.dim
     assert [dim.dim_value for dim in dims] == [2, 3, 4, 4]
     assert asked == {"x": (2, 3, 4, 4)}
