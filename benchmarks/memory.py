@@ -120,7 +120,7 @@ def run(
 def _write(folder: Path, case: latency.Case) -> dict[str, Path]:
     """Write a network as every engine loads it, into a new folder; return the files by engine."""
     import tvmquant
-    from benchmarks.peers import quantize_with_onnxruntime
+    from benchmarks.post_training import quantize_with_onnxruntime
 
     folder.mkdir()
     graph = tvmquant.load_onnx(case.onnx)

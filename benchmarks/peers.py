@@ -1,33 +1,21 @@
 """The engines that tvmquant is measured against.
 
-ONNX Runtime quantizes a float model after training (QDQ, unsigned 8-bit activations, signed 8-bit
-weights per channel); OpenVINO reads the same quantized file, so that both execute one network.
+ONNX Runtime quantizes a float model after training; OpenVINO reads the same quantized file, so that
+both execute one network.
 """
 
 from __future__ import annotations
 
 import collections
-import importlib
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tvmquant.atomic_write import atomic_write
-from tvmquant.errors import DataError, TVMQuantError
-
-if TYPE_CHECKING:
-    import onnx
-
-# per-channel QuantizeLinear came with 13
-_SMALLEST_QDQ_OPSET = 13
-
-# arrays by the name of the input that takes them
-Feeds: TypeAlias = "Mapping[str, NDArray[Any]]"
+from benchmarks.optional_packages import require
+from benchmarks.post_training import Feeds, quantize_with_onnxruntime
 
 
 class Peer(Protocol):
@@ -77,7 +65,7 @@ class OnnxRuntimePeer:
         name: str = "onnxruntime-int8",
         optimized: bool = True,
     ) -> None:
-        ort = _require("onnxruntime")
+        ort = require("onnxruntime")
         levels = ort.GraphOptimizationLevel
         options = ort.SessionOptions()
         options.graph_optimization_level = (
@@ -128,7 +116,7 @@ class OpenVINOPeer:
         threads: int,
         name: str = "openvino-int8",
     ) -> None:
-        core = _require("openvino").Core()
+        core = require("openvino").Core()
         model = core.read_model(str(path))
         shapes = isinstance(shape, Mapping)
         model.reshape({k: list(v) for k, v in shape.items()} if shapes else list(shape))
@@ -169,87 +157,6 @@ class OpenVINOPeer:
             kind, precision = (info[key].astype(str) for key in ("layerType", "runtimePrecision"))
             counts.setdefault(kind, collections.Counter())[precision] += 1
         return {kind: dict(of_kind) for kind, of_kind in counts.items()}
-
-
-def quantize_with_onnxruntime(
-    model: str | Path,
-    batches: Iterable[NDArray[np.float32] | Feeds],
-    output: str | Path,
-    *,
-    reduce_range: bool = False,
-) -> Path:
-    """Quantize a float model after training with ONNX Runtime's own tool.
-
-    QDQ, activations unsigned 8 bits with zero points, per tensor, minmax; weights signed 8 bits,
-    symmetric, per channel.
-
-    Parameters
-    ----------
-    model : str or pathlib.Path
-        Float ONNX file.
-    batches : iterable of numpy.ndarray, or of mappings from the name of an input to an array
-        Calibration inputs, float32 for the only input, batch first.
-    output : str or pathlib.Path
-        The QDQ file to write. It appears complete or not at all.
-    reduce_range : bool
-        Quantize weights to 7 bits, so that CPUs without VNNI, which add two products in 16 bits,
-        cannot saturate.
-
-    Returns
-    -------
-    pathlib.Path
-        The file written.
-
-    Raises
-    ------
-    DataError
-        If there is no calibration batch.
-    TVMQuantError
-        If ONNX Runtime is not installed.
-    """
-    _require("onnxruntime")
-    import onnx
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    output = Path(output)
-    loaded = onnx.load(str(model))
-    constants = {tensor.name for tensor in loaded.graph.initializer}
-    name = next(value.name for value in loaded.graph.input if value.name not in constants)
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.feeds = _feeds(name, batches)
-
-        def get_next(self) -> dict[str, NDArray[Any]] | None:
-            return next(self.feeds, None)
-
-    with (
-        tempfile.TemporaryDirectory(prefix="tvmquant-") as folder,
-        atomic_write(output) as quantized,
-    ):
-        raw, prepared = (str(Path(folder, stem)) for stem in ("raw", "prepared"))
-        onnx.save(_at_least_opset(loaded, _SMALLEST_QDQ_OPSET), raw)
-        try:
-            quant_pre_process(raw, prepared, skip_symbolic_shape=True)
-        except Exception:  # of any kind; the tool then quantizes fewer operators
-            prepared = raw
-        quantize_static(
-            prepared,
-            str(quantized),
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            reduce_range=reduce_range,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
-    return output
 
 
 def build_peers(
@@ -298,7 +205,7 @@ def build_peers(
     for engine in engines:
         if engine not in ("onnxruntime", "openvino"):
             raise ValueError(f"unknown engine {engine!r}; expected onnxruntime or openvino")
-        _require(engine)
+        require(engine)
     quantized = Path(folder, f"{Path(model).stem}.int8.onnx")
     quantize_with_onnxruntime(model, batches, quantized, reduce_range=reduce_range)
     peers: dict[str, Peer] = {}
@@ -311,41 +218,3 @@ def build_peers(
                 else OpenVINOPeer(path, shape, threads=threads, name=name)
             )
     return peers
-
-
-def _feeds(
-    name: str, batches: Iterable[NDArray[np.float32] | Feeds]
-) -> Iterator[dict[str, NDArray[Any]]]:
-    empty = True
-    for batch in batches:
-        empty = False
-        if isinstance(batch, Mapping):
-            yield {key: np.ascontiguousarray(array) for key, array in batch.items()}
-        else:
-            yield {name: np.ascontiguousarray(batch, dtype=np.float32)}
-    if empty:
-        raise DataError(
-            "the calibration data holds no batch; expected at least one float32 array, batch first"
-        )
-
-
-def _at_least_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    import onnx.version_converter
-
-    versions = {entry.domain: entry.version for entry in model.opset_import}
-    if versions[""] >= opset:
-        return model
-    try:
-        return onnx.version_converter.convert_version(model, opset)
-    except (RuntimeError, onnx.version_converter.ConvertError):
-        return model  # ONNX Runtime's tool then does with it what it can
-
-
-def _require(package: str) -> ModuleType | Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise TVMQuantError(
-            f"{package} is not installed, and the comparison needs it; run "
-            "`pip install tvmquant[peers]` or leave that engine out"
-        ) from error

@@ -264,7 +264,7 @@ def quantize_with_onnxruntime(case: Case) -> Outcome:
 
     Where sums of two products saturate at 16 bits, with 7-bit weights.
     """
-    from benchmarks import peers
+    from benchmarks import post_training
     from tvmquant.schedules.isa import dot_products
     from tvmquant.target import parse_target
 
@@ -274,7 +274,9 @@ def quantize_with_onnxruntime(case: Case) -> Outcome:
         for i in range(0, count, case.batch)
     )
     narrow = any(dot.saturates for dot in dot_products(parse_target(case.target)))
-    peers.quantize_with_onnxruntime(case.shaped, batches, case.quantized, reduce_range=narrow)
+    post_training.quantize_with_onnxruntime(
+        case.shaped, batches, case.quantized, reduce_range=narrow
+    )
     return Outcome("", _on_all(case, _onnxruntime(case, case.quantized).run_all))
 
 

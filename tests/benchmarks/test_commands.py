@@ -6,12 +6,11 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-import torch
 import tvm
 from PIL import Image
 
 from benchmarks import __main__ as command
-from benchmarks import allocation, compile_time, kernels, latency, memory, models, rows
+from benchmarks import allocation, compile_time, kernels, latency, memory, rows
 from tvmquant import network_latency
 from tvmquant.cli.output import StageReporter
 from tvmquant.errors import TargetError
@@ -46,17 +45,6 @@ def read(path):
 
 def values(found, *keys):
     return {tuple(row[key] for key in keys): row["value"] for row in found}
-
-
-@pytest.fixture(scope="module")
-def network(tmp_path_factory):
-    """Return the file of a small classifier of ten classes."""
-    path = tmp_path_factory.mktemp("commands") / "net.onnx"
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    models.export("resnet18", path, image_size=32, num_classes=10)
-    torch.set_num_threads(before)
-    return path
 
 
 @pytest.fixture

@@ -617,7 +617,8 @@ def _rounding_of_sums(graph: RandomGraph, images: np.ndarray) -> float:
 
 def quantized_by_onnxruntime(graph: RandomGraph) -> list[np.ndarray]:
     """Run what ONNX Runtime's static quantization makes of the same data."""
-    from benchmarks.peers import OnnxRuntimePeer, quantize_with_onnxruntime
+    from benchmarks.peers import OnnxRuntimePeer
+    from benchmarks.post_training import quantize_with_onnxruntime
 
     data = graph.data()
     with tempfile.TemporaryDirectory() as folder:
