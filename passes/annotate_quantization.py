@@ -60,11 +60,8 @@ from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, span_name, used_vars
 from tvmquant.passes.quantized_regions import RegionFinder
 from tvmquant.passes.region_operators import (
-    ACTIVATION,
     EXACT_INPUTS,
     EXTREMES,
-    OUTPUT,
-    WEIGHT,
 )
 from tvmquant.passes.regions.contraction import ContractionRegion
 
@@ -113,7 +110,7 @@ class _Annotator(DataflowRewriter):
         self._quantize_parameters(value)
         new = self._with_quantized_weight(value) if isinstance(value, relax.Call) else None
         roles = self.finder.marked.get(var)
-        both = roles is not None and roles >= {ACTIVATION, OUTPUT}
+        both = roles is not None and roles >= {qop.ACTIVATION, qop.OUTPUT}
         precise = var in self.finder.float_results or (both and var in self.finder.comparisons)
         if precise and isinstance(value, relax.Call):
             new = self._with_precise_operands(value)
@@ -121,11 +118,11 @@ class _Annotator(DataflowRewriter):
             return new
         bound = self.emit(new if new is not None else self.copy(value), str(var.name))
         if both:
-            bound = self.emit(self._fake_quant(var, bound, value, OUTPUT), f"{var.name}_q16")
+            bound = self.emit(self._fake_quant(var, bound, value, qop.OUTPUT), f"{var.name}_q16")
             self.precise[var] = bound
         elif var in self.finder.float_results:
             self.precise[var] = bound
-        role = ACTIVATION if ACTIVATION in roles or OUTPUT not in roles else OUTPUT
+        role = qop.ACTIVATION if qop.ACTIVATION in roles or qop.OUTPUT not in roles else qop.OUTPUT
         return self.emit(self._fake_quant(var, bound, value, role), f"{var.name}_q")
 
     def visit_output(self, expr: relax.Expr) -> relax.Expr:
@@ -166,8 +163,8 @@ class _Annotator(DataflowRewriter):
         for operand in used_vars(value):
             is_parameter = any(operand.same_as(p) for p in self.function.params)
             if is_parameter and operand in self.finder.marked and self.lookup(operand) is operand:
-                only_output = self.finder.marked[operand] == {OUTPUT}
-                role = OUTPUT if only_output else ACTIVATION
+                only_output = self.finder.marked[operand] == {qop.OUTPUT}
+                role = qop.OUTPUT if only_output else qop.ACTIVATION
                 self.precise[operand] = operand
                 self.replace(operand, self.emit(self._fake_quant(operand, operand, operand, role)))
 
@@ -191,7 +188,7 @@ class _Annotator(DataflowRewriter):
         """Return the name of the fake_quant that a variable has in a role."""
         if (var, role) not in self.ids:
             name = span_name(self._source(value)) or str(var.name)
-            if role == OUTPUT and ACTIVATION in self.finder.marked[var]:
+            if role == qop.OUTPUT and qop.ACTIVATION in self.finder.marked[var]:
                 name = f"{name}.output"
             self.ids[var, role] = self._unique(name)
         return self.ids[var, role]
@@ -200,7 +197,7 @@ class _Annotator(DataflowRewriter):
         self, var: relax.Var, bound: relax.Expr, value: relax.Expr, role: str
     ) -> relax.Call:
         root = self.finder.group_of(var)
-        grouped = role == ACTIVATION and (
+        grouped = role == qop.ACTIVATION and (
             root is not var or any(g.same_as(var) for g in self.finder.groups.values())
         )
         shares = grouped and self.finder.shares_scale(var)
@@ -213,11 +210,11 @@ class _Annotator(DataflowRewriter):
                 "id": self._id(var, value, role),
                 "range_of": "" if limit is None else self._id(limit, self.producer[limit], role),
                 "role": role,
-                "format": (INT16 if role == OUTPUT else UINT8).name,
-                "scheme": "symmetric" if role == OUTPUT else self.scheme,
+                "format": (INT16 if role == qop.OUTPUT else UINT8).name,
+                "scheme": "symmetric" if role == qop.OUTPUT else self.scheme,
                 "group": f"concat:{root.name}" if grouped else "",
                 "shares": "scale" if shares else "zero_point",
-                "nonzero": int(role == OUTPUT and var in self.finder.divisors),
+                "nonzero": int(role == qop.OUTPUT and var in self.finder.divisors),
                 "least": least,
                 "greatest": greatest,
                 "axis": -1,
@@ -239,7 +236,7 @@ class _Annotator(DataflowRewriter):
             call.args[1],
             {
                 "id": self._unique(f"{name}.weight"),
-                "role": WEIGHT,
+                "role": qop.WEIGHT,
                 "format": INT8.name,
                 "scheme": "symmetric",
                 "group": "",

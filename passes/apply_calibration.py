@@ -35,7 +35,6 @@ from tvmquant.errors import QuantizationError
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of
 from tvmquant.passes import scale_factors
-from tvmquant.passes.region_operators import WEIGHT
 from tvmquant.quantizer import affine_parameters
 
 # scale, zero point, qmin, qmax
@@ -64,7 +63,7 @@ class _Filler(DataflowRewriter):
         if not qop.is_call(value, qop.FAKE_QUANT):
             return None
         attrs = qop.attributes(value)
-        if attrs["calibrated"] or attrs["role"] == WEIGHT:
+        if attrs["calibrated"] or attrs["role"] == qop.WEIGHT:
             return None
         constants, filled = self._activation(attrs, value.args[0])
         return qop.emit(

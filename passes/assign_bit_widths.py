@@ -25,7 +25,6 @@ from tvmquant.errors import QuantizationError
 from tvmquant.formats import Format
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, span_name
-from tvmquant.passes.region_operators import WEIGHT
 
 
 class _Assigner(DataflowRewriter):
@@ -50,7 +49,7 @@ class _Assigner(DataflowRewriter):
         if not qop.is_call(value, qop.FAKE_QUANT):
             return None
         attrs = qop.attributes(value)
-        if attrs["role"] == WEIGHT:
+        if attrs["role"] == qop.WEIGHT:
             wanted = self.weights.get(span_name(value))
         else:
             wanted = self.activations.get(attrs["id"], self.groups.get(attrs["group"]))

@@ -43,7 +43,6 @@ from tvmquant.passes.accumulator import Accumulator, Contraction, Quantized, Qua
 from tvmquant.passes.multipliers import Multipliers
 from tvmquant.passes.region_kind import Open, Value
 from tvmquant.passes.region_operators import (
-    WEIGHT,
     along,
     is_boolean,
     is_embedding,
@@ -140,7 +139,7 @@ class Integerizer(DataflowRewriter):
     def _fake_quant(self, call: relax.Call) -> Value:
         attrs = qop.attributes(call)
         name = attrs["id"]
-        if attrs["role"] == WEIGHT:
+        if attrs["role"] == qop.WEIGHT:
             return self.weight(call, attrs)
         if not attrs["calibrated"]:
             raise QuantizationError(f"tensor {name!r} is not calibrated; run ApplyCalibration")

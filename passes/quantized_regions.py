@@ -16,9 +16,7 @@ from tvmquant.passes.amplification import amplified
 from tvmquant.passes.elementwise import ELEMENTWISE
 from tvmquant.passes.region_kind import Form
 from tvmquant.passes.region_operators import (
-    ACTIVATION,
     EXACT_INPUTS,
-    OUTPUT,
     RESHAPES,
     is_boolean,
     is_exact_cast,
@@ -68,7 +66,7 @@ class RegionFinder:
         body = function.body.body
         for output in used_vars(body):
             if not self.is_float(output):
-                self.request(output, OUTPUT)
+                self.request(output, qop.OUTPUT)
 
     def is_float(self, var: relax.Var) -> bool:
         """Whether ``var`` is float, as are inputs and what moves them until integers are asked."""
@@ -161,7 +159,7 @@ class RegionFinder:
         is_exact = is_exact_cast(value, params) and var not in self.padded_beyond
         if is_exact and self.form(value.args[0]).kind == "float":
             self.exact.add(var)
-            self.marked[var] = {ACTIVATION}
+            self.marked[var] = {qop.ACTIVATION}
             return Form("quantized")
         if is_input_cast(value, params):
             return Form("input")
@@ -179,7 +177,7 @@ class RegionFinder:
         self.float_results.add(var)
         for operand in used_vars(value):
             if not self.is_float(operand):
-                self.request(operand, OUTPUT)
+                self.request(operand, qop.OUTPUT)
         if qop.is_call(value, "relax.divide") and isinstance(value.args[1], relax.Var):
             self.divisors.update(self.roots(value.args[1]))
         return Form("float")

@@ -50,7 +50,6 @@ REDUCED_EXTREMES = ("relax.max", "relax.min")
 # of a PRelu or leaky ReLU in integers
 MAX_SLOPE = 16.0
 
-ACTIVATION, OUTPUT, WEIGHT = "activation", "output", "weight"
 # asked for by a reshape, for a purpose that only the reader of the reshape knows
 UNDECIDED = "undecided"
 

@@ -12,7 +12,7 @@ name        levels                                     of
             that each group has                        (`tvmquant.run_layout`)
 =========== ========================================== =====================================
 
-Integers are computed with in *containers* of 8 or 16 bits. `Format.pack` puts them side by side
+Integers are computed with in *containers* of 8, 16 or 32 bits. `Format.pack` puts them side by side
 without gaps: the i-th of ``b`` bits lies in bits ``i b`` to ``i b + b - 1`` of the bytes, counted
 from the lowest bit of the first, and a signed one is stored as ``q + 2**(b - 1)``.
 """
@@ -41,6 +41,8 @@ MOST_BITS: Final = 8
 WIDTHS: Final = range(LEAST_BITS, MOST_BITS + 1)
 # Of the network's results, which no layer reads.
 OUTPUT_BITS: Final = 16
+# Of results whose range is not known but by the sums that make them.
+SUM_BITS: Final = 32
 
 # Weights that may share a multiplier, and the multipliers there are: 7 * 16 fits 8 bits.
 GROUP_SIZES: Final = (32, 64, 128)
@@ -132,7 +134,7 @@ class Uniform(Format):
     Parameters
     ----------
     bits : int
-        2 to 8, or 16 where ``signed``.
+        2 to 8, or 16 or 32 where ``signed``.
     signed : bool
         Levels from -(2**(bits - 1) - 1) to 2**(bits - 1) - 1, else from 0 to 2**bits - 1.
     group : int
@@ -157,7 +159,7 @@ class Uniform(Format):
     group: int = 0
 
     def __post_init__(self) -> None:
-        if self.bits not in WIDTHS and not (self.signed and self.bits == OUTPUT_BITS):
+        if self.bits not in WIDTHS and not (self.signed and self.bits in (OUTPUT_BITS, SUM_BITS)):
             raise QuantizationError(
                 f"format {self.name}: expected {LEAST_BITS} to {MOST_BITS} bits"
             )
@@ -190,8 +192,8 @@ class Uniform(Format):
 
     @property
     def container(self) -> np.dtype[Any]:
-        """Int8, uint8 or int16."""
-        return np.dtype(f"{'' if self.signed else 'u'}int{8 if self.bits <= 8 else 16}")
+        """Int8, uint8, int16 or int32."""
+        return np.dtype(f"{'' if self.signed else 'u'}int{max(self.bits, 8)}")
 
     def bytes(self, count: int) -> int:
         """Return what so many values take where they are stored, multipliers included."""
@@ -248,7 +250,7 @@ class Uniform(Format):
     @property
     def _together(self) -> int:
         """How many fill whole bytes, and fit one word of 64 bits."""
-        return 8 if self.bits <= 8 else 4
+        return max(1, 64 // max(self.bits, 8))
 
 
 @functools.cache
@@ -270,3 +272,4 @@ def parse(name: str) -> Format:
 INT8: Final = Uniform(8, signed=True)
 UINT8: Final = Uniform(8, signed=False)
 INT16: Final = Uniform(OUTPUT_BITS, signed=True)
+INT32: Final = Uniform(SUM_BITS, signed=True)

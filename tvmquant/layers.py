@@ -19,7 +19,7 @@ from tvmquant.ir.rewriter import bindings_of, origins, span_name, used_vars
 from tvmquant.ir.tensor_types import integers
 from tvmquant.levels import annotated
 from tvmquant.passes.elementwise import CAST
-from tvmquant.passes.region_operators import WEIGHT, is_mover
+from tvmquant.passes.region_operators import is_mover
 from tvmquant.schedules.families import (
     CONV2D,
     CONV2D_TRANSPOSE,
@@ -175,7 +175,7 @@ class _Reader:
 
     def _has_quantized_weight(self, call: relax.Call) -> bool:
         weight = self.values.get(call.args[1])
-        return qop.is_call(weight, qop.FAKE_QUANT) and qop.attributes(weight)["role"] == WEIGHT
+        return qop.is_call(weight, qop.FAKE_QUANT) and qop.attributes(weight)["role"] == qop.WEIGHT
 
     def _edges(self, expr: relax.Expr) -> list[dict[str, Any]]:
         """Return id and variable of the fake_quants whose integers ``expr`` holds."""

@@ -18,7 +18,6 @@ from tvmquant.passes.accumulator import Accumulator, Quantized, Term
 from tvmquant.passes.elementwise import scalar_bound
 from tvmquant.passes.region_kind import Form, RegionKind, Value
 from tvmquant.passes.region_operators import (
-    ACTIVATION,
     is_linear,
     is_scalar,
     keeps_shape,
@@ -78,7 +77,7 @@ class ConstantRegion(RegionKind):
             return form
         if is_scalar(constant) or not is_linear(call, constant, first):
             return None
-        finder.request(tensor, ACTIVATION)
+        finder.request(tensor, qop.ACTIVATION)
         return Form("accumulator")
 
     def value(
@@ -127,7 +126,7 @@ class SumRegion(RegionKind):
         kept = open_terms[-1] if open_terms and alike else None
         for operand in tensors:
             if kept is None or not operand.same_as(kept):
-                finder.request(operand, ACTIVATION)
+                finder.request(operand, qop.ACTIVATION)
         axis = None if kept is None else finder.form(kept).axis
         return Form("accumulator", residual=True, axis=axis)
 
@@ -159,7 +158,7 @@ class ProductRegion(RegionKind):
         if len(tensors) != 2:
             return None
         for operand in tensors:
-            finder.request(operand, ACTIVATION)
+            finder.request(operand, qop.ACTIVATION)
         return Form("accumulator")
 
     def value(

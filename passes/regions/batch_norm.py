@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from tvm import relax
 
+from tvmquant.ir import quantized_ops as qop
 from tvmquant.passes.accumulator import Accumulator, Quantized
 from tvmquant.passes.fold_batch_norm import BATCH_NORM, normalization_of
 from tvmquant.passes.region_kind import Form, RegionKind, Value
-from tvmquant.passes.region_operators import ACTIVATION, along
+from tvmquant.passes.region_operators import along
 from tvmquant.passes.regions.requantization import as_accumulator
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class BatchNormRegion(RegionKind):
         along_layer = form.axis in (None, axis)
         if form.kind == "accumulator" and along_layer and finder.absorbs(operand):
             return form
-        finder.request(operand, ACTIVATION)
+        finder.request(operand, qop.ACTIVATION)
         return Form("accumulator")
 
     def value(

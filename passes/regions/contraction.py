@@ -23,7 +23,7 @@ from tvmquant.passes.accumulator import (
 )
 from tvmquant.passes.multipliers import Multipliers, choose_multipliers
 from tvmquant.passes.region_kind import Form, RegionKind, Value
-from tvmquant.passes.region_operators import ACTIVATION, along, input_axis, output_axis
+from tvmquant.passes.region_operators import along, input_axis, output_axis
 from tvmquant.passes.regions.requantization import by_sign, reach_of
 from tvmquant.passes.scale_factors import varying_axes
 
@@ -47,7 +47,7 @@ class ContractionRegion(RegionKind):
         weight = qop.constant_array(call.args[1])
         if weight is None or (qop.is_call(call, "relax.matmul") and weight.ndim != 2):
             return None
-        finder.request(call.args[0], ACTIVATION)
+        finder.request(call.args[0], qop.ACTIVATION)
         return Form("accumulator", axis=output_axis(call))
 
     def value(

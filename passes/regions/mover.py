@@ -15,7 +15,6 @@ from tvmquant.passes import scale_factors
 from tvmquant.passes.accumulator import Quantized
 from tvmquant.passes.region_kind import Form, RegionKind, Value
 from tvmquant.passes.region_operators import (
-    ACTIVATION,
     MOVERS,
     REDUCED_EXTREMES,
     RESHAPES,
@@ -41,7 +40,7 @@ class MoverRegion(RegionKind):
         if all(finder.form(v).kind == "float" for v in operands):
             return None
         if not all(finder.is_float(v) for v in operands):
-            role = UNDECIDED if qop.is_call(call, *RESHAPES) else ACTIVATION
+            role = UNDECIDED if qop.is_call(call, *RESHAPES) else qop.ACTIVATION
             for operand in operands:
                 held = finder.form(operand).kind in ("quantized", "mover")
                 if finder.is_float(operand) or not held:

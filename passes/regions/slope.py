@@ -12,7 +12,7 @@ from tvm import relax
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.passes.accumulator import Accumulator, Quantized
 from tvmquant.passes.region_kind import Form, RegionKind, Value
-from tvmquant.passes.region_operators import ACTIVATION, along, has_usable_slopes, slopes_of
+from tvmquant.passes.region_operators import along, has_usable_slopes, slopes_of
 from tvmquant.passes.regions.requantization import as_accumulator
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class SlopeRegion(RegionKind):
             return replace(form, kind="clipped")
         if qop.is_call(call, LEAKY_RELU):
             return None
-        finder.request(operand, ACTIVATION)
+        finder.request(operand, qop.ACTIVATION)
         return Form("clipped")
 
     def value(

@@ -16,7 +16,7 @@ from tvmquant.ir.rewriter import used_vars
 from tvmquant.passes.accumulator import Quantized
 from tvmquant.passes.elementwise import BINARY, CAST, ELEMENTWISE, LOGICAL, SELECT, evaluate
 from tvmquant.passes.region_kind import Form, Open, RegionKind, Value
-from tvmquant.passes.region_operators import ACTIVATION, is_boolean, is_scalar, keeps_shape
+from tvmquant.passes.region_operators import is_boolean, is_scalar, keeps_shape
 
 if TYPE_CHECKING:
     from tvmquant.passes.insert_requantize import Integerizer
@@ -124,7 +124,7 @@ def _extended(finder: RegionFinder, operand: relax.Var) -> Form:
     form = finder.form(operand)
     if form.kind == "elementwise" and finder.absorbs(operand):
         return form
-    finder.request(operand, ACTIVATION)
+    finder.request(operand, qop.ACTIVATION)
     finder.chain_sources.append(operand)
     return Form("elementwise", (operand,))
 

@@ -13,7 +13,7 @@ from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import span_name
 from tvmquant.passes.accumulator import Accumulator, Quantized, Term
 from tvmquant.passes.region_kind import Form, RegionKind, Value
-from tvmquant.passes.region_operators import ACTIVATION, is_window_mean
+from tvmquant.passes.region_operators import is_window_mean
 from tvmquant.passes.scale_factors import compressed, varying_axes
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class WindowMeanRegion(RegionKind):
         """Return an accumulator."""
         if not is_window_mean(call):
             return None
-        finder.request(call.args[0], ACTIVATION)
+        finder.request(call.args[0], qop.ACTIVATION)
         return Form("accumulator")
 
     def value(

@@ -37,7 +37,7 @@ from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, span_name, used_vars
 from tvmquant.passes import scale_factors
 from tvmquant.passes.accumulator import factors_per_input
-from tvmquant.passes.region_operators import ACTIVATION, input_axis, is_mover
+from tvmquant.passes.region_operators import input_axis, is_mover
 from tvmquant.weight_pairs import outputs_first
 
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -205,7 +205,7 @@ class _Finder:
             if not qop.is_call(value, qop.FAKE_QUANT):
                 continue
             attrs = qop.attributes(value)
-            wanted = attrs["role"] == ACTIVATION and not attrs["calibrated"]
+            wanted = attrs["role"] == qop.ACTIVATION and not attrs["calibrated"]
             if not wanted or attrs.get("shares") == "scale":
                 continue
             extents = list(var.ty.shape.values)

@@ -20,10 +20,14 @@ from tvmquant.frontend.dimensions import (
     show,
 )
 from tvmquant.frontend.node import Node
+from tvmquant.frontend.quantized_tensor import QuantizedTensor
+from tvmquant.frontend.stored_integers import MOVERS, StoredIntegers
 from tvmquant.graph import with_span
+from tvmquant.ir.imported_quantizers import imported_weight
 
-# A numpy array is a constant or a shape; a Var a tensor computed at run time; None left out.
-Value: TypeAlias = Array | relax.Var | None
+# A numpy array is a constant or a shape; a Var a tensor computed at run time, a QuantizedTensor one
+# of integers of the file; None left out.
+Value: TypeAlias = Array | relax.Var | QuantizedTensor | None
 
 FLOAT_KINDS = ("float16", "float32", "float64", "bfloat16")
 
@@ -53,6 +57,10 @@ class Context:
         self.batch = batch
         self.assumed_batch = assumed_batch
         self.values: dict[str, Value] = {"": None}
+        # of constants that the file stores as integers: these
+        self.stored: dict[str, StoredIntegers] = {}
+        # of tensors that the file quantizes: what has been made of them
+        self.quantized: dict[str, list[QuantizedTensor]] = {}
         self.node: Node
 
     # Reading inputs of the current node
@@ -69,7 +77,57 @@ class Context:
             raise UnsupportedNodeError(f"input {index} is missing")
         if isinstance(value, np.ndarray):
             return self.embed(self.weight(index))
+        if isinstance(value, QuantizedTensor):
+            return value.real if self.moves_integers() else self.emit(value.integers())
         return value
+
+    def moves_integers(self) -> bool:
+        """Whether the node moves integers of the file, and gives them the scale that they had."""
+        values = [self.values[name] for name in self.node.inputs]
+        tensors = [v for v in values if not isinstance(v, np.ndarray) and v is not None]
+        known = [v for v in tensors if isinstance(v, QuantizedTensor) and v.axis < 0]
+        if self.node.op_type in ("Cast", "CastLike") or not known or len(known) < len(tensors):
+            return False
+        return self.node.op_type in MOVERS and all(known[0].is_like(v) for v in known)
+
+    def layer_weight(
+        self,
+        index: int,
+        weight: relax.Expr,
+        axis: int,
+        *,
+        groups: int = 1,
+        transposed: bool = False,
+    ) -> relax.Expr:
+        """Return the weight of a layer, quantized as the file has it if it stores integers.
+
+        Parameters
+        ----------
+        index : int
+            Input of the node that is the weight.
+        weight : relax.Expr
+            The same as the layer reads it.
+        axis : int
+            Of its output channels.
+        groups : int
+        transposed : bool
+            The layer reads the transpose of the input.
+        """
+        stored = self.stored.get(self.node.inputs[index])
+        if stored is None or not isinstance(weight, tvm.ir.GenericConst):
+            return weight
+        shape = tuple(int(v) for v in weight.ty.shape.values)
+        stored = stored.mapped(lambda array: (array.T if transposed else array).reshape(shape))
+        channels = stored.along(axis)
+        if channels is None:  # blocks
+            return weight
+        scale, zero_point = channels
+        middle = 128 if np.any(stored.levels > 127) else 0
+        call = imported_weight(
+            stored.levels - stored.zero_point, scale, zero_point - middle, axis=axis,
+            groups=groups, name=self.node.name,
+        )  # fmt: skip
+        return self.emit(call)
 
     def weight(self, index: int) -> Array:
         """Return a constant input as an array, floating-point ones as float32.

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 from tvm import relax
+from tvm.ir import GenericConst
 
 from tvmquant.frontend.context import Context
 from tvmquant.frontend.dimensions import (
@@ -56,6 +57,7 @@ def _convert_conv(ctx: Context, node: Node) -> relax.Var:
             f"which do not match with group={group}"
         )
     window = read_window(node, tuple(kernel), size)
+    weight = ctx.layer_weight(1, weight, 0, groups=group)
     call = relax.op.nn.conv2d(data, weight, groups=group, **window.attributes())
     return ctx.as_given(_add_channel_bias(ctx, ctx.emit(call), 2), ctx.tensor(0))
 
@@ -72,6 +74,7 @@ def _convert_conv_transpose(ctx: Context, node: Node) -> relax.Var:
             f"{ctx.shape(data)[1]} channels, which do not match with group={group}"
         )
     window, output_padding = _transposed_window(node, tuple(kernel), size)
+    weight = ctx.layer_weight(1, weight, 1, groups=group)
     call = relax.op.nn.conv2d_transpose(
         data, weight, groups=group, output_padding=output_padding, **window.attributes()
     )
@@ -125,8 +128,10 @@ def _convert_gemm(ctx: Context, node: Node) -> relax.Var:
     transposed = node.integer("transB", 0) == 1
     if ctx.is_constant(1):
         matrix = ctx.weight(1)
-        weight = ctx.embed(_scaled(matrix.T if transposed else matrix, alpha))
-        alpha = 1.0
+        matrix = matrix.T if transposed else matrix
+        weight = ctx.layer_weight(1, ctx.embed(matrix), 1, transposed=transposed)
+        if isinstance(weight, GenericConst):
+            weight, alpha = ctx.embed(_scaled(matrix, alpha)), 1.0
     else:
         weight = ctx.tensor(1)
         if transposed:
@@ -173,6 +178,8 @@ def _convert_matmul(ctx: Context, node: Node) -> relax.Var:
     ctx.keep_batch(ctx.shape(left), [-1])
     if len(ctx.shape(left)) <= 2:
         ctx.keep_batch(ctx.shape(right), [0])
+    if len(ctx.shape(right)) == 2:
+        right = ctx.layer_weight(1, right, 1)
     return ctx.emit(relax.op.matmul(left, right))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -19,6 +19,7 @@ from tvmquant.frontend import (  # noqa: F401 (they register converters)
     converters_math,
     converters_norm,
     converters_pool,
+    converters_quantize,
     converters_recurrent,
     converters_resize,
 )
@@ -29,8 +30,10 @@ from tvmquant.frontend.fold import NOT_FOLDED, evaluate_constant
 from tvmquant.frontend.input_types import InputType
 from tvmquant.frontend.node import Node
 from tvmquant.frontend.prepare import Prepared, live_nodes, name_nodes
+from tvmquant.frontend.quantized_tensor import QuantizedTensor
 from tvmquant.frontend.registry import CONVERTERS
 from tvmquant.frontend.shape_ops import evaluate
+from tvmquant.frontend.stored_integers import moved_by, stored_by
 from tvmquant.frontend.support import UnsupportedNode, find_unsupported, raise_unsupported
 from tvmquant.graph import Graph
 
@@ -106,13 +109,30 @@ class _Importer:
         if len(arrays) == len(inputs):
             if not any(is_symbolic(array) for array in arrays):
                 if node.op_type not in NOT_FOLDED:
+                    self._note_stored(node, arrays)
                     return evaluate_constant(node, arrays)
             elif node.op_type != "ConstantOfShape":
                 return (evaluate(node, arrays),)
         if node.op_type not in CONVERTERS:
             raise UnsupportedNodeError("the operator is supported on constants and shapes only")
         results = CONVERTERS[node.op_type](self.context, node)
-        return results if isinstance(results, tuple) else (results,)
+        results = results if isinstance(results, tuple) else (results,)
+        if not self.context.moves_integers():
+            return results
+        source = next(value for value in inputs if isinstance(value, QuantizedTensor))
+        return tuple(
+            replace(source, real=result) if isinstance(result, relax.Var) else result
+            for result in results
+        )
+
+    def _note_stored(self, node: Node, arrays: list[Array | None]) -> None:
+        """Remember the integers of a constant that the file stores as such."""
+        stored = stored_by(node, arrays)
+        known = self.context.stored.get(node.inputs[0]) if node.inputs else None
+        if known is not None:
+            stored = moved_by(node, known, arrays)
+        if stored is not None:
+            self.context.stored[node.outputs[0]] = stored
 
     def _origin(self, node: Node) -> str:
         """Name the initialiser that a computed constant got its NaN or infinity from."""
@@ -219,6 +239,8 @@ def _output(context: Context, output: onnx.ValueInfoProto) -> relax.Expr:
         if is_symbolic(value):
             raise ModelError(f"output {output.name!r} is the batch size; remove it from the model")
         return context.embed(as_float32(value))
+    if isinstance(value, QuantizedTensor):
+        return context.emit(value.integers())
     return value
 
 

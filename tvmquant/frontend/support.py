@@ -24,7 +24,6 @@ _ADVICE = {
     "Einsum": "it is not supported; export it as MatMul, Transpose and Reshape",
     "GridSample": "it reads where the data say; split the model there",
 }
-_QDQ = "is quantized in the QDQ format, which is not supported yet"
 # Of models that are quantized already, by an operator on their data that tells so.
 _QUANTIZED = {
     "DynamicQuantizeLinear": "is quantized dynamically",
@@ -32,8 +31,6 @@ _QUANTIZED = {
     "MatMulInteger": "is quantized dynamically",
     "QLinearConv": "is quantized in the QOperator format",
     "QLinearMatMul": "is quantized in the QOperator format",
-    "QuantizeLinear": _QDQ,
-    "DequantizeLinear": _QDQ,
 }
 
 

@@ -91,6 +91,9 @@ FLOAT_CONTRACTIONS = {
     "relax.matmul": QDENSE,
 }
 CONTRACTIONS = tuple(FLOAT_CONTRACTIONS.values())
+# what a fake_quant quantizes: what layers read, what the user or a float operator reads
+ACTIVATION, OUTPUT, WEIGHT = "activation", "output", "weight"
+
 # operators whose int32 accumulator can be finished by a fused epilogue
 ACCUMULATING = (*CONTRACTIONS, QMULTIPLY, POOL_SUM)
 

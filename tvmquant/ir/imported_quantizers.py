@@ -1,0 +1,115 @@
+"""The fake_quants that come with a model: their scales are kept exactly.
+
+Activations are held as everywhere: in ``uint8`` containers whatever their sign, or in ``int16``,
+their zero points moved along (`quantized_ops`). Weights are held by what they stand for in steps of
+their scale, so that most have zero point 0 whatever it is in the file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tvm import relax
+
+from tvmquant.formats import INT8, INT16, LEAST_BITS, MOST_BITS, Format, Uniform
+from tvmquant.ir import quantized_ops as qop
+
+Array = npt.NDArray[Any]
+
+KNOWN = {"scheme": "asymmetric", "group": "", "calibrated": 1, "fixed": 1}
+
+
+def imported_activation(
+    x: relax.Expr, scale: Array, zero_point: int, dtype: str, *, axis: int, name: str
+) -> relax.Call:
+    """Return the fake_quant of an activation.
+
+    Parameters
+    ----------
+    x : relax.Expr
+    scale : float32 array of shape (1,), or (C,) along ``axis``
+    zero_point : int
+    dtype : str
+        Integer type in the model, of 2 to 16 bits, such as ``"int8"``, ``"uint4"``.
+    axis : int
+        -1 where there is one scale.
+    name : str
+        Id of the fake_quant, unique in the graph.
+    """
+    bits, low, high = integer_range(dtype)
+    held = INT16 if bits > MOST_BITS else Uniform(bits, signed=False)
+    offset = (int(np.iinfo(held.container).min) if held == INT16 else 0) - low
+    attrs: dict[str, Any] = {
+        **KNOWN,
+        "id": name,
+        "role": qop.ACTIVATION,
+        "format": held.name,
+        "qmin": low + offset,
+        "qmax": high + offset,
+        "axis": axis,
+        "range_of": "",
+        "shares": "zero_point",
+        "nonzero": 0,
+        "least": 0.0,
+        "greatest": 0.0,
+    }
+    zero = np.asarray([zero_point + offset], np.int32)
+    return qop.emit(qop.FAKE_QUANT, [x, qop.constant(np.float32(scale)), qop.constant(zero)], attrs)
+
+
+def imported_weight(
+    steps: Array, scale: Array, offset: Array, *, axis: int, groups: int, name: str
+) -> relax.Call:
+    """Return the fake_quant of a weight.
+
+    Parameters
+    ----------
+    steps : int array in the layout of the layer's weight
+        Real value over scale: integers of the file minus their zero point, -255 .. 255.
+    scale : float32 array of shape (1,), or (C,) along ``axis``
+    offset : int array of the shape of ``scale``
+        Zero point that the steps get where they do not fit 8 bits: -128 <= steps + offset <= 127.
+    axis : int
+        Of the output channels.
+    groups : int
+        Of the layer.
+    name : str
+        Of the layer.
+    """
+    extents = [scale.size if i == axis and scale.size > 1 else 1 for i in range(steps.ndim)]
+    fits = held_by(steps)
+    zero = np.zeros(1, np.int32) if fits else offset.astype(np.int32)
+    attrs: dict[str, Any] = {
+        **KNOWN,
+        "scheme": "symmetric" if fits else "asymmetric",
+        "id": f"{name}.weight",
+        "role": qop.WEIGHT,
+        "format": (fits or INT8).name,
+        "qmin": -(1 << ((fits or INT8).bits - 1)),
+        "qmax": (fits or INT8).qmax,
+        "axis": axis,
+        "groups": groups,
+        "bounded": 0,
+    }
+    values = steps.astype(np.float32) * np.float32(scale).reshape(extents)
+    constants = [values, np.float32(scale), zero]
+    return qop.emit(qop.FAKE_QUANT, [qop.constant(array) for array in constants], attrs)
+
+
+def integer_range(dtype: str) -> tuple[int, int, int]:
+    """Return the bits, the least and the greatest value of an integer type such as ``"int4"``."""
+    signed = not dtype.startswith("u")
+    bits = int(dtype.removeprefix("u").removeprefix("int"))
+    low = -(1 << (bits - 1)) if signed else 0
+    return bits, low, low + (1 << bits) - 1
+
+
+def held_by(steps: Array) -> Format | None:
+    """Return the narrowest format whose container holds integers; None where 8 bits do not."""
+    low, high = int(steps.min(initial=0)), int(steps.max(initial=0))
+    for bits in range(LEAST_BITS, MOST_BITS + 1):
+        if -(1 << (bits - 1)) <= low and high < 1 << (bits - 1):
+            return Uniform(bits, signed=True)
+    return None
