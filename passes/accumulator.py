@@ -17,6 +17,7 @@ from tvm import relax
 from tvmquant.arithmetic import (
     Array,
     FloatArray,
+    IntArray,
 )
 from tvmquant.formats import Format
 from tvmquant.passes.scale_factors import compressed, is_uniform
@@ -36,6 +37,8 @@ class Quantized:
     factors : float64 array, optional
         Of the tensor's rank, broadcast against it, the largest 1 (`scale_factors`); None where
         the tensor has one scale.
+    imported : bool
+        Scale and zero point came with the model: what is rounded to them is to be as exact.
     """
 
     expr: relax.Expr
@@ -45,6 +48,7 @@ class Quantized:
     qmax: int
     format: Format
     factors: FloatArray | None = None
+    imported: bool = False
 
     @classmethod
     def of(
@@ -55,11 +59,13 @@ class Quantized:
         qmin: int,
         qmax: int,
         format: Format,
+        *,
+        imported: bool = False,
     ) -> Quantized:
         """Return a tensor whose scales are an array that broadcasts against it."""
         scale = float(scales.max())
         factors = None if is_uniform(scales) else compressed(scales / scale)
-        return cls(expr, scale, zero_point, qmin, qmax, format, factors)
+        return cls(expr, scale, zero_point, qmin, qmax, format, factors, imported)
 
     @property
     def dtype(self) -> str:
@@ -110,6 +116,9 @@ class QuantizedWeight:
     format : Format
     bounded : bool
         Neighbours must fit 16 bits (`tvmquant.weight_pairs`).
+    zero_point : int array (O,), optional
+        Of a weight that came with the model, whose values lie on its levels; None of others, which
+        have zero point 0.
     multiplier : float32 array like values, optional
         Of the step of each value: of its group (`tvmquant.quantizer.grouped_weight_scales`), over
         the factor of its input's scale.
@@ -122,6 +131,7 @@ class QuantizedWeight:
     scale: FloatArray
     format: Format
     bounded: bool = False
+    zero_point: IntArray | None = None
     multiplier: npt.NDArray[np.float32] | None = None
     factors: FloatArray | None = None
 
@@ -147,6 +157,9 @@ class QuantizedWeight:
         unit = scale.astype(np.float32).reshape((-1,) + (1,) * (self.values.ndim - 1))
         if self.multiplier is not None:
             unit = unit * self.multiplier
+        if self.zero_point is not None:
+            zero = self.zero_point.reshape((-1,) + (1,) * (self.values.ndim - 1))
+            return np.asarray((np.rint(self.values / unit) + zero).astype(np.int8))
         levels = self.format.round(self.values / unit)
         return bound_pairs(levels) if self.bounded else levels
 

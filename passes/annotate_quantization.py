@@ -55,7 +55,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvmquant.formats import INT8, INT16, UINT8
+from tvmquant.formats import INT8, INT16, INT32, UINT8
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, span_name, used_vars
 from tvmquant.passes.quantized_regions import RegionFinder
@@ -63,7 +63,6 @@ from tvmquant.passes.region_operators import (
     EXACT_INPUTS,
     EXTREMES,
 )
-from tvmquant.passes.regions.contraction import ContractionRegion
 
 
 class _ConstantsAsTensors(DataflowRewriter):
@@ -95,11 +94,15 @@ class _ConstantsAsTensors(DataflowRewriter):
 
 
 class _Annotator(DataflowRewriter):
-    def __init__(self, module: tvm.IRModule, activation_scheme: str) -> None:
+    def __init__(self, module: tvm.IRModule, activation_scheme: str, calibrates: bool) -> None:
         super().__init__(module)
-        self.finder = RegionFinder(self.function)
+        self.finder = RegionFinder(self.function, calibrates=calibrates)
         self.scheme = activation_scheme
-        self.names: set[str] = set()
+        self.names: set[str] = {
+            qop.attributes(value)["id"]
+            for _, value in bindings_of(self.function)
+            if qop.is_call(value, qop.FAKE_QUANT)
+        }
         self.ids: dict[tuple[relax.Var, str], str] = {}
         self.producer = dict(bindings_of(self.function))
         # of tensors that are read in 8 bits and otherwise: what the other readers get, the float
@@ -204,13 +207,14 @@ class _Annotator(DataflowRewriter):
         limit = self.finder.limits.get(var)
         least, greatest = self.finder.extremes(var)
         known = _exact_scale(value) if var in self.finder.exact else {}
+        precise = INT16 if self.finder.calibrates else INT32
         return _uncalibrated(
             bound,
             {
                 "id": self._id(var, value, role),
                 "range_of": "" if limit is None else self._id(limit, self.producer[limit], role),
                 "role": role,
-                "format": (INT16 if role == qop.OUTPUT else UINT8).name,
+                "format": (precise if role == qop.OUTPUT else UINT8).name,
                 "scheme": "symmetric" if role == qop.OUTPUT else self.scheme,
                 "group": f"concat:{root.name}" if grouped else "",
                 "shares": "scale" if shares else "zero_point",
@@ -228,7 +232,7 @@ class _Annotator(DataflowRewriter):
             call.args[1], tvm.ir.GenericConst
         ):
             return None
-        if ContractionRegion().form(self.finder, call) is None:
+        if self.finder.region(call) is None:
             return None
         axis = 0 if qop.is_call(call, "relax.nn.conv2d") else 1
         name = span_name(call)
@@ -285,14 +289,18 @@ class AnnotateQuantization:
         point 0), ``"symmetric"``, ``"auto"`` (unsigned if never negative, else symmetric), or
         ``"unsigned"`` (zero point 0; `ApplyCalibration` refuses a range with negative numbers).
         Graph outputs are symmetric under each.
+    calibrates : bool
+        Whether tensors that the model brings no scale for get one. Otherwise they stay float, and
+        results of layers that float operators or the user read are sums of 32 bits.
     """
 
-    def __init__(self, activation_scheme: str = "asymmetric") -> None:
+    def __init__(self, activation_scheme: str = "asymmetric", *, calibrates: bool = True) -> None:
         self.activation_scheme = activation_scheme
+        self.calibrates = calibrates
 
     def transform_module(
         self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
     ) -> tvm.IRModule:
         """Return the annotated module."""
         module = _ConstantsAsTensors(module).rewrite()
-        return _Annotator(module, self.activation_scheme).rewrite()
+        return _Annotator(module, self.activation_scheme, self.calibrates).rewrite()

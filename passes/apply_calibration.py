@@ -8,8 +8,8 @@ After::
 
     lv_q = fake_quant(lv, scale=[0.0235], zero_point=[0]) {calibrated: 1, qmin: 0, qmax: 255}
 
-Requires an annotated graph; fake_quants that are already calibrated are left alone, and weights to
-`FixScales`.
+Requires an annotated graph; fake_quants that are already calibrated are left alone, and weights and
+results that are kept as sums to `FixScales`.
 Signed symmetric activations that layers read are stored with zero point 2**(bits - 1), so that all
 of them share the container ``uint8``.
 
@@ -32,6 +32,7 @@ from tvm import relax
 
 from tvmquant import formats
 from tvmquant.errors import QuantizationError
+from tvmquant.formats import INT32
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of
 from tvmquant.passes import scale_factors
@@ -63,7 +64,7 @@ class _Filler(DataflowRewriter):
         if not qop.is_call(value, qop.FAKE_QUANT):
             return None
         attrs = qop.attributes(value)
-        if attrs["calibrated"] or attrs["role"] == qop.WEIGHT:
+        if attrs["calibrated"] or attrs["role"] == qop.WEIGHT or attrs["format"] == INT32.name:
             return None
         constants, filled = self._activation(attrs, value.args[0])
         return qop.emit(

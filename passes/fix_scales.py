@@ -43,7 +43,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tvmquant import formats
 from tvmquant.arithmetic import Array, FloatArray
+from tvmquant.formats import INT32
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, count_uses
 from tvmquant.passes.accumulator import Accumulator, Contraction, Quantized, QuantizedWeight
@@ -59,6 +61,7 @@ from tvmquant.passes.rounded_weights import (
     weight_of,
     with_bounded_pairs,
 )
+from tvmquant.passes.sums import scale_of_sums
 from tvmquant.quantizer import grouped_weight_scales, weight_scales
 from tvmquant.weight_pairs import outputs_back
 
@@ -87,9 +90,21 @@ class _Chooser(Integerizer):
         # by the variable of the weight's fake_quant
         self.chosen: dict[relax.Var, QuantizedWeight] = {}
         self.corrections: dict[relax.Var, FloatArray] = {}
+        # of results that are kept as sums: axis and scale, by the id of the fake_quant
+        self.sums: dict[str, tuple[int, FloatArray]] = {}
 
     def weight(self, call: relax.Call, attrs: Mapping[str, Any]) -> QuantizedWeight:
         return weight_of(call, attrs)
+
+    def uncalibrated(self, call: relax.Call, attrs: Mapping[str, Any]) -> Quantized:
+        source = self.value(call.args[0])
+        if formats.parse(attrs["format"]) != INT32 or not isinstance(source, Accumulator):
+            return super().uncalibrated(call, attrs)
+        axis, scale = scale_of_sums(source)
+        self.sums[attrs["id"]] = axis, scale
+        scales = along(scale, axis, len(call.ty.shape.values))
+        target = Quantized.of(call.args[0], scales, 0, INT32.qmin, INT32.qmax, INT32)
+        return self.ended(call, target, attrs["id"])
 
     def scaled(self, layer: Contraction) -> Contraction:
         if layer.weight.scale.any():
@@ -236,6 +251,7 @@ class _Writer(DataflowRewriter):
     def __init__(self, module: tvm.IRModule, chooser: _Chooser) -> None:
         super().__init__(module)
         self.chosen, self.corrections = chooser.chosen, chooser.corrections
+        self.sums = chooser.sums
         # of sums that an addition of constants will correct, by their variables
         self.pending: dict[relax.Var, FloatArray] = {}
         self.biased = _biases(self.function)
@@ -244,6 +260,8 @@ class _Writer(DataflowRewriter):
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         if qop.is_call(value, qop.FAKE_QUANT) and var in self.chosen:
             return _scaled(value, self.chosen[var], self.lookup(value.args[0]))
+        if qop.is_call(value, qop.FAKE_QUANT):
+            return self._kept_sums(value)
         if not isinstance(value, relax.Call):
             return None
         if var in self.biases:
@@ -258,6 +276,17 @@ class _Writer(DataflowRewriter):
             return None
         total = relax.op.add(self.emit(self.copy(value)), _float32(constant))
         return relax.Call(total.op, total.args, total.attrs, total.ty_args, value.span)
+
+    def _kept_sums(self, call: relax.Call) -> relax.Call | None:
+        """Give a result that is kept as sums their scale."""
+        attrs = qop.attributes(call)
+        if attrs["id"] not in self.sums:
+            return None
+        axis, scale = self.sums[attrs["id"]]
+        filled = {"calibrated": 1, "qmin": INT32.qmin, "qmax": INT32.qmax,
+                  "axis": axis if scale.size > 1 else -1}  # fmt: skip
+        args = [self.lookup(call.args[0]), _float32(scale), call.args[2]]
+        return qop.emit(qop.FAKE_QUANT, args, attrs | filled, call.span)
 
     def _correction(self, call: relax.Call) -> FloatArray | None:
         weight = call.args[1] if len(call.args) > 1 else None

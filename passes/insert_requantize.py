@@ -63,6 +63,7 @@ class Integerizer(DataflowRewriter):
         self.values: dict[relax.Var, Value] = {}
         # of tensors with factors: the same, requantized to one scale
         self.one_scale: dict[relax.Expr, Quantized] = {}
+        self.float_weights: dict[relax.Var, relax.Expr] = {}
         self.rounded = {
             value.args[0]
             for _, value in bindings_of(self.function)
@@ -96,7 +97,13 @@ class Integerizer(DataflowRewriter):
 
     def _convert(self, var: relax.Var, call: relax.Call) -> Value:
         if qop.is_call(call, qop.FAKE_QUANT):
+            if qop.attributes(call)["role"] == qop.WEIGHT:
+                self.float_weights[var] = call.args[0]
             return self._fake_quant(call)
+        if qop.is_call(call, qop.DEQUANTIZE, qop.QUANTIZE):
+            border = self._border(call)
+            if border is not None:
+                return border
         is_exact = var in self.rounded and is_exact_cast(call, list(self.function.params))
         if is_exact and isinstance(self.value(call.args[0]), relax.Expr):
             return self._exact(call)
@@ -123,8 +130,11 @@ class Integerizer(DataflowRewriter):
         value = self.value(var)
         if isinstance(value, relax.Expr):
             return self.lookup(value)
-        if isinstance(value, Chain) and is_boolean(var):
-            return value.truth(self, str(var.name))
+        if isinstance(value, Chain):
+            name = str(var.name)
+            return value.truth(self, name) if is_boolean(var) else value.real(self, name)
+        if isinstance(value, QuantizedWeight):  # of a layer that stays float
+            return self.float_weights[var]
         if not isinstance(value, Quantized):
             raise QuantizationError(
                 f"tensor {var.name!r} is needed in float but was not annotated; "
@@ -142,13 +152,20 @@ class Integerizer(DataflowRewriter):
         if attrs["role"] == qop.WEIGHT:
             return self.weight(call, attrs)
         if not attrs["calibrated"]:
-            raise QuantizationError(f"tensor {name!r} is not calibrated; run ApplyCalibration")
+            return self.uncalibrated(call, attrs)
         scale = qop.constant_array(call.args[1]).astype(np.float64)
         zero = int(qop.constant_array(call.args[2]).reshape(-1)[0])
         held = formats.parse(attrs["format"])
         rank = len(call.ty.shape.values)
         scales = along(scale, attrs["axis"], rank)
-        target = Quantized.of(call.args[0], scales, zero, attrs["qmin"], attrs["qmax"], held)
+        target = Quantized.of(
+            call.args[0], scales, zero, attrs["qmin"], attrs["qmax"], held,
+            imported=bool(attrs["fixed"]),
+        )  # fmt: skip
+        return self.ended(call, target, name)
+
+    def ended(self, call: relax.Call, target: Quantized, name: str) -> Quantized:
+        """Round the region that a fake_quant ends."""
         source = self.value(call.args[0])
         if isinstance(source, Quantized):
             return self.rescaled(source, target, name, call)
@@ -158,6 +175,35 @@ class Integerizer(DataflowRewriter):
             return source.rounded(self, target, name, call)
         converted = self._quantize(source, replace(target, factors=None), name, call)
         return self.rescaled(converted, target, name, call)
+
+    def _border(self, call: relax.Call) -> Value | None:
+        """Return integers of the model that an input is, or that an output shall be."""
+        attrs = qop.attributes(call)
+        source = self.value(call.args[0])
+        if qop.is_call(call, qop.QUANTIZE):
+            return self._stored(source, attrs) if isinstance(source, Quantized) else None
+        if not isinstance(source, relax.Var) or attrs["axis"] >= 0:
+            return None
+        held = formats.parse(str(source.ty.dtype.dtype))
+        limits = np.iinfo(held.container)
+        scale = float(qop.constant_array(call.args[1]).reshape(-1)[0])
+        least, most = int(limits.min), int(limits.max)
+        return Quantized(self.lookup(source), scale, attrs["zero_point"], least, most, held)
+
+    def _stored(self, x: Quantized, attrs: dict[str, Any]) -> relax.Expr | None:
+        """Return integers in the model's own type; None where they have another scale."""
+        offset = attrs["zero_point"] - x.zero_point
+        alike = x.factors is None and np.float32(x.scale) == np.float32(attrs["scale"])
+        if not alike or x.qmin + offset < attrs["qmin"] or x.qmax + offset > attrs["qmax"]:
+            return None
+        if x.dtype == attrs["out_dtype"] and offset == 0:
+            return x.expr
+        if x.dtype != "uint8":
+            return None
+        values = np.arange(256) + offset
+        values = np.clip(values, attrs["qmin"], attrs["qmax"]).astype(attrs["out_dtype"])
+        table = {"id": attrs["id"], "out_dtype": attrs["out_dtype"]}
+        return self.emit(qop.emit(qop.TABLE, [x.expr, qop.constant(values)], table))
 
     def _exact(self, cast: relax.Call) -> Quantized:
         """Return an input of 8-bit integers, or booleans, as these."""
@@ -210,6 +256,10 @@ class Integerizer(DataflowRewriter):
             return var
         self.values[var] = self.emit(relax.TupleGetItem(self.lookup(value), item.index))
         return self.values[var]
+
+    def uncalibrated(self, call: relax.Call, attrs: Mapping[str, Any]) -> Quantized:
+        """Return what a fake_quant without a scale gives."""
+        raise QuantizationError(f"tensor {attrs['id']!r} is not calibrated; run ApplyCalibration")
 
     # -- contractions ---------------------------------------------------------------------------
 

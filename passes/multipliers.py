@@ -27,6 +27,8 @@ from tvmquant.errors import QuantizationError
 # any step is allowed, on 99.2 % where 1/512 is. (Other regions of MobileNetV3-small with 4 bits
 # would take 64 bits then, the network 1.026 times as long.)
 MAX_MULTIPLIER_ERROR = 1.0 / 32.0
+# What is rounded to a scale that came with a model is to be what its own runtime rounds to.
+MAX_IMPORTED_ERROR = 2.0**-20
 # The multiplier of negative sums is one of few bits times the slope, rounded: it may move the least
 # or greatest number of the output by this much of one step (what rounding to steps adds grows by
 # 6 % at most), others by proportion.
@@ -59,6 +61,7 @@ def choose_multipliers(
     slopes: FloatArray | None = None,
     reach: Array | float = 0.0,
     levels: int = 256,
+    imported: bool = False,
 ) -> Multipliers:
     """Choose dyadic multipliers, in 32 bits where that is exact enough, else in 64.
 
@@ -88,6 +91,8 @@ def choose_multipliers(
         With slopes: largest magnitude, in output steps, of what they give that is not clipped.
     levels : int
         Of the output; fewer than 256 ask for multipliers that are more exact.
+    imported : bool
+        The output's scale came with the model.
 
     Raises
     ------
@@ -100,7 +105,7 @@ def choose_multipliers(
     sides = [] if slopes is None else [slopes]
     shape = np.broadcast_shapes(*[np.shape(a) for a in (*ratios, *bounds, bias, *sides)])
     terms = _Terms(ratios, bounds, zero_point, np.asarray(bias, np.float64), span, slack)
-    most = MAX_MULTIPLIER_ERROR * min(1.0, levels / 256)
+    most = MAX_IMPORTED_ERROR if imported else MAX_MULTIPLIER_ERROR * min(1.0, levels / 256)
     narrow = _narrow(terms, snap_first, shape, slopes, reach, most)
     return _wide(terms, shape, name, slopes) if narrow is None else narrow
 

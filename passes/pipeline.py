@@ -85,9 +85,12 @@ def canonicalize(module: tvm.IRModule, *, fold_batch_norm: bool = True) -> tvm.I
     return _run("1-canonical", passes, module)
 
 
-def annotate(module: tvm.IRModule, activation_scheme: str = "asymmetric") -> tvm.IRModule:
+def annotate(
+    module: tvm.IRModule, activation_scheme: str = "asymmetric", *, calibrates: bool = True
+) -> tvm.IRModule:
     """Canonical L0 -> L1, uncalibrated."""
-    return _run("2-annotated", [AnnotateQuantization(activation_scheme)], module)
+    passes = [AnnotateQuantization(activation_scheme, calibrates=calibrates)]
+    return _run("2-annotated", passes, module)
 
 
 def apply_calibration(

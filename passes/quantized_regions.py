@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from tvm import relax
 
+from tvmquant import formats
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, count_uses, used_vars
 from tvmquant.passes.amplification import amplified
@@ -27,11 +28,29 @@ from tvmquant.passes.region_operators import (
 from tvmquant.passes.regions import kinds_of
 
 
-class RegionFinder:
-    """Decide which variables to materialize, by asking the kinds of regions (`regions.KINDS`)."""
+class NotHeldError(Exception):
+    """A tensor that a region reads is not held in 8 bits, and gets no scale."""
 
-    def __init__(self, function: relax.Function) -> None:
+
+class RegionFinder:
+    """Decide which variables to materialize, by asking the kinds of regions (`regions.KINDS`).
+
+    Parameters
+    ----------
+    function : relax.Function
+    calibrates : bool
+        Whether what the model brings no scale for gets one. Otherwise regions end at the model's
+        own fake_quants only, or in sums that are kept whole.
+    """
+
+    def __init__(self, function: relax.Function, *, calibrates: bool = True) -> None:
         self.function = function
+        self.calibrates = calibrates
+        # what the model's own fake_quants give
+        self.imported: set[relax.Var] = set()
+        self.imported_weights: set[relax.Var] = set()
+        # of these, what has more bits than kernels read
+        self.wide: set[relax.Var] = set()
         self.uses = count_uses(function)
         self.forms: dict[relax.Var, Form] = {p: _form_of_input(p) for p in function.params}
         self.marked: dict[relax.Var, set[str]] = {}
@@ -80,14 +99,24 @@ class RegionFinder:
         """Ask that ``var`` be held as integers; movers and extremes hand the request on.
 
         Booleans are never held: a comparison is a part of the tables that read it, or a table.
+
+        Raises
+        ------
+        NotHeldError
+            If no scale is known and none is calibrated, or the model's own has more than 8 bits;
+            nothing was asked for then.
         """
         pending = [var]
         while pending:
             asked = pending.pop()
-            if is_boolean(asked) or asked in self.exact:
+            if asked in self.wide and role != qop.OUTPUT:
+                raise NotHeldError
+            if is_boolean(asked) or asked in self.exact or asked in self.imported:
                 continue
             if asked in self.moved:
                 pending += self.moved[asked]
+                continue
+            if not self.calibrates and not self._keeps_sums(asked, role):
                 continue
             form, roles = self.form(asked), self.marked.setdefault(asked, set())
             if asked in self.comparisons and role not in roles:
@@ -142,6 +171,24 @@ class RegionFinder:
         """Whether the one reader of ``var`` may take it in."""
         return self.uses[var] == 1
 
+    def _keeps_sums(self, var: relax.Var, role: str) -> bool:
+        """Whether a tensor without a scale is held as the sums that make it."""
+        if role != qop.OUTPUT:
+            raise NotHeldError
+        form = self.form(var)
+        return form.kind in ("accumulator", "clipped") or var in self.marked
+
+    def _imported(self, var: relax.Var, call: relax.Call) -> Form:
+        """Note a fake_quant of the model."""
+        attrs = qop.attributes(call)
+        if attrs["role"] == qop.WEIGHT:
+            self.imported_weights.add(var)
+            return Form("float")
+        self.imported.add(var)
+        if formats.parse(attrs["format"]).bits > formats.MOST_BITS:
+            self.wide.add(var)
+        return Form("quantized")
+
     def _form(self, var: relax.Var, value: relax.Expr) -> Form:
         if isinstance(value, relax.Var) or (isinstance(value, relax.Call) and is_mover(value)):
             self.operands[var] = tuple(used_vars(value))
@@ -155,6 +202,8 @@ class RegionFinder:
             return self.form(value.tuple_value)  # of a normalization
         if not isinstance(value, relax.Call):
             return Form("float")
+        if qop.is_call(value, qop.FAKE_QUANT):
+            return self._imported(var, value)
         params = list(self.function.params)
         is_exact = is_exact_cast(value, params) and var not in self.padded_beyond
         if is_exact and self.form(value.args[0]).kind == "float":
@@ -168,10 +217,9 @@ class RegionFinder:
             self.float_results.add(var)
             return Form("float")
         if not self._reads_integers(value):
-            for kind in kinds_of(str(value.op.name)):
-                form = kind.form(self, value)
-                if form is not None:
-                    return form
+            form = self.region(value)
+            if form is not None:
+                return form
         if is_repeated_constant(value):
             return Form("input")
         self.float_results.add(var)
@@ -181,6 +229,20 @@ class RegionFinder:
         if qop.is_call(value, "relax.divide") and isinstance(value.args[1], relax.Var):
             self.divisors.update(self.roots(value.args[1]))
         return Form("float")
+
+    def region(self, call: relax.Call) -> Form | None:
+        """Return what a call gives as a part of a region; None where it stays float."""
+        try:
+            for kind in kinds_of(str(call.op.name)):
+                form = kind.form(self, call)
+                if form is not None and form.kind == "extreme" and not self.calibrates:
+                    for source in form.sources:
+                        self.request(source, qop.ACTIVATION)
+                if form is not None:
+                    return form
+        except NotHeldError:
+            pass
+        return None
 
     def _reads_integers(self, call: relax.Call) -> bool:
         """Whether an operand is no number that may be rounded: an index, a mask of the input."""

@@ -32,18 +32,22 @@ def weight_of(call: relax.Call, attrs: Mapping[str, Any]) -> QuantizedWeight:
     """Return the weight of a fake_quant, output channels first; without a scale, that is 0."""
     axis, groups = attrs["axis"], attrs["groups"]
     values = qop.constant_array(call.args[0])
-    scale = qop.constant_array(call.args[1]).astype(np.float64)
-    if scale.ndim > 1:
-        scale = outputs_first(scale, axis, groups).reshape(values.shape[1] * groups, -1)[:, 0]
-    elif axis == 1 and values.ndim > 2:
-        scale = np.tile(np.broadcast_to(scale, (values.shape[1],)), groups)
-    values = outputs_first(values, axis, groups)
+
+    def per_output(array: Any) -> Any:
+        if array.ndim > 1:
+            array = outputs_first(array, axis, groups).reshape(values.shape[1] * groups, -1)[:, 0]
+        elif axis == 1 and values.ndim > 2:
+            array = np.tile(np.broadcast_to(array, (values.shape[1],)), groups)
+        return np.broadcast_to(array, (len(outputs),))
+
+    outputs = outputs_first(values, axis, groups)
+    scale = per_output(qop.constant_array(call.args[1]).astype(np.float64))
+    zero_point = per_output(qop.constant_array(call.args[2])) if attrs.get("fixed") else None
     held, multiplier = formats.parse(attrs["format"]), None
     if len(call.args) > 3:
         multiplier = outputs_first(qop.constant_array(call.args[3]), axis, groups)
     return QuantizedWeight(
-        values, np.broadcast_to(scale, (len(values),)), held, bool(attrs.get("bounded", 0)),
-        multiplier,
+        outputs, scale, held, bool(attrs.get("bounded", 0)), zero_point, multiplier,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from tvm import relax
 from tvmquant import formats
 from tvmquant.bit_choice import W8A8, BitChoice
 from tvmquant.errors import QuantizationError
-from tvmquant.formats import GROUP_SIZES, WIDTHS, Format, Uniform
+from tvmquant.formats import GROUP_SIZES, INT8, MOST_BITS, UINT8, WIDTHS, Format, Uniform
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, origins, span_name, used_vars
 from tvmquant.ir.tensor_types import integers
@@ -64,6 +64,8 @@ class Layer:
     groupable : bool
         Whether its kernels can scale groups of weights: these follow whole rows of the window,
         which dilation or grouped channels cut up.
+    imported : BitChoice, optional
+        Where the weight's scale came with the model: the only choice.
     """
 
     id: str
@@ -76,10 +78,18 @@ class Layer:
     position: str
     given: Format | None = None
     groupable: bool = True
+    imported: BitChoice | None = None
 
     def allows(self, choice: BitChoice) -> bool:
         """Whether there is a kernel for a choice, with any group size that it asks for."""
+        if self.imported is not None:
+            return choice == self.imported
         return self.reads(choice.activation) and (self.groupable or not choice.weight.group)
+
+    @property
+    def usual(self) -> BitChoice:
+        """The choice that it gets where none is made."""
+        return self.imported or BitChoice(INT8, self.given or UINT8)
 
     def reads(self, activation: Format) -> bool:
         """Whether it can read activations of a format."""
@@ -88,6 +98,8 @@ class Layer:
     @property
     def expected(self) -> str:
         """What `allows` allows, in words."""
+        if self.imported is not None:
+            return f"{self.imported}, as the model quantizes it; --requantize chooses anew"
         widths = f"{WIDTHS[0]} to {WIDTHS[-1]} bits"
         groups = "" if self.groupable else ", without groups"
         read = (
@@ -132,6 +144,7 @@ class _Reader:
             for _, call in bindings_of(self.function)
             if qop.is_call(call, *qop.FLOAT_CONTRACTIONS) and self._has_quantized_weight(call)
             if (edges := self._edges(call.args[0]))
+            and all(edge["format"].bits <= MOST_BITS for edge in edges)
         ]
         for _, edges in found:
             self.groups.unite(edge["id"] for edge in edges)
@@ -147,10 +160,11 @@ class _Reader:
             root = self.groups.root(ids[0])
             first = any(self._reads_input(edge["var"]) for edge in edges)
             last = span_name(call) not in followed
+            given = next((edge["format"] for edge in edges if edge["fixed"]), None)
             yield self._layer(
                 call,
                 ids,
-                next((edge["format"] for edge in edges if edge["fixed"]), None),
+                given,
                 names.setdefault(root, ids[0]),
                 "first" if first else "last" if last else "",
             )
@@ -168,9 +182,13 @@ class _Reader:
         # for any machine: the graph is quantized before one is chosen
         family = family_of(contraction, W8A8, None, name)
         size = math.prod(int(v) for v in call.args[1].ty.shape.values)
+        weight = qop.attributes(self.values[call.args[1]])
+        imported = None
+        if weight.get("fixed"):
+            imported = BitChoice(formats.parse(weight["format"]), given or UINT8)
         return Layer(
             name, family.operation, contraction.macs, size, contraction.outputs, edges, group,
-            position, given, scales_groups(contraction, _GROUPED, None),
+            position, given, scales_groups(contraction, _GROUPED, None), imported,
         )  # fmt: skip
 
     def _has_quantized_weight(self, call: relax.Call) -> bool:

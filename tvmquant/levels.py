@@ -16,7 +16,11 @@ def canonical(graph: Graph, *, fold_batch_norm: bool = True) -> Graph:
 
 
 def annotated(
-    graph: Graph, activation_scheme: str = "asymmetric", *, fold_batch_norm: bool = True
+    graph: Graph,
+    activation_scheme: str = "asymmetric",
+    *,
+    fold_batch_norm: bool = True,
+    calibrates: bool = True,
 ) -> Graph:
     """Return a float graph annotated (L1), uncalibrated.
 
@@ -29,6 +33,8 @@ def annotated(
     fold_batch_norm : bool
         Otherwise normalizations stay, as training needs them; the tensors that are quantized behind
         layers, and their names, are the same.
+    calibrates : bool
+        Whether tensors without a scale of the model's get one, by calibration.
 
     Raises
     ------
@@ -37,13 +43,16 @@ def annotated(
     """
     if graph.level != "L0":
         raise QuantizationError(f"expected a float graph (L0), found level {graph.level}")
-    return graph.once(_annotated, activation_scheme, fold_batch_norm)
+    return graph.once(_annotated, activation_scheme, fold_batch_norm, calibrates)
 
 
 def _canonical(graph: Graph, fold_batch_norm: bool) -> Graph:
     return graph.with_module(pipeline.canonicalize(graph.module, fold_batch_norm=fold_batch_norm))
 
 
-def _annotated(graph: Graph, activation_scheme: str, fold_batch_norm: bool) -> Graph:
+def _annotated(
+    graph: Graph, activation_scheme: str, fold_batch_norm: bool, calibrates: bool
+) -> Graph:
     module = canonical(graph, fold_batch_norm=fold_batch_norm).module
-    return graph.with_module(pipeline.annotate(module, activation_scheme), "L1")
+    annotated = pipeline.annotate(module, activation_scheme, calibrates=calibrates)
+    return graph.with_module(annotated, "L1")

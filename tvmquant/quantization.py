@@ -6,8 +6,10 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tvmquant.bit_choice import W8A8, BitChoice
+from tvmquant.bit_choice import BitChoice
 from tvmquant.errors import QuantizationError
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of
 from tvmquant.layers import Layer, quantizable_layers
 from tvmquant.levels import annotated
 from tvmquant.passes import pipeline
@@ -70,7 +72,7 @@ def calibrate(
 
 def quantize(
     graph: Graph,
-    calibration: Calibration,
+    calibration: Calibration | None = None,
     *,
     choices: Mapping[str, BitChoice] | None = None,
     activation_scheme: str = "asymmetric",
@@ -85,8 +87,10 @@ def quantize(
     ----------
     graph : Graph
         Level L0, the one that was calibrated.
-    calibration : Calibration
-        From `calibrate` with the same activation scheme.
+    calibration : Calibration, optional
+        From `calibrate` with the same activation scheme. A model that is quantized already (QDQ)
+        needs none: its own scales are kept exactly, and what has none stays float. With one, that
+        is quantized too.
     choices : mapping of str to BitChoice, optional
         Bit widths by layer (`tvmquant.layers.quantizable_layers`); w8a8 where not named.
     activation_scheme : str
@@ -111,7 +115,8 @@ def quantize(
     Raises
     ------
     QuantizationError
-        If the calibration is of another model, a layer cannot be computed in integers (strict), an
+        If there is no calibration and the model is not quantized already; if the calibration is of
+        another model, a layer cannot be computed in integers (strict), an
         accumulator may overflow, or a choice names no layer, is none of the layer's, or contradicts
         that of a tied layer; names the layer.
     """
@@ -125,7 +130,7 @@ def quantize(
 
 def apply_calibration(
     graph: Graph,
-    calibration: Calibration,
+    calibration: Calibration | None,
     *,
     choices: Mapping[str, BitChoice] | None = None,
     activation_scheme: str = "asymmetric",
@@ -140,22 +145,39 @@ def apply_calibration(
     those of `quantize`; the result has level L1. Without ``fold_batch_norm`` normalizations stay
     as they are, for training; the calibration is to be made likewise.
     """
-    network = annotated(graph, activation_scheme, fold_batch_norm=fold_batch_norm)
-    calibration.check_model(network)
+    network = annotated(
+        graph, activation_scheme, fold_batch_norm=fold_batch_norm,
+        calibrates=calibration is not None,
+    )  # fmt: skip
     wanted = dict(choices or {})
     activations = activation_formats(quantizable_layers(network), wanted)
+    chosen: dict[str, Any] = {"ranges": {}}
+    if calibration is not None:
+        calibration.check_model(network)
+        widths = {name: held.bits for name, held in activations.items()}
+        chosen = {
+            "ranges": calibration.ranges(widths),
+            "factors": calibration.factors(),
+            "input_means": calibration.input_means if correct_bias else None,
+            "input_powers": calibration.input_powers,
+        }
+    elif not is_quantized(graph):
+        raise QuantizationError(
+            f"the model {graph.name!r} brings no scales for its activations; calibrate it with data"
+        )
     module = pipeline.apply_calibration(
-        network.module,
-        calibration.ranges({name: held.bits for name, held in activations.items()}),
-        weights={name: choice.weight for name, choice in wanted.items()},
-        activations=activations,
-        weight_method=weight_method,
-        factors=calibration.factors(),
-        bound_pairs=bound_pairs,
-        input_means=calibration.input_means if correct_bias else None,
-        input_powers=calibration.input_powers,
-    )
+        network.module, weights={name: choice.weight for name, choice in wanted.items()},
+        activations=activations, weight_method=weight_method, bound_pairs=bound_pairs, **chosen,
+    )  # fmt: skip
     return network.with_module(module)
+
+
+def is_quantized(graph: Graph) -> bool:
+    """Whether a float graph (L0) brings scales for activations with it, as a QDQ model does."""
+    return any(
+        qop.is_call(value, qop.FAKE_QUANT) and qop.attributes(value)["role"] != qop.WEIGHT
+        for _, value in bindings_of(graph.main)
+    )
 
 
 def activation_formats(
@@ -176,14 +198,14 @@ def activation_formats(
     formats: dict[str, Format] = {}
     owner: dict[str, Layer] = {}
     for layer in layers:
-        choice = choices.get(layer.id, W8A8)
+        choice = choices.get(layer.id, layer.usual)
         if not layer.allows(choice):
             raise QuantizationError(
                 f"layer {layer.id!r} ({layer.op}) cannot compute {choice}; expected "
                 f"{layer.expected}"
             )
         first = owner.setdefault(layer.group, layer)
-        other = choices.get(first.id, W8A8)
+        other = choices.get(first.id, first.usual)
         if other.activation != choice.activation:
             raise QuantizationError(
                 f"layers {first.id!r} ({other}) and {layer.id!r} ({choice}) read the same "

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tvm
 from tvm import relax
 
 from tvmquant.arithmetic import INT32_MAX, dot_bounds
@@ -44,8 +45,12 @@ class ContractionRegion(RegionKind):
 
     def form(self, finder: RegionFinder, call: relax.Call) -> Form | None:
         """Return an accumulator whose constants vary along the output channels."""
-        weight = qop.constant_array(call.args[1])
-        if weight is None or (qop.is_call(call, "relax.matmul") and weight.ndim != 2):
+        weight = call.args[1]
+        imported = weight in finder.imported_weights
+        constant = isinstance(weight, tvm.ir.GenericConst)
+        if not imported and not (constant and finder.calibrates):
+            return None
+        if qop.is_call(call, "relax.matmul") and len(weight.ty.shape.values) != 2:
             return None
         finder.request(call.args[0], qop.ACTIVATION)
         return Form("accumulator", axis=output_axis(call))
@@ -108,7 +113,7 @@ def rounded_layer(
         [step / to_scale, *(s / to_scale for s in others)],
         [bound, *(t.bound.reshape(-1) for t in region.terms[1:])],
         to.zero_point, bias / to_scale, name=name, span=span, slopes=slopes,
-        reach=reach_of(slopes, to), levels=to.levels,
+        reach=reach_of(slopes, to), levels=to.levels, imported=to.imported,
     )  # fmt: skip
     offset = np.rint(np.ldexp(bias / to_scale, chosen.shift)).astype(np.int64)
     multiplier = weight.group_multiplier

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +13,7 @@ from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import span_name, used_vars
 from tvmquant.passes import scale_factors
 from tvmquant.passes.accumulator import Quantized
-from tvmquant.passes.region_kind import Form, RegionKind, Value
+from tvmquant.passes.region_kind import Form, Open, RegionKind, Value
 from tvmquant.passes.region_operators import (
     MOVERS,
     REDUCED_EXTREMES,
@@ -53,7 +53,36 @@ class MoverRegion(RegionKind):
         self, integerizer: Integerizer, var: relax.Var, call: relax.Call, values: Sequence[Value]
     ) -> Value | None:
         """Return the tensor with the scales that moved with it."""
-        return moved(integerizer, call, values) if is_mover(call) else None
+        if not is_mover(call):
+            return None
+        joined = tuple(v for v in values if isinstance(v, Quantized))
+        if var in integerizer.rounded and qop.is_call(call, "relax.concat"):
+            fields = call.args[0].fields if isinstance(call.args[0], relax.Tuple) else []
+            if len(joined) == len(fields) and any(v.imported for v in joined):
+                return Joined(call, joined)
+        return moved(integerizer, call, values)
+
+
+@dataclass(frozen=True)
+class Joined(Open):
+    """A concat of tensors whose scales came with the model, which are rounded to that of its end.
+
+    Each is rounded by itself, so that none is rounded twice.
+    """
+
+    call: relax.Call
+    operands: tuple[Quantized, ...]
+
+    def rounded(
+        self, integerizer: Integerizer, to: Quantized, name: str, call: relax.Call
+    ) -> Quantized:
+        """Join integers of one scale."""
+        one_scale = replace(to, factors=None)
+        operands = [integerizer.rescaled(v, one_scale, name, call) for v in self.operands]
+        joined = relax.op.concat([v.expr for v in operands], int(self.call.attrs.axis))
+        qmin, qmax = min(v.qmin for v in operands), max(v.qmax for v in operands)
+        found = replace(one_scale, expr=integerizer.emit(joined), qmin=qmin, qmax=qmax)
+        return integerizer.rescaled(found, to, name, call)
 
 
 def moved(integerizer: Integerizer, call: relax.Call, values: Sequence[Value]) -> Quantized | None:

@@ -51,6 +51,12 @@ class Chain(Open):
         found = replace(to, expr=expr, factors=None, qmin=qmin, qmax=qmax)
         return integerizer.rescaled(found, to, name, call)
 
+    def real(self, integerizer: Integerizer, name: str) -> relax.Var:
+        """Look the function's values up, for an operator that reads floats."""
+        args = [self.source.expr, qop.constant(self.values.astype(np.float32))]
+        attrs = {"id": f"{name}.table", "out_dtype": "float32"}
+        return integerizer.emit(qop.emit(qop.TABLE, args, attrs))
+
     def truth(self, integerizer: Integerizer, name: str) -> relax.Var:
         """Look a comparison up, for an operator that reads booleans."""
         args = [self.source.expr, qop.constant(np.asarray(self.values, np.uint8))]
