@@ -163,6 +163,13 @@ class QuantizedWeight:
         levels = self.format.round(self.values / unit)
         return bound_pairs(levels) if self.bounded else levels
 
+    def steps(self, scale: FloatArray) -> Array:
+        """Return what the integers of the weight stand for, in steps: less their zero point."""
+        integers = self.round(scale).astype(np.int64)
+        if self.zero_point is None:
+            return integers
+        return integers - self.zero_point.reshape((-1,) + (1,) * (self.values.ndim - 1))
+
     def round(self, scale: FloatArray) -> Array:
         """Return the integers of the weight at ``scale``: levels, times multipliers of groups."""
         levels, multiplier = self.levels(scale), self.group_multiplier

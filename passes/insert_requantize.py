@@ -52,6 +52,7 @@ from tvmquant.passes.region_operators import (
 from tvmquant.passes.regions import Chain, kinds_of
 from tvmquant.passes.regions.contraction import rounded_layer
 from tvmquant.passes.regions.requantization import as_accumulator, requantized
+from tvmquant.passes.regions.window_sums import without_zero_points
 from tvmquant.passes.rounded_weights import weight_of
 
 
@@ -272,6 +273,10 @@ class Integerizer(DataflowRewriter):
     def scaled(self, layer: Contraction) -> Contraction:
         """Return a layer with a scale for its weight, before it is known what reads its sums."""
         return layer
+
+    def without_zero_points(self, region: Accumulator) -> Accumulator:
+        """Return a region whose weight has zero point 0; see `window_sums`."""
+        return without_zero_points(self, region)
 
     def finish(
         self, layer: Contraction, region: Accumulator, to: Quantized, name: str

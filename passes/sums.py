@@ -35,7 +35,7 @@ def scale_of_sums(region: Accumulator) -> tuple[int, FloatArray]:
     if first.contraction is not None:
         layer = first.contraction
         axis = output_axis(layer.call)
-        span = dot_span(layer.weight.round(layer.weight.scale), layer.x)
+        span = dot_span(layer.weight.steps(layer.weight.scale), layer.x)
         bound = along(np.maximum(*np.abs(span)), axis, unit.ndim)
     largest = unit * bound + np.abs(region.bias)
     for term in others:

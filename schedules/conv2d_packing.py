@@ -20,7 +20,7 @@ from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling
 
 # Bits that kernels read a weight in.
 CONTAINERS = (4, 8)
-# Magnitude of 4-bit weights, and what is added to them in storage
+# The greatest 4-bit weight, and what is added to them in storage
 LARGEST = 7
 BIAS = 8
 # Longer chains no longer pay: widening then takes less than one instruction in a hundred.
@@ -95,12 +95,12 @@ def check_narrow(weight: npt.NDArray[np.int8], layer: str) -> None:
     Raises
     ------
     QuantizationError
-        When one is outside [-7, 7].
+        When one is outside [-8, 7].
     """
-    if np.abs(weight.astype(np.int16)).max(initial=0) > LARGEST:
+    if weight.min(initial=0) < -BIAS or weight.max(initial=0) > LARGEST:
         raise QuantizationError(
             f"layer {layer!r}: weights reach [{weight.min()}, {weight.max()}], 4 bits hold "
-            f"[-{LARGEST}, {LARGEST}]; quantize the layer with 8-bit weights"
+            f"[-{BIAS}, {LARGEST}]; quantize the layer with 8-bit weights"
         )
 
 

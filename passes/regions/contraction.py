@@ -98,15 +98,12 @@ def rounded_layer(
     step, *others = (t.scale.reshape(-1) for t in region.terms)
     to_scale, bias = to.scales.reshape(-1), region.bias.reshape(-1)
     integers = weight.round(weight.scale)
-    axes = tuple(range(1, integers.ndim))
-    folded = -x.zero_point * integers.astype(np.int64).sum(axis=axes)
     steps = np.zeros(len(integers), np.int64)
     slopes = None if region.slopes is None else region.slopes.reshape(-1)
     if slopes is not None:  # of the sum with its bias: the sign decides
         whole = np.rint(bias / np.where(step == 0.0, LEAST_STEP, step))
         steps = np.clip(whole, -MOST_STEPS, MOST_STEPS).astype(np.int64)
-        folded, bias = folded + steps, np.zeros(1)
-    _check_accumulator(layer, integers, folded, steps, name)
+        bias = np.zeros(1)
     span = tuple(end + steps for end in dot_span(integers, x))
     bound = np.maximum(*np.abs(span))
     chosen = choose_multipliers(
@@ -116,15 +113,40 @@ def rounded_layer(
         reach=reach_of(slopes, to), levels=to.levels, imported=to.imported,
     )  # fmt: skip
     offset = np.rint(np.ldexp(bias / to_scale, chosen.shift)).astype(np.int64)
+    return emitted_sums(integerizer, layer, name, steps), by_sign(chosen, slopes), offset
+
+
+def emitted_sums(
+    integerizer: Integerizer, layer: Contraction, name: str, steps: Any = 0
+) -> relax.Expr:
+    """Emit the sums of a layer, in 32 bits.
+
+    Parameters
+    ----------
+    integerizer : Integerizer
+    layer : Contraction
+    name : str
+        Id of the operator.
+    steps : int64 array of shape (O,), or 0
+        Part of the bias that is added to the sums.
+
+    Raises
+    ------
+    QuantizationError
+        If they may leave 32 bits; names the layer.
+    """
+    x, weight = layer.x, layer.weight
+    integers = weight.round(weight.scale)
+    axes = tuple(range(1, integers.ndim))
+    folded = steps - x.zero_point * integers.astype(np.int64).sum(axis=axes)
+    _check_accumulator(layer, integers, folded, steps, name)
     multiplier = weight.group_multiplier
     grouped = [] if multiplier is None else [qop.constant(multiplier)]
     levels = qop.constant(weight.levels(weight.scale))
     args = [x.expr, levels, qop.constant(folded.astype(np.int32)), *grouped]
     operator = qop.FLOAT_CONTRACTIONS[layer.call.op.name]
-    expr = integerizer.emit(
-        qop.emit(operator, args, _attributes(layer, name), layer.call.span), "acc"
-    )
-    return expr, by_sign(chosen, slopes), offset
+    attrs = _attributes(layer, name)
+    return integerizer.emit(qop.emit(operator, args, attrs, layer.call.span), "acc")
 
 
 def dot_span(integers: Any, x: Quantized) -> tuple[Any, Any]:

@@ -33,6 +33,7 @@ def requantized(
     QuantizationError
         If it has more terms than a kernel's epilogue; names the node.
     """
+    region = integerizer.without_zero_points(region)
     first, others = region.terms[0], region.terms[1:]
     if len(region.terms) > MOST_TERMS:
         raise QuantizationError(

@@ -34,7 +34,8 @@ class Twin(torch.nn.Module):
     module : tvm.IRModule
         Its function ``main``, straight-line; every extent but the batch known.
     mode : {"float", "quantized", "exact"}
-        Whether a ``fake_quant`` passes its input through or applies its scale; "exact" computes
+        Whether a ``fake_quant`` passes its input through or applies its scale; what came with the
+        model (QDQ) is applied in every mode. "exact" computes
         what ships: the integers that `InsertRequantize` makes of the graph, bit for bit.
     observe : callable (edge id, tensor), optional
         Called at every ``fake_quant`` in the first two modes, with its input. Can be set later.
@@ -229,7 +230,7 @@ class Twin(torch.nn.Module):
             return step.function(*operands)
         if self.observe is not None:
             self.observe(step.edge.id, operands[0])
-        if self._mode == "float":
+        if self._mode == "float" and not step.edge.fixed:
             return self.transform(step.edge.id, operands[0]) if self.transform else operands[0]
         return self._quantizers[self._numbers[step.edge.id]](operands[0])
 

@@ -37,6 +37,7 @@ _TRAINED_POSITIONS = {"relax.nn.batch_norm": (1, 2)}
 class Edge:
     """What a ``fake_quant`` says of the tensor that it quantizes; see `quantized_ops`.
 
+    ``fixed``: the scale came with the model, and is applied in every mode.
     ``bounded``: pairs of weights fit 16 bits (`tvmquant.weight_pairs`), of a layer in ``groups``.
     """
 
@@ -49,6 +50,7 @@ class Edge:
     qmin: int
     qmax: int
     calibrated: bool
+    fixed: bool
     bounded: bool
     groups: int
 
@@ -260,7 +262,11 @@ def _function(var: relax.Var, value: relax.Expr, edge: Edge | None) -> Callable[
 
 def _edge(call: relax.Call) -> Edge:
     attrs = qop.attributes(call)
-    flags = {"bounded": bool(attrs.get("bounded", 0)), "groups": attrs.get("groups", 1)}
+    flags = {
+        "bounded": bool(attrs.get("bounded", 0)),
+        "fixed": bool(attrs.get("fixed", 0)),
+        "groups": attrs.get("groups", 1),
+    }
     fields = {name: attrs[name] for name in Edge.__dataclass_fields__.keys() - flags}
     return Edge(**{**fields, **flags, "calibrated": bool(attrs["calibrated"])})
 
