@@ -77,6 +77,8 @@ class LayoutConverter(DataflowRewriter):
         if qop.is_call(value, qop.QDENSE, *POINTWISE) and self._is_last_already(value):
             self.last_already.add(var)
             return None
+        if qop.is_call(value, qop.TABLE) and qop.is_float(value):
+            return None  # integers are moved, not floats
         handler = self.handlers.get(value.op.name) if isinstance(value, relax.Call) else None
         if handler is None or not self.converts(value.args[0]):
             return None

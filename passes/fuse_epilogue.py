@@ -72,7 +72,7 @@ class _Fuser(DataflowRewriter):
     def _table(self, var: relax.Var, value: relax.Call) -> relax.Call | None:
         operand = value.args[0]
         source = self.fused.get(operand)
-        if source is None or self.uses[operand] != 1:
+        if source is None or self.uses[operand] != 1 or qop.is_float(value):
             return None
         attrs = qop.attributes(source)
         args, values = list(source.args), value.args[1]

@@ -1,7 +1,7 @@
 """Check that nothing between the borders computes in float, and list what does (L2).
 
-A graph is integer-only when no operator but quantize and dequantize reads or writes a float tensor,
-which leaves those two only where the graph begins and ends. An operator of integer result counts
+A graph is integer-only when no operator but quantize and dequantize (which may be a table of floats)
+reads or writes a float tensor, which leaves those two only where the graph begins and ends. An operator of integer result counts
 too, such as an argmax of floats. What stayed float is reported with the ONNX node it came from and
 the reason; in strict mode it is an error.
 """
@@ -34,6 +34,8 @@ REASONS = {
     **dict.fromkeys(LOGICAL, "a comparison of two tensors has no integer form"),
     "relax.divide": "division by an activation has no integer form",
 }
+# A table of floats is a dequantization of a function.
+BORDERS = (qop.QUANTIZE, qop.DEQUANTIZE, qop.TABLE)
 MATMUL = "relax.matmul"
 PRODUCT_REASON = "a product of two activations: one would have to be packed for every input"
 CONSTANT_REASON = "its constant differs along the batch, or gives the result further axes"
@@ -61,7 +63,7 @@ def float_audit(module: tvm.IRModule) -> list[FloatOp]:
     """
     found = []
     for _, value in bindings_of(module["main"]):
-        if not isinstance(value, relax.Call) or qop.is_call(value, qop.QUANTIZE, qop.DEQUANTIZE):
+        if not isinstance(value, relax.Call) or qop.is_call(value, *BORDERS):
             continue
         if _is_float(value.ty) or any(_is_float(operand.ty) for operand in value.args):
             name = str(value.op.name)

@@ -128,6 +128,14 @@ def quantizable_layers(graph: Graph) -> tuple[Layer, ...]:
     return (annotated(graph) if graph.level == "L0" else graph).once(_layers)
 
 
+def is_quantized(graph: Graph) -> bool:
+    """Whether a float graph (L0) brings scales for activations with it, as a QDQ model does."""
+    return any(
+        qop.is_call(value, qop.FAKE_QUANT) and qop.attributes(value)["role"] != qop.WEIGHT
+        for _, value in bindings_of(graph.main)
+    )
+
+
 def _layers(graph: Graph) -> tuple[Layer, ...]:
     return tuple(_Reader(graph.module).layers())
 

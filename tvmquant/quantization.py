@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvmquant.bit_choice import BitChoice
 from tvmquant.errors import QuantizationError
-from tvmquant.ir import quantized_ops as qop
-from tvmquant.ir.rewriter import bindings_of
-from tvmquant.layers import Layer, quantizable_layers
+from tvmquant.layers import Layer, is_quantized, quantizable_layers
 from tvmquant.levels import annotated
 from tvmquant.passes import pipeline
 
@@ -170,14 +168,6 @@ def apply_calibration(
         activations=activations, weight_method=weight_method, bound_pairs=bound_pairs, **chosen,
     )  # fmt: skip
     return network.with_module(module)
-
-
-def is_quantized(graph: Graph) -> bool:
-    """Whether a float graph (L0) brings scales for activations with it, as a QDQ model does."""
-    return any(
-        qop.is_call(value, qop.FAKE_QUANT) and qop.attributes(value)["role"] != qop.WEIGHT
-        for _, value in bindings_of(graph.main)
-    )
 
 
 def activation_formats(

@@ -85,9 +85,10 @@ def folded(attrs: dict[str, Any], args: Sequence[relax.Expr]) -> FoldedEpilogue:
     if slopes:
         vectors.append(qop.constant_array(args[3]).astype(np.int64))
     dtype = attrs["compute_dtype"]
+    second = dtype_of(args[3]) if residual else None
     static = Epilogue(
         dtype, attrs["out_dtype"], attrs["qmin"], attrs["qmax"], residual, table, slopes,
-        acc_zero_point if slopes else 0,
+        acc_zero_point if slopes else 0, dtype == "int64" and _fits_shifted(vectors, second),
     )  # fmt: skip
     return FoldedEpilogue(
         static,
@@ -95,6 +96,24 @@ def folded(attrs: dict[str, Any], args: Sequence[relax.Expr]) -> FoldedEpilogue:
         args[3] if residual else None,
         args[-1] if table else None,
     )
+
+
+def _fits_shifted(vectors: Sequence[Array], second: str | None) -> bool:
+    """Whether equation (3) fits 32 bits before it is clipped, whatever the accumulator holds.
+
+    Parameters
+    ----------
+    vectors : sequence of int64 arrays
+        As of `FoldedEpilogue`.
+    second : str or None
+        Type of the second term, where there is one.
+    """
+    multiplier, offset, shift, *other = (v.astype(np.float64) for v in vectors)
+    total = np.abs(multiplier) * 2.0**31 + np.abs(offset)
+    for factor in other:
+        reach = 2.0**31 if second is None else float(np.iinfo(second).max) + 1.0
+        total = total + np.abs(factor) * reach
+    return bool(np.all(total < np.exp2(shift + 31.0)))
 
 
 def epilogue_of(attrs: dict[str, Any], args: Sequence[relax.Expr]) -> FoldedEpilogue | None:

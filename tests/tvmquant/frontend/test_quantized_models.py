@@ -1,15 +1,34 @@
-"""Weights stored as integers become float constants; models quantized already are refused."""
+"""Integers that a file stores, and the scales that it gives tensors, come in as fake_quants."""
 
 import numpy as np
+import onnxruntime
 import pytest
+from numpy.testing import assert_array_equal
 from onnx import TensorProto, helper
 
-from tvmquant.errors import UnsupportedModelError
+import tvmquant
+from tvmquant.bit_choice import BitChoice
+from tvmquant.errors import QuantizationError
 from tvmquant.frontend import load_onnx
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of, span_name
+from tvmquant.passes.rounded_weights import weight_of as read_weight
+from tvmquant.passes.verify_integer_only import float_audit
+from tvmquant.simulator import simulate
 
+FAKE_QUANT = "tvmquant.fake_quant"
 IMAGE = {"x": ("N", 3, 5, 4)}
 LEVELS = [-8, 7, 1, 2, 3, -4, 5, -6, 1, 2, 3, 4]
 CHANNELS = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
+
+
+def weight_of(graph, layer):
+    """Return the quantized weight of a layer."""
+    return next(
+        read_weight(value, qop.attributes(value))
+        for _, value in bindings_of(graph.main)
+        if qop.is_call(value, qop.FAKE_QUANT) and span_name(value) == layer
+    )
 
 
 def stored(kind):
@@ -28,7 +47,7 @@ def stored(kind):
 
 
 @pytest.mark.parametrize("kind", ["int8", "uint8", "int4", "float8"])
-def test_weights_behind_dequantize_become_float_constants(make_model, compare, operators, kind):
+def test_weights_behind_dequantize_keep_their_integers(make_model, compare, operators, kind):
     nodes = [
         helper.make_node("DequantizeLinear", ["w", "s", "z"], ["wf"], axis=0),
         helper.make_node("DequantizeLinear", ["b", "t"], ["bf"]),
@@ -38,7 +57,15 @@ def test_weights_behind_dequantize_become_float_constants(make_model, compare, o
     bias = {"b": np.array([1, 2, -300, 4], np.int32), "t": np.float32(0.01)}
     constants = {"w": weight, "z": zero_point, "s": scale, **bias}
     graph = compare(make_model(nodes, IMAGE, constants=constants, opset=21))
-    assert operators(graph) == ["nn.conv2d", "add"]
+    quantizers = [] if kind == "float8" else [FAKE_QUANT]
+    assert operators(graph) == [*quantizers, "nn.conv2d", "add"]
+    if quantizers:
+        levels = np.array(LEVELS, np.int64).reshape(4, -1)
+        zeros = {"int4": [0, 1, -2, 3], "uint8": [0], "int8": [3]}[kind]
+        layer = weight_of(graph, "Conv_2")
+        expected = (levels - np.array(zeros)[:, None]).reshape(4, 3, 1, 1)
+        assert_array_equal(layer.levels(layer.scale), expected)
+        assert_array_equal(layer.scale, np.broadcast_to(scale, 4).astype(np.float64))
 
 
 def test_weights_quantized_in_blocks(make_model, compare, operators):
@@ -52,8 +79,8 @@ def test_weights_quantized_in_blocks(make_model, compare, operators):
     assert operators(compare(model)) == ["matmul"]
 
 
-def test_weights_rounded_in_the_model_become_constants(make_model, compare, operators):
-    """As QuantizeLinear and back, or taken apart into arithmetic, of which rounding is a part."""
+def test_weights_rounded_in_the_model_are_stored_integers(make_model, compare, operators):
+    """As QuantizeLinear and back; taken apart into arithmetic they are float constants."""
     nodes = [
         helper.make_node("QuantizeLinear", ["w", "s", "z"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "s", "z"], ["wf"]),
@@ -74,41 +101,235 @@ def test_weights_rounded_in_the_model_become_constants(make_model, compare, oper
         "high": np.float32(127),
     }
     graph = compare(make_model(nodes, IMAGE, constants=constants))
-    assert operators(graph) == ["nn.conv2d", "nn.conv2d"]
+    assert operators(graph) == [FAKE_QUANT, "nn.conv2d", "nn.conv2d"]
 
 
-def refusal(model):
-    with pytest.raises(UnsupportedModelError) as error:
-        load_onnx(model)
-    assert "\n" not in str(error.value)
-    return str(error.value)
+def named(tensor, name):
+    """Return a tensor under another name."""
+    found = TensorProto()
+    found.CopyFrom(tensor)
+    found.name = name
+    return found
 
 
-def test_quantized_activations_are_refused_in_one_line(make_model):
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="in"),
-        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["f"], name="back"),
-        helper.make_node("Det", ["f"], ["y"], name="other"),
-    ]
-    constants = {"s": np.float32(0.1), "z": np.int8(0)}
-    text = refusal(make_model(nodes, IMAGE, constants=constants))
-    assert "'test' is quantized in the QDQ format, which is not supported yet" in text
-    assert "(node 'in', QuantizeLinear); export the float model" in text
+class Qdq:
+    """Builds a model in which tensors are quantized and dequantized."""
+
+    def __init__(self, activation="uint8", zero=100, scale=0.05):
+        self.nodes, self.constants = [], {}
+        self.activation, self.zero, self.scale = activation, zero, scale
+
+    def constant(self, array):
+        name = f"c{len(self.constants)}"
+        self.constants[name] = named(array, name) if isinstance(array, TensorProto) else array
+        return name
+
+    def node(self, op, *inputs, outputs=1, **attributes):
+        names = [i if isinstance(i, str) else self.constant(i) for i in inputs]
+        made = [f"t{len(self.nodes)}_{k}" for k in range(outputs)]
+        name = f"n{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, names, made, name=name, **attributes))
+        return made[0]
+
+    def quantized(self, x, scale=None, zero=None, dtype=None):
+        held = np.array(self.zero if zero is None else zero, dtype or self.activation)
+        return self.node("QuantizeLinear", x, np.float32(scale or self.scale), held)
+
+    def pair(self, x, scale=None, zero=None, dtype=None):
+        held = np.array(self.zero if zero is None else zero, dtype or self.activation)
+        q = self.quantized(x, scale, zero, dtype)
+        return self.node("DequantizeLinear", q, np.float32(scale or self.scale), held)
+
+    def weight(self, shape, dtype="int8", zero=0, axis=None, low=-127, high=127, seed=0):
+        rng = np.random.default_rng(seed)
+        levels = rng.integers(low, high + 1, shape).astype(dtype)
+        scale = np.float32(0.003)
+        zeros = np.array(zero, dtype)
+        if axis is not None:
+            scale = rng.uniform(0.001, 0.004, shape[axis]).astype(np.float32)
+            zeros = np.full(shape[axis], zero, dtype)
+        attributes = {} if axis is None else {"axis": axis}
+        return self.node("DequantizeLinear", levels, scale, zeros, **attributes)
+
+    def bias(self, count, scale=0.05 * 0.003):
+        values = np.random.default_rng(1).integers(-900, 900, count).astype(np.int32)
+        return self.node("DequantizeLinear", values, np.float32(scale))
+
+    def model(self, make_model, y, inputs=None, **options):
+        self.nodes.append(helper.make_node("Identity", [y], ["y"]))
+        return make_model(
+            self.nodes,
+            inputs or {"x": ("N", 4, 6, 5)},
+            constants=self.constants,
+            **{"opset": 21, **options},
+        )
 
 
-def test_integer_operators_are_refused_in_one_line(make_model):
-    names = ["x", "s", "z", "w", "s", "z", "s", "z"]
-    node = helper.make_node("QLinearConv", names, ["y"], name="conv")
-    constants = {"s": np.float32(0.1), "z": np.int8(0), "w": np.ones((1, 3, 1, 1), np.int8)}
-    text = refusal(make_model([node], IMAGE, constants=constants))
-    assert "is quantized in the QOperator format (node 'conv', QLinearConv)" in text
+def agreement(model, step, *, floats=(), shape=(3, 4, 6, 5), spread=2.0):
+    """Import and quantize without data; compare with ONNX Runtime in steps of the output."""
+    graph = tvmquant.quantize(load_onnx(model))
+    assert {op.op for op in float_audit(graph.module)} == set(floats)
+    x = np.random.default_rng(5).normal(0, spread, shape).astype(np.float32)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    (expected,) = session.run(None, {"x": x})
+    (found,) = simulate(graph, x)
+    assert found.dtype == expected.dtype
+    difference = np.abs(found.astype(np.float64) - expected.astype(np.float64)) / step
+    assert difference.max() < 1.01
+    # at ties float32 errs either way
+    assert np.sum(difference > 0.01) <= 1 + 0.002 * difference.size
+    return graph
 
 
-def test_dynamically_quantized_models_are_refused_in_one_line(make_model):
-    nodes = [
-        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], name="quantize"),
-        helper.make_node("ConvInteger", ["q", "w", "z"], ["a"], name="conv"),
-        helper.make_node("Cast", ["a"], ["y"], to=1),
-    ]
-    weight = {"w": np.ones((1, 3, 1, 1), np.uint8)}
-    assert "is quantized dynamically" in refusal(make_model(nodes, IMAGE, constants=weight))
+@pytest.mark.parametrize("activation", ["uint8", "int8"])
+@pytest.mark.parametrize(
+    "weight",
+    [
+        {},
+        {"axis": 0},
+        {"low": -128},
+        {"dtype": "uint8", "zero": 128, "low": 0, "high": 255},
+        {"dtype": "uint8", "zero": 90, "low": 0, "high": 255},
+        {"dtype": "uint8", "zero": 90, "low": 0, "high": 255, "axis": 0},
+        {"dtype": "int8", "zero": -40},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_convolutions_compute_what_the_file_says(make_model, activation, weight, groups):
+    g = Qdq(activation, zero=100 if activation == "uint8" else -20)
+    w = g.weight((8, 4 // groups, 3, 3), **weight)
+    y = g.node("Conv", g.pair("x"), w, g.bias(8), pads=[1, 1, 1, 1], group=groups)
+    agreement(g.model(make_model, g.pair(g.node("Relu", y), 0.0213)), 0.0213)
+
+
+@pytest.mark.parametrize(
+    "weight", [{"axis": 1}, {"dtype": "uint8", "zero": 77, "low": 0, "high": 255}], ids=str
+)
+def test_dense_layers_compute_what_the_file_says(make_model, weight):
+    g = Qdq()
+    flat = g.node("Flatten", g.pair("x"))
+    y = g.node("Gemm", flat, g.weight((120, 9), **weight), g.bias(9))
+    agreement(g.model(make_model, g.pair(y, 0.0831)), 0.0831)
+
+
+def test_a_sum_whose_layer_has_zero_points_of_weights(make_model):
+    g = Qdq()
+    x = g.pair("x")
+    w = g.weight((4, 4, 1, 1), "uint8", 90, low=0, high=255)
+    y = g.node("Add", g.node("Conv", x, w), x)
+    agreement(g.model(make_model, g.pair(y, 0.0513)), 0.0513)
+
+
+@pytest.mark.parametrize("bits", ["int4", "uint4"])
+def test_narrow_weights_keep_all_their_levels(make_model, bits):
+    low = -8 if bits == "int4" else 0
+    levels = np.arange(low, low + 16).reshape(4, 4, 1, 1)
+    kind = getattr(TensorProto, bits.upper())
+    g = Qdq()
+    weight = helper.make_tensor("w", kind, levels.shape, levels.reshape(-1))
+    zero = helper.make_tensor("z", kind, [], [0 if bits == "int4" else 3])
+    w = g.node("DequantizeLinear", weight, np.float32(0.0503), zero)
+    y = g.pair(g.node("Conv", g.pair("x"), w))
+    agreement(g.model(make_model, y), 0.05)
+
+
+def test_operators_between_pairs_stay_integers(make_model):
+    """Pools, a concat of three scales, a residual sum, a table, a mean, and a product."""
+    g = Qdq()
+    x = g.pair("x")
+    pooled = g.pair(g.node("MaxPool", x, kernel_shape=[3, 3], pads=[1, 1, 1, 1]))
+    other = g.pair(g.node("Sigmoid", x), 1 / 256, 0)
+    joined = g.pair(g.node("Concat", pooled, other, axis=1), 0.0613, 90)
+    summed = g.pair(g.node("Add", pooled, x), 0.0917, 110)
+    product = g.pair(g.node("Mul", summed, other), 0.0731, 120)
+    both = g.pair(g.node("Concat", joined, product, axis=1), 0.0711, 115)
+    mean = g.pair(g.node("GlobalAveragePool", both), 0.0307, 120)
+    agreement(g.model(make_model, mean), 0.0307)
+
+
+def test_one_quantizer_for_equal_pairs_of_one_tensor(make_model):
+    g = Qdq()
+    y = g.node("Conv", g.pair("x"), g.weight((4, 4, 1, 1)))
+    first, second = g.pair(y, 0.0313), g.pair(y, 0.0313)
+    model = g.model(make_model, g.pair(g.node("Add", first, second), 0.0611))
+    graph = agreement(model, 0.0611)
+    contractions = [v for _, v in bindings_of(graph.main) if qop.is_call(v, qop.QCONV2D)]
+    assert len(contractions) == 1
+
+
+def test_quantizers_one_after_the_other(make_model):
+    """Rounded twice, and read with another scale than written: as the file says."""
+    g = Qdq()
+    twice = g.pair(g.pair("x", 0.0213, 128), 0.0713, 90)
+    q = g.quantized(twice, 0.0519, 100)
+    y = g.node("DequantizeLinear", q, np.float32(0.08), np.uint8(60))
+    agreement(g.model(make_model, y), 0.08)
+
+
+def test_integers_at_the_borders(make_model):
+    """An input of int8 and an output of uint8, moved as integers in between."""
+    g = Qdq("int8", 3)
+    x = g.node("DequantizeLinear", "x", np.float32(0.05), np.int8(3))
+    y = g.node("Conv", x, g.weight((4, 4, 1, 1)))
+    q = g.quantized(y, 0.0411, 120, "uint8")
+    y = g.node("Transpose", q, perm=[0, 2, 3, 1])
+    model = g.model(make_model, y, element=TensorProto.INT8, output_element=TensorProto.UINT8)
+    graph = tvmquant.quantize(load_onnx(model), strict=True)
+    x = np.random.default_rng(0).integers(-128, 128, (2, 4, 6, 5)).astype(np.int8)
+    expected = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
+    (found,) = simulate(graph, x)
+    assert found.dtype == np.uint8
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert np.mean(found != expected) < 0.01
+
+
+@pytest.mark.parametrize("ending", ["layer", "softmax", "table"])
+def test_what_the_file_leaves_in_float_is_exact(make_model, ending):
+    """Without data a result that has no scale is kept as the sums that make it."""
+    g = Qdq()
+    x = g.pair("x")
+    if ending == "table":
+        y = g.node("Sigmoid", x)
+    else:
+        y = g.node("Conv", x, g.weight((5, 4, 3, 3), axis=0), g.bias(5))
+        y = g.node("Softmax", y, axis=1) if ending == "softmax" else y
+    floats = {"softmax"} if ending == "softmax" else set()
+    agreement(g.model(make_model, y), 1e-4, floats=floats)
+
+
+def test_a_layer_without_scales_stays_float(make_model):
+    g = Qdq()
+    conv = np.random.default_rng(0).normal(size=(3, 4, 1, 1)).astype(np.float32)
+    y = g.node("Conv", g.pair("x"), conv)
+    agreement(g.model(make_model, y), 1e-4, floats={"conv2d"})
+
+
+def test_calibration_gives_scales_to_what_has_none(make_model):
+    g = Qdq()
+    y = g.node("Conv", g.pair("x"), g.weight((4, 4, 1, 1)))
+    conv = np.random.default_rng(0).normal(size=(3, 4, 1, 1)).astype(np.float32)
+    graph = load_onnx(g.model(make_model, g.node("Conv", g.node("Relu", y), conv)))
+    data = np.random.default_rng(1).normal(size=(8, 4, 6, 5)).astype(np.float32)
+    quantized = tvmquant.quantize(graph, tvmquant.calibrate(graph, data), strict=True)
+    weights = [v.args[1] for _, v in bindings_of(quantized.main) if qop.is_call(v, qop.QCONV2D)]
+    imported = weight_of(graph, "n3")
+    assert_array_equal(
+        qop.constant_array(weights[0]).transpose(0, 3, 1, 2), imported.levels(imported.scale)
+    )
+
+
+def test_a_float_model_needs_data(make_model):
+    node = helper.make_node("Relu", ["x"], ["y"])
+    with pytest.raises(QuantizationError, match="brings no scales for its activations; calibrate"):
+        tvmquant.quantize(load_onnx(make_model([node], IMAGE)))
+
+
+def test_a_given_weight_has_no_other_choice(make_model):
+    g = Qdq()
+    y = g.pair(g.node("Conv", g.pair("x"), g.weight((4, 4, 1, 1))))
+    graph = load_onnx(g.model(make_model, y))
+    with pytest.raises(QuantizationError, match="as the model quantizes it; --requantize"):
+        tvmquant.quantize(graph, choices={"n3": BitChoice.parse("w4a8")})
