@@ -1,9 +1,9 @@
 """Check that nothing between the borders computes in float, and list what does (L2).
 
-A graph is integer-only when no operator but quantize and dequantize (which may be a table of floats)
-reads or writes a float tensor, which leaves those two only where the graph begins and ends. An operator of integer result counts
-too, such as an argmax of floats. What stayed float is reported with the ONNX node it came from and
-the reason; in strict mode it is an error.
+A graph is integer-only when no operator but quantize and dequantize reads or writes a float tensor,
+which leaves those two only where the graph begins and ends; a table of floats is a dequantization.
+An operator of integer result counts too, such as an argmax of floats. What stayed float is reported
+with the ONNX node it came from and the reason; in strict mode it is an error.
 """
 
 from __future__ import annotations
