@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tvmquant.errors import UnsupportedModelError
+from tvmquant.frontend.dialects import rewrite_model
 from tvmquant.frontend.input_types import read_inputs
 from tvmquant.frontend.prepare import Source, prepare
 from tvmquant.frontend.support import find_unsupported, raise_unsupported
@@ -55,9 +56,9 @@ def load_onnx(
     >>> graph.inputs  # doctest: +SKIP
     [('image', (None, 3, 224, 224), 'float32')]
     """
-    model = prepare(source, name)
+    model, refused = rewrite_model(prepare(source, name))
     ranks = {constant: array.ndim for constant, array in model.constants.items()}
-    raise_unsupported(model.name, find_unsupported(model.name, model.nodes, ranks))
+    raise_unsupported(model.name, find_unsupported(model.name, model.nodes, ranks, refused))
     inputs = read_inputs(model, input_shapes or {})
     from tvmquant.frontend.onnx_import import import_model, import_rebound
 

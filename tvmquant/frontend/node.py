@@ -102,6 +102,11 @@ class Node:
         values = self.attributes.get(name)
         return (default or []) if values is None else [int(value) for value in values]
 
+    def selected(self, *names: str) -> dict[str, Any]:
+        """Return those attributes of some names that the node has, empty lists excepted."""
+        found = self.attributes
+        return {name: found[name] for name in names if found.get(name) not in (None, [])}
+
     def constant_value(self) -> Array | None:
         """Return the value of a ``Constant`` node as an array, None for any other node.
 

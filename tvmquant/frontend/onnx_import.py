@@ -25,6 +25,7 @@ from tvmquant.frontend import (  # noqa: F401 (they register converters)
 )
 from tvmquant.frontend.branches import take_branch
 from tvmquant.frontend.context import Context, NonFiniteError, Value, as_float32
+from tvmquant.frontend.dialects import rewrite_nodes
 from tvmquant.frontend.dimensions import Array, Batch, Shape, UnsupportedNodeError, is_symbolic
 from tvmquant.frontend.fold import NOT_FOLDED, evaluate_constant
 from tvmquant.frontend.input_types import InputType
@@ -96,9 +97,14 @@ class _Importer:
         names = {each.name for each in self.model.nodes} | self.nodes.keys()
         named = name_nodes(protos, self.model.opsets, names, f"{node.name}/")
         nodes = live_nodes(named, node.outputs)
-        known = {n: value.ndim for n, value in values.items() if isinstance(value, np.ndarray)}
-        self.found.extend(find_unsupported(self.model.name, nodes, known))
-        self._convert_nodes(nodes)
+        arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        known = {name: array for name, array in arrays.items() if not is_symbolic(array)}
+        branch = rewrite_nodes(nodes, known, node.outputs, names={*names, *values})
+        arrays.update(branch.constants)
+        values.update(branch.constants)
+        ranks = {name: array.ndim for name, array in arrays.items()}
+        self.found.extend(find_unsupported(self.model.name, branch.nodes, ranks, branch.refused))
+        self._convert_nodes(branch.nodes)
 
     def _convert(self, node: Node) -> tuple[Value, ...]:
         constant = node.constant_value()

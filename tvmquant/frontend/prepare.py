@@ -272,6 +272,6 @@ def live_nodes(nodes: Sequence[Node], outputs: Iterable[str]) -> list[Node]:
     live = []
     for node in reversed(nodes):
         if needed.intersection(name for name in node.outputs if name):
-            live.append(replace(node, unread=frozenset(node.outputs) - needed))
+            live.append(replace(node, unread=frozenset(node.proto.output) - needed))
             needed |= read_names(node.proto)
     return live[::-1]

@@ -29,8 +29,6 @@ _QUANTIZED = {
     "DynamicQuantizeLinear": "is quantized dynamically",
     "ConvInteger": "is quantized dynamically",
     "MatMulInteger": "is quantized dynamically",
-    "QLinearConv": "is quantized in the QOperator format",
-    "QLinearMatMul": "is quantized in the QOperator format",
 }
 
 
@@ -44,7 +42,10 @@ class UnsupportedNode:
 
 
 def find_unsupported(
-    model: str, nodes: Sequence[Node], constants: Mapping[str, int]
+    model: str,
+    nodes: Sequence[Node],
+    constants: Mapping[str, int],
+    refused: Mapping[str, str],
 ) -> list[UnsupportedNode]:
     """Return the nodes whose operator or attributes are not supported.
 
@@ -58,6 +59,8 @@ def find_unsupported(
         Names of the values known at import, and their ranks. Nodes that depend on these and on
         shapes only are evaluated and need no converter. Of an ``If`` whose condition does so the
         import takes one branch.
+    refused : mapping of str to str
+        Why nodes of a quantized dialect cannot be brought to the form QDQ, by their names.
 
     Raises
     ------
@@ -74,7 +77,7 @@ def find_unsupported(
             found[node.name] = UnsupportedNode(node.name, node.op_type, reason)
 
     for node in computed:
-        note(node, _why_unknown(node, nodes, constants))
+        note(node, refused.get(node.name) or _why_unknown(node, nodes, constants))
     try:
         check_with_onnx((node for node in nodes if node.name not in found), f"model {model!r}")
     except ModelError:

@@ -1,0 +1,272 @@
+"""The nodes of a model while they are being written in another form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+
+from tvmquant.frontend.dialects.known_values import KnownValues
+from tvmquant.frontend.dimensions import Array, UnsupportedNodeError
+from tvmquant.frontend.node import Node
+
+# Of the nodes that are written here: the first with integers of 4 and 16 bits, and with blocks.
+OPSET = 21
+# Operators that leave type and number of dimensions of their first input as they are.
+_ALIKE = frozenset({"Clip", "Identity", "MaxPool", "Relu", "Slice", "Transpose"})
+# Operators that leave its type.
+_MOVERS = _ALIKE | {
+    *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GlobalMaxPool", "Pad", "Reshape"),
+    *("Resize", "SpaceToDepth", "Split", "Squeeze", "Tile", "Unsqueeze"),
+}
+
+
+@dataclass(frozen=True)
+class Integers:
+    """A quantized tensor: real value ``(q - zero_point) * scale``.
+
+    Parameters
+    ----------
+    name, scale, zero_point : str
+        Names of values; a zero point that is left out, ``""``, is 0.
+    axis : int
+        Of scales and zero points that differ.
+    block_size : int
+        How many neighbours along the axis share a scale; 0 where all with one index do.
+    """
+
+    name: str
+    scale: str
+    zero_point: str = ""
+    axis: int = field(default=0, kw_only=True)
+    block_size: int = field(default=0, kw_only=True)
+
+
+class Draft:
+    """Nodes written so far, and what is known of the values they may read.
+
+    Parameters
+    ----------
+    nodes : sequence of Node
+        All that are to be written, in topological order.
+    constants : mapping of str to array
+    inputs : sequence of onnx.ValueInfoProto
+        Of the model.
+    values, names : set of str
+        Names of values and of nodes that are taken.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        constants: Mapping[str, Array],
+        inputs: Iterable[onnx.ValueInfoProto],
+        values: set[str],
+        names: set[str],
+    ) -> None:
+        self.nodes: list[Node] = []
+        self.constants = dict(constants)
+        self.source = tuple(nodes)
+        self.done: set[str] = set()  # names of nodes that another one's rewriting took in
+        self.known = KnownValues(self.constants)
+        self.known.add(nodes)
+        self._inputs = {value.name: value.type.tensor_type for value in inputs}
+        self._values = values
+        self._names = names
+        self._dequantized: dict[Integers, str] = {}
+
+    # What is known
+
+    def type_of(self, name: str) -> np.dtype[Any] | None:
+        """Return the element type of a value, None where that takes more than looking at nodes."""
+        while True:
+            array = self.constants.get(name)
+            if array is not None:
+                return array.dtype
+            if name in self._inputs:
+                return _numpy_type(self._inputs[name].elem_type)
+            node = self.known.producer(name)
+            if node is None:
+                return None
+            if node.op_type == "DynamicQuantizeLinear":
+                return np.dtype(np.float32 if name == node.proto.output[1] else np.uint8)
+            if node.op_type == "QuantizeLinear":
+                if len(node.inputs) < 3 or not node.inputs[2]:
+                    return _numpy_type(node.integer("output_dtype", 0) or onnx.TensorProto.UINT8)
+                name = node.inputs[2]
+            elif node.op_type == "Cast":
+                return _numpy_type(node.integer("to", 0))
+            elif node.op_type in _MOVERS:
+                name = node.inputs[0]
+            else:
+                value = self.known.array(name)
+                return None if value is None else value.dtype
+
+    def rank_of(self, name: str) -> int | None:
+        """Return the number of dimensions of a value, None where it is not known."""
+        while True:
+            array = self.constants.get(name)
+            if array is not None:
+                return array.ndim
+            if name in self._inputs:
+                tensor = self._inputs[name]
+                return len(tensor.shape.dim) if tensor.HasField("shape") else None
+            node = self.known.producer(name)
+            if node is None:
+                return None
+            if node.op_type == "Transpose" and node.integers("perm"):
+                return len(node.integers("perm"))
+            if node.op_type == "Conv":
+                name = node.inputs[1]
+            elif node.op_type in _ALIKE or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                name = node.inputs[0]
+            else:
+                value = self.known.array(name)
+                return None if value is None else value.ndim
+
+    # Writing
+
+    def keep(self, node: Node) -> None:
+        """Append a node as it is."""
+        self.nodes.append(node)
+
+    def emit(
+        self,
+        op_type: str,
+        inputs: Sequence[str],
+        name: str,
+        *,
+        output: str = "",
+        opset: int = OPSET,
+        **attributes: Any,
+    ) -> str:
+        """Append a node of one of ONNX's operators, and return the name of its output.
+
+        Parameters
+        ----------
+        op_type : str
+        inputs : sequence of str
+            Those left out at the end are dropped.
+        name : str
+            Of the node, made unique.
+        output : str
+            By default a new name.
+        opset : int
+        attributes
+            Those that are None are left out.
+        """
+        name = self._free(name, self._names)
+        given = list(inputs)
+        while given and not given[-1]:
+            given.pop()
+        output = output or self.value(f"{name}_output")
+        proto = onnx.helper.make_node(op_type, given, [output], name, **attributes)
+        node = Node(proto, name, opset)
+        self.nodes.append(node)
+        self.known.add([node])
+        return output
+
+    def value(self, name: str) -> str:
+        """Return a new name of a value."""
+        return self._free(name, self._values)
+
+    def constant(self, name: str, array: Array) -> str:
+        """Add an initialiser under a name made unique, and return that name."""
+        name = self.value(name)
+        self.constants[name] = array
+        return name
+
+    def dequantize(self, tensor: Integers, name: str) -> str:
+        """Return the real values of a tensor, written where they are asked for first.
+
+        Parameters
+        ----------
+        tensor : Integers
+        name : str
+            What the tensor is to the node that is being written, such as ``conv/weight``.
+        """
+        if tensor not in self._dequantized:
+            scale, zero_point = self._matched(tensor, name)
+            self._dequantized[tensor] = self.emit(
+                "DequantizeLinear",
+                [tensor.name, scale, zero_point],
+                f"{name}/DequantizeLinear",
+                axis=self._axis(tensor),
+                block_size=tensor.block_size or None,
+            )
+        return self._dequantized[tensor]
+
+    def quantize(self, real: str, tensor: Integers, name: str, like: str = "") -> None:
+        """Write the integers of real values.
+
+        Parameters
+        ----------
+        real : str
+        tensor : Integers
+            Its name is that of the result.
+        name : str
+            Of the node that is being written.
+        like : str
+            A value whose type the integers have where no zero point tells it.
+
+        Raises
+        ------
+        UnsupportedNodeError
+            If nothing tells their type.
+        """
+        scale, zero_point = self._matched(tensor, name)
+        if not zero_point:
+            dtype = self.type_of(like)
+            if dtype is None:
+                raise UnsupportedNodeError(
+                    "its output has no zero point, and its input is of a type that is not known; "
+                    "give it a zero point of 0, which says the type"
+                )
+            known = self.known.array(scale)
+            shape = () if known is None else known.shape
+            zero_point = self.constant(f"{name}/zero_point", np.zeros(shape, dtype))
+        self.emit(
+            "QuantizeLinear",
+            [real, scale, zero_point],
+            f"{name}/QuantizeLinear",
+            output=tensor.name,
+            axis=self._axis(tensor),
+        )
+
+    def _axis(self, tensor: Integers) -> int | None:
+        scale = self.known.array(tensor.scale)
+        return None if scale is not None and scale.size == 1 else tensor.axis
+
+    def _matched(self, tensor: Integers, name: str) -> tuple[str, str]:
+        """Return scale and zero point of one shape; dialects let one number stand beside many."""
+        scale = self.known.array(tensor.scale)
+        zero_point = self.known.array(tensor.zero_point)
+        if scale is None or zero_point is None or scale.shape == zero_point.shape:
+            return tensor.scale, tensor.zero_point
+        if zero_point.size == 1:
+            filled = np.full(scale.shape, zero_point.reshape(()))
+            return tensor.scale, self.constant(f"{name}/zero_point", filled)
+        if scale.size == 1:
+            filled = np.full(zero_point.shape, scale.reshape(()))
+            return self.constant(f"{name}/scale", filled), tensor.zero_point
+        return tensor.scale, tensor.zero_point
+
+    @staticmethod
+    def _free(name: str, taken: set[str]) -> str:
+        free, suffix = name, 0
+        while free in taken:
+            suffix += 1
+            free = f"{name}_{suffix}"
+        taken.add(free)
+        return free
+
+
+def _numpy_type(element: int) -> np.dtype[Any] | None:
+    try:
+        dtype: np.dtype[Any] = onnx.helper.tensor_dtype_to_np_dtype(element)
+    except (KeyError, TypeError):
+        return None
+    return dtype
