@@ -62,7 +62,7 @@ class Compilation:
 
 def compile_onnx(
     path: str | os.PathLike[str],
-    data: Any,
+    data: Any = None,
     *,
     out: str | os.PathLike[str],
     preprocess: PreprocessLike = None,
@@ -82,6 +82,7 @@ def compile_onnx(
     threads: int | None = None,
     batch: int = 1,
     strict: bool = False,
+    requantize: bool = False,
     force: bool = False,
     rpc: str | Tracker | None = None,
     rpc_key: str | None = None,
@@ -93,8 +94,9 @@ def compile_onnx(
     ----------
     path : path
         The ONNX file.
-    data : path, array or iterable
-        What `open_data` reads; the images to calibrate with.
+    data : path, array or iterable, optional
+        What `open_data` reads; the images to calibrate with. A model that is quantized already
+        (QDQ) needs none; with data, what it has no scale for is calibrated.
     out : path
         Folder of the library. The calibration is kept there too, as ``calibration-KEY.json``, and
         used again by a later run with the same model, data and method.
@@ -122,6 +124,8 @@ def compile_onnx(
         First tune for so long, into `table`; by default into a folder ``table`` in `out`.
     input_shapes
         As of `load_onnx`.
+    requantize : bool
+        Leave the scales of a quantized model out, and quantize it anew.
     target, threads, batch, force
         As of `build`; threads must be given with a tracker.
     rpc, rpc_key : str, optional
@@ -148,7 +152,7 @@ def compile_onnx(
             path, data, folder=out, clock=clock, preprocess=preprocess, select=select,
             samples=samples, input_shapes=input_shapes, target=target, threads=threads,
             batch=batch, table=table, tune_seconds=tune_seconds, wishes=wishes, plan=plan,
-            options=options, rpc=rpc, rpc_key=rpc_key,
+            options=options, requantize=requantize, rpc=rpc, rpc_key=rpc_key,
         )  # fmt: skip
         earlier = None if force else _earlier(session)
     if earlier is not None and (earlier.record is not None or wishes is None):
@@ -193,6 +197,7 @@ def plan_onnx(
     select: str | Mapping[str, Any] | None = None,
     samples: int | None = DEFAULT_SAMPLES,
     bound_pairs: bool | None = None,
+    requantize: bool = False,
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
     target: str = "native",
     threads: int | None = None,
@@ -207,7 +212,9 @@ def plan_onnx(
 
     Parameters
     ----------
-    path, data, preprocess, select, samples, bound_pairs, input_shapes, target, threads, batch
+    path, data, preprocess, select, samples, bound_pairs, requantize, input_shapes, target
+        As of `compile_onnx`; data are needed.
+    threads, batch
         As of `compile_onnx`.
     wishes : Wishes, optional
         Default: no budget, which gives every layer 8 bits and says what narrower ones would cost.
@@ -233,8 +240,8 @@ def plan_onnx(
             path, data, folder=out.with_name(f"{out.stem}-measurements"), clock=clock,
             preprocess=preprocess, select=select, samples=samples, input_shapes=input_shapes,
             target=target, threads=threads, batch=batch, table=table, tune_seconds=tune_seconds,
-            wishes=wishes or Wishes(), options=Options(bound_pairs=bound_pairs), rpc=rpc,
-            rpc_key=rpc_key,
+            wishes=wishes or Wishes(), options=Options(bound_pairs=bound_pairs),
+            requantize=requantize, rpc=rpc, rpc_key=rpc_key,
         )  # fmt: skip
     chosen = session.chosen
     assert chosen is not None  # there are wishes

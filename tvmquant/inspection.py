@@ -31,7 +31,9 @@ class Preview:
 def preview(
     graph: Graph, *, target: TargetLike = "native", threads: int | None = None, batch: int = 1
 ) -> Preview:
-    """Return the layers that a float (L0) graph would be compiled into, all with 8 bits.
+    """Return the layers that a float (L0) graph would be compiled into.
+
+    All have 8 bits, or what the model brings.
 
     The kernels are those of `tvmquant.compile_onnx`: ranges come from random items, the weights are
     rounded as there. With real data an epilogue may need other multipliers, of 64 bits.
@@ -50,6 +52,7 @@ def preview(
         known.
     """
     from tvmquant.deploy.describe import describe_layers
+    from tvmquant.layers import is_quantized
     from tvmquant.machine import Machine
     from tvmquant.passes import pipeline
     from tvmquant.passes.verify_integer_only import float_audit
@@ -59,6 +62,7 @@ def preview(
 
     machine = Machine.of(target, threads)
     bounded = multiplies_in_pairs(machine.target)
-    integer = quantize(graph, calibrate_with_random_items(graph), bound_pairs=bounded).module
+    ranges = None if is_quantized(graph) else calibrate_with_random_items(graph)
+    integer = quantize(graph, ranges, bound_pairs=bounded).module
     lowered = pipeline.lower(integer, machine, batch)
     return Preview(describe_layers(integer, lowered, batch), float_audit(integer))

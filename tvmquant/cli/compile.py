@@ -23,7 +23,6 @@ from tvmquant.cli.output import (
     warn_poor,
     warn_untuned,
 )
-from tvmquant.errors import DataError
 
 if TYPE_CHECKING:
     from tvmquant.cli.output import TitledTable
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def compile_model(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The float model.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model.")],
     data: options.Data = None,
     preprocess: options.Recipe = None,
     select: options.Select = None,
@@ -88,6 +87,7 @@ def compile_model(
     threads: options.Threads = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size of the library.")] = 1,
     input_shape: options.InputShapes = None,
+    requantize: options.Requantize = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail where an operator would stay float.")
     ] = False,
@@ -99,17 +99,13 @@ def compile_model(
 ) -> None:
     """Compile an ONNX model into an integer-only library.
 
-    Calibrates with the images of --data (labels are not needed). Without a budget every layer gets
+    Calibrates with the images of --data (labels are not needed). A model that is quantized already
+    (QDQ) needs no data: its own scales are kept. Without a budget every layer gets
     8 bits. With --latency, --size or --bops it measures what narrower bits cost each layer in
     accuracy and take on this machine (with --rpc: on that device), and chooses the plan of least
     cost. What was calibrated and measured is kept in OUT and used again by a later run. In the end
     the library and the float model are compared on a few of the images, output by output.
     """
-    if data is None:
-        raise DataError(
-            "compile needs data to calibrate with; pass --data a folder or .tar of images (with "
-            "--preprocess, how the model wants them), or a .npy or .npz of inputs of shape (N, ...)"
-        )
     shapes = options.parse_input_shapes(input_shape)
     wishes = options.parse_wishes(latency, size, bops, choices, pins, free_ends, sensitivity)
     tune_seconds = None if tune is None else options.parse_time("--tune", tune)
@@ -139,6 +135,7 @@ def compile_model(
         threads=threads,
         batch=batch,
         strict=strict,
+        requantize=requantize,
         force=force,
         stage=StageReporter(quiet=quiet),
     )
@@ -210,7 +207,7 @@ def _table(summary: dict[str, Any], outputs: Sequence[OutputQuality]) -> TitledT
         ("layers by bits", ", ".join(f"{n} {bits}" for bits, n in summary["bits"].items())),
         *([("pairs of weights", summary["weight_pairs"])] if summary["weight_pairs"] else []),
         *_plan_rows(summary["plan"], summary["reference"]),
-        ("float model", megabytes(summary["model_bytes"])),
+        ("model", megabytes(summary["model_bytes"])),
         ("library", megabytes(summary["library_bytes"])),
         *([("SQNR against float", sqnr)] if sqnr else []),
     ]

@@ -39,10 +39,12 @@ def load_float_model(manifest: Manifest, path: Path | None) -> Graph:
     chosen = path or Path(manifest.model["path"])
     if manifest.model.get("sha256") not in (None, file_sha256(chosen)):
         print_warning(f"{chosen} is not the file that the library was compiled from")
-    shapes = manifest.model.get("settings", {}).get("input_shapes", {})
+    settings = manifest.model.get("settings", {})
+    shapes = settings.get("input_shapes", {})
     return load_onnx(
-        chosen, input_shapes={name: tuple(shape) for name, shape in shapes.items()} or None
-    )
+        chosen, input_shapes={name: tuple(shape) for name, shape in shapes.items()} or None,
+        requantize=bool(settings.get("requantize")),
+    )  # fmt: skip
 
 
 def is_available(manifest: Manifest, path: Path | None) -> bool:

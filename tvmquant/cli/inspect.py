@@ -24,21 +24,22 @@ def inspect(
     ] = "native",
     threads: options.Threads = None,
     batch: Annotated[int, typer.Option(min=1, help="Of a model: the library's batch size.")] = 1,
+    requantize: options.Requantize = False,
     input_shape: options.InputShapes = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """List layers with their kernels and bit widths, what stays float and why, and sizes.
 
-    Of an ONNX model this is what `tvmquant compile` would make of it with 8 bits, found without
-    data.
+    Of an ONNX model this is what `tvmquant compile` would make of it with 8 bits, or by the scales
+    that it brings, found without data.
     """
     if subject.is_dir():
         report = _describe_library(subject)
     elif subject.is_file():
         shapes = options.parse_input_shapes(input_shape)
         with StageReporter(quiet=quiet)("inspect"):
-            report = _describe_model(subject, target, threads, batch, shapes)
+            report = _describe_model(subject, target, threads, batch, shapes, requantize)
     else:
         raise DataError(
             f"{str(subject)!r} does not exist; expected a folder that `tvmquant compile` wrote, or "
@@ -62,13 +63,14 @@ def _describe_model(
     threads: int | None,
     batch: int,
     shapes: dict[str, tuple[int | None, ...]],
+    requantize: bool,
 ) -> dict[str, Any]:
     import dataclasses
 
     from tvmquant.frontend import load_onnx
     from tvmquant.inspection import preview
 
-    graph = load_onnx(path, input_shapes=shapes or None)
+    graph = load_onnx(path, input_shapes=shapes or None, requantize=requantize)
     found = preview(graph, target=target, threads=threads, batch=batch)
 
     def signature(tensors: list[Any]) -> list[dict[str, Any]]:

@@ -112,6 +112,13 @@ BoundPairs = Annotated[
         "fast; or freely. Default: as the target needs it.",
     ),
 ]
+Requantize = Annotated[
+    bool,
+    typer.Option(
+        "--requantize",
+        help="Of a model that is quantized already (QDQ): leave its scales out, quantize anew.",
+    ),
+]
 Table = Annotated[
     Path | None,
     typer.Option(

@@ -49,6 +49,7 @@ def tune_model(
         str | None, typer.Option(metavar="T", help="End after this time: 90s, 10m or 1h.")
     ] = None,
     bound_pairs: options.BoundPairs = None,
+    requantize: options.Requantize = False,
     rpc: options.Rpc = None,
     rpc_key: options.RpcKey = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size of the library to come.")] = 1,
@@ -58,31 +59,35 @@ def tune_model(
 ) -> None:
     """Measure what each layer costs with each bit width, and find fast tilings for its kernels.
 
-    Every measurement is kept in OUT as soon as it is made; Ctrl-C ends the run, and a later one
-    continues. TVM's RPC servers ask for no password: run them with --host 127.0.0.1 or in a network
-    that you trust.
+    A model that is quantized already (QDQ) is measured as it is. Every measurement is kept in OUT
+    as soon as it is made; Ctrl-C ends the run, and a later one continues. TVM's RPC servers ask for
+    no password: run them with --host 127.0.0.1 or in a network that you trust.
     """
     shapes = options.parse_input_shapes(input_shape)
     wanted = _parse_choices(choices)
     seconds = None if time is None else options.parse_time("--time", time)
     from tvmquant.frontend import load_onnx
 
-    graph = load_onnx(model, input_shapes=shapes or None)
+    graph = load_onnx(model, input_shapes=shapes or None, requantize=requantize)
     from tvmquant.devices.tracker import Tracker
+    from tvmquant.layers import is_quantized
     from tvmquant.machine import Machine
+    from tvmquant.quantization import quantize
     from tvmquant.session import Options
     from tvmquant.tuning.tune import tune
 
     tracker = Tracker.of(rpc, rpc_key)
     machine = Machine.of(target, threads, remote=tracker is not None)
+    subject: dict[str, Any] = {"graph": quantize(graph)} if is_quantized(graph) else {
+        "graph": graph, "choices": wanted,
+        "quantize_options": Options(bound_pairs=bound_pairs).rounding(machine),
+    }  # fmt: skip
     with _progress(quiet) as (stage, report):
         tuned = tune(
-            graph,
-            out,
+            out=out,
             target=machine,
-            choices=wanted,
+            **subject,
             batch=batch,
-            quantize_options=Options(bound_pairs=bound_pairs).rounding(machine),
             trials=trials,
             seconds=seconds,
             rpc=tracker,

@@ -48,11 +48,19 @@ class Context:
     assumed_batch : int or None
         The batch that the file fixes where the import makes it symbolic. Whatever mixes the samples
         of a batch is then rejected, and the import starts again with the fixed batch.
+    requantize : bool
+        Whether the scales of a quantized model are left out.
     """
 
     def __init__(
-        self, builder: relax.BlockBuilder, batch: tirx.Var | None, assumed_batch: int | None
+        self,
+        builder: relax.BlockBuilder,
+        batch: tirx.Var | None,
+        assumed_batch: int | None,
+        *,
+        requantize: bool = False,
     ) -> None:
+        self.requantize = requantize
         self.builder = builder
         self.batch = batch
         self.assumed_batch = assumed_batch
@@ -114,7 +122,7 @@ class Context:
             The layer reads the transpose of the input.
         """
         stored = self.stored.get(self.node.inputs[index])
-        if stored is None or not isinstance(weight, tvm.ir.GenericConst):
+        if stored is None or self.requantize or not isinstance(weight, tvm.ir.GenericConst):
             return weight
         shape = tuple(int(v) for v in weight.ty.shape.values)
         stored = stored.mapped(lambda array: (array.T if transposed else array).reshape(shape))

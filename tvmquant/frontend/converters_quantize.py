@@ -53,7 +53,9 @@ def _convert_dequantize(ctx: Context, node: Node) -> relax.Expr:
 
 
 def _fake_quantized(ctx: Context, data: relax.Expr, wanted: QuantizedTensor) -> QuantizedTensor:
-    """Round a float tensor as the node does."""
+    """Round a float tensor as the node does, unless the model is to be quantized anew."""
+    if ctx.requantize:
+        return replace(wanted, real=data)
     call = imported_activation(
         data, wanted.scale, wanted.zero_point, wanted.dtype, axis=wanted.axis, name=ctx.node.name
     )

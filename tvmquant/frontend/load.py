@@ -20,8 +20,12 @@ def load_onnx(
     *,
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
     name: str | None = None,
+    requantize: bool = False,
 ) -> Graph:
     """Import an ONNX model as a float graph.
+
+    A model that is quantized already (QDQ) brings its scales: its weights keep their integers, its
+    tensors their scales and zero points, as fake_quants.
 
     Parameters
     ----------
@@ -33,6 +37,8 @@ def load_onnx(
         place, unless the model makes use of it.
     name : str, optional
         Name of the graph, by default the stem of the file.
+    requantize : bool
+        Leave the model's own scales out, to quantize it anew: its weights are then floats.
 
     Returns
     -------
@@ -64,9 +70,9 @@ def load_onnx(
 
     if all(item.batch == "fixed at 1" for item in inputs):
         try:
-            return import_model(model, inputs, assumed_batch=1)
+            return import_model(model, inputs, assumed_batch=1, requantize=requantize)
         except UnsupportedModelError:
             pass  # the model makes use of the batch being 1
     if any(item.batch == "rebound" for item in inputs):
-        return import_rebound(model, inputs)
-    return import_model(model, inputs)
+        return import_rebound(model, inputs, requantize=requantize)
+    return import_model(model, inputs, requantize=requantize)

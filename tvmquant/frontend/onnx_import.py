@@ -155,7 +155,9 @@ class _Importer:
         return ""
 
 
-def import_rebound(model: Prepared, inputs: Sequence[InputType]) -> Graph:
+def import_rebound(
+    model: Prepared, inputs: Sequence[InputType], *, requantize: bool = False
+) -> Graph:
     """Convert a model whose batch is a number for the number that the inputs have instead.
 
     Raises
@@ -165,7 +167,7 @@ def import_rebound(model: Prepared, inputs: Sequence[InputType]) -> Graph:
     """
     declared, batch = inputs[0].declared_batch, inputs[0].shape[0]
     try:
-        graph = import_model(model, inputs, assumed_batch=declared)
+        graph = import_model(model, inputs, assumed_batch=declared, requantize=requantize)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(
             f"the batch of {declared} that the file fixes cannot become {batch}: {error}\n"
@@ -176,7 +178,11 @@ def import_rebound(model: Prepared, inputs: Sequence[InputType]) -> Graph:
 
 
 def import_model(
-    model: Prepared, inputs: Sequence[InputType], *, assumed_batch: int | None = None
+    model: Prepared,
+    inputs: Sequence[InputType],
+    *,
+    assumed_batch: int | None = None,
+    requantize: bool = False,
 ) -> Graph:
     """Convert a model whose operators are supported.
 
@@ -186,6 +192,8 @@ def import_model(
     inputs : sequence of InputType
     assumed_batch : int, optional
         The batch that the file fixes, where the graph shall leave it open.
+    requantize : bool
+        As of `load_onnx`.
 
     Raises
     ------
@@ -198,7 +206,7 @@ def import_model(
     symbolic = assumed_batch is not None or any(item.batch == "symbolic" for item in inputs)
     batch = tirx.Var("N", "int64") if symbolic else None
     builder = relax.BlockBuilder()
-    context = Context(builder, batch, assumed_batch)
+    context = Context(builder, batch, assumed_batch, requantize=requantize)
     parameters = []
     for item in inputs:
         own_batch = assumed_batch is not None or item.batch == "symbolic"

@@ -44,6 +44,7 @@ def open_session(
     wishes: Wishes | None,
     plan: str | os.PathLike[str] | None = None,
     options: Options | None = None,
+    requantize: bool = False,
     rpc: str | Tracker | None = None,
     rpc_key: str | None = None,
 ) -> Session:
@@ -72,12 +73,14 @@ def open_session(
         table = table or folder / TABLE_NAME
     # mistakes of the file are told before TVM is loaded
     shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
-    graph = load_onnx(path, input_shapes=shapes or None)
+    graph = load_onnx(path, input_shapes=shapes or None, requantize=requantize)
 
     options.check()
     machine = Machine.of(target, threads, remote=tracker is not None)
     find_linker(machine.target)
     dataset = _open_calibration_data(graph, data, recipe, select, samples)
+    if wishes is not None or plan is not None:
+        _check_free(graph)
     given = _read_plan(plan, graph) if plan is not None else None
     if wishes is not None:
         _check_wishes(graph, wishes)
@@ -85,16 +88,39 @@ def open_session(
         check_machine(machine, tracker)
     return Session(
         path=path, graph=graph, data=dataset, recipe=recipe, folder=folder, machine=machine,
-        batch=batch, input_shapes=shapes, clock=clock, options=options,
+        batch=batch, input_shapes=shapes, clock=clock, options=options, requantize=requantize,
         wishes=wishes, given=given, tune_seconds=tune_seconds,
         table=_open_table(table, machine, tracker, create=tune_seconds is not None),
         tracker=tracker,
     )  # fmt: skip
 
 
+def _check_free(graph: Graph) -> None:
+    """Reject budgets and plans of a model that is quantized already."""
+    from tvmquant.layers import quantizable_layers
+
+    for layer in quantizable_layers(graph):
+        if layer.imported is not None:
+            raise AllocationError(
+                f"the model {graph.name!r} is quantized already: layer {layer.id!r} has "
+                f"{layer.imported}; pass --requantize (requantize=True) to choose bit widths anew, "
+                "or leave budgets, choices and the plan out"
+            )
+
+
 def _open_calibration_data(
     graph: Graph, data: Any, recipe: Preprocess, select: Any, samples: int | None
-) -> Dataset:
+) -> Dataset | None:
+    if data is None:
+        from tvmquant.layers import is_quantized
+
+        if is_quantized(graph):
+            return None
+        raise DataError(
+            "a float model needs data to calibrate with; pass --data a folder or .tar of images "
+            "(with --preprocess, how the model wants them), or a .npy or .npz of inputs of shape "
+            "(N, ...)"
+        )
     dataset = open_data(data, recipe, inputs=graph.item_inputs(), select=select)
     if samples is None:
         return dataset

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from tvmquant.bit_choice import W8A8
 from tvmquant.data import Dataset, Preprocess
+from tvmquant.errors import DataError
+from tvmquant.layers import is_quantized
 from tvmquant.machine import Machine
 from tvmquant.progress import Clock, Progress
 from tvmquant.session.options import Options
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from tvmquant.output_quality import OutputQuality
     from tvmquant.tuning import Database
 
+# Stands for the data of a model that brings its scales.
+NO_DATA = "none"
 # Items that the finished library and the float model are compared on.
 COMPARED = 8
 
@@ -40,8 +44,8 @@ class Session:
         The ONNX file.
     graph : Graph
         Level L0.
-    data : Dataset
-        To calibrate with.
+    data : Dataset, optional
+        To calibrate with; None where the model brings its scales.
     recipe : Preprocess
         How its images are read.
     folder : Path
@@ -64,11 +68,13 @@ class Session:
         Measure for so long first.
     tracker : Tracker, optional
         Whose devices measure; default: this machine does.
+    requantize : bool
+        As of `tvmquant.load_onnx`.
     """
 
     path: Path
     graph: Graph
-    data: Dataset
+    data: Dataset | None
     recipe: Preprocess
     folder: Path
     machine: Machine
@@ -81,6 +87,7 @@ class Session:
     table: Database | None = None
     tune_seconds: float | None = None
     tracker: Tracker | None = None
+    requantize: bool = False
 
     @cached_property
     def rounding(self) -> dict[str, Any]:
@@ -90,11 +97,11 @@ class Session:
     @cached_property
     def data_fingerprint(self) -> str | None:
         """Of the data; None where they can be read only once."""
-        return self.data.fingerprint()
+        return NO_DATA if self.data is None else self.data.fingerprint()
 
     @property
-    def calibration(self) -> Calibration:
-        """The range of every activation."""
+    def calibration(self) -> Calibration | None:
+        """The range of every activation; None where there are no data."""
         return self._calibration[0]
 
     @property
@@ -103,10 +110,13 @@ class Session:
         return self._calibration[1]
 
     @cached_property
-    def _calibration(self) -> tuple[Calibration, bool]:
+    def _calibration(self) -> tuple[Calibration | None, bool]:
         from tvmquant.calibration import Calibration
         from tvmquant.quantization import calibrate
 
+        data = self.data
+        if data is None:
+            return None, False
         options = self.options.calibration
         with self.clock.stage("calibrate") as progress:
             return taken_up(
@@ -114,7 +124,7 @@ class Session:
                 "calibration",
                 Calibration,
                 [self.graph.fingerprint(), self.data_fingerprint, options],
-                lambda: calibrate(self.graph, self.data, progress=progress, **options),
+                lambda: calibrate(self.graph, data, progress=progress, **options),
             )
 
     @cached_property
@@ -124,14 +134,19 @@ class Session:
             return self.table
         from tvmquant.tuning.tune import tune
 
-        calibration, seconds = self.calibration, self.tune_seconds
+        seconds = self.tune_seconds
         planned = self.given.choices.values() if self.given else [W8A8]
+        subject: dict[str, Any] = {"graph": self.quantized}
+        if not is_quantized(self.graph):
+            subject = {
+                "graph": self.graph, "calibration": self.calibration,
+                "choices": self.wishes.measured if self.wishes else planned,
+                "quantize_options": self.rounding,
+            }  # fmt: skip
         with self.clock.stage("tune") as progress:
             tuned = tune(
-                self.graph, self.table.folder, target=self.machine,
-                choices=self.wishes.measured if self.wishes else planned,
-                calibration=calibration, batch=self.batch, seconds=seconds, rpc=self.tracker,
-                quantize_options=self.rounding,
+                out=self.table.folder, target=self.machine, batch=self.batch, seconds=seconds,
+                rpc=self.tracker, **subject,
                 progress=lambda state: progress(round(state.elapsed), round(seconds)),
             )  # fmt: skip
         if tuned.tuning.interrupted:
@@ -150,6 +165,8 @@ class Session:
             return None
         from tvmquant.mixed_precision.choose import Setup, choose_plan
 
+        if self.calibration is None or self.data is None:
+            raise DataError("bit widths are chosen by what narrower ones cost on data; pass --data")
         setup = Setup(
             self.graph, self.calibration, self.data, self.machine, self.batch, self.tilings,
             _state(self.database) or "", self.rounding, self.tracker,
@@ -195,6 +212,7 @@ class Session:
             "threads": self.machine.threads,
             "device": self.tracker.name if self.tracker else None,
             "batch": self.batch,
+            "requantize": self.requantize,
             "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
             "wishes": self.wishes.settings() if self.wishes else None,
             "plan": {name: layer.choice for name, layer in given.layers.items()} if given else None,
@@ -239,23 +257,25 @@ class Session:
     def compare(self, manifest: Manifest) -> tuple[OutputQuality, ...]:
         """Compare the library with the float model on a few items, and keep what that finds.
 
-        Where the library does not run here, the tracker's device runs it. Empty where the data can
-        be read only once, or nothing runs the library.
+        Where the library does not run here, the tracker's device runs it. Empty where there are no
+        data or they can be read only once, or nothing runs the library.
         """
-        if self.data_fingerprint is None:  # calibrating has read them, once and for all
-            return ()
+        if self.data is None or self.data_fingerprint is None:
+            return ()  # calibrating has read them, once and for all
         with self.clock.stage("compare") as progress:
-            return self._compare(manifest, progress)
+            return self._compare(manifest, self.data, progress)
 
-    def _compare(self, manifest: Manifest, progress: Progress) -> tuple[OutputQuality, ...]:
+    def _compare(
+        self, manifest: Manifest, data: Dataset, progress: Progress
+    ) -> tuple[OutputQuality, ...]:
         from tvmquant.deploy.loader import load, obstacle
         from tvmquant.deploy.remote import open_device
         from tvmquant.devices.cpu import CpuDevice
         from tvmquant.evaluation import compare_outputs
         from tvmquant.output_record import OUTPUTS_NAME, OutputRecord
 
-        step = max(1, len(self.data) // COMPARED) if self.data.has_length else 1
-        few = self.data.subset(step=step, limit=COMPARED)
+        step = max(1, len(data) // COMPARED) if data.has_length else 1
+        few = data.subset(step=step, limit=COMPARED)
         runs_here = obstacle(manifest, CpuDevice()) is None
         if not runs_here and self.tracker is None:
             return ()
