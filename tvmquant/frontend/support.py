@@ -27,8 +27,6 @@ _ADVICE = {
 # Of models that are quantized already, by an operator on their data that tells so.
 _QUANTIZED = {
     "DynamicQuantizeLinear": "is quantized dynamically",
-    "ConvInteger": "is quantized dynamically",
-    "MatMulInteger": "is quantized dynamically",
 }
 
 

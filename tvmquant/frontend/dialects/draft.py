@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import onnx
 
+from tvmquant.frontend.branches import read_names
 from tvmquant.frontend.dialects.known_values import KnownValues
 from tvmquant.frontend.dimensions import Array, UnsupportedNodeError
 from tvmquant.frontend.node import Node
@@ -18,7 +19,7 @@ OPSET = 21
 # Operators that leave type and number of dimensions of their first input as they are.
 _ALIKE = frozenset({"Clip", "Identity", "MaxPool", "Relu", "Slice", "Transpose"})
 # Operators that leave its type.
-_MOVERS = _ALIKE | {
+MOVERS = _ALIKE | {
     *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GlobalMaxPool", "Pad", "Reshape"),
     *("Resize", "SpaceToDepth", "Split", "Squeeze", "Tile", "Unsqueeze"),
 }
@@ -55,6 +56,8 @@ class Draft:
     constants : mapping of str to array
     inputs : sequence of onnx.ValueInfoProto
         Of the model.
+    outputs : sequence of str
+        Values that are read afterwards.
     values, names : set of str
         Names of values and of nodes that are taken.
     """
@@ -64,12 +67,12 @@ class Draft:
         nodes: Sequence[Node],
         constants: Mapping[str, Array],
         inputs: Iterable[onnx.ValueInfoProto],
+        outputs: Sequence[str],
         values: set[str],
         names: set[str],
     ) -> None:
         self.nodes: list[Node] = []
         self.constants = dict(constants)
-        self.source = tuple(nodes)
         self.done: set[str] = set()  # names of nodes that another one's rewriting took in
         self.known = KnownValues(self.constants)
         self.known.add(nodes)
@@ -77,6 +80,11 @@ class Draft:
         self._values = values
         self._names = names
         self._dequantized: dict[Integers, str] = {}
+        self._ranged: dict[str, Integers] = {}
+        self._readers: dict[str, list[Node | None]] = {name: [None] for name in outputs}
+        for node in nodes:
+            for name in read_names(node.proto):
+                self._readers.setdefault(name, []).append(node)
 
     # What is known
 
@@ -99,7 +107,7 @@ class Draft:
                 name = node.inputs[2]
             elif node.op_type == "Cast":
                 return _numpy_type(node.integer("to", 0))
-            elif node.op_type in _MOVERS:
+            elif node.op_type in MOVERS:
                 name = node.inputs[0]
             else:
                 value = self.known.array(name)
@@ -126,6 +134,11 @@ class Draft:
             else:
                 value = self.known.array(name)
                 return None if value is None else value.ndim
+
+    def only_reader(self, name: str) -> Node | None:
+        """Return the node that reads a value, None if there are several or the value is output."""
+        readers = self._readers.get(name, [])
+        return readers[0] if len(readers) == 1 else None
 
     # Writing
 
@@ -189,13 +202,13 @@ class Draft:
             What the tensor is to the node that is being written, such as ``conv/weight``.
         """
         if tensor not in self._dequantized:
-            scale, zero_point = self._matched(tensor, name)
+            matched = self.matched(tensor, name)
             self._dequantized[tensor] = self.emit(
                 "DequantizeLinear",
-                [tensor.name, scale, zero_point],
+                [matched.name, matched.scale, matched.zero_point],
                 f"{name}/DequantizeLinear",
-                axis=self._axis(tensor),
-                block_size=tensor.block_size or None,
+                axis=self._axis(matched),
+                block_size=matched.block_size or None,
             )
         return self._dequantized[tensor]
 
@@ -217,7 +230,8 @@ class Draft:
         UnsupportedNodeError
             If nothing tells their type.
         """
-        scale, zero_point = self._matched(tensor, name)
+        tensor = self.matched(tensor, name)
+        zero_point = tensor.zero_point
         if not zero_point:
             dtype = self.type_of(like)
             if dtype is None:
@@ -225,34 +239,49 @@ class Draft:
                     "its output has no zero point, and its input is of a type that is not known; "
                     "give it a zero point of 0, which says the type"
                 )
-            known = self.known.array(scale)
+            known = self.known.array(tensor.scale)
             shape = () if known is None else known.shape
             zero_point = self.constant(f"{name}/zero_point", np.zeros(shape, dtype))
         self.emit(
             "QuantizeLinear",
-            [real, scale, zero_point],
+            [real, tensor.scale, zero_point],
             f"{name}/QuantizeLinear",
             output=tensor.name,
             axis=self._axis(tensor),
         )
 
+    def dynamically_quantized(self, real: str, name: str) -> Integers:
+        """Return a tensor quantized by its range, written where that is asked for first."""
+        if real not in self._ranged:
+            name = self._free(f"{name}/DynamicQuantizeLinear", self._names)
+            outputs = [self.value(f"{name}_{kind}") for kind in ("output", "scale", "zero_point")]
+            proto = onnx.helper.make_node("DynamicQuantizeLinear", [real], outputs, name)
+            node = Node(proto, name, OPSET)
+            self.nodes.append(node)
+            self.known.add([node])
+            self._ranged[real] = Integers(*outputs)
+        return self._ranged[real]
+
     def _axis(self, tensor: Integers) -> int | None:
         scale = self.known.array(tensor.scale)
         return None if scale is not None and scale.size == 1 else tensor.axis
 
-    def _matched(self, tensor: Integers, name: str) -> tuple[str, str]:
-        """Return scale and zero point of one shape; dialects let one number stand beside many."""
+    def matched(self, tensor: Integers, name: str) -> Integers:
+        """Return a tensor with scales and zero points of one shape, where they are known.
+
+        Dialects let one number stand beside many.
+        """
         scale = self.known.array(tensor.scale)
         zero_point = self.known.array(tensor.zero_point)
         if scale is None or zero_point is None or scale.shape == zero_point.shape:
-            return tensor.scale, tensor.zero_point
+            return tensor
         if zero_point.size == 1:
             filled = np.full(scale.shape, zero_point.reshape(()))
-            return tensor.scale, self.constant(f"{name}/zero_point", filled)
+            return replace(tensor, zero_point=self.constant(f"{name}/zero_point", filled))
         if scale.size == 1:
             filled = np.full(zero_point.shape, scale.reshape(()))
-            return self.constant(f"{name}/scale", filled), tensor.zero_point
-        return tensor.scale, tensor.zero_point
+            return replace(tensor, scale=self.constant(f"{name}/scale", filled))
+        return tensor
 
     @staticmethod
     def _free(name: str, taken: set[str]) -> str:

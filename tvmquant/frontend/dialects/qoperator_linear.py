@@ -10,6 +10,7 @@ import numpy as np
 
 from tvmquant.frontend.dialects.channels_last import channels_first, channels_last
 from tvmquant.frontend.dialects.draft import Draft, Integers
+from tvmquant.frontend.dialects.matrices import columns, rows
 from tvmquant.frontend.dialects.registry import rewriting
 from tvmquant.frontend.dimensions import UnsupportedNodeError
 from tvmquant.frontend.node import Node
@@ -44,11 +45,15 @@ def _write_conv(draft: Draft, node: Node) -> None:
 def _write_matmul(draft: Draft, node: Node) -> None:
     a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = node.inputs
     inputs = [
-        draft.dequantize(rows(draft, Integers(a, a_scale, a_zero)), f"{node.name}/a"),
-        draft.dequantize(columns(draft, node, Integers(b, b_scale, b_zero)), f"{node.name}/b"),
+        draft.dequantize(
+            rows(draft, Integers(a, a_scale, a_zero), f"{node.name}/a"), f"{node.name}/a"
+        ),
+        draft.dequantize(
+            columns(draft, Integers(b, b_scale, b_zero), f"{node.name}/b"), f"{node.name}/b"
+        ),
     ]
     real = draft.emit("MatMul", inputs, node.name)
-    result = rows(draft, Integers(node.outputs[0], y_scale, y_zero))
+    result = rows(draft, Integers(node.outputs[0], y_scale, y_zero), node.name)
     draft.quantize(real, result, node.name, like=a)
 
 
@@ -100,51 +105,3 @@ def dequantized_bias(
     else:
         raise UnsupportedNodeError("its scales are computed at run time; store them as constants")
     return draft.dequantize(Integers(bias, scale, axis=axis), name)
-
-
-def rows(draft: Draft, tensor: Integers) -> Integers:
-    """Return a left matrix, or a product of matrices, whose scales may differ from row to row."""
-    known = draft.known.array(tensor.scale)
-    if known is not None and known.ndim > 1 and known.size > 1:
-        if known.shape[-2] != known.size:
-            raise UnsupportedNodeError(
-                f"scale {tensor.scale!r} has shape {known.shape}, expected one number or one for "
-                "each row"
-            )
-        tensor = _flattened(draft, tensor)
-    return Integers(tensor.name, tensor.scale, tensor.zero_point, axis=-2)
-
-
-def columns(draft: Draft, node: Node, tensor: Integers) -> Integers:
-    """Return a right matrix, whose scales may differ from column to column and matrix to matrix.
-
-    Raises
-    ------
-    UnsupportedNodeError
-        If they differ in another way.
-    """
-    known = draft.known.array(tensor.scale)
-    if known is None or known.ndim < 2 or known.size == 1:
-        return Integers(tensor.name, tensor.scale, tensor.zero_point, axis=-1)
-    if known.shape[-1] == known.size:
-        tensor = _flattened(draft, tensor)
-        return Integers(tensor.name, tensor.scale, tensor.zero_point, axis=-1)
-    weight = draft.known.array(tensor.name)
-    if weight is None or known.shape != (*weight.shape[:-2], 1, weight.shape[-1]):
-        raise UnsupportedNodeError(
-            f"scale {tensor.scale!r} has shape {known.shape}, expected one number or one for each "
-            "column"
-        )
-    # one block along the rows of each matrix
-    return Integers(
-        tensor.name, tensor.scale, tensor.zero_point, axis=-2, block_size=weight.shape[-2]
-    )
-
-
-def _flattened(draft: Draft, tensor: Integers) -> Integers:
-    """Return a tensor whose scales and zero points have one dimension."""
-    flat = []
-    for name in (tensor.scale, tensor.zero_point):
-        array = draft.known.array(name)
-        flat.append(name if array is None else draft.constant(f"{name}/flat", array.reshape(-1)))
-    return Integers(tensor.name, flat[0], flat[1])

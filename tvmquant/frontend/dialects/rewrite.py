@@ -26,6 +26,8 @@ import onnx
 from tvmquant.errors import ModelError
 from tvmquant.frontend.branches import all_graphs, subgraphs
 from tvmquant.frontend.dialects import (  # noqa: F401 (they register rewritings)
+    fused_matmul,
+    integer_layers,
     qoperator_linear,
     qoperator_pointwise,
     qoperator_pool,
@@ -108,7 +110,7 @@ def rewrite_nodes(
             values.update(value.name for value in graph.input)
             values.update(name for proto in graph.node for name in proto.output)
     taken = {*names, *(node.name for node in nodes)}
-    draft = Draft(nodes, constants, inputs, values, taken)
+    draft = Draft(nodes, constants, inputs, outputs, values, taken)
     refused: dict[str, str] = {}
     for node in nodes:
         if node.name in draft.done:

@@ -8,6 +8,7 @@ from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
     QuantType,
+    quantize_dynamic,
     quantize_static,
 )
 
@@ -84,3 +85,22 @@ def test_operators_on_integers(
     result = rewritten(model)
     assert {node.domain for node in result.graph.node} == {""}
     np.testing.assert_array_equal(run(result, data)[0], run(model, data)[0])
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("weight", [QuantType.QUInt8, QuantType.QInt8])
+def test_layers_quantized_by_the_range_of_their_input(
+    tmp_path, float_model, rewritten, run, weight, per_channel
+):
+    path = tmp_path / "dynamic.onnx"
+    quantize_dynamic(
+        float_model, path, op_types_to_quantize=["Conv", "MatMul", "Gemm"], reduce_range=True,
+        per_channel=per_channel, weight_type=weight,
+    )  # fmt: skip
+    model = onnx.load(path)
+    data = {"x": np.random.default_rng(2).standard_normal((16, 3, 16, 16)).astype(np.float32)}
+    result = rewritten(model)
+    operators = [node.op_type for node in result.graph.node]
+    assert (operators.count("Conv"), operators.count("MatMul")) == (2, 2)
+    assert not {"Cast", "ConvInteger", "MatMulInteger"} & set(operators)
+    np.testing.assert_allclose(run(result, data)[0], run(model, data)[0], rtol=1e-4, atol=1e-5)
