@@ -47,6 +47,7 @@ from tvmquant.passes.region_operators import (
     is_boolean,
     is_embedding,
     is_exact_cast,
+    is_mover,
     is_repeated_constant,
 )
 from tvmquant.passes.regions import Chain, kinds_of
@@ -110,7 +111,9 @@ class Integerizer(DataflowRewriter):
             return self._exact(call)
         operands = [self.value(a) for a in used_vars(call)]
         integers = [v for v in operands if not isinstance(v, relax.Expr)]
-        if integers and len(integers) == len(operands):
+        wide = any(isinstance(v, Quantized) and v.format.bits > formats.MOST_BITS for v in integers)
+        reads = not wide or is_mover(call)  # kernels compute with 8 bits
+        if integers and len(integers) == len(operands) and reads:
             for kind in kinds_of(str(call.op.name)):
                 result = kind.value(self, var, call, operands)
                 if result is not None:
