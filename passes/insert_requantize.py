@@ -37,11 +37,18 @@ from tvm import relax
 from tvmquant import formats
 from tvmquant.arithmetic import quantize_half_even
 from tvmquant.errors import QuantizationError
+from tvmquant.formats import INT16
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, span_name, used_vars
-from tvmquant.passes.accumulator import Accumulator, Contraction, Quantized, QuantizedWeight
+from tvmquant.passes.accumulator import (
+    Accumulator,
+    Contraction,
+    Quantized,
+    QuantizedWeight,
+    Term,
+)
 from tvmquant.passes.multipliers import Multipliers
-from tvmquant.passes.region_kind import Open, Value
+from tvmquant.passes.region_kind import Open, RegionKind, Value
 from tvmquant.passes.region_operators import (
     along,
     is_boolean,
@@ -51,6 +58,7 @@ from tvmquant.passes.region_operators import (
     is_repeated_constant,
 )
 from tvmquant.passes.regions import Chain, kinds_of
+from tvmquant.passes.regions.byte_planes import sums_of_bytes
 from tvmquant.passes.regions.contraction import rounded_layer
 from tvmquant.passes.regions.requantization import as_accumulator, requantized
 from tvmquant.passes.regions.window_sums import without_zero_points
@@ -111,10 +119,10 @@ class Integerizer(DataflowRewriter):
             return self._exact(call)
         operands = [self.value(a) for a in used_vars(call)]
         integers = [v for v in operands if not isinstance(v, relax.Expr)]
-        wide = any(isinstance(v, Quantized) and v.format.bits > formats.MOST_BITS for v in integers)
-        reads = not wide or is_mover(call)  # kernels compute with 8 bits
-        if integers and len(integers) == len(operands) and reads:
+        if integers and len(integers) == len(operands):
             for kind in kinds_of(str(call.op.name)):
+                if not all(_takes(kind, call, v) for v in integers):
+                    continue
                 result = kind.value(self, var, call, operands)
                 if result is not None:
                     return result
@@ -281,11 +289,22 @@ class Integerizer(DataflowRewriter):
         """Return a region whose weight has zero point 0; see `window_sums`."""
         return without_zero_points(self, region)
 
+    def sums_of_bytes(self, layer: Contraction) -> tuple[Term, Term]:
+        """Return the terms of a layer that reads 16 bits; see `byte_planes`."""
+        return sums_of_bytes(self, layer)
+
     def finish(
         self, layer: Contraction, region: Accumulator, to: Quantized, name: str
     ) -> tuple[relax.Expr, Multipliers, Any]:
         """Emit a layer whose region ends; see `rounded_layer`."""
         return rounded_layer(self, layer, region, to, name)
+
+
+def _takes(kind: RegionKind, call: relax.Call, value: Value) -> bool:
+    """Whether a kind of region reads a tensor: kernels compute with 8 bits."""
+    if not isinstance(value, Quantized) or value.format.bits <= formats.MOST_BITS or is_mover(call):
+        return True
+    return kind.takes_wide and value.imported and value.format == INT16
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="InsertRequantize")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from tvm import relax
 
@@ -48,7 +49,8 @@ class RegionFinder:
         self.calibrates = calibrates
         # what the model's own fake_quants give
         self.imported: set[relax.Var] = set()
-        self.imported_weights: set[relax.Var] = set()
+        # attributes of those of weights
+        self.imported_weights: dict[relax.Var, dict[str, Any]] = {}
         # of these, what has more bits than kernels read
         self.wide: set[relax.Var] = set()
         self.uses = count_uses(function)
@@ -95,6 +97,10 @@ class RegionFinder:
         """Return what is known of ``var``."""
         return self.forms[var]
 
+    def is_wide(self, var: relax.Var) -> bool:
+        """Whether a tensor is held in 16 bits by a scale of the model's."""
+        return any(root in self.wide for root in self.roots(var))
+
     def request(self, var: relax.Var, role: str) -> None:
         """Ask that ``var`` be held as integers; movers and extremes hand the request on.
 
@@ -103,14 +109,11 @@ class RegionFinder:
         Raises
         ------
         NotHeldError
-            If no scale is known and none is calibrated, or the model's own has more than 8 bits;
-            nothing was asked for then.
+            If no scale is known and none is calibrated; nothing was asked for then.
         """
         pending = [var]
         while pending:
             asked = pending.pop()
-            if asked in self.wide and role != qop.OUTPUT:
-                raise NotHeldError
             if is_boolean(asked) or asked in self.exact or asked in self.imported:
                 continue
             if asked in self.moved:
@@ -182,7 +185,7 @@ class RegionFinder:
         """Note a fake_quant of the model."""
         attrs = qop.attributes(call)
         if attrs["role"] == qop.WEIGHT:
-            self.imported_weights.add(var)
+            self.imported_weights[var] = attrs
             return Form("float")
         self.imported.add(var)
         if formats.parse(attrs["format"]).bits > formats.MOST_BITS:
@@ -232,8 +235,11 @@ class RegionFinder:
 
     def region(self, call: relax.Call) -> Form | None:
         """Return what a call gives as a part of a region; None where it stays float."""
+        wide = any(self.is_wide(v) for v in used_vars(call))
         try:
             for kind in kinds_of(str(call.op.name)):
+                if wide and not kind.takes_wide:
+                    continue
                 form = kind.form(self, call)
                 if form is not None and form.kind == "extreme" and not self.calibrates:
                     for source in form.sources:

@@ -71,7 +71,15 @@ class Open(ABC):
 
 
 class RegionKind(ABC):
-    """A kind of region."""
+    """A kind of region.
+
+    Attributes
+    ----------
+    takes_wide : bool
+        Whether it reads tensors of 16 bits whose scale came with the model.
+    """
+
+    takes_wide = False
 
     @property
     @abstractmethod

@@ -12,6 +12,7 @@ import tvm
 from tvm import relax
 
 from tvmquant.arithmetic import Array
+from tvmquant.formats import MOST_BITS
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import span_name, used_vars
 from tvmquant.passes.accumulator import Accumulator, Quantized, Term
@@ -35,6 +36,7 @@ class ClipRegion(RegionKind):
     """A clip at the end of an accumulator."""
 
     operators = frozenset({"relax.nn.relu", "relax.clip"})
+    takes_wide = True
 
     def form(self, finder: RegionFinder, call: relax.Call) -> Form | None:
         """Return a clipped accumulator."""
@@ -42,6 +44,8 @@ class ClipRegion(RegionKind):
         form = finder.form(operand)
         if form.kind in ("accumulator", "clipped") and finder.absorbs(operand):
             return replace(form, kind="clipped")
+        if finder.is_wide(operand):  # of 8 bits it is a table
+            return Form("clipped")
         return None
 
     def value(
@@ -49,6 +53,8 @@ class ClipRegion(RegionKind):
     ) -> Value | None:
         """Clip an accumulator."""
         region = values[0]
+        if isinstance(region, Quantized) and region.format.bits > MOST_BITS:
+            region = as_accumulator(region)
         if not isinstance(region, Accumulator):
             return None
         if qop.is_call(call, "relax.nn.relu"):
@@ -60,6 +66,7 @@ class ConstantRegion(RegionKind):
     """An accumulator times and plus constants, or a tensor times and plus constants that vary."""
 
     operators = frozenset({"relax.add", "relax.subtract", "relax.multiply", "relax.divide"})
+    takes_wide = True
 
     def form(self, finder: RegionFinder, call: relax.Call) -> Form | None:
         """Return the accumulator, which takes the constants in, or begin one."""
@@ -108,6 +115,7 @@ class SumRegion(RegionKind):
     """The sum or difference of two tensors, one of which may be an accumulator."""
 
     operators = frozenset({"relax.add", "relax.subtract"})
+    takes_wide = True
 
     def form(self, finder: RegionFinder, call: relax.Call) -> Form | None:
         """Return an accumulator with its second term."""

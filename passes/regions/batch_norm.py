@@ -26,6 +26,7 @@ class BatchNormRegion(RegionKind):
     """
 
     operators = frozenset({BATCH_NORM})
+    takes_wide = True
 
     def form(self, finder: RegionFinder, call: relax.Call) -> Form | None:
         """Return the accumulator, or begin one."""

@@ -13,6 +13,7 @@ from tvm import relax
 from tvmquant.arithmetic import INT32_MAX, dot_bounds
 from tvmquant.bit_choice import BitChoice
 from tvmquant.errors import QuantizationError
+from tvmquant.formats import MOST_BITS
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.passes.accumulator import (
     Accumulator,
@@ -42,18 +43,23 @@ class ContractionRegion(RegionKind):
     """An accumulator, begun by a layer with a constant weight."""
 
     operators = frozenset(qop.FLOAT_CONTRACTIONS)
+    takes_wide = True
 
     def form(self, finder: RegionFinder, call: relax.Call) -> Form | None:
         """Return an accumulator whose constants vary along the output channels."""
         weight = call.args[1]
-        imported = weight in finder.imported_weights
+        imported = finder.imported_weights.get(weight)
         constant = isinstance(weight, tvm.ir.GenericConst)
-        if not imported and not (constant and finder.calibrates):
+        if imported is None and not (constant and finder.calibrates):
             return None
         if qop.is_call(call, "relax.matmul") and len(weight.ty.shape.values) != 2:
             return None
+        wide = finder.is_wide(call.args[0])
+        if wide and (imported is None or imported["scheme"] != "symmetric"):
+            return None
         finder.request(call.args[0], qop.ACTIVATION)
-        return Form("accumulator", axis=output_axis(call))
+        # its two bytes are two terms
+        return Form("accumulator", residual=wide, axis=output_axis(call))
 
     def value(
         self, integerizer: Integerizer, var: relax.Var, call: relax.Call, values: Sequence[Value]
@@ -71,6 +77,9 @@ class ContractionRegion(RegionKind):
             groups = int(getattr(call.attrs, "groups", 1))
             factors = factors_per_input(x.factors.reshape(-1), groups, weight.values.shape)
             weight = replace(weight, factors=factors)
+        if x.format.bits > MOST_BITS:
+            terms = integerizer.sums_of_bytes(Contraction(call, x, weight))
+            return Accumulator(terms, np.zeros((1,) * rank))
         layer = integerizer.scaled(Contraction(call, x, weight))
         scale = along(x.scale * layer.weight.scale, output_axis(call), rank)
         term = Term(scale, np.zeros_like(scale), contraction=layer)

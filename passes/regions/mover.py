@@ -31,6 +31,7 @@ class MoverRegion(RegionKind):
     """Keeps the scales of what it reads."""
 
     operators = MOVERS - set(REDUCED_EXTREMES)
+    takes_wide = True
 
     def form(self, finder: RegionFinder, call: relax.Call) -> Form | None:
         """Return a mover of tensors that are, or will be, held; inputs of a concat are grouped."""
@@ -113,6 +114,7 @@ def moved(integerizer: Integerizer, call: relax.Call, values: Sequence[Value]) -
         min(v.qmin for v in inputs),
         max(v.qmax for v in inputs),
         max((v.format for v in inputs), key=lambda held: held.bits),
+        imported=all(v.imported for v in inputs),
     )
 
 

@@ -133,6 +133,8 @@ def _requantize(call: relax.Call) -> Callable[..., Tensor]:
     """Equation (3), in int64."""
     a = qop.attributes(call)
     axis, slopes = a["axis"], bool(a.get("slopes", 0))
+    # float32 holds 24 bits
+    exact = torch.float64 if a["out_dtype"] == "int32" else torch.float32
 
     def requantize(
         acc: Tensor, multiplier: Tensor, shift: Tensor, offset: Tensor, *rest: Tensor
@@ -154,7 +156,7 @@ def _requantize(call: relax.Call) -> Callable[..., Tensor]:
         steps = _along(shift.to(torch.int64), like, axis)
         half = torch.ones_like(steps) << (steps - 1)
         q = ((total + half) >> steps) + a["output_zero_point"]
-        return torch.clamp(q, a["qmin"], a["qmax"]).to(torch.float32)
+        return torch.clamp(q, a["qmin"], a["qmax"]).to(exact)
 
     return requantize
 

@@ -250,6 +250,25 @@ def test_operators_between_pairs_stay_integers(make_model):
     agreement(g.model(make_model, mean), 0.0307)
 
 
+@pytest.mark.parametrize("activation", ["uint16", "int16"])
+def test_activations_of_16_bits(make_model, activation):
+    """Layers, dense ones too, sums, clips and movers compute in integers; a mean stays float."""
+    g = Qdq(activation, 31000 if activation == "uint16" else -300, 0.0002)
+    x = g.pair("x")
+    first = g.node("Conv", x, g.weight((8, 4, 3, 3), axis=0), g.bias(8), pads=[1, 1, 1, 1])
+    second = g.node("Conv", g.pair(g.node("Relu", first)), g.weight((4, 2, 1, 1)), group=4)
+    total = g.pair(g.node("Add", g.pair(second), x), 0.00031)
+    moved = g.node("Reshape", total, np.array([0, 120]))
+    y = g.node("Gemm", g.pair(g.node("Relu", moved), 0.00031), g.weight((120, 7)))
+    agreement(g.model(make_model, g.pair(y, 0.0004)), 0.0004, spread=1.0)
+
+
+def test_a_mean_of_16_bits_stays_float(make_model):
+    g = Qdq("int16", 5, 0.0002)
+    y = g.pair(g.node("GlobalAveragePool", g.pair("x")))
+    agreement(g.model(make_model, y), 0.0002, floats={"mean"}, spread=1.0)
+
+
 def test_one_quantizer_for_equal_pairs_of_one_tensor(make_model):
     g = Qdq()
     y = g.node("Conv", g.pair("x"), g.weight((4, 4, 1, 1)))
