@@ -406,6 +406,30 @@ def compile_time(
     _report(json, measure)
 
 
+@app.command()
+def conformance(
+    only: Annotated[
+        str, typer.Option(metavar="REGEX", help="Tests whose names match it somewhere.")
+    ] = "",
+    executor: Annotated[
+        str, typer.Option(help="simulator, twin, or library (built for each test: slow).")
+    ] = "simulator",
+    json: Json = None,
+) -> None:
+    """Node tests of ONNX: how many are right, refused and why, or wrong (exit code 1)."""
+    from benchmarks import conformance as benchmark
+    from benchmarks.rows import check_destination, write_rows
+    from tvmquant.cli.output import StageReporter
+
+    check_destination(json)
+    rows = benchmark.run(stage=StageReporter(), only=only, executor=executor)
+    if json is not None:
+        write_rows(json, rows)
+    benchmark.print_summary(rows)
+    if benchmark.failed(rows):
+        raise typer.Exit(1)
+
+
 def _report(json: Path | None, measure: Callable[[], list[Any]], **table: Any) -> None:
     from benchmarks.rows import check_destination, print_rows, write_rows
 
