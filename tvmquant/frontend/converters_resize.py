@@ -89,10 +89,16 @@ def _convert_resize(ctx: Context, node: Node) -> relax.Var:
     if mode == "nearest":
         default = "round_prefer_floor" if node.opset >= 11 else "floor"
         rounding = node.text("nearest_mode", default)
+    if coordinates == "align_corners" and not stays:
+        # by ONNX's text and in ONNX Runtime the corners are those of the result, by ONNX's tests
+        # those of the fraction that it is cut from
+        raise UnsupportedNodeError(
+            f"it aligns the corners of {size} and of a result that its scales make "
+            f"{tuple(axis.extent * axis.scale for axis in axes)}, on which runtimes differ; "
+            f"resize to the sizes {wanted} instead of by scales"
+        )
     by_relax = mode in _METHODS and coordinates in _COORDINATES and not _is_excluded(node)
-    if coordinates != "align_corners":
-        by_relax = by_relax and stays
-    if not by_relax or (coordinates == "pytorch_half_pixel" and 1 in wanted):
+    if not (by_relax and stays) or (coordinates == "pytorch_half_pixel" and 1 in wanted):
         return _resample(ctx, node, data, axes, rounding)
     call = relax.op.image.resize2d(
         data,

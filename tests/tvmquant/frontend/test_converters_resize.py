@@ -51,7 +51,9 @@ def test_cubic(make_model, compare, operators, case):
     assert set(operators(graph)) == {"matmul", "permute_dims"}
 
 
-@pytest.mark.parametrize("coordinates", [*COORDINATES, "half_pixel_symmetric"])
+@pytest.mark.parametrize(
+    "coordinates", ["half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "asymmetric"]
+)
 @pytest.mark.parametrize("mode", [*MODES, {"mode": "cubic"}], ids=lambda m: "-".join(m.values()))
 def test_scales_that_give_no_whole_number(make_model, compare, mode, coordinates):
     attributes = {**mode, "coordinate_transformation_mode": coordinates}
@@ -101,6 +103,11 @@ REJECTED = {
     "mode='lanczos'": ({"mode": "lanczos"}, [2, 3, 3, 3], None),
     "not_larger": ({"keep_aspect_ratio_policy": "not_larger"}, [2, 3, 3, 3], None),
     "axis 1": ({}, None, [1, 2, 2, 2]),
+    "aligns the corners": (
+        {"mode": "linear", "coordinate_transformation_mode": "align_corners"},
+        None,
+        [1, 1, 0.7, 2],
+    ),
 }
 
 
