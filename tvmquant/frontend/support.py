@@ -58,7 +58,7 @@ def find_unsupported(
         shapes only are evaluated and need no converter. Of an ``If`` whose condition does so the
         import takes one branch.
     refused : mapping of str to str
-        Why nodes of a quantized dialect cannot be brought to the form QDQ, by their names.
+        Why nodes of a quantized dialect cannot be imported, by their names.
 
     Raises
     ------
@@ -74,8 +74,11 @@ def find_unsupported(
         if reason is not None:
             found[node.name] = UnsupportedNode(node.name, node.op_type, reason)
 
+    for node in nodes:
+        note(node, refused.get(node.name))
     for node in computed:
-        note(node, refused.get(node.name) or _why_unknown(node, nodes, constants))
+        if node.name not in refused:
+            note(node, _why_unknown(node, nodes, constants))
     try:
         check_with_onnx((node for node in nodes if node.name not in found), f"model {model!r}")
     except ModelError:

@@ -189,10 +189,10 @@ class Draft:
     def constant(self, name: str, array: Array) -> str:
         """Add an initialiser under a name made unique, and return that name."""
         name = self.value(name)
-        self.constants[name] = array
+        self.constants[name] = np.asarray(array)  # numpy makes scalars of arrays without dimensions
         return name
 
-    def dequantize(self, tensor: Integers, name: str) -> str:
+    def dequantize(self, tensor: Integers, name: str, *, output: str = "") -> str:
         """Return the real values of a tensor, written where they are asked for first.
 
         Parameters
@@ -200,6 +200,8 @@ class Draft:
         tensor : Integers
         name : str
             What the tensor is to the node that is being written, such as ``conv/weight``.
+        output : str
+            Name of the real values, by default a new one; of a tensor that has been written now.
         """
         if tensor not in self._dequantized:
             matched = self.matched(tensor, name)
@@ -207,6 +209,7 @@ class Draft:
                 "DequantizeLinear",
                 [matched.name, matched.scale, matched.zero_point],
                 f"{name}/DequantizeLinear",
+                output=output,
                 axis=self._axis(matched),
                 block_size=matched.block_size or None,
             )

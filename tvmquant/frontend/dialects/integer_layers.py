@@ -189,9 +189,10 @@ def _remaining(
         if array is None:
             return None
         try:
-            product = product * array
+            product = product * array.astype(np.float64)
         except ValueError:  # the file is damaged, which the import finds
             return None
-    if divisor is not None:
-        product = product / divisor.reshape(())
-    return draft.constant(f"{node.name}/w/scale", product.astype(np.float32))
+    with np.errstate(all="ignore"):  # scales that are not valid are found afterwards
+        if divisor is not None:
+            product = product / divisor.reshape(())
+        return draft.constant(f"{node.name}/w/scale", product.astype(np.float32))

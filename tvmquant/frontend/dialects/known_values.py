@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import onnx
 
-from tvmquant.frontend.branches import subgraphs
+from tvmquant.frontend.branches import read_names, subgraphs
 from tvmquant.frontend.dimensions import Array, UnsupportedNodeError
 from tvmquant.frontend.fold import NOT_FOLDED, evaluate_constant
 from tvmquant.frontend.node import Node
@@ -25,10 +25,17 @@ class KnownValues:
         self._constants = constants
         self._computed: dict[str, Array] = {}
         self._producers: dict[str, Node] = {}
+        self._varying: set[str] = set()  # what depends on the model's inputs
 
     def add(self, nodes: Iterable[Node]) -> None:
-        """Take what computes values into account, in place of what computed them before."""
-        self._producers.update({name: node for node in nodes for name in node.outputs if name})
+        """Take nodes, in topological order, for what computes their outputs from now on."""
+        for node in nodes:
+            outputs = [name for name in node.outputs if name]
+            if any(self._varies(name) for name in read_names(node.proto)):
+                self._varying.update(outputs)
+            else:
+                self._varying.difference_update(outputs)
+            self._producers.update(dict.fromkeys(outputs, node))
 
     def producer(self, name: str) -> Node | None:
         """Return the node that computes a value, None for initialisers and inputs."""
@@ -36,6 +43,8 @@ class KnownValues:
 
     def array(self, name: str) -> Array | None:
         """Return a value, None if it is left out or depends on the model's inputs."""
+        if self._varies(name):
+            return None
         unknown = {""}
         pending = [name]
         while pending:
@@ -53,6 +62,11 @@ class KnownValues:
                 elif not unknown.isdisjoint(inputs) or not self._evaluate(node):
                     unknown.add(current)
         return self._get(name)
+
+    def _varies(self, name: str) -> bool:
+        if not name or self._have(name):
+            return False
+        return name in self._varying or name not in self._producers
 
     def _have(self, name: str) -> bool:
         return name in self._constants or name in self._computed

@@ -28,11 +28,14 @@ from tvmquant.frontend.branches import all_graphs, subgraphs
 from tvmquant.frontend.dialects import (  # noqa: F401 (they register rewritings)
     fused_matmul,
     integer_layers,
+    qonnx,
+    qonnx_trunc,
     qoperator_linear,
     qoperator_pointwise,
     qoperator_pool,
 )
 from tvmquant.frontend.dialects.draft import Draft
+from tvmquant.frontend.dialects.parameters import QUANTIZERS, parameter_fault
 from tvmquant.frontend.dialects.registry import RULES, Rule
 from tvmquant.frontend.dimensions import Array, UnsupportedNodeError
 from tvmquant.frontend.node import Node
@@ -49,7 +52,8 @@ class Rewritten:
     constants : dict of str to array
         Those given, and new ones.
     refused : dict of str to str
-        Names of nodes that have no such form, which stay as they are, and why.
+        Names of nodes that have no such form, which stay as they are, or whose scales, zero points
+        or integers are not valid, and why.
     """
 
     nodes: tuple[Node, ...]
@@ -132,7 +136,12 @@ def rewrite_nodes(
                 f"operator: {error}; the file is damaged"
             ) from None
         taken.add(node.name)
-    return Rewritten(tuple(live_nodes(draft.nodes, outputs)), draft.constants, refused)
+    written = live_nodes(draft.nodes, outputs)
+    for node in written:
+        fault = parameter_fault(draft, node) if node.op_type in QUANTIZERS else None
+        if fault is not None:
+            refused[node.name] = fault
+    return Rewritten(tuple(written), draft.constants, refused)
 
 
 def _check_inputs(node: Node, rule: Rule) -> None:
