@@ -29,6 +29,7 @@ EPILOGUE_ATTRS = (
     "qmin",
     "qmax",
     "slopes",
+    "ties_to_even",
     "axis",
     "compute_dtype",
     "out_dtype",

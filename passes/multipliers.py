@@ -35,6 +35,8 @@ MAX_IMPORTED_ERROR = 2.0**-20
 MAX_SLOPE_ERROR = 1.0 / 4.0
 # Scales are stored in float32: a ratio that is so close to a dyadic number, relatively, is one.
 STORED_PRECISION = 2.0**-22
+# Ratios of scales with denominators of up to so much are taken for dyadic ones.
+MOST_DYADIC = 2**16
 # A channel whose accumulator cannot move the output further than this may have any multiplier.
 NEGLIGIBLE_STEPS = 8.0
 
@@ -136,6 +138,16 @@ class _Terms:
         for magnitude, bound in zip(magnitudes[1:], self.bounds[1:], strict=True):
             total = total + magnitude * bound
         return np.asarray(total)
+
+
+def has_ties(chosen: Multipliers) -> bool:
+    """Whether sums lie between two integers often, as those of dyadic ratios of scales do."""
+    shift = np.broadcast_arrays(chosen.shift, *chosen.values)[0]
+    whole = [np.broadcast_to(value, shift.shape) for value in chosen.values]
+    together = np.bitwise_or.reduce([np.abs(value) for value in whole])
+    # the least bit that is set in any of them
+    common = together & -together
+    return bool(np.any((np.int64(1) << shift) <= common * MOST_DYADIC))
 
 
 def _round(

@@ -9,6 +9,10 @@ where ``offset'`` is folded when the graph is lowered, so that a kernel spends o
 per term, one addition, one shift and the clip. In ``int32`` where range analysis proved that t
 fits (16 lanes of 512 bits), else in ``int64``.
 
+Where ties go to even (3e), ``offset'`` lacks 2**(s-1) and z, which are added to t and to t >> s:
+
+    q = clip(((t + 2**(s-1) - 1 + ((t >> s) & 1)) >> s) + z, qmin, qmax)
+
 With slopes (a PRelu), an accumulator below its zero point is multiplied by ``M_n``, not ``M``.
 """
 
@@ -44,6 +48,9 @@ class Epilogue:
     narrow : bool
         Sums of 64 bits are known to fit 32 once they are shifted, and are clipped there: where
         64-bit lanes cannot be compared (AVX2) MobileNetV2 takes 0.86 of the time.
+    ties_to_even : bool
+    zero_point : int
+        z where ties go to even; else it is a part of ``offset'``.
     """
 
     compute_dtype: str
@@ -55,6 +62,8 @@ class Epilogue:
     slopes: bool = False
     acc_zero_point: int = 0
     narrow: bool = False
+    ties_to_even: bool = False
+    zero_point: int = 0
 
     def apply(
         self,
@@ -93,10 +102,15 @@ class Epilogue:
             if dtype == "int64":
                 factor = factor.astype("int32").astype(dtype)
             total = total + value.astype(dtype) * factor
+        if self.ties_to_even:
+            one = tirx.const(1, dtype)
+            total = total + ((one << (shift - one)) - one + ((total >> shift) & one))
         steps = total >> shift
         if self.narrow:
             dtype = "int32"
             steps = steps.astype(dtype)
+        if self.zero_point:
+            steps = steps + tirx.const(self.zero_point, dtype)
         clipped = te.max(te.min(steps, tirx.const(self.qmax, dtype)), tirx.const(self.qmin, dtype))
         if table is not None:
             return table[clipped.astype("int32")]

@@ -16,6 +16,11 @@ Requantize, one rounding, ties up (towards +infinity), any number of integer ter
     t = offset + sum_i (acc_i - z_i) * M_i
     q = clip(((t + 2**(s - 1)) >> s) + zero_point, qmin, qmax)                                 (3)
 
+What is rounded to a scale that came with a model goes to even at ties, as ONNX ``QuantizeLinear``
+does; with dyadic ratios of scales, such as those of a mean of four, ties are frequent::
+
+    q = clip(((t + 2**(s - 1) - 1 + ((t >> s) & 1)) >> s) + zero_point, qmin, qmax)            (3e)
+
 ``M_i`` and ``s`` are integers per channel: the dyadic number ``M / 2**s`` stands for the real ratio
 of scales (HAWQ-V3, Yao et al., 2021, eq. 4). A residual addition is (3) with two terms, so that it
 too rounds once.
@@ -69,7 +74,7 @@ def dequantize(q: Array, scale: Array | float, zero_point: int) -> Array:
     return real
 
 
-def requantize_half_up(
+def requantize(
     terms: Sequence[tuple[Array, int, Array]],
     offset: Array | int,
     shift: Array,
@@ -77,8 +82,10 @@ def requantize_half_up(
     qmin: int,
     qmax: int,
     dtype: str,
+    *,
+    ties_to_even: bool = False,
 ) -> Array:
-    """Combine integer terms and round once, equation (3).
+    """Combine integer terms and round once, equation (3), or (3e) where ties go to even.
 
     Parameters
     ----------
@@ -100,7 +107,10 @@ def requantize_half_up(
     for acc, zero, multiplier in terms:
         total = total + (acc.astype(np.int64) - zero) * np.asarray(multiplier, np.int64)
     steps = np.asarray(shift, np.int64)
-    rounded: IntArray = (total + (np.int64(1) << (steps - 1))) >> steps
+    half = np.int64(1) << (steps - 1)
+    if ties_to_even:
+        half = half - 1 + ((total >> steps) & 1)
+    rounded: IntArray = (total + half) >> steps
     return np.clip(rounded + zero_point, qmin, qmax).astype(dtype)
 
 

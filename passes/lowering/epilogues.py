@@ -74,7 +74,10 @@ def folded(attrs: dict[str, Any], args: Sequence[relax.Expr]) -> FoldedEpilogue:
     """
     residual, table, slopes = (bool(attrs.get(k, 0)) for k in ("residual", "values", "slopes"))
     multiplier, shift, offset = (qop.constant_array(a).astype(np.int64) for a in args[:3])
-    total = offset + (np.int64(1) << (shift - 1)) + (attrs["output_zero_point"] << shift)
+    even = bool(attrs.get("ties_to_even", 0))
+    total = offset
+    if not even:
+        total = offset + (np.int64(1) << (shift - 1)) + (attrs["output_zero_point"] << shift)
     acc_zero_point = attrs.get("acc_zero_point", 0)
     if not slopes:
         total = total - acc_zero_point * multiplier
@@ -89,6 +92,7 @@ def folded(attrs: dict[str, Any], args: Sequence[relax.Expr]) -> FoldedEpilogue:
     static = Epilogue(
         dtype, attrs["out_dtype"], attrs["qmin"], attrs["qmax"], residual, table, slopes,
         acc_zero_point if slopes else 0, dtype == "int64" and _fits_shifted(vectors, second),
+        even, attrs["output_zero_point"] if even else 0,
     )  # fmt: skip
     return FoldedEpilogue(
         static,
@@ -113,7 +117,7 @@ def _fits_shifted(vectors: Sequence[Array], second: str | None) -> bool:
     for factor in other:
         reach = 2.0**31 if second is None else float(np.iinfo(second).max) + 1.0
         total = total + np.abs(factor) * reach
-    return bool(np.all(total < np.exp2(shift + 31.0)))
+    return bool(np.all(total < np.exp2(shift + 30.0)))
 
 
 def epilogue_of(attrs: dict[str, Any], args: Sequence[relax.Expr]) -> FoldedEpilogue | None:

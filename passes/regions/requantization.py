@@ -12,7 +12,7 @@ from tvmquant.errors import QuantizationError
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import span_name
 from tvmquant.passes.accumulator import Accumulator, Quantized, Term
-from tvmquant.passes.multipliers import Multipliers, choose_multipliers
+from tvmquant.passes.multipliers import Multipliers, choose_multipliers, has_ties
 from tvmquant.passes.region_operators import output_axis
 from tvmquant.passes.scale_factors import compressed, varying_axes
 
@@ -56,6 +56,7 @@ def requantized(
         "qmax": int(_clip_bound(region.high, to).max()),
         "axis": axis,
         "compute_dtype": chosen.compute_dtype,
+        "ties_to_even": int(to.imported and has_ties(chosen)),
         "out_dtype": to.dtype,
         "id": name,
     }

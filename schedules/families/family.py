@@ -109,7 +109,7 @@ class Family(ABC):
         if isinstance(epilogue, Epilogue):
             # the clip to a table's entries and that of an int16 have no other bounds
             bounds = {"int16": (-(2**15), 2**15 - 1)}.get(epilogue.out_dtype, (0, 255))
-            epilogue = replace(epilogue, qmin=bounds[0], qmax=bounds[1])
+            epilogue = replace(epilogue, qmin=bounds[0], qmax=bounds[1], zero_point=0)
         return replace(spec, input_zero_point=0, epilogue=epilogue)
 
 

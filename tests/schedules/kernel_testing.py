@@ -107,6 +107,9 @@ def apply_epilogue(
     total = acc.astype(np.int64) * multiplier.astype(np.int64) + offset.astype(np.int64)
     if residual is not None:
         total = total + residual[0].astype(np.int64) * residual[1].astype(np.int64)
-    steps = total >> shift.astype(np.int64)
+    shift = shift.astype(np.int64)
+    if epilogue.ties_to_even:
+        total = total + (np.int64(1) << (shift - 1)) - 1 + ((total >> shift) & 1)
+    steps = (total >> shift) + epilogue.zero_point
     clipped = np.clip(steps, epilogue.qmin, epilogue.qmax)
     return table[clipped] if table is not None else clipped.astype(epilogue.out_dtype)

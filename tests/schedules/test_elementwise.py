@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 
 from tests.schedules import kernel_testing as kt
 from tvmquant.machine import Machine
@@ -59,6 +60,24 @@ def test_requantize(
     expected = kt.apply_epilogue(epilogue, acc, residual=residual, **parameters)
     assert len(np.unique(expected)) > 4
     check(spec, inputs, expected, target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("compute_dtype", ["int32", "int64"])
+@pytest.mark.parametrize("narrow", [False, True])
+def test_ties_to_even_and_clips_of_32_bits(narrow, compute_dtype, target):
+    rng = np.random.default_rng(14)
+    epilogue = Epilogue(
+        compute_dtype, "uint8", 3, 250, narrow=narrow and compute_dtype == "int64",
+        ties_to_even=True, zero_point=17,
+    )  # fmt: skip
+    acc = rng.integers(-2000, 2000, (1, 5, 6, 24)).astype(np.int32)
+    numbers = {"multiplier": np.full(24, 4), "offset": np.full(24, 8), "shift": np.full(24, 6)}
+    parameters = {name: array.astype(compute_dtype) for name, array in numbers.items()}
+    spec = elementwise.RequantizeSpec(acc.shape, "int32", epilogue, (24,))
+    expected = kt.apply_epilogue(epilogue, acc, **parameters)
+    assert_array_equal(expected, np.clip(np.rint((acc * 4 + 8) / 64) + 17, 3, 250))
+    check(spec, [acc, *parameters.values()], expected, target)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -35,7 +35,7 @@ def exact_requantize(terms, offset, shift, zero_point, qmin, qmax):
 
 def requantize(terms, offset, shift, zero_point=0, qmin=-(2**31), qmax=2**31 - 1):
     arrays = [(np.array([acc], np.int32), zero, np.array([m])) for acc, zero, m in terms]
-    result = arithmetic.requantize_half_up(
+    result = arithmetic.requantize(
         arrays, np.array([offset]), np.array([shift]), zero_point, qmin, qmax, "int64"
     )
     return int(result[0])
@@ -47,6 +47,16 @@ def test_requantize_equals_big_integers(acc, multiplier, shift, zero_point, offs
         [(acc, 0, multiplier)], offset, shift, zero_point, -(2**31), 2**31 - 1
     )
     assert requantize([(acc, 0, multiplier)], offset, shift, zero_point) == expected
+
+
+@given(st.integers(-(2**20), 2**20), st.integers(1, 6), st.integers(-9, 9))
+def test_ties_go_to_even_where_asked(acc, shift, offset):
+    expected = round(Fraction(acc + offset, 2**shift))  # Python rounds half to even
+    found = arithmetic.requantize(
+        [(np.array([acc]), 0, np.array([1]))], np.array([offset]), np.array([shift]), 3,
+        -(2**31), 2**31 - 1, "int64", ties_to_even=True,
+    )  # fmt: skip
+    assert int(found[0]) == expected + 3
 
 
 @given(

@@ -47,7 +47,8 @@ weights are rounded so that they fit 16 bits (`tvmquant.weight_pairs`).
 Multipliers, shifts and offsets are int arrays of shape (1,), of shape (C,) along ``axis``, or of
 the full rank (broadcast as they are). Attributes of (3): ``acc_zero_point`` (of the first term, 0
 for accumulators), ``residual_zero_point``, ``output_zero_point``, ``qmin``, ``qmax``, ``axis``,
-``compute_dtype`` (``"int32"`` where range analysis proved it suffices, else ``"int64"``). Others:
+``compute_dtype`` (``"int32"`` where range analysis proved it suffices, else ``"int64"``),
+``ties_to_even`` (1: equation (3e)). Others:
 ``scale``, ``zero_point``, ``qmin``, ``qmax`` (quantize), ``zero_point``, ``axis`` (dequantize),
 ``a_zero_point``, ``b_zero_point`` (qmultiply). Windowed
 operators carry ``strides``, ``padding`` (top, left, bottom, right), ``dilation``, ``layout``,

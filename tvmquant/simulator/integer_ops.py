@@ -180,9 +180,10 @@ def _requantize(acc: Array, epilogue: _Epilogue, call: OpCall, default_axis: int
         numbers = (_rows(offset[0], part, shape), _rows(shift[0], part, shape))
         if a.get("compute_dtype") == "int32":
             _check_int32(terms, *numbers, a["output_zero_point"], call.layer)
-        result[part if shape else ()] = arithmetic.requantize_half_up(
-            terms, *numbers, a["output_zero_point"], a["qmin"], a["qmax"], a["out_dtype"]
-        )
+        result[part if shape else ()] = arithmetic.requantize(
+            terms, *numbers, a["output_zero_point"], a["qmin"], a["qmax"], a["out_dtype"],
+            ties_to_even=bool(a.get("ties_to_even")),
+        )  # fmt: skip
     return result
 
 

@@ -155,6 +155,8 @@ def _requantize(call: relax.Call) -> Callable[..., Tensor]:
             total = total + term * factor
         steps = _along(shift.to(torch.int64), like, axis)
         half = torch.ones_like(steps) << (steps - 1)
+        if a.get("ties_to_even"):
+            half = half - 1 + ((total >> steps) & 1)
         q = ((total + half) >> steps) + a["output_zero_point"]
         return torch.clamp(q, a["qmin"], a["qmax"]).to(exact)
 

@@ -3,10 +3,12 @@
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from numpy.testing import assert_array_equal
 from onnx import TensorProto, helper
 
 import tvmquant
+from tests.tvmquant.qdq_models import Qdq
 from tvmquant.bit_choice import BitChoice
 from tvmquant.errors import QuantizationError
 from tvmquant.frontend import load_onnx
@@ -14,7 +16,9 @@ from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, span_name
 from tvmquant.passes.rounded_weights import weight_of as read_weight
 from tvmquant.passes.verify_integer_only import float_audit
+from tvmquant.quantization import apply_calibration
 from tvmquant.simulator import simulate
+from tvmquant.twin import Twin
 
 FAKE_QUANT = "tvmquant.fake_quant"
 IMAGE = {"x": ("N", 3, 5, 4)}
@@ -104,67 +108,6 @@ def test_weights_rounded_in_the_model_are_stored_integers(make_model, compare, o
     assert operators(graph) == [FAKE_QUANT, "nn.conv2d", "nn.conv2d"]
 
 
-def named(tensor, name):
-    """Return a tensor under another name."""
-    found = TensorProto()
-    found.CopyFrom(tensor)
-    found.name = name
-    return found
-
-
-class Qdq:
-    """Builds a model in which tensors are quantized and dequantized."""
-
-    def __init__(self, activation="uint8", zero=100, scale=0.05):
-        self.nodes, self.constants = [], {}
-        self.activation, self.zero, self.scale = activation, zero, scale
-
-    def constant(self, array):
-        name = f"c{len(self.constants)}"
-        self.constants[name] = named(array, name) if isinstance(array, TensorProto) else array
-        return name
-
-    def node(self, op, *inputs, outputs=1, **attributes):
-        names = [i if isinstance(i, str) else self.constant(i) for i in inputs]
-        made = [f"t{len(self.nodes)}_{k}" for k in range(outputs)]
-        name = f"n{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, names, made, name=name, **attributes))
-        return made[0]
-
-    def quantized(self, x, scale=None, zero=None, dtype=None):
-        held = np.array(self.zero if zero is None else zero, dtype or self.activation)
-        return self.node("QuantizeLinear", x, np.float32(scale or self.scale), held)
-
-    def pair(self, x, scale=None, zero=None, dtype=None):
-        held = np.array(self.zero if zero is None else zero, dtype or self.activation)
-        q = self.quantized(x, scale, zero, dtype)
-        return self.node("DequantizeLinear", q, np.float32(scale or self.scale), held)
-
-    def weight(self, shape, dtype="int8", zero=0, axis=None, low=-127, high=127, seed=0):
-        rng = np.random.default_rng(seed)
-        levels = rng.integers(low, high + 1, shape).astype(dtype)
-        scale = np.float32(0.003)
-        zeros = np.array(zero, dtype)
-        if axis is not None:
-            scale = rng.uniform(0.001, 0.004, shape[axis]).astype(np.float32)
-            zeros = np.full(shape[axis], zero, dtype)
-        attributes = {} if axis is None else {"axis": axis}
-        return self.node("DequantizeLinear", levels, scale, zeros, **attributes)
-
-    def bias(self, count, scale=0.05 * 0.003):
-        values = np.random.default_rng(1).integers(-900, 900, count).astype(np.int32)
-        return self.node("DequantizeLinear", values, np.float32(scale))
-
-    def model(self, make_model, y, inputs=None, **options):
-        self.nodes.append(helper.make_node("Identity", [y], ["y"]))
-        return make_model(
-            self.nodes,
-            inputs or {"x": ("N", 4, 6, 5)},
-            constants=self.constants,
-            **{"opset": 21, **options},
-        )
-
-
 def agreement(model, step, *, floats=(), shape=(3, 4, 6, 5), spread=2.0):
     """Import and quantize without data; compare with ONNX Runtime in steps of the output."""
     graph = tvmquant.quantize(load_onnx(model))
@@ -176,6 +119,9 @@ def agreement(model, step, *, floats=(), shape=(3, 4, 6, 5), spread=2.0):
     (expected,) = session.run(None, {"x": x})
     (found,) = simulate(graph, x)
     assert found.dtype == expected.dtype
+    twin = Twin(apply_calibration(load_onnx(model), None).module, mode="exact")
+    if not floats:
+        assert_array_equal(twin(torch.from_numpy(x)).numpy(), found)
     difference = np.abs(found.astype(np.float64) - expected.astype(np.float64)) / step
     assert difference.max() < 1.01
     # at ties float32 errs either way
@@ -198,33 +144,33 @@ def agreement(model, step, *, floats=(), shape=(3, 4, 6, 5), spread=2.0):
     ids=str,
 )
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_convolutions_compute_what_the_file_says(make_model, activation, weight, groups):
+def test_convolutions_compute_what_the_file_says(activation, weight, groups):
     g = Qdq(activation, zero=100 if activation == "uint8" else -20)
     w = g.weight((8, 4 // groups, 3, 3), **weight)
     y = g.node("Conv", g.pair("x"), w, g.bias(8), pads=[1, 1, 1, 1], group=groups)
-    agreement(g.model(make_model, g.pair(g.node("Relu", y), 0.0213)), 0.0213)
+    agreement(g.model(g.pair(g.node("Relu", y), 0.0213)), 0.0213)
 
 
 @pytest.mark.parametrize(
     "weight", [{"axis": 1}, {"dtype": "uint8", "zero": 77, "low": 0, "high": 255}], ids=str
 )
-def test_dense_layers_compute_what_the_file_says(make_model, weight):
+def test_dense_layers_compute_what_the_file_says(weight):
     g = Qdq()
     flat = g.node("Flatten", g.pair("x"))
     y = g.node("Gemm", flat, g.weight((120, 9), **weight), g.bias(9))
-    agreement(g.model(make_model, g.pair(y, 0.0831)), 0.0831)
+    agreement(g.model(g.pair(y, 0.0831)), 0.0831)
 
 
-def test_a_sum_whose_layer_has_zero_points_of_weights(make_model):
+def test_a_sum_whose_layer_has_zero_points_of_weights():
     g = Qdq()
     x = g.pair("x")
     w = g.weight((4, 4, 1, 1), "uint8", 90, low=0, high=255)
     y = g.node("Add", g.node("Conv", x, w), x)
-    agreement(g.model(make_model, g.pair(y, 0.0513)), 0.0513)
+    agreement(g.model(g.pair(y, 0.0513)), 0.0513)
 
 
 @pytest.mark.parametrize("bits", ["int4", "uint4"])
-def test_narrow_weights_keep_all_their_levels(make_model, bits):
+def test_narrow_weights_keep_all_their_levels(bits):
     low = -8 if bits == "int4" else 0
     levels = np.arange(low, low + 16).reshape(4, 4, 1, 1)
     kind = getattr(TensorProto, bits.upper())
@@ -233,10 +179,10 @@ def test_narrow_weights_keep_all_their_levels(make_model, bits):
     zero = helper.make_tensor("z", kind, [], [0 if bits == "int4" else 3])
     w = g.node("DequantizeLinear", weight, np.float32(0.0503), zero)
     y = g.pair(g.node("Conv", g.pair("x"), w))
-    agreement(g.model(make_model, y), 0.05)
+    agreement(g.model(y), 0.05)
 
 
-def test_operators_between_pairs_stay_integers(make_model):
+def test_operators_between_pairs_stay_integers():
     """Pools, a concat of three scales, a residual sum, a table, a mean, and a product."""
     g = Qdq()
     x = g.pair("x")
@@ -247,11 +193,11 @@ def test_operators_between_pairs_stay_integers(make_model):
     product = g.pair(g.node("Mul", summed, other), 0.0731, 120)
     both = g.pair(g.node("Concat", joined, product, axis=1), 0.0711, 115)
     mean = g.pair(g.node("GlobalAveragePool", both), 0.0307, 120)
-    agreement(g.model(make_model, mean), 0.0307)
+    agreement(g.model(mean), 0.0307)
 
 
 @pytest.mark.parametrize("activation", ["uint16", "int16"])
-def test_activations_of_16_bits(make_model, activation):
+def test_activations_of_16_bits(activation):
     """Layers, dense ones too, sums, clips and movers compute in integers; a mean stays float."""
     g = Qdq(activation, 31000 if activation == "uint16" else -300, 0.0002)
     x = g.pair("x")
@@ -260,42 +206,61 @@ def test_activations_of_16_bits(make_model, activation):
     total = g.pair(g.node("Add", g.pair(second), x), 0.00031)
     moved = g.node("Reshape", total, np.array([0, 120]))
     y = g.node("Gemm", g.pair(g.node("Relu", moved), 0.00031), g.weight((120, 7)))
-    agreement(g.model(make_model, g.pair(y, 0.0004)), 0.0004, spread=1.0)
+    agreement(g.model(g.pair(y, 0.0004)), 0.0004, spread=1.0)
 
 
-def test_a_mean_of_16_bits_stays_float(make_model):
+def test_a_mean_of_16_bits_stays_float():
     g = Qdq("int16", 5, 0.0002)
     y = g.pair(g.node("GlobalAveragePool", g.pair("x")))
-    agreement(g.model(make_model, y), 0.0002, floats={"mean"}, spread=1.0)
+    agreement(g.model(y), 0.0002, floats={"mean"}, spread=1.0)
 
 
-def test_one_quantizer_for_equal_pairs_of_one_tensor(make_model):
+def test_ties_go_to_even_where_scales_are_powers_of_two():
+    """Then float32 is exact, and every integer is the file's."""
+    g = Qdq(scale=2.0**-5)
+    x = g.pair("x")
+    w = g.node("DequantizeLinear", np.arange(-16, 16, dtype=np.int8).reshape(8, 4, 1, 1),
+               np.float32(2.0**-6))  # fmt: skip
+    y = g.pair(g.node("Conv", x, w), 2.0**-4)
+    y = g.pair(g.node("AveragePool", y, kernel_shape=[2, 2]), 2.0**-4)
+    y = g.pair(g.node("Add", y, y), 2.0**-2)
+    model = g.model(y)
+    graph = tvmquant.quantize(load_onnx(model), strict=True)
+    x = np.random.default_rng(2).normal(0, 2, (16, 4, 6, 5)).astype(np.float32)
+    expected = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
+    (found,) = simulate(graph, x)
+    assert_array_equal(found, expected)
+    twin = Twin(apply_calibration(load_onnx(model), None).module, mode="exact")
+    assert_array_equal(twin(torch.from_numpy(x)).numpy(), expected)
+
+
+def test_one_quantizer_for_equal_pairs_of_one_tensor():
     g = Qdq()
     y = g.node("Conv", g.pair("x"), g.weight((4, 4, 1, 1)))
     first, second = g.pair(y, 0.0313), g.pair(y, 0.0313)
-    model = g.model(make_model, g.pair(g.node("Add", first, second), 0.0611))
+    model = g.model(g.pair(g.node("Add", first, second), 0.0611))
     graph = agreement(model, 0.0611)
     contractions = [v for _, v in bindings_of(graph.main) if qop.is_call(v, qop.QCONV2D)]
     assert len(contractions) == 1
 
 
-def test_quantizers_one_after_the_other(make_model):
+def test_quantizers_one_after_the_other():
     """Rounded twice, and read with another scale than written: as the file says."""
     g = Qdq()
     twice = g.pair(g.pair("x", 0.0213, 128), 0.0713, 90)
     q = g.quantized(twice, 0.0519, 100)
     y = g.node("DequantizeLinear", q, np.float32(0.08), np.uint8(60))
-    agreement(g.model(make_model, y), 0.08)
+    agreement(g.model(y), 0.08)
 
 
-def test_integers_at_the_borders(make_model):
+def test_integers_at_the_borders():
     """An input of int8 and an output of uint8, moved as integers in between."""
     g = Qdq("int8", 3)
     x = g.node("DequantizeLinear", "x", np.float32(0.05), np.int8(3))
     y = g.node("Conv", x, g.weight((4, 4, 1, 1)))
     q = g.quantized(y, 0.0411, 120, "uint8")
     y = g.node("Transpose", q, perm=[0, 2, 3, 1])
-    model = g.model(make_model, y, element=TensorProto.INT8, output_element=TensorProto.UINT8)
+    model = g.model(y, element=TensorProto.INT8, output_element=TensorProto.UINT8)
     graph = tvmquant.quantize(load_onnx(model), strict=True)
     x = np.random.default_rng(0).integers(-128, 128, (2, 4, 6, 5)).astype(np.int8)
     expected = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
@@ -306,7 +271,7 @@ def test_integers_at_the_borders(make_model):
 
 
 @pytest.mark.parametrize("ending", ["layer", "softmax", "table"])
-def test_what_the_file_leaves_in_float_is_exact(make_model, ending):
+def test_what_the_file_leaves_in_float_is_exact(ending):
     """Without data a result that has no scale is kept as the sums that make it."""
     g = Qdq()
     x = g.pair("x")
@@ -316,21 +281,21 @@ def test_what_the_file_leaves_in_float_is_exact(make_model, ending):
         y = g.node("Conv", x, g.weight((5, 4, 3, 3), axis=0), g.bias(5))
         y = g.node("Softmax", y, axis=1) if ending == "softmax" else y
     floats = {"softmax"} if ending == "softmax" else set()
-    agreement(g.model(make_model, y), 1e-4, floats=floats)
+    agreement(g.model(y), 1e-4, floats=floats)
 
 
-def test_a_layer_without_scales_stays_float(make_model):
+def test_a_layer_without_scales_stays_float():
     g = Qdq()
     conv = np.random.default_rng(0).normal(size=(3, 4, 1, 1)).astype(np.float32)
     y = g.node("Conv", g.pair("x"), conv)
-    agreement(g.model(make_model, y), 1e-4, floats={"conv2d"})
+    agreement(g.model(y), 1e-4, floats={"conv2d"})
 
 
-def test_calibration_gives_scales_to_what_has_none(make_model):
+def test_calibration_gives_scales_to_what_has_none():
     g = Qdq()
     y = g.node("Conv", g.pair("x"), g.weight((4, 4, 1, 1)))
     conv = np.random.default_rng(0).normal(size=(3, 4, 1, 1)).astype(np.float32)
-    graph = load_onnx(g.model(make_model, g.node("Conv", g.node("Relu", y), conv)))
+    graph = load_onnx(g.model(g.node("Conv", g.node("Relu", y), conv)))
     data = np.random.default_rng(1).normal(size=(8, 4, 6, 5)).astype(np.float32)
     quantized = tvmquant.quantize(graph, tvmquant.calibrate(graph, data), strict=True)
     weights = [v.args[1] for _, v in bindings_of(quantized.main) if qop.is_call(v, qop.QCONV2D)]
@@ -346,9 +311,9 @@ def test_a_float_model_needs_data(make_model):
         tvmquant.quantize(load_onnx(make_model([node], IMAGE)))
 
 
-def test_a_given_weight_has_no_other_choice(make_model):
+def test_a_given_weight_has_no_other_choice():
     g = Qdq()
     y = g.pair(g.node("Conv", g.pair("x"), g.weight((4, 4, 1, 1))))
-    graph = load_onnx(g.model(make_model, y))
+    graph = load_onnx(g.model(y))
     with pytest.raises(QuantizationError, match="as the model quantizes it; --requantize"):
         tvmquant.quantize(graph, choices={"n3": BitChoice.parse("w4a8")})
