@@ -11,18 +11,12 @@ import onnx
 
 from tvmquant.frontend.branches import read_names
 from tvmquant.frontend.dialects.known_values import KnownValues
+from tvmquant.frontend.dialects.value_types import rank_of, type_of
 from tvmquant.frontend.dimensions import Array, UnsupportedNodeError
 from tvmquant.frontend.node import Node
 
 # Of the nodes that are written here: the first with integers of 4 and 16 bits, and with blocks.
 OPSET = 21
-# Operators that leave type and number of dimensions of their first input as they are.
-_ALIKE = frozenset({"Clip", "Identity", "MaxPool", "Relu", "Slice", "Transpose"})
-# Operators that leave its type.
-MOVERS = _ALIKE | {
-    *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GlobalMaxPool", "Pad", "Reshape"),
-    *("Resize", "SpaceToDepth", "Split", "Squeeze", "Tile", "Unsqueeze"),
-}
 
 
 @dataclass(frozen=True)
@@ -90,50 +84,11 @@ class Draft:
 
     def type_of(self, name: str) -> np.dtype[Any] | None:
         """Return the element type of a value, None where that takes more than looking at nodes."""
-        while True:
-            array = self.constants.get(name)
-            if array is not None:
-                return array.dtype
-            if name in self._inputs:
-                return _numpy_type(self._inputs[name].elem_type)
-            node = self.known.producer(name)
-            if node is None:
-                return None
-            if node.op_type == "DynamicQuantizeLinear":
-                return np.dtype(np.float32 if name == node.proto.output[1] else np.uint8)
-            if node.op_type == "QuantizeLinear":
-                if len(node.inputs) < 3 or not node.inputs[2]:
-                    return _numpy_type(node.integer("output_dtype", 0) or onnx.TensorProto.UINT8)
-                name = node.inputs[2]
-            elif node.op_type == "Cast":
-                return _numpy_type(node.integer("to", 0))
-            elif node.op_type in MOVERS:
-                name = node.inputs[0]
-            else:
-                value = self.known.array(name)
-                return None if value is None else value.dtype
+        return type_of(self.known, self._inputs, name)
 
     def rank_of(self, name: str) -> int | None:
         """Return the number of dimensions of a value, None where it is not known."""
-        while True:
-            array = self.constants.get(name)
-            if array is not None:
-                return array.ndim
-            if name in self._inputs:
-                tensor = self._inputs[name]
-                return len(tensor.shape.dim) if tensor.HasField("shape") else None
-            node = self.known.producer(name)
-            if node is None:
-                return None
-            if node.op_type == "Transpose" and node.integers("perm"):
-                return len(node.integers("perm"))
-            if node.op_type == "Conv":
-                name = node.inputs[1]
-            elif node.op_type in _ALIKE or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-                name = node.inputs[0]
-            else:
-                value = self.known.array(name)
-                return None if value is None else value.ndim
+        return rank_of(self.known, self._inputs, name)
 
     def only_reader(self, name: str) -> Node | None:
         """Return the node that reads a value, None if there are several or the value is output."""
@@ -273,10 +228,24 @@ class Draft:
         """Return a tensor with scales and zero points of one shape, where they are known.
 
         Dialects let one number stand beside many.
+
+        Raises
+        ------
+        UnsupportedNodeError
+            If one scale stands beside many zero points that are computed at run time.
         """
         scale = self.known.array(tensor.scale)
         zero_point = self.known.array(tensor.zero_point)
-        if scale is None or zero_point is None or scale.shape == zero_point.shape:
+        if scale is None:
+            return tensor
+        if zero_point is None:
+            if (self.rank_of(tensor.zero_point) or 0) > scale.ndim:
+                raise UnsupportedNodeError(
+                    f"its zero points {tensor.zero_point!r} are computed at run time, expected "
+                    "constants beside one scale; store them in the file"
+                )
+            return tensor
+        if scale.shape == zero_point.shape:
             return tensor
         if zero_point.size == 1:
             filled = np.full(scale.shape, zero_point.reshape(()))
@@ -294,11 +263,3 @@ class Draft:
             free = f"{name}_{suffix}"
         taken.add(free)
         return free
-
-
-def _numpy_type(element: int) -> np.dtype[Any] | None:
-    try:
-        dtype: np.dtype[Any] = onnx.helper.tensor_dtype_to_np_dtype(element)
-    except (KeyError, TypeError):
-        return None
-    return dtype

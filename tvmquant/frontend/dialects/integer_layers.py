@@ -22,9 +22,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
-from tvmquant.frontend.dialects.draft import MOVERS, Draft, Integers
+from tvmquant.frontend.dialects.draft import Draft, Integers
 from tvmquant.frontend.dialects.matrices import columns, flattened, rows
 from tvmquant.frontend.dialects.registry import rewriting
+from tvmquant.frontend.dialects.value_types import MOVERS
 from tvmquant.frontend.dimensions import Array, UnsupportedNodeError
 from tvmquant.frontend.node import Node
 
@@ -184,15 +185,15 @@ def _remaining(
             return None
     if rest == [of_weight] and divisor is None:
         return of_weight
+    arrays = [array for array in map(draft.known.array, rest) if array is not None]
+    if len(arrays) < len(rest):
+        return None
     product: Array = np.ones(())
-    for array in map(draft.known.array, rest):
-        if array is None:
-            return None
-        try:
-            product = product * array.astype(np.float64)
-        except ValueError:  # the file is damaged, which the import finds
-            return None
     with np.errstate(all="ignore"):  # scales that are not valid are found afterwards
-        if divisor is not None:
-            product = product / divisor.reshape(())
+        for array in arrays:
+            try:
+                product = product * array.astype(np.float64)
+            except ValueError:  # the file is damaged, which the import finds
+                return None
+        product = product if divisor is None else product / divisor.reshape(())
         return draft.constant(f"{node.name}/w/scale", product.astype(np.float32))

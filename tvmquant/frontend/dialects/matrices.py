@@ -59,13 +59,14 @@ def columns(draft: Draft, tensor: Integers, name: str) -> Integers:
     if known.shape[-1] == known.size:
         return replace(flattened(draft, tensor), axis=-1)
     weight = draft.known.array(tensor.name)
-    if weight is None or known.shape != (*weight.shape[:-2], 1, weight.shape[-1]):
+    shape = () if weight is None else weight.shape
+    if len(shape) < 2 or known.shape != (*shape[:-2], 1, shape[-1]):
         raise UnsupportedNodeError(
             f"scales {tensor.scale!r} have shape {known.shape}, expected one number or one for "
             "each column"
         )
     # all rows of a matrix are one block
-    return replace(tensor, axis=-2, block_size=weight.shape[-2])
+    return replace(tensor, axis=-2, block_size=shape[-2])
 
 
 def flattened(draft: Draft, tensor: Integers) -> Integers:

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from tvmquant.frontend.dialects.draft import MOVERS, Draft
+from tvmquant.frontend.dialects.draft import Draft
 from tvmquant.frontend.dialects.levels import Grid, Levels, write_rounded
 from tvmquant.frontend.dialects.qonnx import known_scale, names, read_bits, read_grid
 from tvmquant.frontend.dialects.registry import rewriting
+from tvmquant.frontend.dialects.value_types import MOVERS
 from tvmquant.frontend.dimensions import UnsupportedNodeError
 from tvmquant.frontend.node import Node
 

@@ -97,9 +97,9 @@ def dequantized_bias(
             f"scale {x_scale!r} of its input has shape {of_x.shape}, expected one number"
         )
     if of_x is not None and of_w is not None:
-        product = of_w.astype(np.float64).reshape(-1) * of_x.reshape(()) * factor
-        product = product.reshape(()) if product.size == 1 else product
-        with np.errstate(over="ignore"):  # an infinite scale is found with those of the file
+        with np.errstate(all="ignore"):  # scales that are not valid are found afterwards
+            product = of_w.astype(np.float64).reshape(-1) * of_x.reshape(()) * factor
+            product = product.reshape(()) if product.size == 1 else product
             scale = draft.constant(f"{name}/scale", product.astype(np.float32))
     elif factor == 1.0:
         scale = draft.emit("Mul", [x_scale, w_scale], f"{name}/scale")

@@ -108,4 +108,5 @@ def _write_dequantize(draft: Draft, node: Node) -> None:
 
 def _write_as_of_onnx(draft: Draft, node: Node, op_type: str) -> None:
     """Write a node of an operator that ONNX Runtime had for more types than ONNX at the time."""
-    draft.emit(op_type, node.inputs, node.name, output=node.outputs[0], **node.attributes)
+    attributes = node.selected("axis", "block_size")
+    draft.emit(op_type, node.inputs, node.name, output=node.outputs[0], **attributes)

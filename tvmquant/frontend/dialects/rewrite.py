@@ -18,7 +18,8 @@ of its operators says so.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import onnx
@@ -126,22 +127,31 @@ def rewrite_nodes(
         _check_inputs(node, rule)
         taken.discard(node.name)  # the float operator takes it
         try:
-            rule.rewriting(draft, node)
+            with _attributes_of(node):
+                rule.rewriting(draft, node)
         except UnsupportedNodeError as error:
             draft.keep(node)
             refused[node.name] = str(error)
-        except (TypeError, ValueError) as error:
-            raise ModelError(
-                f"node {node.name!r} ({node.op_type}) has an attribute of another type than its "
-                f"operator: {error}; the file is damaged"
-            ) from None
         taken.add(node.name)
     written = live_nodes(draft.nodes, outputs)
-    for node in written:
-        fault = parameter_fault(draft, node) if node.op_type in QUANTIZERS else None
+    for node in (each for each in written if each.op_type in QUANTIZERS):
+        with _attributes_of(node):
+            fault = parameter_fault(draft, node)
         if fault is not None:
             refused[node.name] = fault
     return Rewritten(tuple(written), draft.constants, refused)
+
+
+@contextmanager
+def _attributes_of(node: Node) -> Iterator[None]:
+    """Name a node that has an attribute of another type than is read."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"node {node.name!r} ({node.op_type}) has an attribute of another type than its "
+            f"operator: {error}; the file is damaged"
+        ) from None
 
 
 def _check_inputs(node: Node, rule: Rule) -> None:
