@@ -37,6 +37,7 @@ REASONS = {
 # A table of floats is a dequantization of a function.
 BORDERS = (qop.QUANTIZE, qop.DEQUANTIZE, qop.TABLE)
 MATMUL = "relax.matmul"
+UNSCALED_REASON = "the model brings no scale for its input or its weight, or several for one channel"
 PRODUCT_REASON = "a product of two activations: one would have to be packed for every input"
 CONSTANT_REASON = "its constant differs along the batch, or gives the result further axes"
 FUNCTION_REASON = "it is a function of what a float operator gives, or is read by one"
@@ -79,11 +80,22 @@ def float_audit(module: tvm.IRModule) -> list[FloatOp]:
 
 def _reason(call: relax.Call) -> str:
     name = str(call.op.name)
+    if _is_unscaled(call):
+        return UNSCALED_REASON
     if name != MATMUL:
         other = FUNCTION_REASON if name in ELEMENTWISE or is_mover(call) else DEFAULT_REASON
         return REASONS.get(name, other)
     constant = any(isinstance(operand, tvm.ir.GenericConst) for operand in call.args)
     return CONSTANT_REASON if constant else PRODUCT_REASON
+
+
+def _is_unscaled(call: relax.Call) -> bool:
+    """Whether a layer lacks scales: what is calibrated makes integers of layers."""
+    if not qop.is_call(call, *qop.FLOAT_CONTRACTIONS):
+        return False
+    weight = call.args[1]
+    usual = not qop.is_call(call, MATMUL) or len(weight.ty.shape.values) == 2
+    return isinstance(weight, tvm.ir.GenericConst) and usual
 
 
 def _is_float(kind: tvm.ir.Type) -> bool:

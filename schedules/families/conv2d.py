@@ -130,7 +130,8 @@ def _narrowed(layer: Layer, machine: Machine) -> tuple[Conv2DSpec, Any, Any]:
     """Return the spec with what the weights allow, the weight to store, and groups' factors.
 
     Groups follow the runs of whole rows of the window; where dilation or grouped channels cut these
-    up, the products of weights and multipliers are kept as 8-bit weights.
+    up, the products of weights and multipliers are kept as 8-bit weights. So are weights of runs of
+    one step: nibbles are unpacked for two.
     """
     spec = replace(
         _spec(layer.contraction).flattened(),
@@ -141,7 +142,7 @@ def _narrowed(layer: Layer, machine: Machine) -> tuple[Conv2DSpec, Any, Any]:
     weight, scale = layer.weight, None
     held = layer.weight_format
     w_bits, w_group = conv2d.container_of(held.bits), held.group
-    if w_group and not spec.groupable:
+    if (w_group and not spec.groupable) or spec.run <= CHAIN_GROUP:
         w_bits, w_group, weight = 8, 0, layer.whole_weight
     spec = replace(spec, w_bits=w_bits, w_group=w_group)
     if w_group and layer.multiplier is not None:

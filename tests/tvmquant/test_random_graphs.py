@@ -4,7 +4,7 @@
 """
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.tvmquant.random_graphs import LENGTHS, RandomGraph, examine
@@ -26,6 +26,7 @@ def test_random_graphs_compute_what_they_should(seed: int, length: int) -> None:
 
 @settings(max_examples=6)
 @given(SEEDS, LENGTH)
+@example(1190942, 9)  # 4-bit weights of one channel
 def test_libraries_of_random_graphs_compute_what_the_simulator_does(seed: int, length: int) -> None:
     check(seed, length, built=True)
 
