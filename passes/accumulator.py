@@ -38,7 +38,8 @@ class Quantized:
         Of the tensor's rank, broadcast against it, the largest 1 (`scale_factors`); None where
         the tensor has one scale.
     imported : bool
-        Scale and zero point came with the model: what is rounded to them is to be as exact.
+        Scale and zero point came with a model of others: what is rounded to them is to be exact,
+        with ties to even.
     """
 
     expr: relax.Expr

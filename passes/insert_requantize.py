@@ -172,7 +172,7 @@ class Integerizer(DataflowRewriter):
         scales = along(scale, attrs["axis"], rank)
         target = Quantized.of(
             call.args[0], scales, zero, attrs["qmin"], attrs["qmax"], held,
-            imported=bool(attrs["fixed"]),
+            imported=attrs.get("ties") == "even",
         )  # fmt: skip
         return self.ended(call, target, name)
 

@@ -37,7 +37,7 @@ REASONS = {
 # A table of floats is a dequantization of a function.
 BORDERS = (qop.QUANTIZE, qop.DEQUANTIZE, qop.TABLE)
 MATMUL = "relax.matmul"
-UNSCALED_REASON = "the model brings no scale for its input or its weight, or several for one channel"
+UNSCALED_REASON = "the model brings no scale for its input or weight, or several for one channel"
 PRODUCT_REASON = "a product of two activations: one would have to be packed for every input"
 CONSTANT_REASON = "its constant differs along the batch, or gives the result further axes"
 FUNCTION_REASON = "it is a function of what a float operator gives, or is read by one"

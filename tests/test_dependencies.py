@@ -68,7 +68,7 @@ MAY_IMPORT = {
         "schedules", "schedules.families", "target",
     },
     "inspection": {
-        "deploy", "graph", "machine", "passes", "quantization", "random_calibration",
+        "deploy", "graph", "layers", "machine", "passes", "quantization", "random_calibration",
         "schedules.isa",
     },
     "benchmark": {"deploy", "devices"},

@@ -43,11 +43,15 @@ class Chain(Open):
         real = np.nan_to_num(self.values, nan=0.0, posinf=np.inf, neginf=-np.inf)
         steps = np.rint(np.clip(real / to.scale, -(2.0**31), 2.0**31)) + to.zero_point
         values = np.clip(steps, to.qmin, to.qmax).astype(to.dtype)
-        args = [self.source.expr, qop.constant(values)]
-        attrs = {"id": name, "out_dtype": to.dtype}
-        expr = integerizer.emit(qop.emit(qop.TABLE, args, attrs, call.span))
-        reached = values[self.source.qmin : self.source.qmax + 1]
+        levels = slice(self.source.qmin, self.source.qmax + 1)
+        reached = values[levels]
         qmin, qmax = int(reached.min()), int(reached.max())
+        same = self.source.dtype == to.dtype and np.array_equal(reached, np.arange(256)[levels])
+        expr = self.source.expr
+        if not same:  # else only what the integers stand for is another
+            args = [expr, qop.constant(values)]
+            attrs = {"id": name, "out_dtype": to.dtype}
+            expr = integerizer.emit(qop.emit(qop.TABLE, args, attrs, call.span))
         found = replace(to, expr=expr, factors=None, qmin=qmin, qmax=qmax)
         return integerizer.rescaled(found, to, name, call)
 

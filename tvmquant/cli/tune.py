@@ -70,24 +70,20 @@ def tune_model(
 
     graph = load_onnx(model, input_shapes=shapes or None, requantize=requantize)
     from tvmquant.devices.tracker import Tracker
-    from tvmquant.layers import is_quantized
     from tvmquant.machine import Machine
-    from tvmquant.quantization import quantize
     from tvmquant.session import Options
     from tvmquant.tuning.tune import tune
 
     tracker = Tracker.of(rpc, rpc_key)
     machine = Machine.of(target, threads, remote=tracker is not None)
-    subject: dict[str, Any] = {"graph": quantize(graph)} if is_quantized(graph) else {
-        "graph": graph, "choices": wanted,
-        "quantize_options": Options(bound_pairs=bound_pairs).rounding(machine),
-    }  # fmt: skip
     with _progress(quiet) as (stage, report):
         tuned = tune(
-            out=out,
+            graph,
+            out,
             target=machine,
-            **subject,
+            choices=wanted,
             batch=batch,
+            quantize_options=Options(bound_pairs=bound_pairs).rounding(machine),
             trials=trials,
             seconds=seconds,
             rpc=tracker,

@@ -50,6 +50,8 @@ class Context:
         of a batch is then rejected, and the import starts again with the fixed batch.
     requantize : bool
         Whether the scales of a quantized model are left out.
+    own : bool
+        Whether the model is an export of this project, whose networks round in their own way.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class Context:
         assumed_batch: int | None,
         *,
         requantize: bool = False,
+        own: bool = False,
     ) -> None:
         self.requantize = requantize
+        self.own = own
         self.builder = builder
         self.batch = batch
         self.assumed_batch = assumed_batch
@@ -126,14 +130,18 @@ class Context:
             return weight
         shape = tuple(int(v) for v in weight.ty.shape.values)
         stored = stored.mapped(lambda array: (array.T if transposed else array).reshape(shape))
-        channels = stored.along(axis)
-        if channels is None:  # blocks
-            return weight
+        channels, multiplier = stored.along(axis), None
+        if channels is None:
+            blocks = stored.grouped(axis)
+            if blocks is None:
+                return weight
+            scale, multiplier = blocks
+            channels = scale, np.zeros(scale.shape, np.int32)
         scale, zero_point = channels
         middle = 128 if np.any(stored.levels > 127) else 0
         call = imported_weight(
             stored.levels - stored.zero_point, scale, zero_point - middle, axis=axis,
-            groups=groups, name=self.node.name,
+            groups=groups, name=self.node.name, multiplier=multiplier, group=stored.block,
         )  # fmt: skip
         return self.emit(call)
 

@@ -57,8 +57,9 @@ def _fake_quantized(ctx: Context, data: relax.Expr, wanted: QuantizedTensor) -> 
     if ctx.requantize:
         return replace(wanted, real=data)
     call = imported_activation(
-        data, wanted.scale, wanted.zero_point, wanted.dtype, axis=wanted.axis, name=ctx.node.name
-    )
+        data, wanted.scale, wanted.zero_point, wanted.dtype, axis=wanted.axis, name=ctx.node.name,
+        ties="up" if ctx.own else "even",
+    )  # fmt: skip
     return replace(wanted, real=ctx.emit(call))
 
 

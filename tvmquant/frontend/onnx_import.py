@@ -206,7 +206,7 @@ def import_model(
     symbolic = assumed_batch is not None or any(item.batch == "symbolic" for item in inputs)
     batch = tirx.Var("N", "int64") if symbolic else None
     builder = relax.BlockBuilder()
-    context = Context(builder, batch, assumed_batch, requantize=requantize)
+    context = Context(builder, batch, assumed_batch, requantize=requantize, own=model.own)
     parameters = []
     for item in inputs:
         own_batch = assumed_batch is not None or item.batch == "symbolic"

@@ -20,6 +20,8 @@ from tvmquant.frontend.node import Node, read_tensor
 Source: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
 
 OPSETS = range(7, 26)
+# Keys of the metadata of files that this project exports begin so.
+METADATA = "tvmquant."
 # ONNX withdrew their first version for another, but exporters wrote it
 _DEPRECATED = ("GroupNormalization",)
 
@@ -40,6 +42,8 @@ class Prepared:
     inputs : tuple of onnx.ValueInfoProto
         Without those that are initialisers.
     outputs : tuple of onnx.ValueInfoProto
+    own : bool
+        Whether this project exported it.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Prepared:
     opsets: dict[str, int]
     inputs: tuple[onnx.ValueInfoProto, ...]
     outputs: tuple[onnx.ValueInfoProto, ...]
+    own: bool = False
 
 
 def prepare(source: Source, name: str | None) -> Prepared:
@@ -101,7 +106,8 @@ def prepare(source: Source, name: str | None) -> Prepared:
     known = {*constants, *(value.name for value in inputs)}
     _check_structure(nodes, graph.output, known, opsets, label)
     nodes = live_nodes(nodes, [value.name for value in graph.output])
-    return Prepared(name, tuple(nodes), constants, opsets, inputs, tuple(graph.output))
+    own = any(entry.key.startswith(METADATA) for entry in model.metadata_props)
+    return Prepared(name, tuple(nodes), constants, opsets, inputs, tuple(graph.output), own)
 
 
 def check_with_onnx(nodes: Iterable[Node], label: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tvmquant.formats import GROUP_LEVELS, GROUP_SIZES
 from tvmquant.frontend.dimensions import Array, UnsupportedNodeError
 from tvmquant.frontend.fold import evaluate_constant
 from tvmquant.frontend.node import Node
@@ -30,15 +31,19 @@ class StoredIntegers:
     levels : int array
     scale : float32 array of the same shape
     zero_point : int array of the same shape
+    block : int
+        How many neighbours along an axis share a scale; 0 where not in blocks.
     """
 
     levels: Array
     scale: Array
     zero_point: Array
+    block: int = 0
 
     def mapped(self, function: Callable[[Array], Array]) -> StoredIntegers:
         """Return what a function that moves values makes of each array."""
-        return StoredIntegers(*map(function, (self.levels, self.scale, self.zero_point)))
+        levels, scale, zero_point = map(function, (self.levels, self.scale, self.zero_point))
+        return StoredIntegers(levels, scale, zero_point, self.block)
 
     def along(self, axis: int) -> tuple[Array, Array] | None:
         """Return scale and zero point of each channel, or one of each.
@@ -53,6 +58,24 @@ class StoredIntegers:
             return None
         scale, zero_point = np.broadcast_arrays(scale, zero_point)
         return np.array(scale), np.array(zero_point)
+
+    def grouped(self, axis: int) -> tuple[Array, Array] | None:
+        """Return the scale of each channel, and the multipliers of its blocks.
+
+        Returns
+        -------
+        (float32 array of shape (C,), int8 array like levels), or None where the scales of a
+        channel's blocks are no multiples of 1/`GROUP_LEVELS` of the greatest
+        """
+        if self.block not in GROUP_SIZES or np.any(self.zero_point):
+            return None
+        others = tuple(i for i in range(self.scale.ndim) if i != axis % self.scale.ndim)
+        scale = self.scale.max(axis=others, keepdims=True) / np.float32(GROUP_LEVELS)
+        ratio = self.scale / scale
+        multiplier = np.rint(ratio)
+        if np.any(np.abs(ratio - multiplier) > 1e-4) or np.any(multiplier < 1):
+            return None
+        return scale.reshape(-1), multiplier.astype(np.int8)
 
 
 def stored_by(node: Node, inputs: list[Array | None]) -> StoredIntegers | None:
@@ -72,9 +95,8 @@ def stored_by(node: Node, inputs: list[Array | None]) -> StoredIntegers | None:
     zero = inputs[2] if len(inputs) > 2 else None
     zero = np.zeros(1, np.int32) if zero is None else zero.astype(np.int32)
     scale = inputs[1].astype(np.float32)
-    return StoredIntegers(
-        levels, *(per_value(array, levels.shape, node) for array in (scale, zero))
-    )
+    scale, zero = (per_value(array, levels.shape, node) for array in (scale, zero))
+    return StoredIntegers(levels, scale, zero, node.integer("block_size", 0))
 
 
 def moved_by(

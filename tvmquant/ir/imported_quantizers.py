@@ -22,7 +22,14 @@ KNOWN = {"scheme": "asymmetric", "group": "", "calibrated": 1, "fixed": 1}
 
 
 def imported_activation(
-    x: relax.Expr, scale: Array, zero_point: int, dtype: str, *, axis: int, name: str
+    x: relax.Expr,
+    scale: Array,
+    zero_point: int,
+    dtype: str,
+    *,
+    axis: int,
+    name: str,
+    ties: str = "even",
 ) -> relax.Call:
     """Return the fake_quant of an activation.
 
@@ -37,12 +44,16 @@ def imported_activation(
         -1 where there is one scale.
     name : str
         Id of the fake_quant, unique in the graph.
+    ties : {"even", "up"}
+        How what is rounded to it rounds: as ONNX says, as exactly as can be, or as this project's
+        own networks do, of which the file is one.
     """
     bits, low, high = integer_range(dtype)
     held = INT16 if bits > MOST_BITS else Uniform(bits, signed=False)
     offset = (int(np.iinfo(held.container).min) if held == INT16 else 0) - low
     attrs: dict[str, Any] = {
         **KNOWN,
+        "ties": ties,
         "id": name,
         "role": qop.ACTIVATION,
         "format": held.name,
@@ -60,7 +71,15 @@ def imported_activation(
 
 
 def imported_weight(
-    steps: Array, scale: Array, offset: Array, *, axis: int, groups: int, name: str
+    steps: Array,
+    scale: Array,
+    offset: Array,
+    *,
+    axis: int,
+    groups: int,
+    name: str,
+    multiplier: Array | None = None,
+    group: int = 0,
 ) -> relax.Call:
     """Return the fake_quant of a weight.
 
@@ -77,9 +96,14 @@ def imported_weight(
         Of the layer.
     name : str
         Of the layer.
+    multiplier : int8 array like steps, optional
+        Of the scale at each value, the same for ``group`` neighbours.
+    group : int
     """
     extents = [scale.size if i == axis and scale.size > 1 else 1 for i in range(steps.ndim)]
     fits = held_by(steps)
+    if multiplier is not None and fits is not None:
+        fits = Uniform(fits.bits, signed=True, group=group)
     zero = np.zeros(1, np.int32) if fits else offset.astype(np.int32)
     attrs: dict[str, Any] = {
         **KNOWN,
@@ -95,6 +119,8 @@ def imported_weight(
     }
     values = steps.astype(np.float32) * np.float32(scale).reshape(extents)
     constants = [values, np.float32(scale), zero]
+    if multiplier is not None:
+        constants = [values * multiplier.astype(np.float32), *constants[1:], multiplier]
     return qop.emit(qop.FAKE_QUANT, [qop.constant(array) for array in constants], attrs)
 
 

@@ -12,7 +12,8 @@ Level L1 (float):
 fake_quant      ``(x, scale, zero_point[, multiplier])``: (dequantize o quantize)(x); activations
                 and weights (``axis`` >= 0: per channel). ``format`` names what the integers
                 are (`tvmquant.formats`). The scale of a weight in groups is times
-                ``multiplier``, int8 of the weight's shape, at each value
+                ``multiplier``, int8 of the weight's shape, at each value. ``fixed``: scale and
+                zero point came with the model; ``ties`` of such: ``"even"`` or ``"up"``
 =============== =====================================================================
 
 Level L2 (integers; equations in `tvmquant.arithmetic`):

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from tvmquant.bit_choice import W8A8
 from tvmquant.data import Dataset, Preprocess
 from tvmquant.errors import DataError
-from tvmquant.layers import is_quantized
 from tvmquant.machine import Machine
 from tvmquant.progress import Clock, Progress
 from tvmquant.session.options import Options
@@ -136,17 +135,12 @@ class Session:
 
         seconds = self.tune_seconds
         planned = self.given.choices.values() if self.given else [W8A8]
-        subject: dict[str, Any] = {"graph": self.quantized}
-        if not is_quantized(self.graph):
-            subject = {
-                "graph": self.graph, "calibration": self.calibration,
-                "choices": self.wishes.measured if self.wishes else planned,
-                "quantize_options": self.rounding,
-            }  # fmt: skip
         with self.clock.stage("tune") as progress:
             tuned = tune(
-                out=self.table.folder, target=self.machine, batch=self.batch, seconds=seconds,
-                rpc=self.tracker, **subject,
+                self.graph, self.table.folder, target=self.machine,
+                choices=self.wishes.measured if self.wishes else planned,
+                calibration=self.calibration, batch=self.batch, seconds=seconds,
+                rpc=self.tracker, quantize_options=self.rounding,
                 progress=lambda state: progress(round(state.elapsed), round(seconds)),
             )  # fmt: skip
         if tuned.tuning.interrupted:

@@ -14,7 +14,9 @@ from tvmquant.devices.tracker import Tracker
 from tvmquant.errors import QuantizationError, TuningError
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, span_name
+from tvmquant.layers import is_quantized
 from tvmquant.machine import Machine
+from tvmquant.quantization import quantize
 from tvmquant.random_calibration import calibrate_with_random_items
 from tvmquant.tuning.database import Database
 from tvmquant.tuning.latency import LatencyTable
@@ -79,7 +81,8 @@ def tune(
     Parameters
     ----------
     graph : Graph
-        Level L0: every layer under every choice. Level L2: as it is quantized.
+        Level L0: every layer under every choice. Level L2, or L0 of a model that is quantized
+        already: as it is quantized.
     out : path
         Folder of the database; what it holds already is used and added to.
     target, threads, batch
@@ -158,6 +161,9 @@ def _layers(
     quantize_options: Mapping[str, Any] | None,
 ) -> Layers:
     """Return the workloads by layer and choice."""
+    if graph.level == "L0" and is_quantized(graph):
+        graph, choices = quantize(graph, calibration, **(quantize_options or {})), None
+        quantize_options = None
     if graph.level == "L0":
         ranges = calibration or calibrate_with_random_items(graph)
         wanted = dict.fromkeys(choices or DEFAULT_CHOICES)

@@ -317,3 +317,19 @@ def test_a_given_weight_has_no_other_choice():
     graph = load_onnx(g.model(y))
     with pytest.raises(QuantizationError, match="as the model quantizes it; --requantize"):
         tvmquant.quantize(graph, choices={"n3": BitChoice.parse("w4a8")})
+
+
+@pytest.mark.parametrize("multiples", [True, False])
+def test_blocks_are_groups_where_their_scales_are_multiples(multiples):
+    """Else their layer stays float."""
+    g = Qdq()
+    rng = np.random.default_rng(3)
+    levels = helper.make_tensor("w", TensorProto.INT4, (120, 8), rng.integers(-7, 8, 960))
+    factors = rng.integers(1, 17, (30, 8)).astype(np.float32)
+    factors[0] = 16  # the greatest of each channel
+    scale = np.float32(0.001) * (factors if multiples else rng.uniform(1, 16, (30, 8)))
+    scale = np.repeat(scale, 4, axis=0)[::32].astype(np.float32)
+    w = g.node("DequantizeLinear", levels, scale[:4], axis=0, block_size=32)
+    y = g.node("Gemm", g.node("Flatten", g.pair("x")), w)
+    floats = set() if multiples else {"matmul"}
+    agreement(g.model(g.pair(y, 0.0831)), 0.0831, floats=floats)
