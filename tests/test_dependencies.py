@@ -56,6 +56,11 @@ MAY_IMPORT = {
     # what runs a graph
     "simulator": {"arithmetic", "ir", "passes", "resize"},
     "twin": {"arithmetic", "ir", "passes", "resize", "weight_pairs"},
+    # what other runtimes run
+    "export": {
+        "allocation", "arithmetic", "bit_choice", "graph", "ir", "passes", "resize", "simulator",
+        "weight_pairs",
+    },
     # from float to integers
     "calibration": {
         "arithmetic", "data", "graph", "ir", "passes", "quantizer", "twin", "weight_pairs",

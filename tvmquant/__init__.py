@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tvmquant.deploy.manifest import Manifest as Manifest
     from tvmquant.evaluation import Evaluation as Evaluation
     from tvmquant.evaluation import evaluate as evaluate
+    from tvmquant.export import export_onnx as export_onnx
     from tvmquant.frontend import load_onnx as load_onnx
     from tvmquant.graph import Graph as Graph
     from tvmquant.inspection import preview as preview
@@ -55,6 +56,7 @@ _EXPORTS: Final = {
     "compile_onnx": "tvmquant.compilation",
     "estimate_sensitivity": "tvmquant.sensitivity",
     "evaluate": "tvmquant.evaluation",
+    "export_onnx": "tvmquant.export",
     "load": "tvmquant.deploy.loader",
     "load_onnx": "tvmquant.frontend",
     "measure": "tvmquant.benchmark",

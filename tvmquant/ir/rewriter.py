@@ -143,6 +143,11 @@ class DataflowRewriter:
         """Return the parameters of the new function; override to change them."""
         return list(self.function.params)
 
+    def results(self) -> list[relax.Expr]:
+        """Return the outputs of the function that is read; override to have more of them."""
+        body = self.function.body.body
+        return list(body.fields) if isinstance(body, relax.Tuple) else [body]
+
     def rewrite(self) -> tvm.IRModule:
         """Build the new module; other functions of the module are kept as they are."""
         main = self.function
@@ -155,11 +160,8 @@ class DataflowRewriter:
                     if isinstance(new, relax.Call | relax.TupleGetItem):
                         new = self.emit(new, str(var.name))
                     self.replace(var, new)
-                body = main.body.body
-                outputs = list(body.fields) if isinstance(body, relax.Tuple) else [body]
-                results = [self.builder.emit_output(self.visit_output(o)) for o in outputs]
-            self.builder.emit_func_output(
-                relax.Tuple(results) if isinstance(body, relax.Tuple) else results[0]
-            )
+                results = [self.builder.emit_output(self.visit_output(o)) for o in self.results()]
+            several = len(results) > 1 or isinstance(main.body.body, relax.Tuple)
+            self.builder.emit_func_output(relax.Tuple(results) if several else results[0])
         module = self.builder.finalize()
         return relax.transform.DeadCodeElimination(["main"])(module)
