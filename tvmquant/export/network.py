@@ -25,12 +25,15 @@ from tvmquant.export.quantizers import (
     write_rounding,
 )
 from tvmquant.export.reading import Reading
+from tvmquant.export.weights import WeightLayout, write_weight
 from tvmquant.graph import Graph
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, count_uses, span_name
+from tvmquant.ir.tensor_types import dtype_of
 from tvmquant.passes.accumulator import Quantized
-from tvmquant.passes.region_operators import WEIGHT, is_embedding, is_exact_cast
+from tvmquant.passes.region_operators import EXACT_INPUTS, is_embedding, is_exact_cast
 from tvmquant.passes.regions import Chain
+from tvmquant.passes.rounded_weights import weight_of
 
 
 @dataclass(frozen=True)
@@ -162,21 +165,24 @@ class NetworkWriter:
             return self.builder.constant(array, f"{layer}/constant")
         found = self._names[expr]
         assert isinstance(found, str)  # only TupleGetItem reads a tuple
+        if not found:
+            found = self._names[expr] = self._weight(self.bindings[expr])
         return found
 
     def _fake_quant(self, var: relax.Var, call: relax.Call) -> str:
         attrs = qop.attributes(call)
-        if attrs["role"] == WEIGHT:
-            return ""  # its layer writes it
+        if attrs["role"] == qop.WEIGHT:
+            return ""  # the layer that multiplies its integers writes it
         quantizer = _quantizer_of(call, attrs)
+        made = self.bindings.get(call.args[0])
+        if self._reads_integers(made, quantizer):
+            return write_input(self.builder, self._name(made.args[0], ""), attrs["id"])
         x = self.operand(var, call.args[0], attrs["id"])
+        if quantizer.dtype == "int32" or qop.is_call(made, qop.DEQUANTIZE):
+            return x  # sums that are kept whole; an input that is held as it is given
         if not opsets.holds(quantizer.dtype, self.builder.opset):
             self.kept_float.append(attrs["id"])
             return x
-        cast = self.bindings.get(call.args[0])
-        if attrs["fixed"] and self._reads_integers(cast):
-            return write_input(self.builder, self._name(cast.args[0], ""), attrs["id"])
-        made = self.bindings.get(call.args[0])
         if is_embedding(made):
             x = self._embedding(made, quantizer, attrs["id"])
         chain = self.reading.values.get(call.args[0])
@@ -190,11 +196,20 @@ class NetworkWriter:
         self.edges.append(WrittenEdge(attrs["id"], var, value, scales))
         return value
 
-    def _reads_integers(self, cast: Any) -> TypeGuard[relax.Call]:
-        """Whether a value is the cast of an input of 8-bit integers."""
+    def _weight(self, call: relax.Call) -> str:
+        """Write a weight for a layer that stays float."""
+        attrs = qop.attributes(call)
+        layout = WeightLayout(attrs["axis"], attrs["groups"])
+        weight = weight_of(call, attrs)
+        return write_weight(self.builder, weight, layout, attrs["id"], packs=self.packs)
+
+    def _reads_integers(self, cast: Any, quantizer: Quantizer) -> TypeGuard[relax.Call]:
+        """Whether a value is the cast of an input of 8-bit integers, all of which are kept."""
         if not is_exact_cast(cast, self.parameters) or cast.args[0] not in self.parameters:
             return False
-        return str(cast.args[0].ty.dtype.dtype) != "bool"
+        dtype = dtype_of(cast.args[0])
+        kept = (quantizer.zero_point, quantizer.qmin, quantizer.qmax) == EXACT_INPUTS[dtype]
+        return kept and dtype != "bool" and bool(np.all(quantizer.scale == 1.0))
 
     def _embedding(self, call: relax.Call, quantizer: Quantizer, name: str) -> str:
         """Read rows of a table that is stored in the integers that they are rounded to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tvmquant.export.borders import BORDERS
 from tvmquant.export.call_writer import Writer
 from tvmquant.export.elementwise import ELEMENTWISE
 from tvmquant.export.layers import LAYERS
@@ -12,6 +13,7 @@ from tvmquant.export.resize import RESIZES
 from tvmquant.export.windows import WINDOWS
 
 WRITERS: dict[str, Writer] = {
+    **BORDERS,
     **LAYERS,
     **ELEMENTWISE,
     **MOVERS,

@@ -34,7 +34,7 @@ def check_opset(opset: int) -> None:
 
 def holds(dtype: str, opset: int) -> bool:
     """Whether QuantizeLinear gives integers of a type."""
-    return dtype != "int16" or opset >= DEFAULT
+    return dtype in ("int8", "uint8") or (dtype in ("int16", "uint16") and opset >= DEFAULT)
 
 
 def has_blocks(opset: int) -> bool:

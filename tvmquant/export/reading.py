@@ -15,7 +15,7 @@ from tvm import relax
 
 from tvmquant.arithmetic import FloatArray
 from tvmquant.ir import quantized_ops as qop
-from tvmquant.passes.accumulator import Accumulator, Contraction, Quantized
+from tvmquant.passes.accumulator import Accumulator, Contraction, Quantized, Term
 from tvmquant.passes.insert_requantize import Integerizer
 from tvmquant.passes.multipliers import Multipliers
 
@@ -103,6 +103,12 @@ class Reading(Integerizer):
         assert self._current is not None  # its call is what is converted
         self.layers[self._current] = layer
         return layer
+
+    def sums_of_bytes(self, layer: Contraction) -> tuple[Term, Term]:
+        """Note a layer of 16-bit activations."""
+        assert self._current is not None
+        self.layers[self._current] = layer
+        return super().sums_of_bytes(layer)
 
     def finish(
         self, layer: Contraction, region: Accumulator, to: Quantized, name: str

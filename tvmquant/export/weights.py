@@ -84,6 +84,8 @@ def write_weight(
         return _times_steps(builder, integers, scale, kind, name)
     # ONNX Runtime fuses a Gemm only where a zero point is written
     zeros = np.zeros(stored.scale.shape, np.int8)
+    if weight.zero_point is not None:
+        zeros += weight.zero_point.astype(np.int8)
     zero = (builder.packed(zeros, kind, f"{name}/zero_point") if kind in PACKED
             else builder.constant(zeros, f"{name}/zero_point"))  # fmt: skip
     return builder.node(
