@@ -253,6 +253,62 @@ def real(
 
 
 @app.command()
+def quantized(
+    models: Annotated[
+        str, typer.Option(help="Trained or random networks, or float ONNX files, by commas.")
+    ] = "squeezenet,resnet20,resnet18,resnet50,mobilenetv2,efficientnet-lite0,"
+    "mobilenetv3-small,densenet121,unet",
+    configs: Annotated[
+        str, typer.Option(help="How files are quantized, or as-is for files that are already.")
+    ] = "s8s8,s8s8-asymmetric,u8s8-channel,u8u8,qoperator,nncf,nncf-mixed",
+    folder: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where quantized files are kept for later runs.")
+    ] = Path("build/quantized"),
+    table: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Data by names of files. Default: benchmarks/real.toml."),
+    ] = None,
+    items: Annotated[int, typer.Option(min=1, help="Runs that are compared.")] = 8,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Classify at most so many images.")
+    ] = None,
+    peers: Peers = ENGINES,
+    threads: Annotated[str, typer.Option(help="Such as 1,2.")] = "1,2",
+    repeats: Annotated[int, typer.Option(min=0, help="Timed runs of each engine, or 0.")] = 100,
+    image_size: ImageSize = None,
+    target: Target = "native",
+    data: Data = DEFAULT_DATA,
+    json: Json = None,
+) -> None:
+    """Files that other tools quantized: integers equal to ONNX Runtime's, top-1, and latency."""
+    from benchmarks import quantized as benchmark
+    from benchmarks.quantized.summary import print_summary
+    from benchmarks.real_data import DEFAULT_TABLE, read_table
+    from benchmarks.rows import check_destination, write_rows
+    from tvmquant.cli.output import StageReporter
+
+    check_destination(json)
+    rows = benchmark.run(
+        _names(models),
+        data=data,
+        stage=StageReporter(),
+        configurations=_names(configs),
+        folder=folder,
+        recipes=read_table(table or DEFAULT_TABLE),
+        items=items,
+        limit=limit,
+        peers=_names(peers),
+        threads=_counts(threads),
+        repeats=repeats,
+        target=target,
+        image_size=image_size,
+    )
+    if json is not None:
+        write_rows(json, rows)
+    print_summary(rows)
+
+
+@app.command()
 def exactness(
     models: Models = "squeezenet,resnet20,resnet18,mobilenetv2,efficientnet-lite0,"
     "mobilenetv3-small,unet,densenet121",

@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import latency as timing
+from benchmarks.attempts import attempt
 from benchmarks.noise import sqnr_db
 from benchmarks.real_data import Recipe, find_recipe
 from benchmarks.real_inputs import Feeds, Shape, prepare
 from benchmarks.rows import Row, RowMaker, machine_facts, target_rounding
-from tvmquant.errors import DataError, TVMQuantError
+from tvmquant.errors import DataError
 from tvmquant.progress import Stage
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 OURS = timing.OURS
 REFERENCE = "onnxruntime-float"
-REASON_LENGTH = 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +190,7 @@ def run(
             for count in threads:
                 make = RowMaker("real", count, facts)
                 with stage(f"{name}: measure, {count} threads"):
-                    rows += _latency_rows(make, case, works, count)
+                    rows += latency_rows(make, case, works, count)
     return rows
 
 
@@ -206,20 +206,8 @@ def _outcomes(case: Case) -> dict[str, Outcome]:
 
 
 def _tried(function: Callable[[Case], Outcome], case: Case) -> Outcome:
-    """Run a function in a process of its own; whatever goes wrong there is a reason."""
-    try:
-        return timing.in_new_process(function, case)
-    except concurrent.futures.BrokenExecutor:
-        return Outcome("ends its process")
-    except TVMQuantError as error:
-        return Outcome(_short(str(error)))
-    except Exception as error:  # engines raise what they like
-        return Outcome(_short(f"{type(error).__name__}: {error}"))
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= REASON_LENGTH else f"{text[:REASON_LENGTH]}..."
+    found, reason = attempt(function, case)
+    return found or Outcome(reason)
 
 
 def compile_ours(case: Case) -> Outcome:
@@ -355,7 +343,7 @@ def _agreement(reference: NDArray[Any], found: NDArray[Any]) -> float | None:
     return float(100 * np.mean(reference.argmax(axis=2) == found.argmax(axis=2)))
 
 
-def _latency_rows(make: RowMaker, case: Case, works: Sequence[str], threads: int) -> Iterator[Row]:
+def latency_rows(make: RowMaker, case: Case, works: Sequence[str], threads: int) -> Iterator[Row]:
     try:
         measured = timing.in_new_process(measure, (case, tuple(works), threads))
     except concurrent.futures.BrokenExecutor:
