@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
@@ -56,3 +57,16 @@ def branches_library(branches_onnx: Path, branches_data: Path, brief_timing: Non
     wishes = Wishes(size="0.85x", choices=(W4A8,), sensitivity="output")
     compile_onnx(branches_onnx, branches_data, out=out, threads=1, wishes=wishes)
     return out
+
+
+@pytest.fixture(scope="session")
+def quantized_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of the QDQ format whose last layer has no scale for its result."""
+    from tests.tvmquant.qdq_models import Qdq
+
+    g = Qdq()
+    y = g.node("Relu", g.node("Conv", g.pair("x"), g.weight((8, 4, 3, 3), axis=0), g.bias(8)))
+    y = g.node("Conv", g.pair(y, 0.0213), g.weight((4, 8, 1, 1)))
+    path = tmp_path_factory.mktemp("onnx") / "quantized.onnx"
+    onnx.save(g.model(y), path)
+    return path
