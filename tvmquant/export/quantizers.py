@@ -128,8 +128,7 @@ def write_rounding(builder: OnnxBuilder, x: str, to: Quantized, name: str, *, cl
     """
     if not opsets.holds(to.dtype, builder.opset):
         return x
-    limits = np.iinfo(to.dtype)
-    ends = (to.qmin, to.qmax) if clips else (int(limits.min), int(limits.max))
+    ends = (to.qmin, to.qmax) if clips else _levels(to)
     axes = [] if to.factors is None else varying_axes(to.factors)
     if len(axes) < 2:
         scale = to.scales.astype(np.float32)
@@ -147,11 +146,16 @@ def write_in_one_scale(builder: OnnxBuilder, x: str, held: Quantized, name: str)
     """
     if held.factors is None:
         return x
-    limits = np.iinfo(held.dtype)
     inverse = builder.constant(np.float32(1.0 / held.factors), f"{name}/inverse_factors")
     x = builder.node("Mul", [x, inverse], f"{name}/Mul")
-    scale, ends = np.asarray(held.scale, np.float32), (int(limits.min), int(limits.max))
-    return Quantizer(scale, held.zero_point, *ends, held.dtype).write(builder, x, name)
+    scale = np.asarray(held.scale, np.float32)
+    return Quantizer(scale, held.zero_point, *_levels(held), held.dtype).write(builder, x, name)
+
+
+def _levels(held: Quantized) -> tuple[int, int]:
+    """Return the limits of a tensor's format, which tell its width."""
+    limits = np.iinfo(held.dtype)
+    return int(limits.min), min(int(limits.max), held.format.qmax)
 
 
 def write_input(builder: OnnxBuilder, x: str, name: str) -> str:

@@ -12,8 +12,10 @@ import onnx
 from tvm import relax
 
 from tvmquant.frontend.context import Context, Value
+from tvmquant.frontend.converters_quantize import clipped
 from tvmquant.frontend.dimensions import Array, UnsupportedNodeError, broadcast_shapes, count
 from tvmquant.frontend.node import Node
+from tvmquant.frontend.quantized_tensor import QuantizedTensor
 from tvmquant.frontend.registry import converter
 
 INFINITY = float("inf")
@@ -128,7 +130,10 @@ def _clip(ctx: Context, data: relax.Expr, low: float, high: float) -> relax.Var:
 
 
 @converter("Clip")
-def _convert_clip(ctx: Context, node: Node) -> relax.Var:
+def _convert_clip(ctx: Context, node: Node) -> relax.Var | QuantizedTensor:
+    quantized = ctx.value(0)
+    if isinstance(quantized, QuantizedTensor):
+        return clipped(ctx, quantized, *_limits(ctx, node))
     data = ctx.tensor(0)
     limits = [ctx.value(1), ctx.value(2)]
     if any(limit is not None and not isinstance(limit, np.ndarray) for limit in limits):
@@ -138,13 +143,19 @@ def _convert_clip(ctx: Context, node: Node) -> relax.Var:
         if limits[1] is not None and not _is_everywhere(limits[1], INFINITY):
             result = ctx.emit(relax.op.minimum(result, ctx.tensor(2)))
         return result
+    low, high = _limits(ctx, node)
+    if (low, high) == (-INFINITY, INFINITY):
+        return data
+    return _clip(ctx, data, low, high)
+
+
+def _limits(ctx: Context, node: Node) -> tuple[float, float]:
+    """Return the constant limits of a clip; infinite where there are none."""
     low = _limit(ctx, 1, node.number("min", -INFINITY))
     high = _limit(ctx, 2, node.number("max", INFINITY))
     if low > high:
         raise UnsupportedNodeError(f"its limits are {low} and {high}, the first is the greater")
-    if (low, high) == (-INFINITY, INFINITY):
-        return data
-    return _clip(ctx, data, low, high)
+    return low, high
 
 
 def _is_everywhere(value: Value, number: float) -> bool:

@@ -14,7 +14,11 @@ from tvmquant.frontend.node import Node
 from tvmquant.frontend.quantized_tensor import QuantizedTensor
 from tvmquant.frontend.registry import converter
 from tvmquant.ir import quantized_ops as qop
-from tvmquant.ir.imported_quantizers import imported_activation
+from tvmquant.ir.imported_quantizers import imported_activation, integer_range
+from tvmquant.passes.elementwise import scalar_bound
+
+# So far from a whole step float32 may put a bound of 16 bits.
+WHOLE = 2.0**-6
 
 
 @converter("QuantizeLinear")
@@ -27,7 +31,8 @@ def _convert_quantize(ctx: Context, node: Node) -> QuantizedTensor:
     data = ctx.tensor(0)
     if not qop.is_float(data):
         data = ctx.emit(relax.op.astype(data, "float32"))
-    result = _fake_quantized(ctx, data, wanted)
+    data, limits = _without_clip(ctx, data, wanted)
+    result = _fake_quantized(ctx, data, wanted, limits)
     ctx.quantized.setdefault(name, []).append(result)
     return result
 
@@ -52,13 +57,59 @@ def _convert_dequantize(ctx: Context, node: Node) -> relax.Expr:
     return _fake_quantized(ctx, real, wanted).real
 
 
-def _fake_quantized(ctx: Context, data: relax.Expr, wanted: QuantizedTensor) -> QuantizedTensor:
+def _without_clip(
+    ctx: Context, data: relax.Expr, wanted: QuantizedTensor
+) -> tuple[relax.Expr, tuple[int, int] | None]:
+    """Return what a clip to whole steps of 16 bits reads, and between which integers it ends.
+
+    Runtimes clip no integers of 16 bits, so that files hold this instead.
+    """
+    made = ctx.builder.lookup_binding(data) if isinstance(data, relax.Var) else None
+    if not qop.is_call(made, "relax.clip") or wanted.dtype != "int16" or wanted.axis >= 0:
+        return data, None
+    bounds = np.asarray([scalar_bound(end) for end in made.args[1:]])
+    steps = bounds / np.float64(wanted.scale[0]) + wanted.zero_point
+    whole = np.rint(steps)
+    if not np.all(np.abs(whole) < 2**15) or np.any(np.abs(steps - whole) > WHOLE):
+        return data, None
+    return made.args[0], (int(whole[0]), int(whole[1]))
+
+
+def clipped(ctx: Context, value: QuantizedTensor, low: float, high: float) -> QuantizedTensor:
+    """Return integers between two limits: those of a quantizer of fewer levels.
+
+    Parameters
+    ----------
+    ctx : Context
+    value : QuantizedTensor
+    low, high : float
+        Integers, or infinite.
+    """
+    _, least, greatest = integer_range(value.dtype)
+    limits = int(min(max(low, least), greatest)), int(max(min(high, greatest), least))
+    if ctx.requantize or limits == (least, greatest):
+        return value
+    made = ctx.builder.lookup_binding(value.real)
+    if qop.is_call(made, qop.FAKE_QUANT):
+        return _fake_quantized(ctx, made.args[0], value, limits)
+    steps = (np.asarray(limits, np.float64) - value.zero_point) * np.float64(value.scale.max())
+    # moved since they were quantized, by one scale
+    real = ctx.emit(relax.op.clip(value.real, *steps.tolist()))
+    return _fake_quantized(ctx, real, value, limits)
+
+
+def _fake_quantized(
+    ctx: Context,
+    data: relax.Expr,
+    wanted: QuantizedTensor,
+    limits: tuple[int, int] | None = None,
+) -> QuantizedTensor:
     """Round a float tensor as the node does, unless the model is to be quantized anew."""
     if ctx.requantize:
         return replace(wanted, real=data)
     call = imported_activation(
         data, wanted.scale, wanted.zero_point, wanted.dtype, axis=wanted.axis, name=ctx.node.name,
-        ties="up" if ctx.own else "even",
+        ties="up" if ctx.own else "even", limits=limits,
     )  # fmt: skip
     return replace(wanted, real=ctx.emit(call))
 

@@ -30,6 +30,7 @@ def imported_activation(
     axis: int,
     name: str,
     ties: str = "even",
+    limits: tuple[int, int] | None = None,
 ) -> relax.Call:
     """Return the fake_quant of an activation.
 
@@ -47,10 +48,15 @@ def imported_activation(
     ties : {"even", "up"}
         How what is rounded to it rounds: as ONNX says, as exactly as can be, or as this project's
         own networks do, of which the file is one.
+    limits : (int, int), optional
+        Between which the integers lie; by default those of the type.
     """
     bits, low, high = integer_range(dtype)
     held = INT16 if bits > MOST_BITS else Uniform(bits, signed=False)
     offset = (int(np.iinfo(held.container).min) if held == INT16 else 0) - low
+    low, high = limits or (low, high)
+    if held != INT16:
+        held = Uniform(max((high + offset).bit_length(), LEAST_BITS), signed=False)
     attrs: dict[str, Any] = {
         **KNOWN,
         "ties": ties,

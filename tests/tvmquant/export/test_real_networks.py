@@ -8,7 +8,9 @@ import pytest
 from tests.tvmquant.export.graphs import checked, choices_of, compared
 from tvmquant.data import open_data
 from tvmquant.frontend import load_onnx
+from tvmquant.passes import pipeline
 from tvmquant.quantization import apply_calibration, calibrate
+from tvmquant.simulator import simulate
 
 NETWORKS = {
     "squeezenet": ("squeezenet1.1-imagenet.onnx", "imagenet-1000.tar", "squeezenet-caffe"),
@@ -57,3 +59,15 @@ def test_roundings_are_equal(opened, name: str, choice: str, opset: int) -> None
     assert rounding.count > 100_000
     assert rounding.largest <= 1
     assert rounding.equal > 0.9999
+
+
+@pytest.mark.parametrize(
+    ("name", "choice"), [("resnet20", "w8a8"), ("resnet20", "w4a4"), ("squeezenet", "w4a8g32")]
+)
+def test_imported_again_they_give_the_same_integers(opened, name: str, choice: str) -> None:
+    graph, calibration, images = opened(name)
+    network = apply_calibration(graph, calibration, choices=choices_of(graph, choice))
+    again = apply_calibration(load_onnx(checked(network).model), None)
+    before, after = (pipeline.integerize(g.module) for g in (network, again))
+    (expected,), (found,) = (simulate(module, images[:COMPARED]) for module in (before, after))
+    np.testing.assert_array_equal(found, expected)

@@ -333,3 +333,40 @@ def test_blocks_are_groups_where_their_scales_are_multiples(multiples):
     y = g.node("Gemm", g.node("Flatten", g.pair("x")), w)
     floats = set() if multiples else {"matmul"}
     agreement(g.model(g.pair(y, 0.0831)), 0.0831, floats=floats)
+
+
+@pytest.mark.parametrize(("dtype", "limits"), [("uint8", (3, 18)), ("int8", (-7, 90))])
+def test_integers_that_are_clipped_are_those_of_fewer_levels(dtype, limits):
+    g = Qdq(dtype, zero=7 if dtype == "uint8" else -3)
+    scale, zero = np.float32(0.11), np.array(9 if dtype == "uint8" else 1, dtype)
+    ends = [np.array(end, dtype) for end in limits]
+    q = g.node("QuantizeLinear", g.node("Conv", g.pair("x"), g.weight((6, 4, 1, 1))), scale, zero)
+    y = g.node("DequantizeLinear", g.node("Clip", q, *ends), scale, zero)
+    model = g.model(y)
+    agreement(model, 0.11)
+    quantizers = [
+        v for _, v in bindings_of(load_onnx(model).main) if qop.is_call(v, qop.FAKE_QUANT)
+    ]
+    kept = [q for q in map(qop.attributes, quantizers) if q["role"] == qop.ACTIVATION]
+    levels = {(q["qmin"], q["qmax"], q["format"]) for q in kept}
+    expected = (3, 18, "uint5") if dtype == "uint8" else (121, 218, "uint8")
+    assert expected in levels
+
+
+def test_integers_that_are_clipped_after_they_were_moved():
+    g = Qdq()
+    scale, zero = np.float32(0.05), np.uint8(100)
+    q = g.node("QuantizeLinear", g.node("Conv", g.pair("x"), g.weight((6, 4, 1, 1))), scale, zero)
+    moved = g.node("MaxPool", q, kernel_shape=[2, 2])
+    clipped = g.node("Clip", moved, np.uint8(90), np.uint8(140))
+    agreement(g.model(g.node("DequantizeLinear", clipped, scale, zero)), 0.05)
+
+
+def test_16_bits_end_where_a_clip_in_front_ends_them():
+    """That of what a float operator gives is no operator of its own."""
+    g = Qdq()
+    scale = np.float32(0.0003)
+    ends = [np.float32(step * scale) for step in (-32767, 2000)]
+    soft = g.node("Softmax", g.pair("x"), axis=1)
+    y = g.pair(g.node("Clip", soft, *ends), scale, 0, dtype="int16")
+    agreement(g.model(y), 0.0003, floats={"softmax"})
