@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tvmquant.inspection import preview as preview
     from tvmquant.layers import quantizable_layers as quantizable_layers
     from tvmquant.mixed_precision.wishes import Wishes as Wishes
+    from tvmquant.quantization import apply_calibration as apply_calibration
     from tvmquant.quantization import calibrate as calibrate
     from tvmquant.quantization import quantize as quantize
     from tvmquant.report import write_report as write_report
@@ -50,6 +51,7 @@ _EXPORTS: Final = {
     "Model": "tvmquant.deploy.loader",
     "Preprocess": "tvmquant.data",
     "Wishes": "tvmquant.mixed_precision.wishes",
+    "apply_calibration": "tvmquant.quantization",
     "build": "tvmquant.deploy.build",
     "calibrate": "tvmquant.quantization",
     "compare": "tvmquant.benchmark",
