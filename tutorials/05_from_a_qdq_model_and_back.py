@@ -62,8 +62,9 @@ assert (ours.argmax(1) == theirs.argmax(1)).mean() > 0.95
 
 # %% And back
 #     tvmquant export digits-int8 -o digits-int8.qdq.onnx
-# writes any library or plan as QDQ, which ONNX Runtime and OpenVINO run: weights as integers, scales
-# and zero points as initialisers, the plan in the metadata. In Python: of the annotated graph.
+# writes any library or plan as QDQ, which ONNX Runtime and OpenVINO run: weights as integers,
+# scales and zero points as initialisers, the plan in the metadata. In Python: of the annotated
+# graph.
 calibration = tvmquant.calibrate(graph, images, limit=64)
 annotated = tvmquant.apply_calibration(graph, calibration)
 exported = folder / "digits-int8.qdq.onnx"
