@@ -230,8 +230,6 @@ class Integerizer(DataflowRewriter):
         """Return a tensor with the scale and zero point of ``to``."""
         if x.same_parameters(to):
             return x
-        if to.imported and x.dtype == to.dtype == "uint8" and x.factors is to.factors is None:
-            return Chain.identity(x).rounded(self, to, name, call)
         return requantized(self, as_accumulator(x), to, name, call)
 
     def with_one_scale(self, x: Quantized, call: relax.Call) -> Quantized:
