@@ -76,6 +76,8 @@ class _Fuser(DataflowRewriter):
         if source is None or self.uses[operand] != 1 or qop.is_float(value):
             return None
         attrs = qop.attributes(source)
+        if qop.attributes(value)["out_dtype"] == "int8":
+            return None  # what is looked up has the type of what is found, and needs 0 to 255
         args, values = list(source.args), value.args[1]
         if attrs["values"]:  # an epilogue has one table: that of both
             first, second = (qop.constant_array(a) for a in (args.pop(), values))

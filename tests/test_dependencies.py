@@ -15,7 +15,9 @@ SOURCES = {"tvmquant": "tvmquant", "passes": "tvmquant.passes", "schedules": "tv
 INNER = ("schedules.isa", "schedules.families")
 
 # What every room above these may import.
-BASE = {"atomic_write", "default_choices", "errors", "formats", "progress", "records"}
+BASE = {
+    "atomic_write", "default_choices", "errors", "formats", "model_metadata", "progress", "records",
+}  # fmt: skip
 # What else each room may import, from the lowest to the front door. A name here is a decision:
 # before adding one, ask whether what you need belongs further down.
 MAY_IMPORT = {
@@ -23,6 +25,7 @@ MAY_IMPORT = {
     "errors": set(),
     "progress": set(),
     "atomic_write": set(),
+    "model_metadata": set(),
     "tvm_compat": set(),
     "records": {"atomic_write", "errors"},
     # numbers

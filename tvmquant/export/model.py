@@ -16,6 +16,7 @@ from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 from onnx import helper
 from tvm import relax
 
+from tvmquant import model_metadata
 from tvmquant.atomic_write import atomic_write
 from tvmquant.bit_choice import BitChoice
 from tvmquant.errors import DataError, ModelError, QuantizationError
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 Bias = Literal["float", "int32"]
 BIASES: Final = get_args(Bias)
-# Keys of the file's metadata begin so.
-METADATA = "tvmquant."
 
 
 @dataclass(frozen=True)
@@ -95,12 +94,13 @@ def to_onnx(
     )
     differences = _differences(writer, bias)
     facts = {
-        "version": version("tvmquant"),
-        "layers": json.dumps(_choices(writer)),
-        "differences": json.dumps(differences),
-        **({"plan": plan.model_dump_json()} if plan is not None else {}),
+        model_metadata.VERSION: version("tvmquant"),
+        model_metadata.LAYERS: json.dumps(_choices(writer)),
+        model_metadata.TIES: writer.ties,
+        model_metadata.DIFFERENCES: json.dumps(differences),
+        **({model_metadata.PLAN: plan.model_dump_json()} if plan is not None else {}),
     }
-    helper.set_model_props(model, {METADATA + key: value for key, value in facts.items()})
+    helper.set_model_props(model, facts)
     return Exported(model, graph, tuple(writer.edges), writer.reading.values, tuple(differences))
 
 
@@ -191,7 +191,8 @@ def _choices(writer: NetworkWriter) -> dict[str, str]:
 
 
 def _differences(writer: NetworkWriter, bias: Bias) -> list[str]:
-    found = ["rounds half to even at float scales; the library half up at dyadic multipliers"]
+    rounds = f"half {writer.ties}" if writer.ties == "up" else "half to even too"
+    found = [f"rounds half to even at float scales; the library {rounds}, at dyadic multipliers"]
     if bias == "int32" and writer.reading.layers:
         found.append("biases are rounded to steps of the accumulator; the library's are not")
     if writer.kept_float:

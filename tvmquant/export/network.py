@@ -139,6 +139,13 @@ class NetworkWriter:
         self.edges.append(WrittenEdge(label, var, value, held.scales.astype(np.float32)))
         return value
 
+    @property
+    def ties(self) -> str:
+        """How the library rounds ties of what it quantizes."""
+        calls = [v for v in self.bindings.values() if qop.is_call(v, qop.FAKE_QUANT)]
+        even = any(qop.attributes(call).get("ties") == "even" for call in calls)
+        return "even" if even else "up"
+
     # -- bindings -------------------------------------------------------------------------------
 
     def _written(self, var: relax.Var, value: relax.Expr) -> str | tuple[str, ...]:

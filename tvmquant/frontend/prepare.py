@@ -16,12 +16,11 @@ from tvmquant.errors import ModelError
 from tvmquant.frontend.branches import all_graphs, read_names, separate_scopes, subgraphs
 from tvmquant.frontend.dimensions import Array
 from tvmquant.frontend.node import Node, read_tensor
+from tvmquant.model_metadata import TIES
 
 Source: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
 
 OPSETS = range(7, 26)
-# Keys of the metadata of files that this project exports begin so.
-METADATA = "tvmquant."
 # ONNX withdrew their first version for another, but exporters wrote it
 _DEPRECATED = ("GroupNormalization",)
 
@@ -43,7 +42,7 @@ class Prepared:
         Without those that are initialisers.
     outputs : tuple of onnx.ValueInfoProto
     own : bool
-        Whether this project exported it.
+        Whether this project exported it, from a network that rounds ties up.
     """
 
     name: str
@@ -106,7 +105,7 @@ def prepare(source: Source, name: str | None) -> Prepared:
     known = {*constants, *(value.name for value in inputs)}
     _check_structure(nodes, graph.output, known, opsets, label)
     nodes = live_nodes(nodes, [value.name for value in graph.output])
-    own = any(entry.key.startswith(METADATA) for entry in model.metadata_props)
+    own = any((entry.key, entry.value) == (TIES, "up") for entry in model.metadata_props)
     return Prepared(name, tuple(nodes), constants, opsets, inputs, tuple(graph.output), own)
 
 

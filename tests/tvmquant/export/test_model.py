@@ -50,6 +50,7 @@ def test_metadata_tell_the_choices_the_plan_and_the_differences(layers):
     network = apply_calibration(graph, calibration, choices=choices)
     found = checked(network, opset=20, plan=plan)
     props = {prop.key: prop.value for prop in found.model.metadata_props}
+    assert props["tvmquant.ties"] == "up"
     assert props["tvmquant.version"] == found.model.producer_version == tvmquant.__version__
     assert found.model.producer_name == "tvmquant"
     assert json.loads(props["tvmquant.layers"]) == dict.fromkeys(choices, "w4a8")

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto
 
 from tests.tvmquant.export.graphs import checked, choices_of
+from tests.tvmquant.qdq_models import Qdq
 from tests.tvmquant.random_graphs import LENGTHS, RandomGraph
 from tvmquant.errors import TVMQuantError
 from tvmquant.frontend import load_onnx
@@ -73,6 +75,35 @@ def test_random_graphs(seed, length, scheme, packs):
         return
     if returned(network, packs=packs) is not None:
         check(network, drawn.data()[:4], packs=packs)
+
+
+@pytest.mark.parametrize("activation", ["uint8", "int8", "int16"])
+@pytest.mark.parametrize(
+    "weight", [{}, {"axis": 0}, {"dtype": "uint8", "zero": 90, "low": 0, "high": 255}], ids=str
+)
+def test_models_of_others_round_as_they_did(activation, weight):
+    """Their ties go to even, whichever way they come."""
+    if activation == "int16" and weight.get("dtype") == "uint8":
+        return  # such a layer stays float
+    g = Qdq(activation, 100 if activation == "uint8" else -20)
+    first = g.node("Conv", g.pair("x"), g.weight((6, 4, 3, 3), **weight), g.bias(6))
+    pooled = g.node("AveragePool", g.pair(g.node("Relu", first)), kernel_shape=[2, 1])
+    network = apply_calibration(load_onnx(g.model(g.pair(pooled))), None)
+    images = np.random.default_rng(5).normal(0, 2, (4, 4, 6, 5)).astype(np.float32)
+    exported = checked(network)
+    assert {p.key: p.value for p in exported.model.metadata_props}["tvmquant.ties"] == "even"
+    check(network, images)
+
+
+def test_integers_at_the_border_stay_there():
+    g = Qdq("int8", -3)
+    real = g.node("DequantizeLinear", "x", np.float32(0.05), np.int8(-3))
+    y = g.quantized(g.node("Conv", real, g.weight((6, 4, 3, 3)), g.bias(6)))
+    model = g.model(y, element=TensorProto.INT8)
+    network = apply_calibration(load_onnx(model), None)
+    images = np.random.default_rng(5).integers(-128, 128, (4, 4, 6, 5)).astype(np.int8)
+    again = check(network, images)
+    assert [dtype for _, _, dtype in (*again.inputs, *again.outputs)] == ["int8", "int8"]
 
 
 def test_below_16_bits_only_the_results_are_more_exact(layers):

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper
 
 import tvmquant
 from tests.tvmquant.qdq_models import Qdq
+from tests.tvmquant.random_graphs import run_onnxruntime
 from tvmquant.bit_choice import BitChoice
 from tvmquant.errors import QuantizationError
 from tvmquant.frontend import load_onnx
@@ -370,3 +371,15 @@ def test_16_bits_end_where_a_clip_in_front_ends_them():
     soft = g.node("Softmax", g.pair("x"), axis=1)
     y = g.pair(g.node("Clip", soft, *ends), scale, 0, dtype="int16")
     agreement(g.model(y), 0.0003, floats={"softmax"})
+
+
+def test_integers_of_both_signs_go_in_and_out():
+    g = Qdq("int8", -3)
+    real = g.node("DequantizeLinear", "x", np.float32(0.05), np.int8(-3))
+    y = g.quantized(g.node("Conv", real, g.weight((6, 4, 3, 3)), g.bias(6)))
+    model = g.model(y, element=TensorProto.INT8)
+    x = np.random.default_rng(5).integers(-128, 128, (4, 4, 6, 5)).astype(np.int8)
+    (found,) = simulate(tvmquant.quantize(load_onnx(model)), x)
+    (expected,) = run_onnxruntime(model, x)
+    assert found.dtype == np.int8
+    assert_array_equal(found, expected)
