@@ -133,13 +133,13 @@ class Session:
             return self.table
         from tvmquant.tuning.tune import tune
 
-        seconds = self.tune_seconds
+        calibration, seconds = self.calibration, self.tune_seconds
         planned = self.given.choices.values() if self.given else [W8A8]
         with self.clock.stage("tune") as progress:
             tuned = tune(
                 self.graph, self.table.folder, target=self.machine,
                 choices=self.wishes.measured if self.wishes else planned,
-                calibration=self.calibration, batch=self.batch, seconds=seconds,
+                calibration=calibration, batch=self.batch, seconds=seconds,
                 rpc=self.tracker, quantize_options=self.rounding,
                 progress=lambda state: progress(round(state.elapsed), round(seconds)),
             )  # fmt: skip
