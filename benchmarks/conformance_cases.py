@@ -8,10 +8,12 @@ stored as constants.
 from __future__ import annotations
 
 import re
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +29,6 @@ FAILURES = (WRONG, FOREIGN, CRASH)
 
 # Floating-point numbers of these types are float32 in a graph, by what each rounds to.
 _FLOATS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 0.0, "float64": 0.0}
-# Of the last lines of a foreign error's trace, which name the line that raised it.
-_TRACE_LINES = 6
 _EXPANDED = re.compile(r"_expanded(_ver\d+)?$")
 
 Array = NDArray[Any]
@@ -131,9 +131,10 @@ def _attempt(case: Case, model: onnx.ModelProto, execute: Executor) -> Verdict:
         outputs = execute(graph, feeds)
     except TVMQuantError as error:
         return Verdict(REFUSED, str(error))
-    except Exception:  # what this looks for
-        lines = traceback.format_exc().strip().splitlines()
-        return Verdict(FOREIGN, "\n".join(lines[-_TRACE_LINES:]))
+    except Exception as error:  # what this looks for
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return Verdict(FOREIGN, f"{text} ({Path(place.filename).name}:{place.lineno})")
     difference = compare(outputs, case.outputs, case.rtol, case.atol)
     return Verdict(WRONG, difference) if difference else Verdict(PASS)
 
@@ -202,14 +203,14 @@ def in_torch(graph: Any, inputs: Sequence[Array]) -> list[Array]:
 
     with torch.inference_mode():
         found = Twin(graph.module)(*(torch.from_numpy(np.array(array)) for array in inputs))
-    return [x.numpy() for x in (found if isinstance(found, tuple) else (found,))]
+    tensors = found if isinstance(found, tuple) else (found,)
+    # integers that a model quantizes are floats in torch
+    types = [dtype for _, _, dtype in graph.outputs]
+    return [x.numpy().astype(dtype) for x, dtype in zip(tensors, types, strict=True)]
 
 
 def in_library(graph: Any, inputs: Sequence[Array]) -> list[Array]:
     """Build a float library for this machine and run it."""
-    import tempfile
-    from pathlib import Path
-
     import tvmquant
 
     batch = next((len(x) for x, (_, shape, _) in zip(inputs, graph.inputs, strict=True)

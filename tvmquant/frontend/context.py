@@ -19,6 +19,7 @@ from tvmquant.frontend.dimensions import (
     is_symbolic,
     show,
 )
+from tvmquant.frontend.float_types import as_float32
 from tvmquant.frontend.node import Node
 from tvmquant.frontend.quantized_tensor import QuantizedTensor
 from tvmquant.frontend.stored_integers import MOVERS, StoredIntegers
@@ -28,8 +29,6 @@ from tvmquant.ir.imported_quantizers import imported_weight
 # A numpy array is a constant or a shape; a Var a tensor computed at run time, a QuantizedTensor one
 # of integers of the file; None left out.
 Value: TypeAlias = Array | relax.Var | QuantizedTensor | None
-
-FLOAT_KINDS = ("float16", "float32", "float64", "bfloat16")
 
 
 class NonFiniteError(UnsupportedNodeError):
@@ -91,6 +90,8 @@ class Context:
             return self.embed(self.weight(index))
         if isinstance(value, QuantizedTensor):
             return value.real if self.moves_integers() else self.emit(value.integers())
+        if 0 in self.shape(value):
+            raise UnsupportedNodeError(f"it reads a tensor of shape {show(self.shape(value))}")
         return value
 
     def moves_integers(self) -> bool:
@@ -287,15 +288,3 @@ class Context:
         if self.shape(tensor) == shape:
             return tensor
         return self.emit(relax.op.reshape(tensor, self.expression(shape)))
-
-
-def as_float32(array: Array) -> Array:
-    """Return floating-point arrays as float32, others unchanged (4-bit integers as 8-bit ones)."""
-    name = array.dtype.name
-    if name in FLOAT_KINDS:
-        return array.astype(np.float32, copy=False)
-    if name in ("int4", "uint4", "int2", "uint2"):
-        return array.astype(np.int8 if name.startswith("int") else np.uint8)
-    if name.startswith("float"):
-        raise UnsupportedNodeError(f"a constant has element type {name}")
-    return array

@@ -12,7 +12,6 @@ from tvmquant.frontend.context import Context, Value
 from tvmquant.frontend.dimensions import (
     Batch,
     Dim,
-    Shape,
     UnsupportedNodeError,
     as_array,
     broadcast_shapes,
@@ -22,6 +21,7 @@ from tvmquant.frontend.dimensions import (
 )
 from tvmquant.frontend.node import Node
 from tvmquant.frontend.registry import converter
+from tvmquant.frontend.value_types import shape_of
 
 
 @converter("Shape")
@@ -113,9 +113,14 @@ def _convert_transpose(ctx: Context, node: Node) -> relax.Var:
 
 @converter("Concat")
 def _convert_concat(ctx: Context, node: Node) -> relax.Expr:
-    tensors = [ctx.tensor(index) for index in range(len(node.inputs))]
-    shapes = [ctx.shape(tensor) for tensor in tensors]
-    axis = ctx.axis(len(shapes[0]), node.integer("axis", 1))
+    every = [shape_of(ctx, index) for index in range(len(node.inputs))]
+    axis = ctx.axis(len(every[0]), node.integer("axis", 1))
+    # parts without elements are those that a split left over
+    used = [index for index, shape in enumerate(every) if shape[axis] != 0]
+    tensors = [ctx.tensor(index) for index in used]
+    shapes = [every[index] for index in used]
+    if not tensors:
+        raise UnsupportedNodeError("it joins tensors without elements")
     rest = [(*shape[:axis], 1, *shape[axis + 1 :]) for shape in shapes]
     if ctx.assumed_batch is not None and axis != 0:
         whole = broadcast_shapes(*rest)
@@ -144,23 +149,33 @@ def _convert_split(ctx: Context, node: Node) -> tuple[relax.Var, ...]:
         parts = len(node.outputs)
         chunk = -(-extent // parts)
         sizes = [min(chunk, extent - chunk * part) for part in range(parts)]
-    if sum(sizes) != extent or min(sizes) < 1:
+    if sum(sizes) != extent or min(sizes) < 0:
         raise UnsupportedNodeError(f"it splits {extent} elements into parts of {sizes}")
-    if len(sizes) == 1:
-        return (data,)
-    ends = list(accumulate(sizes))
-    # slices, so that every later pass sees tensors only, never a tuple of them
+    ends = accumulate(sizes)
     return tuple(
-        ctx.emit(relax.op.strided_slice(data, [axis], [end - size], [end]))
-        for size, end in zip(sizes, ends, strict=True)
+        _part(ctx, data, axis, end - size, end) for size, end in zip(sizes, ends, strict=True)
     )
+
+
+def _part(ctx: Context, data: relax.Expr, axis: int, start: int, end: int) -> relax.Expr:
+    """Return a part of a split: a slice, so that later passes see tensors, never a tuple of them.
+
+    One without elements is for a concatenation, which leaves it out.
+    """
+    if start < end:
+        return slice_axis(ctx, data, axis, start, end, 1)
+    shape = ctx.shape(data)
+    empty = ctx.expression((*shape[:axis], 0, *shape[axis + 1 :]))
+    dtype = str(data.ty.dtype)
+    return ctx.emit(relax.op.full(empty, ctx.embed(np.zeros((), dtype)), dtype))
 
 
 # The end of a slice that takes all there is, as TensorFlow's exporter writes it; others end beyond.
 ENDLESS = 10**9
 
 
-def _slice_axis(ctx: Context, data: relax.Var, axis: int, start: int, stop: int, step: int) -> Any:
+def slice_axis(ctx: Context, data: relax.Expr, axis: int, start: int, stop: int, step: int) -> Any:
+    """Emit a slice of one axis, as Python counts; nothing where it takes all."""
     extent = ctx.shape(data)[axis]
     if (start, step) == (0, 1) and (
         stop == extent or (isinstance(extent, Batch) and stop >= ENDLESS)
@@ -191,33 +206,8 @@ def _convert_slice(ctx: Context, node: Node) -> relax.Expr:
     axes = list(range(len(starts))) if axes is None else axes
     steps = [1] * len(starts) if steps is None else steps
     for start, stop, axis, step in zip(starts, ends, axes, steps, strict=True):
-        data = _slice_axis(ctx, data, ctx.axis(rank, axis), start, stop, step)
+        data = slice_axis(ctx, data, ctx.axis(rank, axis), start, stop, step)
     return data
-
-
-@converter("Gather")
-def _convert_gather(ctx: Context, node: Node) -> relax.Var:
-    data = ctx.tensor(0)
-    shape = ctx.shape(data)
-    axis = ctx.axis(len(shape), node.integer("axis", 0))
-    if ctx.is_constant(0) and not ctx.is_constant(1):
-        # as ONNX counts: -1 is the last one; beyond, nothing outside of the table is read
-        return ctx.emit(relax.op.take(data, ctx.tensor(1), axis, mode="wrap"))
-    indices = ctx.weight(1)
-    extent = shape[axis]
-    if isinstance(extent, Batch):
-        raise UnsupportedNodeError("it gathers along the batch axis")
-    if indices.min() < -extent or indices.max() >= extent:
-        raise UnsupportedNodeError(f"its indices are not all below {extent}")
-    flat = np.where(indices < 0, indices + extent, indices).ravel()
-    result: Shape = (*shape[:axis], *indices.shape, *shape[axis + 1 :])
-    if np.array_equal(flat, np.arange(flat[0], flat[0] + flat.size)):
-        start = int(flat[0])
-        return ctx.reshape(_slice_axis(ctx, data, axis, start, start + flat.size, 1), result)
-    # mode="clip" spares TVM's warning about indices out of range, of which there are none
-    index = ctx.embed(flat.astype(np.int64))
-    taken = ctx.emit(relax.op.take(data, index, axis, mode="clip"))
-    return ctx.reshape(taken, result)
 
 
 @converter("Expand")
@@ -269,7 +259,7 @@ def _convert_pad(ctx: Context, node: Node) -> relax.Expr:
     for axis, extent in enumerate(shape):
         before, after = min(widths[2 * axis], 0), min(widths[2 * axis + 1], 0)
         if not isinstance(extent, Batch):
-            data = _slice_axis(ctx, data, axis, -before, extent + after, 1)
+            data = slice_axis(ctx, data, axis, -before, extent + after, 1)
     grown = [max(width, 0) for width in widths]
     if not any(grown):
         return data
@@ -287,33 +277,3 @@ def _convert_pad(ctx: Context, node: Node) -> relax.Expr:
                 f"{available}"
             )
     return ctx.as_given(ctx.emit(relax.op.nn.pad(data, grown, _PAD_MODES[mode], value)), signal)
-
-
-@converter("DepthToSpace")
-def _convert_depth_to_space(ctx: Context, node: Node) -> relax.Var:
-    data = ctx.tensor(0)
-    height, width = ctx.spatial(data)
-    batch, channels = ctx.shape(data)[:2]
-    block = node.integer("blocksize", 1)
-    if block < 1 or int(channels) % block**2:
-        raise UnsupportedNodeError(f"blocksize={block} does not divide {channels} channels twice")
-    depth = int(channels) // block**2
-    if node.text("mode", "DCR") == "DCR":
-        split, order = (batch, block, block, depth, height, width), [0, 3, 4, 1, 5, 2]
-    else:
-        split, order = (batch, depth, block, block, height, width), [0, 1, 4, 2, 5, 3]
-    moved = ctx.emit(relax.op.permute_dims(ctx.reshape(data, split), order))
-    return ctx.reshape(moved, (batch, depth, height * block, width * block))
-
-
-@converter("SpaceToDepth")
-def _convert_space_to_depth(ctx: Context, node: Node) -> relax.Var:
-    data = ctx.tensor(0)
-    height, width = ctx.spatial(data)
-    batch, channels = ctx.shape(data)[:2]
-    block = node.integer("blocksize", 1)
-    if block < 1 or height % block or width % block:
-        raise UnsupportedNodeError(f"blocksize={block} does not divide {height} x {width}")
-    split = (batch, channels, height // block, block, width // block, block)
-    moved = ctx.emit(relax.op.permute_dims(ctx.reshape(data, split), [0, 3, 5, 1, 2, 4]))
-    return ctx.reshape(moved, (batch, channels * block**2, height // block, width // block))

@@ -200,14 +200,21 @@ def _convert_batch_norm(ctx: Context, node: Node) -> relax.Var:
 
 
 @converter("LayerNormalization")
-def _convert_layer_norm(ctx: Context, node: Node) -> relax.Var:
+def _convert_layer_norm(ctx: Context, node: Node) -> tuple[relax.Var, ...]:
     data = ctx.tensor(0)
     shape = ctx.shape(data)
     axes = list(range(ctx.axis(len(shape), node.integer("axis", -1)), len(shape)))
     ctx.keep_batch(shape, axes)
     scale = ctx.weight(1)
     bias = np.zeros_like(scale) if ctx.value(2) is None else ctx.weight(2)
-    call = relax.op.nn.layer_norm(
-        data, ctx.embed(scale), ctx.embed(bias), axes, epsilon=node.number("epsilon", 1e-5)
-    )
-    return ctx.emit(call)
+    epsilon = node.number("epsilon", 1e-5)
+    call = relax.op.nn.layer_norm(data, ctx.embed(scale), ctx.embed(bias), axes, epsilon=epsilon)
+    result = ctx.emit(call)
+    if not any(node.outputs[1:]):
+        return (result,)
+    mean = ctx.emit(relax.op.mean(data, axes, True))
+    centered = ctx.emit(relax.op.subtract(data, mean))
+    squares = ctx.emit(relax.op.multiply(centered, centered))
+    variance = ctx.emit(relax.op.mean(squares, axes, True))
+    shifted = ctx.emit(relax.op.add(variance, relax.const(np.float32(epsilon), "float32")))
+    return result, mean, ctx.emit(relax.op.rsqrt(shifted))

@@ -42,13 +42,41 @@ def _convert_not(ctx: Context, node: Node) -> relax.Var:
     return ctx.emit(relax.op.logical_not(ctx.tensor(0)))
 
 
+@converter("IsNaN")
+def _convert_is_nan(ctx: Context, node: Node) -> relax.Var:
+    return ctx.emit(relax.op.isnan(ctx.tensor(0)))
+
+
+@converter("IsInf")
+def _convert_is_inf(ctx: Context, node: Node) -> relax.Var:
+    data = ctx.tensor(0)
+    above, below = (node.integer(f"detect_{sign}", 1) for sign in ("positive", "negative"))
+    if above and below:
+        return ctx.emit(relax.op.isinf(data))
+    infinity = np.float32(np.inf if above else -np.inf)
+    function = relax.op.equal if above or below else relax.op.less  # nothing is less
+    return ctx.emit(function(data, ctx.embed(np.asarray(infinity))))
+
+
 @converter("Where")
-def _convert_where(ctx: Context, node: Node) -> relax.Var:
+def _convert_where(ctx: Context, node: Node) -> relax.Expr:
+    known = ctx.value(0)
+    if isinstance(known, np.ndarray) and (np.all(known) or not np.any(known)):
+        return _choose(ctx, 1 if np.all(known) else 2)
     condition, *branches = _operands(ctx, node)
     types = {str(branch.ty.dtype) for branch in branches}
     if len(types) > 1:
         raise UnsupportedNodeError(f"its branches have types {', '.join(sorted(types))}")
     return ctx.emit(relax.op.where(condition, *branches))
+
+
+def _choose(ctx: Context, index: int) -> relax.Expr:
+    """Return one branch of a choice that is the same everywhere, in the shape of the result."""
+    branches = _operands(ctx, ctx.node)
+    chosen, shape = branches[index], broadcast_shapes(*(ctx.shape(each) for each in branches))
+    if ctx.shape(chosen) == shape:
+        return chosen
+    return ctx.emit(relax.op.broadcast_to(chosen, ctx.expression(shape)))
 
 
 @converter("OneHot")

@@ -1,4 +1,4 @@
-"""Elementwise operators and activations."""
+"""Arithmetic, clips and softmax."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnx
 from tvm import relax
 
 from tvmquant.frontend.context import Context, Value
 from tvmquant.frontend.converters_quantize import clipped
-from tvmquant.frontend.dimensions import Array, UnsupportedNodeError, broadcast_shapes, count
+from tvmquant.frontend.dimensions import (
+    UnsupportedNodeError,
+    broadcast_shapes,
+    count,
+    is_symbolic,
+)
+from tvmquant.frontend.float_types import as_float32
 from tvmquant.frontend.node import Node
 from tvmquant.frontend.quantized_tensor import QuantizedTensor
 from tvmquant.frontend.registry import converter
@@ -82,7 +87,13 @@ _INTEGERS = {"int32", "int64"}
 
 
 @converter(*_BINARY)
-def _convert_binary(ctx: Context, node: Node) -> relax.Var:
+def _convert_binary(ctx: Context, node: Node) -> relax.Expr:
+    if node.op_type == "Add":
+        for data, constant in ((0, 1), (1, 0)):
+            if ctx.is_constant(constant) and not ctx.is_constant(data):
+                found = _add_constant(ctx, data, constant)
+                if found is not None:
+                    return found
     counted = [
         i for i in range(len(node.inputs)) if not _is_scalar(ctx, i, _NEUTRAL.get(node.op_type))
     ]
@@ -91,7 +102,11 @@ def _convert_binary(ctx: Context, node: Node) -> relax.Var:
     types = {str(operand.ty.dtype) for operand in operands}
     exact = node.op_type in _OF_INTEGERS and len(types) == 1 and types <= _INTEGERS
     if types != {"float32"} and not exact:
-        raise UnsupportedNodeError(f"its operands have types {', '.join(sorted(types))}")
+        also = " or, all alike, int32 or int64" if node.op_type in _OF_INTEGERS else ""
+        raise UnsupportedNodeError(
+            f"its operands have types {', '.join(sorted(types))}, expected float32{also}; cast "
+            "them before"
+        )
     for exponent in (2, 3, 4):
         if node.op_type == "Pow" and _is_scalar(ctx, 1, exponent):
             factors = [operands[0]] * exponent
@@ -106,11 +121,42 @@ def _convert_binary(ctx: Context, node: Node) -> relax.Var:
     return result
 
 
+def _add_constant(ctx: Context, index: int, constant: int) -> relax.Expr | None:
+    """Add zeros or a mask of -inf; None where the constant is neither.
+
+    What a mask hides is chosen, not added: no calibration could hold a sum of infinities. A bias of
+    -inf is no mask.
+    """
+    value, data = ctx.value(constant), ctx.tensor(index)
+    if not isinstance(value, np.ndarray) or is_symbolic(value) or not _is_float(data):
+        return None
+    array = as_float32(value)
+    if array.dtype != np.float32:
+        return None
+    hidden = np.isneginf(array)
+    shown = np.where(hidden, np.float32(0), array)
+    if not np.isfinite(shown).all() or (hidden.any() and array.ndim < 2):
+        return None
+    if hidden.any():
+        if shown.any():
+            data = ctx.emit(relax.op.add(data, ctx.embed(shown)))
+        return ctx.emit(relax.op.where(ctx.embed(hidden), _scalar(-INFINITY), data))
+    same = broadcast_shapes(ctx.shape(data), array.shape) == ctx.shape(data)
+    return data if same and not shown.any() else None
+
+
+def _is_float(tensor: relax.Expr) -> bool:
+    return str(tensor.ty.dtype) == "float32"
+
+
 def _operand(ctx: Context, index: int) -> relax.Expr:
-    """Return an input; Pow takes constant exponents of any type."""
+    """Return an input; Pow takes exponents of any type."""
     if ctx.node.op_type == "Pow" and index == 1 and ctx.is_constant(1):
         return ctx.embed(ctx.weight(1).astype(np.float32))
-    return ctx.tensor(index)
+    tensor = ctx.tensor(index)
+    if ctx.node.op_type == "Pow" and index == 1 and str(tensor.ty.dtype) != "float32":
+        return ctx.emit(relax.op.astype(tensor, "float32"))
+    return tensor
 
 
 def _is_scalar(ctx: Context, index: int, value: float | None) -> bool:
@@ -123,7 +169,8 @@ def _is_scalar(ctx: Context, index: int, value: float | None) -> bool:
     )
 
 
-def _clip(ctx: Context, data: relax.Expr, low: float, high: float) -> relax.Var:
+def clip(ctx: Context, data: relax.Expr, low: float, high: float) -> relax.Var:
+    """Emit a clip; one from 0 upwards is a ReLU."""
     if low == 0.0 and high == INFINITY:
         return ctx.emit(relax.op.nn.relu(data))
     return ctx.emit(relax.op.clip(data, low, high))
@@ -146,7 +193,7 @@ def _convert_clip(ctx: Context, node: Node) -> relax.Var | QuantizedTensor:
     low, high = _limits(ctx, node)
     if (low, high) == (-INFINITY, INFINITY):
         return data
-    return _clip(ctx, data, low, high)
+    return clip(ctx, data, low, high)
 
 
 def _limits(ctx: Context, node: Node) -> tuple[float, float]:
@@ -175,92 +222,6 @@ def _limit(ctx: Context, index: int, default: float) -> float:
     return value if abs(value) < largest else float(np.copysign(INFINITY, value))
 
 
-@converter("LeakyRelu")
-def _convert_leaky_relu(ctx: Context, node: Node) -> relax.Var:
-    return ctx.emit(relax.op.nn.leakyrelu(ctx.tensor(0), node.number("alpha", 0.01)))
-
-
-def _hard_sigmoid(ctx: Context, data: relax.Expr, alpha: float, beta: float) -> relax.Var:
-    sloped = ctx.emit(relax.op.multiply(data, _scalar(alpha)))
-    shifted = ctx.emit(relax.op.add(sloped, _scalar(beta)))
-    return _clip(ctx, shifted, 0.0, 1.0)
-
-
-@converter("HardSigmoid")
-def _convert_hard_sigmoid(ctx: Context, node: Node) -> relax.Var:
-    alpha, beta = node.number("alpha", 0.2), node.number("beta", 0.5)
-    return _hard_sigmoid(ctx, ctx.tensor(0), alpha, beta)
-
-
-@converter("HardSwish")
-def _convert_hard_swish(ctx: Context, node: Node) -> relax.Var:
-    data = ctx.tensor(0)
-    gate = _hard_sigmoid(ctx, data, 1.0 / 6.0, 0.5)
-    return ctx.emit(relax.op.multiply(data, gate))
-
-
-@converter("Gelu")
-def _convert_gelu(ctx: Context, node: Node) -> relax.Var:
-    if node.text("approximate", "none") == "tanh":
-        return ctx.emit(relax.op.nn.gelu_tanh(ctx.tensor(0)))
-    return ctx.emit(relax.op.nn.gelu(ctx.tensor(0)))
-
-
-@converter("Swish")
-def _convert_swish(ctx: Context, node: Node) -> relax.Var:
-    data, alpha = ctx.tensor(0), node.number("alpha", 1.0)
-    if alpha == 1.0:
-        return ctx.emit(relax.op.nn.silu(data))
-    scaled = ctx.emit(relax.op.multiply(data, _scalar(alpha)))
-    return ctx.emit(relax.op.multiply(data, ctx.emit(relax.op.sigmoid(scaled))))
-
-
-def _softplus(ctx: Context, data: relax.Expr) -> relax.Var:
-    """Emit ``max(x, 0) + log(1 + exp(-|x|))``, which does not overflow."""
-    magnitude = ctx.emit(relax.op.abs(data))
-    power = ctx.emit(relax.op.exp(ctx.emit(relax.op.negative(magnitude))))
-    tail = ctx.emit(relax.op.log(ctx.emit(relax.op.add(power, _scalar(1.0)))))
-    return ctx.emit(relax.op.add(ctx.emit(relax.op.nn.relu(data)), tail))
-
-
-@converter("Softplus")
-def _convert_softplus(ctx: Context, node: Node) -> relax.Var:
-    return _softplus(ctx, ctx.tensor(0))
-
-
-@converter("Mish")
-def _convert_mish(ctx: Context, node: Node) -> relax.Var:
-    data = ctx.tensor(0)
-    gate = ctx.emit(relax.op.tanh(_softplus(ctx, data)))
-    return ctx.emit(relax.op.multiply(data, gate))
-
-
-@converter("Softsign")
-def _convert_softsign(ctx: Context, node: Node) -> relax.Var:
-    data = ctx.tensor(0)
-    magnitude = ctx.emit(relax.op.abs(data))
-    return ctx.emit(relax.op.divide(data, ctx.emit(relax.op.add(magnitude, _scalar(1.0)))))
-
-
-@converter("Elu", "Selu", "Celu")
-def _convert_elu(ctx: Context, node: Node) -> relax.Var:
-    """Emit ``gamma * (relu(x) + alpha * (exp(min(x, 0) / beta) - 1))``."""
-    alpha, beta, gamma = node.number("alpha", 1.0), 1.0, 1.0
-    if node.op_type == "Selu":
-        alpha = node.number("alpha", 1.6732632423543772)
-        gamma = node.number("gamma", 1.0507009873554805)
-    elif node.op_type == "Celu":
-        beta = alpha
-    data = ctx.tensor(0)
-    negative = ctx.emit(relax.op.clip(data, -INFINITY, 0.0))
-    if beta != 1.0:
-        negative = ctx.emit(relax.op.multiply(negative, _scalar(1.0 / beta)))
-    power = ctx.emit(relax.op.exp(negative))
-    tail = ctx.emit(relax.op.multiply(ctx.emit(relax.op.add(power, _scalar(-1.0))), _scalar(alpha)))
-    total = ctx.emit(relax.op.add(ctx.emit(relax.op.nn.relu(data)), tail))
-    return total if gamma == 1.0 else ctx.emit(relax.op.multiply(total, _scalar(gamma)))
-
-
 @converter("Softmax", "LogSoftmax")
 def _convert_softmax(ctx: Context, node: Node) -> relax.Var:
     """Emit a softmax; up to opset 12 it runs over all axes from ``axis`` on."""
@@ -273,32 +234,3 @@ def _convert_softmax(ctx: Context, node: Node) -> relax.Var:
         return ctx.emit(function(data, axis))
     rows = ctx.reshape(data, (count(shape[:axis]), count(shape[axis:])))
     return ctx.reshape(ctx.emit(function(rows, 1)), shape)
-
-
-@converter("Cast")
-def _convert_cast(ctx: Context, node: Node) -> relax.Expr:
-    """Convert types; all floating-point types are float32 in the graph."""
-    data = ctx.tensor(0)
-    target = onnx.helper.tensor_dtype_to_np_dtype(node.integer("to", 1)).name
-    dtype = (
-        "float32" if target.startswith(("float16", "float32", "float64", "bfloat16")) else target
-    )
-    if dtype not in ("float32", "int8", "uint8", "int32", "int64", "bool"):
-        raise UnsupportedNodeError(f"it casts to {target}")
-    return data if str(data.ty.dtype) == dtype else ctx.emit(relax.op.astype(data, dtype))
-
-
-@converter("CastLike")
-def _convert_cast_like(ctx: Context, node: Node) -> relax.Expr:
-    data, dtype = ctx.tensor(0), str(ctx.tensor(1).ty.dtype)
-    return data if str(data.ty.dtype) == dtype else ctx.emit(relax.op.astype(data, dtype))
-
-
-@converter("Identity", "Dropout")
-def _convert_identity(ctx: Context, node: Node) -> Any:
-    if node.op_type == "Dropout":
-        training = ctx.optional_constant(2)
-        if training is not None and bool(training.item()):
-            raise UnsupportedNodeError("it is in training mode; export with model.eval()")
-    value: Array | relax.Var | None = ctx.value(0)
-    return value

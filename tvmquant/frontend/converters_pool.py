@@ -11,7 +11,7 @@ import numpy as np
 from tvm import relax
 
 from tvmquant.frontend.context import Context
-from tvmquant.frontend.dimensions import Array, UnsupportedNodeError
+from tvmquant.frontend.dimensions import Array, Batch, UnsupportedNodeError
 from tvmquant.frontend.node import Node
 from tvmquant.frontend.registry import converter
 from tvmquant.frontend.windows import Window, output_extent, pad_for_ceil, read_window
@@ -166,6 +166,7 @@ _REDUCTIONS: dict[str, Callable[..., Any]] = {
     "ReduceSum": relax.op.sum,
     "ReduceMax": relax.op.max,
     "ReduceMin": relax.op.min,
+    "ReduceProd": relax.op.prod,
     "ReduceL1": relax.op.sum,
     "ReduceL2": relax.op.sum,
     "ReduceLogSum": relax.op.sum,
@@ -215,4 +216,13 @@ def _convert_arg(ctx: Context, node: Node) -> relax.Var:
     axis = ctx.axis(len(shape), node.integer("axis", 0))
     ctx.keep_batch(shape, [axis])
     function = relax.op.argmax if node.op_type == "ArgMax" else relax.op.argmin
-    return ctx.emit(function(data, axis, node.integer("keepdims", 1) == 1))
+    keep = node.integer("keepdims", 1) == 1
+    if not node.integer("select_last_index", 0):
+        return ctx.emit(function(data, axis, keep))
+    extent = shape[axis]
+    if isinstance(extent, Batch):
+        raise UnsupportedNodeError("it works along the batch axis")
+    # the last of equals is the first from behind
+    turned = ctx.emit(relax.op.flip(data, axis))
+    last = ctx.embed(np.asarray(extent - 1, np.int64))
+    return ctx.emit(relax.op.subtract(last, ctx.emit(function(turned, axis, keep))))

@@ -23,6 +23,8 @@ _DTYPES = {
     onnx.TensorProto.DOUBLE: "float32",
     onnx.TensorProto.BFLOAT16: "float32",
     onnx.TensorProto.UINT8: "uint8",
+    onnx.TensorProto.UINT16: "uint16",
+    onnx.TensorProto.UINT32: "uint32",
     onnx.TensorProto.INT8: "int8",
     onnx.TensorProto.INT16: "int16",
     onnx.TensorProto.INT32: "int32",
@@ -30,6 +32,9 @@ _DTYPES = {
     onnx.TensorProto.BOOL: "bool",
 }
 
+
+# Of the tensors of a graph.
+TYPES = tuple(dict.fromkeys(_DTYPES.values()))
 
 BatchKind: TypeAlias = Literal["symbolic", "fixed at 1", "fixed", "rebound"]
 
@@ -101,9 +106,16 @@ def _read(
 ) -> InputType:
     label = f"model {model.name!r}: input {value.name!r}"
     tensor = value.type.tensor_type
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        found = str(kind).removesuffix("_type").replace("_", " ")
+        raise ModelError(
+            f"{label} is of the kind {found}, expected a tensor; export the model so that it takes "
+            "tensors only"
+        )
     if tensor.elem_type not in _DTYPES:
         found = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
-        known = ", ".join(dict.fromkeys(_DTYPES.values()))
+        known = ", ".join(TYPES)
         raise ModelError(
             f"{label} has type {found}, expected one of {known}; export the model so that the "
             "conversion happens outside of it"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,6 +13,9 @@ from tvm import relax, tirx
 from tvmquant.errors import ModelError, UnsupportedModelError
 from tvmquant.frontend import (  # noqa: F401 (they register converters)
     converters_activation,
+    converters_blocks,
+    converters_cast,
+    converters_index,
     converters_layout,
     converters_linear,
     converters_logic,
@@ -24,18 +27,27 @@ from tvmquant.frontend import (  # noqa: F401 (they register converters)
     converters_resize,
 )
 from tvmquant.frontend.branches import take_branch
-from tvmquant.frontend.context import Context, NonFiniteError, Value, as_float32
+from tvmquant.frontend.context import Context, NonFiniteError, Value
 from tvmquant.frontend.dialects import rewrite_nodes
-from tvmquant.frontend.dimensions import Array, Batch, Shape, UnsupportedNodeError, is_symbolic
+from tvmquant.frontend.dimensions import (
+    Array,
+    Batch,
+    Shape,
+    UnsupportedNodeError,
+    is_symbolic,
+)
 from tvmquant.frontend.fold import NOT_FOLDED, evaluate_constant
+from tvmquant.frontend.function_bodies import SPELLED_OUT, spell_out
 from tvmquant.frontend.input_types import InputType
 from tvmquant.frontend.node import Node
 from tvmquant.frontend.prepare import Prepared, live_nodes, name_nodes
 from tvmquant.frontend.quantized_tensor import QuantizedTensor
 from tvmquant.frontend.registry import CONVERTERS
+from tvmquant.frontend.results import check_batches, returned
 from tvmquant.frontend.shape_ops import evaluate
 from tvmquant.frontend.stored_integers import moved_by, stored_by
 from tvmquant.frontend.support import UnsupportedNode, find_unsupported, raise_unsupported
+from tvmquant.frontend.value_types import type_of
 from tvmquant.graph import Graph
 
 _LOG = logging.getLogger(__name__)
@@ -67,6 +79,9 @@ class _Importer:
                 continue
             self.context.node = node
             try:
+                if self._is_spelled_out(node):
+                    self._convert_definition(node)
+                    continue
                 results = self._convert(node)
             except NonFiniteError as error:
                 raise ModelError(
@@ -80,7 +95,8 @@ class _Importer:
                 raise
             except Exception as error:  # TVM's type inference raises errors of many types
                 _LOG.debug("node %s", node.name, exc_info=True)
-                reason = (str(error).strip() or repr(error)).splitlines()[-1]
+                last = (str(error).strip() or repr(error)).splitlines()[-1]
+                reason = f"what it reads does not fit together, or TVM cannot compute it: {last}"
                 self.found.append(UnsupportedNode(node.name, node.op_type, reason))
             else:
                 values.update(zip(node.outputs, results, strict=False))
@@ -88,14 +104,31 @@ class _Importer:
 
     def _convert_branch(self, node: Node, condition: Array) -> None:
         """Convert the branch that an ``If`` of a known condition takes."""
-        values = self.context.values
         if is_symbolic(condition) or condition.size != 1:
             reason = "its condition is not one constant, or depends on the batch size"
             self.found.append(UnsupportedNode(node.name, node.op_type, reason))
             return
-        protos = take_branch(node, bool(np.all(condition)))
+        self._convert_inner(node, take_branch(node, bool(np.all(condition))), self.model.opsets)
+
+    def _is_spelled_out(self, node: Node) -> bool:
+        values = [self.context.values[name] for name in node.inputs]
+        known = all(value is None or isinstance(value, np.ndarray) for value in values)
+        return node.op_type in SPELLED_OUT and not known
+
+    def _convert_definition(self, node: Node) -> None:
+        """Convert the nodes that ONNX defines an operator by."""
+        types = [type_of(self.context, index) for index in range(len(node.inputs))]
+        given = (name for each in self.model.nodes for name in each.outputs)
+        protos, opsets = spell_out(node, types, {*given, *self.context.values})
+        self._convert_inner(node, protos, opsets)
+
+    def _convert_inner(
+        self, node: Node, protos: Sequence[onnx.NodeProto], opsets: Mapping[str, int]
+    ) -> None:
+        """Convert nodes that stand for another one and compute its outputs."""
+        values = self.context.values
         names = {each.name for each in self.model.nodes} | self.nodes.keys()
-        named = name_nodes(protos, self.model.opsets, names, f"{node.name}/")
+        named = name_nodes(protos, opsets, names, f"{node.name}/")
         nodes = live_nodes(named, node.outputs)
         arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
         known = {name: array for name, array in arrays.items() if not is_symbolic(array)}
@@ -227,7 +260,7 @@ def import_model(
                 importer.run()
                 if not found:
                     results = [
-                        builder.emit_output(_output(context, value)) for value in model.outputs
+                        builder.emit_output(returned(context, value)) for value in model.outputs
                     ]
             except ModelError as error:
                 failure = error
@@ -237,7 +270,7 @@ def import_model(
     position = {name: index for index, name in enumerate(importer.nodes)}
     raise_unsupported(model.name, sorted(found, key=lambda node: position[node.name]))
     if assumed_batch is not None:
-        _check_outputs(model, [context.shape(result) for result in results])
+        check_batches(model, [context.shape(result) for result in results])
     return Graph(
         module=relax.transform.DeadCodeElimination()(builder.get()),
         level="L0",
@@ -245,21 +278,3 @@ def import_model(
         input_names=tuple(item.name for item in inputs),
         output_names=tuple(value.name for value in model.outputs),
     )
-
-
-def _output(context: Context, output: onnx.ValueInfoProto) -> relax.Expr:
-    value = context.values[output.name]
-    if isinstance(value, np.ndarray):
-        if is_symbolic(value):
-            raise ModelError(f"output {output.name!r} is the batch size; remove it from the model")
-        return context.embed(as_float32(value))
-    if isinstance(value, QuantizedTensor):
-        return context.emit(value.integers())
-    return value
-
-
-def _check_outputs(model: Prepared, shapes: list[Shape]) -> None:
-    """Reject the assumption of a symbolic batch if an output does not carry it in front."""
-    for output, shape in zip(model.outputs, shapes, strict=True):
-        if not shape or shape[0] != Batch() or any(isinstance(dim, Batch) for dim in shape[1:]):
-            raise UnsupportedModelError(f"output {output.name!r} does not begin with the batch")

@@ -22,16 +22,15 @@ Check: TypeAlias = Callable[[Node, Ranks], "str | None"]
 _NAMES = """
 Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization Cast
 CastLike Ceil Celu Clip Concat ConstantOfShape Conv ConvTranspose Cos Cosh DepthToSpace
-DequantizeLinear Div
-Dropout Elu Equal Erf Exp Expand Flatten Floor GRU Gather Gelu Gemm GlobalAveragePool
-GlobalLpPool GlobalMaxPool Greater GreaterOrEqual GroupNormalization HardSigmoid HardSwish
-Hardmax Identity InstanceNormalization LRN LSTM LayerNormalization LeakyRelu Less LessOrEqual
-Log LogSoftmax LpNormalization LpPool MatMul Max MaxPool Mean MeanVarianceNormalization Min Mish
-Mul Neg Not OneHot Or PRelu Pad Pow QuantizeLinear RMSNormalization RNN Reciprocal ReduceL1 ReduceL2
-ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceSum ReduceSumSquare Relu
-Reshape Resize Round Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice Softmax Softplus
-Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh ThresholdedRelu Tile Transpose
-Trilu Unsqueeze Upsample Where Xor
+DequantizeLinear Div Dropout Elu Equal Erf Exp Expand Flatten Floor GRU Gather Gelu Gemm
+GlobalAveragePool GlobalLpPool GlobalMaxPool Greater GreaterOrEqual GroupNormalization HardSigmoid
+HardSwish Hardmax Identity InstanceNormalization IsInf IsNaN LRN LSTM LayerNormalization LeakyRelu
+Less LessOrEqual Log LogSoftmax LpNormalization LpPool MatMul Max MaxPool Mean
+MeanVarianceNormalization Min Mish Mul Neg Not OneHot Or PRelu Pad Pow QuantizeLinear
+RMSNormalization RNN Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean
+ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize Round Selu Shape Shrink Sigmoid
+Sign Sin Sinh Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan
+Tanh ThresholdedRelu Tile Transpose Trilu Unsqueeze Upsample Where Xor
 """
 OPERATORS = frozenset(_NAMES.split())
 
@@ -88,14 +87,6 @@ def _check_batch_norm(node: Node, _: Ranks) -> str | None:
     return None
 
 
-def _check_layer_norm(node: Node, _: Ranks) -> str | None:
-    return "its mean and deviation outputs are used" if _used_outputs(node) > 1 else None
-
-
-def _check_dropout(node: Node, _: Ranks) -> str | None:
-    return "its output of a mask is used" if _used_outputs(node) > 1 else None
-
-
 def _check_lp_norm(node: Node, _: Ranks) -> str | None:
     order = node.integer("p", 2)
     return None if order in (1, 2) else f"p={order}, expected 1 or 2"
@@ -104,12 +95,6 @@ def _check_lp_norm(node: Node, _: Ranks) -> str | None:
 def _check_lrn(node: Node, _: Ranks) -> str | None:
     size = node.integer("size", 1)
     return None if size >= 1 else f"size={size}, expected at least 1"
-
-
-def _check_arg(node: Node, _: Ranks) -> str | None:
-    if node.integer("select_last_index", 0):
-        return "select_last_index=1 is not supported"
-    return None
 
 
 def _check_pad(node: Node, _: Ranks) -> str | None:
@@ -155,17 +140,13 @@ def _check_recurrent(node: Node, _: Ranks) -> str | None:
 
 
 CHECKS: dict[str, Check] = {
-    "ArgMax": _check_arg,
-    "ArgMin": _check_arg,
     "AveragePool": _check_window,
     "BatchNormalization": _check_batch_norm,
     "Conv": _check_window,
     "ConvTranspose": _check_window,
-    "Dropout": _check_dropout,
     "GRU": _check_recurrent,
     "LRN": _check_lrn,
     "LSTM": _check_recurrent,
-    "LayerNormalization": _check_layer_norm,
     "LpNormalization": _check_lp_norm,
     "LpPool": _check_lp_pool,
     "MaxPool": _check_max_pool,

@@ -20,7 +20,7 @@ from tvmquant.model_metadata import TIES
 
 Source: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
 
-OPSETS = range(7, 26)
+OPSETS = range(7, 29)
 # ONNX withdrew their first version for another, but exporters wrote it
 _DEPRECATED = ("GroupNormalization",)
 
@@ -94,7 +94,8 @@ def prepare(source: Source, name: str | None) -> Prepared:
     if not graph.output:
         raise ModelError(f"{label}: the model has no outputs")
     opsets = {entry.domain: int(entry.version) for entry in model.opset_import}
-    opset = opsets.get("", opsets.get("ai.onnx", 0))
+    # a model of other domains only is refused by its operators
+    opset = opsets.get("", opsets.get("ai.onnx", OPSETS[-1]))
     if opset not in OPSETS:
         raise ModelError(
             f"{label}: the model uses opset {opset}, supported are {OPSETS[0]} to {OPSETS[-1]}; "

@@ -10,6 +10,7 @@ import onnx
 from tvmquant.errors import ModelError, UnsupportedModelError
 from tvmquant.frontend.branches import computed_from, subgraphs
 from tvmquant.frontend.fold import NOT_FOLDED
+from tvmquant.frontend.function_bodies import SPELLED_OUT
 from tvmquant.frontend.node import Node
 from tvmquant.frontend.operators import CHECKS, OPERATORS
 from tvmquant.frontend.prepare import check_with_onnx
@@ -146,7 +147,7 @@ def _why_unknown(node: Node, nodes: Sequence[Node], constants: Container[str]) -
         return _ADVICE[node.op_type]
     if node.op_type in _QUANTIZED:
         return _QUANTIZED[node.op_type]
-    if node.op_type in OPERATORS or node.op_type in SHAPE_OPERATORS:
+    if node.op_type in OPERATORS | SPELLED_OUT or node.op_type in SHAPE_OPERATORS:
         return None
     if _is_known_operator(node):
         return "the operator is not supported"

@@ -75,6 +75,15 @@ def log_softmax(call: OpCall) -> Array:
     return result
 
 
+def batch_norm(call: OpCall) -> tuple[Array, Array, Array]:
+    """Normalize channels (axis 1) by given statistics, then scale and shift."""
+    x, gamma, beta, mean, variance = call.args
+    deviation = np.sqrt(variance + x.dtype.type(call.attrs["epsilon"]))
+    scale, shift = _along(gamma / deviation, x, call), _along(beta, x, call)
+    result: Array = (x - _along(mean, x, call)) * scale + shift
+    return result, mean, variance
+
+
 def layer_norm(call: OpCall) -> Array:
     """Normalize over ``axes``, then scale and shift; variance without correction."""
     x, gamma, beta = call.args
@@ -189,10 +198,14 @@ FLOAT_OPS: dict[str, Operator] = {
     "relax.nn.prelu": prelu,
     "relax.nn.softmax": softmax,
     "relax.nn.log_softmax": log_softmax,
+    "relax.nn.batch_norm": batch_norm,
     "relax.nn.layer_norm": layer_norm,
     "relax.nn.group_norm": group_norm,
     "relax.matmul": matmul,
     "relax.astype": astype,
     "relax.mean": _reduction(np.mean),
     "relax.sum": _reduction(np.sum),
+    "relax.prod": _reduction(np.prod),
+    "relax.isnan": _comparison(np.isnan),
+    "relax.isinf": _comparison(np.isinf),
 }

@@ -80,6 +80,11 @@ def take(call: OpCall) -> Array:
     return result
 
 
+def flip(call: OpCall) -> Array:
+    """Reverse one axis."""
+    return np.flip(call.args[0], call.attrs["axis"])
+
+
 def pad(call: OpCall) -> Array:
     """Pad with a constant or its own values; ``pad_width`` alternates before and after."""
     x, widths = call.args[0], np.reshape(call.attrs["pad_width"], (-1, 2))
@@ -158,6 +163,7 @@ STRUCTURAL_OPS: dict[str, Operator] = {
     "relax.expand_dims": expand_dims,
     "relax.broadcast_to": broadcast_to,
     "relax.take": take,
+    "relax.flip": flip,
     "relax.nn.pad": pad,
     "relax.nn.max_pool2d": max_pool2d,
     "relax.max": _extreme(np.max),

@@ -37,7 +37,8 @@ def make_function(call: relax.Call) -> Callable[..., Any]:
     Raises
     ------
     UnsupportedModelError
-        If the operator, or an attribute of it, has no torch function; names the node.
+        If the operator, or an attribute of it, has no torch function; names the node. The function
+        raises it where torch does not compute with the types that it is given.
     """
     maker = OPERATORS.get(str(call.op.name)) if isinstance(call.op, tvm.ir.Op) else None
     name = getattr(call.op, "name", str(call.op))
@@ -46,15 +47,33 @@ def make_function(call: relax.Call) -> Callable[..., Any]:
             f"node {span_name(call)!r}: the operator {name} has no torch function; calibration "
             f"supports {', '.join(sorted(OPERATORS))}"
         )
+    label = f"node {span_name(call)!r}, operator {name}"
     try:
-        return maker(call)
+        function = maker(call)
     except UnsupportedModelError as error:
-        raise UnsupportedModelError(f"node {span_name(call)!r}, operator {name}: {error}") from None
+        raise UnsupportedModelError(f"{label}: {error}") from None
+
+    def compute(*operands: Any) -> Any:
+        try:
+            return function(*operands)
+        except NotImplementedError as error:
+            raise UnsupportedModelError(f"{label}: {error}; cast what it reads before") from None
+
+    return compute
 
 
 def _plain(function: Callable[..., Any]) -> Maker:
     """Serve an operator whose call has no attributes."""
     return lambda _call: function
+
+
+def _comparison(function: Callable[[Any, Any], Tensor]) -> Maker:
+    return lambda _call: lambda a, b: function(_comparable(a), _comparable(b))
+
+
+def _comparable(x: Tensor) -> Tensor:
+    """Return a tensor in a type that torch compares: not those that it stores only."""
+    return x.long() if x.dtype in (torch.uint16, torch.uint32) else x
 
 
 def _clip(call: relax.Call) -> Callable[[Tensor], Tensor]:
@@ -89,6 +108,14 @@ def _reduction(function: Callable[..., Tensor]) -> Maker:
         return lambda x: function(x, dim=axes or list(range(x.ndim)), keepdim=keep)
 
     return make
+
+
+def _product(call: relax.Call) -> Callable[[Tensor], Tensor]:
+    """Multiply along one axis after another: torch takes one at a time."""
+    rank, keep = len(call.args[0].ty.shape.values), bool(call.attrs.keepdims)
+    axes = range(rank) if call.attrs.axis is None else integers(call.attrs.axis)
+    order = sorted((axis % rank for axis in axes), reverse=True)
+    return lambda x: functools.reduce(lambda y, axis: torch.prod(y, axis, keepdim=keep), order, x)
 
 
 def _batch_norm(call: relax.Call) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
@@ -222,6 +249,11 @@ def _expand_dims(call: relax.Call) -> Callable[[Tensor], Tensor]:
     return lambda x: functools.reduce(torch.unsqueeze, axes, x)
 
 
+def _flip(call: relax.Call) -> Callable[[Tensor], Tensor]:
+    axis = int(call.attrs.axis)
+    return lambda x: torch.flip(x, [axis])
+
+
 def _take(call: relax.Call) -> Callable[[Tensor, Tensor], Tensor]:
     axis = int(call.attrs.axis or 0) % len(call.args[0].ty.shape.values)
 
@@ -275,6 +307,8 @@ OPERATORS: dict[str, Maker] = {
     "relax.square": _plain(torch.square),
     "relax.sqrt": _plain(torch.sqrt),
     "relax.rsqrt": _plain(torch.rsqrt),
+    "relax.isnan": _plain(torch.isnan),
+    "relax.isinf": _plain(torch.isinf),
     "relax.exp": _plain(torch.exp),
     "relax.log": _plain(torch.log),
     "relax.erf": _plain(torch.erf),
@@ -297,10 +331,10 @@ OPERATORS: dict[str, Maker] = {
     "relax.sinh": _plain(torch.sinh),
     "relax.tan": _plain(torch.tan),
     "relax.equal": _plain(torch.eq),
-    "relax.greater": _plain(torch.gt),
-    "relax.greater_equal": _plain(torch.ge),
-    "relax.less": _plain(torch.lt),
-    "relax.less_equal": _plain(torch.le),
+    "relax.greater": _comparison(torch.gt),
+    "relax.greater_equal": _comparison(torch.ge),
+    "relax.less": _comparison(torch.lt),
+    "relax.less_equal": _comparison(torch.le),
     "relax.logical_and": _plain(torch.logical_and),
     "relax.logical_or": _plain(torch.logical_or),
     "relax.logical_xor": _plain(torch.logical_xor),
@@ -320,6 +354,7 @@ OPERATORS: dict[str, Maker] = {
     "relax.nn.group_norm": _group_norm,
     "relax.mean": _reduction(torch.mean),
     "relax.sum": _reduction(torch.sum),
+    "relax.prod": _product,
     "relax.max": _reduction(torch.amax),
     "relax.min": _reduction(torch.amin),
     "relax.argmax": _arg_extreme(torch.argmax),
@@ -336,6 +371,7 @@ OPERATORS: dict[str, Maker] = {
     "relax.squeeze": _squeeze,
     "relax.expand_dims": _expand_dims,
     "relax.take": _take,
+    "relax.flip": _flip,
     "relax.tile": _tile,
     "relax.full": _full,
     "relax.astype": _astype,

@@ -1,4 +1,4 @@
-"""Activations defined by cases equal ONNX Runtime."""
+"""Activations equal ONNX Runtime."""
 
 import numpy as np
 import pytest
@@ -8,6 +8,12 @@ from tvmquant.errors import UnsupportedModelError
 from tvmquant.frontend import load_onnx
 
 IMAGE = {"x": ("N", 3, 5, 4)}
+
+
+def activation(make_model, kind, **attributes):
+    return make_model([helper.make_node(kind, ["x"], ["y"], **attributes)], IMAGE, opset=20)
+
+
 CASES = {
     "thresholded": ("ThresholdedRelu", {"alpha": 0.3}, 17, None),
     "shrink": ("Shrink", {"lambd": 0.4, "bias": 0.2}, 17, None),
@@ -28,6 +34,46 @@ def test_activations(make_model, compare, case):
     node = helper.make_node(kind, names, ["y"], **attributes)
     constants = {} if second is None else {"c": second}
     compare(make_model([node], IMAGE, constants=constants, opset=opset))
+
+
+DECOMPOSED = {
+    "Celu": {"alpha": 0.3},
+    "Elu": {"alpha": 0.3},
+    "HardSigmoid": {"alpha": 0.15},
+    "HardSwish": {},
+    "Mish": {},
+    "Selu": {},
+    "Softplus": {},
+    "Softsign": {},
+}
+
+
+@pytest.mark.parametrize("kind", DECOMPOSED)
+def test_decomposed_activations(make_model, compare, operators, kind):
+    allowed = {"abs", "add", "clip", "divide", "exp", "log", "multiply", "negative", "nn.relu"}
+    allowed |= {"tanh"}
+    graph = compare(activation(make_model, kind, **DECOMPOSED[kind]))
+    assert set(operators(graph)) <= allowed
+
+
+def test_attributes_of_activations(make_model, compare):
+    compare(activation(make_model, "Gelu", approximate="tanh"))
+    compare(activation(make_model, "LeakyRelu", alpha=0.3))
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (1,)])
+def test_prelu(make_model, compare, shape):
+    slope = np.linspace(0.1, 0.4, np.prod(shape), dtype=np.float32).reshape(shape)
+    node = helper.make_node("PRelu", ["x", "c"], ["y"])
+    compare(make_model([node], IMAGE, constants={"c": slope}))
+
+
+@pytest.mark.parametrize("dtype", ["int64", "bool"])
+@pytest.mark.parametrize("upper", [0, 1])
+def test_triangles_of_integers(make_model, compare, dtype, upper):
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    node = helper.make_node("Trilu", ["x"], ["y"], upper=upper)
+    compare(make_model([node], IMAGE, element=element))
 
 
 REJECTED = {

@@ -54,9 +54,6 @@ ONE_INPUT = {
         },
         17,
     ),
-    "gather_one": (node("Gather", ["x", "c"], axis=1), {"c": np.int64(-1)}, 17),
-    "gather_range": (node("Gather", ["x", "c"], axis=2), {"c": integers(1, 2, 3)}, 17),
-    "gather": (node("Gather", ["x", "c"], axis=2), {"c": np.array([[1, -2], [5, 3]])}, 17),
     "expand": (node("Expand", ["x", "c"]), {"c": integers(2, 1, 1, 1, 1)}, 17),
     "tile": (node("Tile", ["x", "c"]), {"c": integers(1, 2, 1, 3)}, 17),
     "pad": (
@@ -86,7 +83,6 @@ ONE_INPUT = {
         {"c": integers(1, 2, 3, 4), "a": integers(2, -1)},
         18,
     ),
-    "space_to_depth": (node("SpaceToDepth", ["x"], blocksize=2), {}, 17),
 }
 
 
@@ -101,12 +97,6 @@ def test_squeeze(make_model, compare, opset):
     constants = {"c": integers(2, -1)} if opset == 17 else {}
     squeeze = node("Squeeze", ["x", "c"]) if constants else node("Squeeze", ["x"], axes=[2, 3])
     compare(make_model([squeeze], {"x": ("N", 3, 1, 1)}, constants=constants, opset=opset))
-
-
-@pytest.mark.parametrize("mode", ["DCR", "CRD"])
-def test_depth_to_space(make_model, compare, mode):
-    shuffle = node("DepthToSpace", ["x"], blocksize=2, mode=mode)
-    compare(make_model([shuffle], {"x": ("N", 8, 3, 4)}))
 
 
 SPLITS = {
@@ -199,3 +189,24 @@ def test_a_slice_to_the_end_of_the_batch_is_none(make_model, end):
     values = {name: np.array(v, np.int64) for name, v in ints.items()}
     graph = load_onnx(make_model([node], {"x": ("N", 3, 4)}, constants=values))
     assert graph.outputs[0][1] == (None, 2, 4)
+
+
+def test_parts_without_elements_are_left_out(make_model, compare, operators):
+    nodes = [
+        node("Split", ["x", "sizes"], ["a", "b", "c"], axis=2),
+        node("Neg", ["a"], ["d"]),
+        node("Concat", ["b", "d", "c"], ["y"], axis=2),
+    ]
+    model = make_model(nodes, IMAGE, constants={"sizes": integers(2, 0, 4)})
+    assert operators(compare(model)) == ["strided_slice", "strided_slice", "negative", "concat"]
+
+
+@pytest.mark.parametrize("reader", ["Neg", "Identity"])
+def test_a_part_without_elements_is_not_read(make_model, reader):
+    nodes = [
+        node("Split", ["x", "sizes"], ["a", "b"], axis=2),
+        node(reader, ["a"], ["y"]),
+    ]
+    model = make_model(nodes, IMAGE, constants={"sizes": integers(0, 6)})
+    with pytest.raises(UnsupportedModelError, match=r"shape \(N, 3, 0, 4\)"):
+        load_onnx(model)

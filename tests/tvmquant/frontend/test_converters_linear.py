@@ -155,3 +155,10 @@ def test_layer_normalization(make_model, compare, axis):
     node = helper.make_node("LayerNormalization", ["x", "g"], ["y"], axis=axis)
     scale = values(8) if axis == -1 else values(9, 8)
     compare(make_model([node], {"x": ("N", 3, 9, 8)}, constants={"g": scale}))
+
+
+def test_layer_normalization_returns_its_statistics(make_model, compare):
+    node = helper.make_node("LayerNormalization", ["x", "g"], ["y", "mean", "deviation"], axis=2)
+    outputs = ("y", "mean", "deviation")
+    model = make_model([node], {"x": ("N", 3, 9, 8)}, outputs, constants={"g": values(9, 8)})
+    compare(model)

@@ -36,6 +36,32 @@ def test_a_constant_mask_may_select_infinities(make_model, compare):
     compare(make_model(nodes, IMAGE, constants={"m": mask, "c": np.float32(-np.inf)}))
 
 
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("shape", [(), (5, 1)])
+def test_a_choice_that_is_known_is_one_of_its_branches(
+    make_model, compare, operators, known, shape
+):
+    nodes = [node("Where", "mxc", "a"), node("Neg", "a", "y")]
+    constants = {"m": np.full(shape, known), "c": np.arange(4, dtype=np.float32)}
+    found = operators(compare(make_model(nodes, IMAGE, constants=constants)))
+    assert found == ([] if known else ["broadcast_to"]) + ["negative"]
+
+
+@pytest.mark.parametrize("signs", [(1, 1), (1, 0), (0, 1), (0, 0)])
+def test_infinities_and_nan_are_found(make_model, compare, signs):
+    """Quotients by rounded numbers are infinite, those of zeros NaN."""
+    detect = dict(zip(("detect_positive", "detect_negative"), signs, strict=True))
+    nodes = [
+        node("Round", "x", "r"),
+        node("Div", "rr", "q"),
+        node("Div", "xr", "p"),
+        node("IsNaN", "q", "a"),
+        helper.make_node("IsInf", ["p"], ["b"], **detect),
+        node("Or", "ab", "y"),
+    ]
+    compare(make_model(nodes, IMAGE, opset=20, output_element=TensorProto.BOOL))
+
+
 def test_branches_of_other_types_are_rejected(make_model):
     nodes = [node("Greater", "xc", "m"), node("Where", "mxi", "y")]
     model = make_model(nodes, IMAGE, constants={"c": np.float32(0), "i": np.int64(1)})

@@ -1,10 +1,10 @@
-"""Elementwise operators and activations equal ONNX Runtime."""
+"""Arithmetic, clips and softmax equal ONNX Runtime."""
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
 
-from tvmquant.errors import UnsupportedModelError
+from tvmquant.errors import ModelError, UnsupportedModelError
 from tvmquant.frontend import load_onnx
 
 IMAGE = {"x": ("N", 3, 5, 4)}
@@ -50,31 +50,6 @@ def test_functions_of_an_interval(make_model, compare, kind):
         nodes.append(helper.make_node("Exp", ["s"], ["e"]))
     nodes.append(helper.make_node(kind, ["e" if kind == "Acosh" else "s"], ["y"]))
     compare(make_model(nodes, IMAGE))
-
-
-DECOMPOSED = {
-    "Celu": {"alpha": 0.3},
-    "Elu": {"alpha": 0.3},
-    "HardSigmoid": {"alpha": 0.15},
-    "HardSwish": {},
-    "Mish": {},
-    "Selu": {},
-    "Softplus": {},
-    "Softsign": {},
-}
-
-
-@pytest.mark.parametrize("kind", DECOMPOSED)
-def test_decomposed_activations(make_model, compare, operators, kind):
-    allowed = {"abs", "add", "clip", "divide", "exp", "log", "multiply", "negative", "nn.relu"}
-    allowed |= {"tanh"}
-    graph = compare(unary(make_model, kind, **DECOMPOSED[kind]))
-    assert set(operators(graph)) <= allowed
-
-
-def test_attributes_of_activations(make_model, compare):
-    compare(unary(make_model, "Gelu", approximate="tanh"))
-    compare(unary(make_model, "LeakyRelu", alpha=0.3))
 
 
 @pytest.mark.parametrize("kind", ["Sqrt", "Log", "Reciprocal"])
@@ -155,35 +130,10 @@ def test_clip_without_limits_vanishes(make_model, operators):
     assert operators(load_onnx(make_model(nodes, IMAGE))) == ["negative"]
 
 
-@pytest.mark.parametrize("shape", [(3, 1, 1), (1,)])
-def test_prelu(make_model, compare, shape):
-    slope = np.linspace(0.1, 0.4, np.prod(shape), dtype=np.float32).reshape(shape)
-    node = helper.make_node("PRelu", ["x", "c"], ["y"])
-    compare(make_model([node], IMAGE, constants={"c": slope}))
-
-
 @pytest.mark.parametrize("kind", ["Softmax", "LogSoftmax"])
 @pytest.mark.parametrize(("opset", "attributes"), [(11, {}), (11, {"axis": 2}), (13, {"axis": 1})])
 def test_softmax_of_old_and_new_opsets(make_model, compare, kind, opset, attributes):
     compare(unary(make_model, kind, opset=opset, **attributes))
-
-
-def test_identities_vanish(make_model, compare, operators):
-    nodes = [
-        helper.make_node("Identity", ["x"], ["a"]),
-        helper.make_node("Dropout", ["a"], ["b"]),
-        helper.make_node("Cast", ["b"], ["c"], to=TensorProto.DOUBLE),
-        helper.make_node("Cast", ["c"], ["d"], to=TensorProto.FLOAT),
-        helper.make_node("Neg", ["d"], ["y"]),
-    ]
-    assert operators(compare(make_model(nodes, IMAGE))) == ["negative"]
-
-
-def test_dropout_in_training_mode_is_rejected(make_model):
-    node = helper.make_node("Dropout", ["x", "", "t"], ["y"], name="drop")
-    model = make_model([node], IMAGE, constants={"t": np.array(True)})
-    with pytest.raises(UnsupportedModelError, match=r"drop \(Dropout\): .*training mode"):
-        load_onnx(model)
 
 
 def test_shapes_that_do_not_broadcast_are_rejected(make_model):
@@ -191,3 +141,44 @@ def test_shapes_that_do_not_broadcast_are_rejected(make_model):
     model = make_model([node], {"x": ("N", 3, 4), "z": ("N", 2, 4)})
     with pytest.raises(UnsupportedModelError, match=r"sum \(Add\): .*\(N, 3, 4\) and \(N, 2, 4\)"):
         load_onnx(model)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_powers_whose_exponents_are_data(make_model, compare, dtype):
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    nodes = [
+        helper.make_node("Sigmoid", ["x"], ["a"]),
+        helper.make_node("Round", ["x"], ["b"]),
+        helper.make_node("Cast", ["b"], ["c"], to=element),
+        helper.make_node("Pow", ["a", "c"], ["y"]),
+    ]
+    compare(make_model(nodes, IMAGE))
+
+
+def test_a_mask_of_infinities_is_chosen_not_added(make_model, compare, operators):
+    mask = np.where(np.triu(np.ones((5, 4), bool), 1), -np.inf, 0).astype(np.float32)
+    for shift, expected in ((0, ["where"]), (1, ["add", "where"])):
+        nodes = [
+            helper.make_node("Add", ["x", "c"], ["a"]),
+            helper.make_node("Softmax", ["a"], ["y"], axis=-2),
+        ]
+        model = make_model(nodes, IMAGE, constants={"c": mask + np.float32(shift)})
+        assert operators(compare(model)) == [*expected, "nn.softmax"]
+
+
+@pytest.mark.parametrize(
+    "bias", [np.full(4, -np.inf, "f"), np.full((5, 4), np.inf, "f"), np.full((5, 4), np.nan, "f")]
+)
+def test_infinities_that_are_no_mask_are_rejected(make_model, bias):
+    node = helper.make_node("Add", ["x", "c"], ["y"], name="sum")
+    with pytest.raises(ModelError, match=r"constant 'c' holds .*used by node 'sum'"):
+        load_onnx(make_model([node], IMAGE, constants={"c": bias}))
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((5, 4), []), ((), []), ((2, 1, 1, 1, 1), ["add"])]
+)
+def test_zeros_are_added_only_where_they_change_the_shape(make_model, operators, shape, expected):
+    nodes = [helper.make_node("Add", ["c", "x"], ["a"]), helper.make_node("Neg", ["a"], ["y"])]
+    model = make_model(nodes, {"x": (3, 5, 4)}, constants={"c": np.zeros(shape, np.float32)})
+    assert operators(load_onnx(model)) == [*expected, "negative"]

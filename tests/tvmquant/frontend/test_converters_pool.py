@@ -157,7 +157,9 @@ def test_global_max_pool(make_model, compare):
 
 
 @pytest.mark.parametrize("keepdims", [0, 1])
-@pytest.mark.parametrize("kind", ["ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"])
+@pytest.mark.parametrize(
+    "kind", ["ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd"]
+)
 def test_reductions(make_model, compare, kind, keepdims):
     node = helper.make_node(kind, ["x", "axes"], ["y"], keepdims=keepdims)
     axes = np.array([-1, 1], np.int64)
@@ -173,3 +175,12 @@ def test_reduction_over_the_symbolic_batch(make_model, compare):
 def test_arg_max(make_model, compare, kind):
     node = helper.make_node(kind, ["x"], ["y"], axis=1)
     compare(make_model([node], {"x": ("N", 5, 4)}, output_element=TensorProto.INT64))
+
+
+@pytest.mark.parametrize("kind", ["ArgMax", "ArgMin"])
+def test_the_last_of_equals(make_model, compare, kind):
+    nodes = [
+        helper.make_node("Sign", ["x"], ["s"]),
+        helper.make_node(kind, ["s"], ["y"], axis=-2, keepdims=0, select_last_index=1),
+    ]
+    compare(make_model(nodes, {"x": ("N", 9, 4)}, output_element=TensorProto.INT64))

@@ -252,7 +252,9 @@ def test_input_without_a_shape(make_model, compare):
     compare(model, input_shapes={"x": (None, 3)})
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "int64", "bool"])
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "int8", "uint16", "int16", "uint32", "int32", "int64", "bool"]
+)
 def test_integer_input(make_model, dtype):
     element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     node = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)
