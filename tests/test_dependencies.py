@@ -61,8 +61,8 @@ MAY_IMPORT = {
     "twin": {"arithmetic", "ir", "passes", "resize", "weight_pairs"},
     # what other runtimes run
     "export": {
-        "allocation", "arithmetic", "bit_choice", "graph", "ir", "passes", "resize", "simulator",
-        "weight_pairs",
+        "allocation", "arithmetic", "bit_choice", "data", "graph", "ir", "passes", "resize",
+        "simulator", "weight_pairs",
     },
     # from float to integers
     "calibration": {
@@ -111,8 +111,9 @@ MAY_IMPORT = {
     },
     "session": {
         "allocation", "benchmark", "bit_choice", "calibration", "data", "deploy", "devices",
-        "evaluation", "frontend", "graph", "layers", "machine", "mixed_precision", "output_quality",
-        "output_record", "quantization", "quantizer", "schedules.isa", "stage_cache", "tuning",
+        "evaluation", "frontend", "graph", "layers", "levels", "machine", "mixed_precision",
+        "output_quality", "output_record", "quantization", "quantizer", "schedules.isa",
+        "stage_cache", "tuning",
     },
     "compilation": {
         "allocation", "data", "deploy", "devices", "mixed_precision", "output_quality", "session",
@@ -120,7 +121,7 @@ MAY_IMPORT = {
     "demo": {"benchmark", "compilation", "data", "deploy", "evaluation", "frontend"},
     "cli": {
         "allocation", "benchmark", "bit_choice", "compilation", "data", "demo", "deploy", "devices",
-        "evaluation", "frontend", "graph", "inspection", "machine", "mixed_precision",
+        "evaluation", "export", "frontend", "graph", "inspection", "machine", "mixed_precision",
         "output_quality", "report", "sensitivity", "session", "target", "tuning",
     },
 }  # fmt: skip

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tvmquant.quantization import quantize as quantize
     from tvmquant.report import write_report as write_report
     from tvmquant.sensitivity import estimate_sensitivity as estimate_sensitivity
+    from tvmquant.session import reopen as reopen
     from tvmquant.simulator import simulate as simulate
     from tvmquant.tuning.tune import tune as tune
 
@@ -67,6 +68,7 @@ _EXPORTS: Final = {
     "preview": "tvmquant.inspection",
     "quantizable_layers": "tvmquant.layers",
     "quantize": "tvmquant.quantization",
+    "reopen": "tvmquant.session",
     "simulate": "tvmquant.simulator",
     "tune": "tvmquant.tuning.tune",
     "write_report": "tvmquant.report",

@@ -70,6 +70,23 @@ def taken_up(
     return record, False
 
 
+def kept(folder: Path, name: str, cls: type[Record], follows_from: Sequence[Any]) -> Record | None:
+    """Return a record that an earlier run made of the same; None where there is none.
+
+    Parameters
+    ----------
+    folder, name, cls, follows_from
+        As of `taken_up`.
+
+    Raises
+    ------
+    DataError
+        When the record is damaged.
+    """
+    path = _path(folder, name, cls, follows_from)
+    return load_record(cls, path, "compile the model again") if path.is_file() else None
+
+
 def _path(folder: Path, name: str, cls: type[BaseModel], follows_from: Sequence[Any]) -> Path:
     versions = [cls.model_fields["schema_version"].default, importlib.metadata.version("tvmquant")]
     key = json.dumps([*versions, *follows_from], sort_keys=True)

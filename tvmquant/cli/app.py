@@ -17,6 +17,7 @@ from tvmquant.cli.bench import bench
 from tvmquant.cli.compile import compile_model
 from tvmquant.cli.demo import demo
 from tvmquant.cli.eval import evaluate_library
+from tvmquant.cli.export import export_network
 from tvmquant.cli.inspect import inspect
 from tvmquant.cli.output import print_error
 from tvmquant.cli.plan import plan_model
@@ -64,6 +65,7 @@ app.command("report")(report)
 app.command("run")(run)
 app.command("plan")(plan_model)
 app.command("tune")(tune_model)
+app.command("export")(export_network)
 app.command("demo")(demo)
 
 

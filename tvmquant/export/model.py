@@ -46,6 +46,8 @@ class Exported:
         Where it rounds to integers.
     held : mapping of Var to Value
         What the library makes of each variable of the graph.
+    choices : dict of str to str
+        The choice of every layer, by its id.
     differences : tuple of str
         What it computes otherwise than the library, in words.
     """
@@ -54,6 +56,7 @@ class Exported:
     graph: Graph
     edges: tuple[WrittenEdge, ...]
     held: Mapping[relax.Var, Value]
+    choices: dict[str, str]
     differences: tuple[str, ...]
 
 
@@ -92,16 +95,18 @@ def to_onnx(
         producer_name="tvmquant",
         producer_version=version("tvmquant"),
     )
-    differences = _differences(writer, bias)
+    choices, differences = _choices(writer), _differences(writer, bias)
     facts = {
         model_metadata.VERSION: version("tvmquant"),
-        model_metadata.LAYERS: json.dumps(_choices(writer)),
+        model_metadata.LAYERS: json.dumps(choices),
         model_metadata.TIES: writer.ties,
         model_metadata.DIFFERENCES: json.dumps(differences),
         **({model_metadata.PLAN: plan.model_dump_json()} if plan is not None else {}),
     }
     helper.set_model_props(model, facts)
-    return Exported(model, graph, tuple(writer.edges), writer.reading.values, tuple(differences))
+    return Exported(
+        model, graph, tuple(writer.edges), writer.reading.values, choices, tuple(differences)
+    )
 
 
 def export_onnx(
@@ -191,13 +196,16 @@ def _choices(writer: NetworkWriter) -> dict[str, str]:
 
 
 def _differences(writer: NetworkWriter, bias: Bias) -> list[str]:
-    rounds = f"half {writer.ties}" if writer.ties == "up" else "half to even too"
-    found = [f"rounds half to even at float scales; the library {rounds}, at dyadic multipliers"]
+    rounds = "half up" if writer.ties == "up" else "half to even"
+    found = [
+        "runtimes round half to even at a float scale, the library "
+        f"{rounds} at a dyadic number beside it"
+    ]
     if bias == "int32" and writer.reading.layers:
-        found.append("biases are rounded to steps of the accumulator; the library's are not")
+        found.append("biases are rounded to steps of the accumulator, which the library's are not")
     if writer.kept_float:
         found.append(
             f"opset {writer.builder.opset} has no integers of 16 bits, in which the library keeps "
-            f"{', '.join(writer.kept_float)}; these stay float"
+            f"{', '.join(writer.kept_float)}; the file leaves these float"
         )
     return found

@@ -7,6 +7,15 @@ session of the same takes it up.
 
 from tvmquant.session.opening import DEFAULT_SAMPLES, open_session
 from tvmquant.session.options import Options
+from tvmquant.session.reopening import Reopened, reopen
 from tvmquant.session.session import COMPARED, Session
 
-__all__ = ["COMPARED", "DEFAULT_SAMPLES", "Options", "Session", "open_session"]
+__all__ = [
+    "COMPARED",
+    "DEFAULT_SAMPLES",
+    "Options",
+    "Reopened",
+    "Session",
+    "open_session",
+    "reopen",
+]
