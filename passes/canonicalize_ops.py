@@ -142,7 +142,8 @@ class _Canonicalizer(DataflowRewriter):
                 (1.0 / constant.astype(np.float64)).astype(constant.dtype),
             )
         if name == "relax.subtract" and constant_first:
-            minus_one = qop.constant(np.asarray(-1, constant.dtype))
+            # of the same shape: constants of several numbers begin a region, one is a function
+            minus_one = qop.constant(np.full(constant.shape, -1, constant.dtype))
             x = self.emit(_at(relax.op.multiply(x, minus_one), call.span))
         elif name == "relax.subtract":
             constant = -constant

@@ -49,6 +49,8 @@ class RegionFinder:
         self.calibrates = calibrates
         # what the model's own fake_quants give
         self.imported: set[relax.Var] = set()
+        # of these, what rounds ties to even: of models of others
+        self.even: set[relax.Var] = set()
         # attributes of those of weights
         self.imported_weights: dict[relax.Var, dict[str, Any]] = {}
         # of these, what has more bits than kernels read
@@ -188,6 +190,8 @@ class RegionFinder:
             self.imported_weights[var] = attrs
             return Form("float")
         self.imported.add(var)
+        if attrs.get("ties") == "even":
+            self.even.add(var)
         if formats.parse(attrs["format"]).bits > formats.MOST_BITS:
             self.wide.add(var)
         return Form("quantized")

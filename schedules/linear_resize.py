@@ -4,7 +4,7 @@
 
 ``r`` and ``c`` are multiples of ``2**-WEIGHT_BITS`` that add up to 1 (`tvmquant.resize.linear`), so
 that the scale and zero point of the input remain those of the output. Bytes are summed in 32 bits
-(255 * 2**22 < 2**31), 16-bit integers in 64.
+(255 * 2**22 < 2**31), 16-bit integers in 64, as are those of 24 bits in int32 (2**24 * 2**36).
 
 Strategy: 1. the channels, which all have the same neighbours, in vectors; 2. the rows in parallel.
 """
@@ -42,7 +42,7 @@ class LinearResizeSpec:
         (OH, OW): the int32 matrices ``rows`` (OH, 3) and ``columns`` (OW, 3) hold the lower and
         the upper neighbour of each row and column, and the weight of the upper one.
     dtype : str
-        ``"uint8"`` or ``"int16"``.
+        ``"uint8"``, ``"int16"`` or ``"int32"``.
     """
 
     shape: tuple[int, int, int, int]
@@ -65,8 +65,9 @@ def compute(spec: LinearResizeSpec) -> tirx.PrimFunc:
     x = te.placeholder(spec.shape, spec.dtype, name="x")
     rows = te.placeholder((spec.out_size[0], 3), "int32", name="rows")
     columns = te.placeholder((spec.out_size[1], 3), "int32", name="columns")
-    one = tirx.const(1 << WEIGHT_BITS, spec.sum_dtype)
-    half = tirx.const(1 << (2 * WEIGHT_BITS - 1), spec.sum_dtype)
+    bits = WEIGHT_BITS[spec.dtype]
+    one = tirx.const(1 << bits, spec.sum_dtype)
+    half = tirx.const(1 << (2 * bits - 1), spec.sum_dtype)
 
     def blend(low: Any, high: Any, weight: Any) -> tirx.PrimExpr:
         weight = weight.astype(spec.sum_dtype)
@@ -78,7 +79,7 @@ def compute(spec: LinearResizeSpec) -> tirx.PrimFunc:
             return blend(low, high, columns[w, 2])
 
         total = blend(of_row(rows[h, 0]), of_row(rows[h, 1]), rows[h, 2])
-        return ((total + half) >> (2 * WEIGHT_BITS)).astype(spec.dtype)
+        return ((total + half) >> (2 * bits)).astype(spec.dtype)
 
     return te.create_prim_func([x, rows, columns, te.compute(output_shape(spec), element, "out")])
 

@@ -12,8 +12,11 @@ import numpy as np
 from tvmquant.arithmetic import Array, IntArray
 from tvmquant.errors import QuantizationError
 
-# of linear interpolation in integers, per axis: of bytes the weighted sum then fits 32 bits
-WEIGHT_BITS = 11
+# Of the weights of linear interpolation in integers, per axis, by the type that is resized: the
+# weighted sum of bytes then fits 32 bits, and that of 24 bits in int32 (`RESIZED_BITS`) 64.
+WEIGHT_BITS = {"uint8": 11, "int16": 11, "int32": 18}
+# what integers in int32 stay below
+RESIZED_BITS = 24
 
 # TVM nudges coordinates by this before floor and ceil.
 _EPSILON = np.float32(1e-5)
@@ -64,12 +67,12 @@ def coordinates(extent: int, target: int, mode: str, start: float = 0.0, end: fl
     raise QuantizationError(f"unknown coordinate_transformation_mode {mode!r}")
 
 
-def linear(positions: Array, extent: int) -> tuple[IntArray, IntArray, IntArray]:
+def linear(positions: Array, extent: int, bits: int) -> tuple[IntArray, IntArray, IntArray]:
     """Return the two neighbours of real positions, and the weight of the upper one.
 
-    Weights are multiples of ``2**-WEIGHT_BITS``, rounded half to even: exact for factors that are
-    powers of two up to ``2**(WEIGHT_BITS - 1)``, else off by half of that, which moves an
-    interpolated value by no more than ``2**-(WEIGHT_BITS + 1)`` of the neighbours' difference.
+    Weights are multiples of ``2**-bits``, rounded half to even: exact for factors that are powers
+    of two up to ``2**(bits - 1)``, else off by half of that, which moves an interpolated value by
+    no more than ``2**-(bits + 1)`` of the neighbours' difference.
 
     Parameters
     ----------
@@ -77,9 +80,11 @@ def linear(positions: Array, extent: int) -> tuple[IntArray, IntArray, IntArray]
         From `coordinates`.
     extent : int
         Input extent; beyond it stands the border's value.
+    bits : int
+        From `WEIGHT_BITS`.
     """
     lower = np.floor(positions).astype(np.int64)
-    weight = np.rint((positions - lower) * np.float32(1 << WEIGHT_BITS)).astype(np.int64)
+    weight = np.rint((positions - lower) * np.float32(1 << bits)).astype(np.int64)
     return np.clip(lower, 0, extent - 1), np.clip(lower + 1, 0, extent - 1), weight
 
 

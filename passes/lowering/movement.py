@@ -8,7 +8,7 @@ from tvm import relax
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.tensor_types import dtype_of, nhwc_shape, static_shape
 from tvmquant.passes.lowering.emitter import Handler, Lowerer
-from tvmquant.resize import coordinates, linear, nearest
+from tvmquant.resize import WEIGHT_BITS, coordinates, linear, nearest
 from tvmquant.schedules import linear_resize, structural
 
 
@@ -95,8 +95,9 @@ def _resize(lowerer: Lowerer, call: relax.Call) -> relax.Expr | None:
     x = lowerer.lookup(call.args[0])
     extents, size = nhwc_shape(x)[1:3], nhwc_shape(call)[1:3]
     if str(a.method) == "linear":
+        bits = WEIGHT_BITS[dtype_of(x)]
         taps = [
-            np.stack(linear(coordinates(extent, target, mode), extent), 1).astype(np.int32)
+            np.stack(linear(coordinates(extent, target, mode), extent, bits), 1).astype(np.int32)
             for extent, target in zip(extents, size, strict=True)
         ]
         layer = linear_resize.LinearResizeSpec(nhwc_shape(x), size, dtype_of(x))

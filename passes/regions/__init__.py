@@ -18,6 +18,7 @@ from tvmquant.passes.regions.batch_norm import BatchNormRegion
 from tvmquant.passes.regions.contraction import ContractionRegion
 from tvmquant.passes.regions.extreme import ExtremeRegion
 from tvmquant.passes.regions.mover import MoverRegion
+from tvmquant.passes.regions.resize import ResizeRegion
 from tvmquant.passes.regions.slope import SlopeRegion
 from tvmquant.passes.regions.table import Chain, TableRegion
 from tvmquant.passes.regions.window_mean import WindowMeanRegion
@@ -33,6 +34,7 @@ KINDS: tuple[RegionKind, ...] = (
     ClipRegion(),
     SlopeRegion(),
     ConstantRegion(),
+    ResizeRegion(),
     MoverRegion(),
     TableRegion(),
     SumRegion(),

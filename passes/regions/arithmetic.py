@@ -82,7 +82,10 @@ class ConstantRegion(RegionKind):
         positive = is_scalar(constant) and float(constant.reshape(())) > 0
         if rescales and positive and form.kind == "clipped" and absorbs:
             return form
-        if is_scalar(constant) or not is_linear(call, constant, first):
+        # one number is a part of a table, of 8 bits only
+        if not is_linear(call, constant, first) or (
+            is_scalar(constant) and not finder.is_wide(tensor)
+        ):
             return None
         finder.request(tensor, qop.ACTIVATION)
         return Form("accumulator")
@@ -95,7 +98,9 @@ class ConstantRegion(RegionKind):
         if len(tensors) != 1 or not keeps_shape(call, tensors[0]):
             return None
         constant, first = _constant(call)
-        begins = isinstance(values[0], Quantized) and not is_scalar(constant)
+        begins = isinstance(values[0], Quantized) and (
+            not is_scalar(constant) or values[0].format.bits > MOST_BITS
+        )
         if not begins and not isinstance(values[0], Accumulator):
             return None
         region = as_accumulator(values[0])

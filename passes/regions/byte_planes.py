@@ -19,6 +19,7 @@ from tvmquant.ir.rewriter import span_name
 from tvmquant.passes.accumulator import Contraction, Quantized, Term
 from tvmquant.passes.region_operators import along, output_axis
 from tvmquant.passes.regions.contraction import dot_span, emitted_sums
+from tvmquant.passes.regions.window_sums import exact_sums, has_zero_points
 
 if TYPE_CHECKING:
     from tvmquant.passes.insert_requantize import Integerizer
@@ -34,11 +35,13 @@ def sums_of_bytes(integerizer: Integerizer, layer: Contraction) -> tuple[Term, T
     low = _low_byte(integerizer, x, high)
     axis, rank = output_axis(layer.call), len(layer.call.ty.shape.values)
     scale = along(x.scale * layer.weight.scale, axis, rank)
-    of_low = replace(layer, x=low)
-    expr = emitted_sums(integerizer, of_low, f"{span_name(layer.call)}.low_bytes")
+    of_low, name = replace(layer, x=low), f"{span_name(layer.call)}.low_bytes"
+    first = Term(scale * 256.0, np.zeros_like(scale), contraction=replace(layer, x=high))
+    if has_zero_points(layer.weight):
+        return first, exact_sums(integerizer, of_low, scale, name)
+    expr = emitted_sums(integerizer, of_low, name)
     span = dot_span(layer.weight.round(layer.weight.scale), low)
     bound = along(np.maximum(*np.abs(span)), axis, rank)
-    first = Term(scale * 256.0, np.zeros_like(scale), contraction=replace(layer, x=high))
     return first, Term(scale, bound, expr=expr)
 
 

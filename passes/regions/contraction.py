@@ -55,7 +55,7 @@ class ContractionRegion(RegionKind):
         if qop.is_call(call, "relax.matmul") and len(weight.ty.shape.values) != 2:
             return None
         wide = finder.is_wide(call.args[0])
-        if wide and (imported is None or imported["scheme"] != "symmetric"):
+        if wide and imported is None:
             return None
         finder.request(call.args[0], qop.ACTIVATION)
         # its two bytes are two terms

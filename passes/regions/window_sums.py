@@ -29,18 +29,29 @@ def without_zero_points(integerizer: Integerizer, region: Accumulator) -> Accumu
     """Return a region whose layer's weight has zero point 0, with what makes up for it."""
     first, *others = region.terms
     layer = first.contraction
-    if layer is None or layer.weight.zero_point is None or not layer.weight.zero_point.any():
+    if layer is None or not has_zero_points(layer.weight):
         return region
-    zero = layer.weight.zero_point.astype(np.int64)
-    plain = replace(layer.weight, zero_point=np.zeros_like(zero), values=_stored(layer.weight))
-    layer = replace(layer, weight=plain)
+    name = span_name(layer.call)
+    if others or region.slopes is not None:
+        return replace(region, terms=(exact_sums(integerizer, layer, first.scale, name), *others))
+    layer, zero = _plain(layer)
     axis, rank = output_axis(layer.call), region.bias.ndim
-    sums = _window_sums(integerizer, layer)
-    if not others and region.slopes is None:
-        correction = replace(sums, scale=-first.scale * along(zero, axis, rank))
-        terms = (replace(first, contraction=layer), correction)
-        return replace(region, terms=terms)
-    return replace(region, terms=(_joined(integerizer, layer, first, sums, zero), *others))
+    sums = _window_sums(integerizer, layer, name)
+    correction = replace(sums, scale=-first.scale * along(zero, axis, rank))
+    return replace(region, terms=(replace(first, contraction=layer), correction))
+
+
+def has_zero_points(weight: QuantizedWeight) -> bool:
+    """Whether a weight has zero points other than 0."""
+    return weight.zero_point is not None and bool(weight.zero_point.any())
+
+
+def _plain(layer: Contraction) -> tuple[Contraction, Any]:
+    """Return a layer with the stored integers as its weight, and the zero points of these."""
+    weight = layer.weight
+    zero = np.asarray(weight.zero_point).astype(np.int64)
+    plain = replace(weight, zero_point=np.zeros_like(zero), values=_stored(weight))
+    return replace(layer, weight=plain), zero
 
 
 def _stored(weight: QuantizedWeight) -> Any:
@@ -50,24 +61,35 @@ def _stored(weight: QuantizedWeight) -> Any:
     return levels * weight.scale.astype(np.float32).reshape(extents)
 
 
-def _window_sums(integerizer: Integerizer, layer: Contraction) -> Term:
+def _window_sums(integerizer: Integerizer, layer: Contraction, name: str) -> Term:
     """Emit the sums of the layer's windows, for each group of channels if there are several."""
     outputs, *rest = layer.weight.values.shape
     groups = int(getattr(layer.call.attrs, "groups", 1))
     ones = np.ones((1 if groups == 1 else outputs, *rest), np.float32)
     weight = QuantizedWeight(ones, np.ones(len(ones)), INT8)
     summing = replace(layer, weight=weight)
-    expr = emitted_sums(integerizer, summing, f"{span_name(layer.call)}.window_sums")
+    expr = emitted_sums(integerizer, summing, f"{name}.window_sums")
     rank = len(layer.call.ty.shape.values)
     bound = np.full((1,) * rank, int(np.prod(rest)) * layer.x.bound)
     return Term(np.ones((1,) * rank), bound, expr=expr)
 
 
-def _joined(
-    integerizer: Integerizer, layer: Contraction, first: Term, sums: Term, zero: Any
-) -> Term:
-    """Emit the layer's sums less those of its windows, exactly: other terms follow."""
-    name, axis = span_name(layer.call), output_axis(layer.call)
+def exact_sums(integerizer: Integerizer, layer: Contraction, scale: Any, name: str) -> Term:
+    """Emit a layer's sums less those of its windows, exactly: other terms follow.
+
+    Parameters
+    ----------
+    integerizer : Integerizer
+    layer : Contraction
+        Whose weight has zero points.
+    scale : float64 array
+        Of the term.
+    name : str
+        From which the ids of what is emitted are derived.
+    """
+    layer, zero = _plain(layer)
+    sums = _window_sums(integerizer, layer, name)
+    axis = output_axis(layer.call)
     expr = emitted_sums(integerizer, layer, name)
     one = np.full(1, 2, np.int64)
     attrs = {
@@ -84,4 +106,4 @@ def _joined(
     rank = len(layer.call.ty.shape.values)
     bound = along(np.maximum(np.abs(low), np.abs(high)), axis, rank)
     bound = bound + np.abs(along(zero, axis, rank)) * sums.bound
-    return Term(first.scale, bound, expr=joined)
+    return Term(scale, bound, expr=joined)

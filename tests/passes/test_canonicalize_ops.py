@@ -56,7 +56,10 @@ REWRITES = {
     ),
     "subtract from a constant": (
         chain(lambda x: op.subtract(const(CHANNELS), x)),
-        chain(lambda x: op.multiply(x, const(-1.0)), lambda x: op.add(x, const(CHANNELS))),
+        chain(
+            lambda x: op.multiply(x, const(-np.ones_like(CHANNELS))),
+            lambda x: op.add(x, const(CHANNELS)),
+        ),
     ),
     "choose by a known mask": (
         chain(lambda x: op.where(MASK, x, const(2.0))),

@@ -16,21 +16,24 @@ from tvmquant.schedules import linear_resize
         ((2, 7, 9, 64), (14, 18), "uint8", "half_pixel"),
         ((1, 16, 5, 21), (33, 3), "uint8", "align_corners"),
         ((1, 6, 7, 3), (13, 20), "int16", "asymmetric"),
+        ((1, 6, 7, 3), (13, 20), "int32", "half_pixel"),
         ((1, 1, 1, 40), (5, 6), "uint8", "pytorch_half_pixel"),
     ],
 )
 def test_linear_resize(shape, size, dtype, mode, target):
     limits, rng = np.iinfo(dtype), np.random.default_rng(7)
-    x = rng.integers(limits.min, limits.max + 1, shape).astype(dtype)
-    x[..., 0] = limits.max  # the sum must not leave its type
+    low, high = (limits.min, limits.max) if dtype != "int32" else (-(2**24), 2**24)
+    bits = WEIGHT_BITS[dtype]
+    x = rng.integers(low, high + 1, shape).astype(dtype)
+    x[..., 0] = high  # the sum must not leave its type
     (r, r1, rw), (c, c1, cw) = rows, columns = [
-        linear(coordinates(extent, target_extent, mode), extent)
+        linear(coordinates(extent, target_extent, mode), extent, bits)
         for extent, target_extent in zip(shape[1:3], size, strict=True)
     ]
-    wide, one = x.astype(object), 1 << WEIGHT_BITS
+    wide, one = x.astype(object), 1 << bits
     tall = wide[:, r] * (one - rw)[:, None, None] + wide[:, r1] * rw[:, None, None]
     total = tall[:, :, c] * (one - cw)[:, None] + tall[:, :, c1] * cw[:, None]
-    expected = ((total + one * one // 2) >> 2 * WEIGHT_BITS).astype(dtype)
+    expected = ((total + one * one // 2) >> 2 * bits).astype(dtype)
 
     spec = linear_resize.LinearResizeSpec(shape, size, dtype)
     taps = [np.stack(taps, 1).astype(np.int32) for taps in (rows, columns)]

@@ -22,12 +22,14 @@ def zero_points():
 
 
 def dyadic():
-    """Scales that are powers of two, so that ties are frequent."""
+    """Scales that are powers of two, so that ties are frequent; a linear resize among them."""
     g = Qdq(scale=2.0**-5)
     levels = np.arange(-16, 16, dtype=np.int8).reshape(8, 4, 1, 1)
     w = g.node("DequantizeLinear", levels, np.float32(2.0**-6))
     y = g.pair(g.node("Conv", g.pair("x"), w), 2.0**-4)
     y = g.pair(g.node("AveragePool", y, kernel_shape=[2, 2]), 2.0**-4)
+    scales = np.array([1, 1, 2, 2], np.float32)
+    y = g.pair(g.node("Resize", y, "", scales, mode="linear"), 2.0**-3)
     return g.model(g.pair(g.node("Add", y, y), 2.0**-2))
 
 

@@ -31,9 +31,10 @@ def resize2d(call: OpCall) -> Array:
     rows = coordinates(in_h, out_h, mode, start_y, end_y)
     columns = coordinates(in_w, out_w, mode, start_x, end_x)
     if method == "linear" and x.dtype.kind != "f":
-        total = _blended(_blended(x.astype(np.int64), 2, rows), 3, columns)
-        half = np.int64(1) << (2 * WEIGHT_BITS - 1)
-        resized = ((total + half) >> (2 * WEIGHT_BITS)).astype(x.dtype)
+        bits = WEIGHT_BITS[x.dtype.name]
+        total = _blended(_blended(x.astype(np.int64), 2, rows, bits), 3, columns, bits)
+        half = np.int64(1) << (2 * bits - 1)
+        resized = ((total + half) >> (2 * bits)).astype(x.dtype)
     elif method == "linear":
         resized = _interpolate(_interpolate(x, 2, rows), 3, columns)
     else:
@@ -45,12 +46,12 @@ def resize2d(call: OpCall) -> Array:
     return from_nchw(resized, call)
 
 
-def _blended(x: Array, axis: int, positions: Array) -> Array:
-    """Interpolate integers along an axis, times ``2**WEIGHT_BITS``."""
-    lower, upper, weight = linear(positions, x.shape[axis])
+def _blended(x: Array, axis: int, positions: Array, bits: int) -> Array:
+    """Interpolate integers along an axis, times ``2**bits``."""
+    lower, upper, weight = linear(positions, x.shape[axis], bits)
     weight = weight.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
     low, high = np.take(x, lower, axis), np.take(x, upper, axis)
-    result: Array = low * ((1 << WEIGHT_BITS) - weight) + high * weight
+    result: Array = low * ((1 << bits) - weight) + high * weight
     return result
 
 

@@ -166,8 +166,7 @@ def _resize2d(call: relax.Call) -> Callable[[Tensor], Tensor]:
     )
     require("the rounding", rounding, "", *ROUNDINGS)
     size = integers(call.args[1].values)
-    integral = not str(call.args[0].ty.dtype.dtype).startswith("float")
-    blend = _blended_integers if integral else _blended
+    bits = WEIGHT_BITS.get(str(call.args[0].ty.dtype.dtype))
 
     def nearest_neighbor(x: Tensor) -> Tensor:
         for axis, target in zip((2, 3), size, strict=True):
@@ -177,7 +176,8 @@ def _resize2d(call: relax.Call) -> Callable[[Tensor], Tensor]:
         return x
 
     def linearly(x: Tensor) -> Tensor:
-        return blend(x, [coordinates(x.shape[2 + i], n, mode) for i, n in enumerate(size)])
+        positions = [coordinates(x.shape[2 + i], n, mode) for i, n in enumerate(size)]
+        return _blended(x, positions) if bits is None else _blended_integers(x, positions, bits)
 
     return nearest_neighbor if method == "nearest_neighbor" else linearly
 
@@ -197,17 +197,17 @@ def _blended(x: Tensor, positions: list[Any]) -> Tensor:
     return x
 
 
-def _blended_integers(x: Tensor, positions: list[Any]) -> Tensor:
-    """Interpolate integers with weights in fixed point, and round once, half up."""
+def _blended_integers(x: Tensor, positions: list[Any], bits: int) -> Tensor:
+    """Interpolate integers with weights of ``bits`` in fixed point, and round once, half up."""
     total = x.to(torch.int64)
     for axis, at in zip((2, 3), positions, strict=True):
-        lower, upper, weights = linear(at, x.shape[axis])
+        lower, upper, weights = linear(at, x.shape[axis], bits)
         weight = torch.from_numpy(weights).to(x.device)
         weight = weight.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
         low, high = _gather(total, axis, lower), _gather(total, axis, upper)
-        total = low * ((1 << WEIGHT_BITS) - weight) + high * weight
-    half = 1 << (2 * WEIGHT_BITS - 1)
-    return ((total + half) >> (2 * WEIGHT_BITS)).to(x.dtype)
+        total = low * ((1 << bits) - weight) + high * weight
+    half = 1 << (2 * bits - 1)
+    return ((total + half) >> (2 * bits)).to(x.dtype)
 
 
 WINDOW_OPERATORS: dict[str, Callable[[relax.Call], Callable[..., Tensor]]] = {

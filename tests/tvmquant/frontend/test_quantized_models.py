@@ -210,6 +210,39 @@ def test_activations_of_16_bits(activation):
     agreement(g.model(g.pair(y, 0.0004)), 0.0004, spread=1.0)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("factor", [2, 3])
+def test_a_linear_resize_rounds_once(dtype, factor):
+    wide = dtype == "uint16"
+    g = Qdq(dtype, 31000 if wide else 100, 0.002 if wide else 0.05)
+    scales = np.array([1, 1, factor, factor], np.float32)
+    y = g.node("Resize", g.pair("x"), "", scales, mode="linear")
+    step = 0.0031 if wide else 0.0313
+    agreement(g.model(g.pair(y, step)), step, spread=1.0)
+
+
+@pytest.mark.parametrize("axis", [None, 1])
+def test_a_dense_layer_of_16_bits_has_zero_points_of_weights(axis):
+    g = Qdq("uint16", 31000, 0.0002)
+    flat = g.node("Flatten", g.pair("x"))
+    w = g.weight((120, 7), "uint8", 90, axis=axis, low=0, high=255)
+    agreement(g.model(g.pair(g.node("Gemm", flat, w), 0.0004)), 0.0004, spread=1.0)
+
+
+def test_constants_of_one_number_beside_16_bits():
+    g = Qdq("int16", -300, 0.0002)
+    y = g.node("Add", g.pair("x"), np.float32(0.3))
+    y = g.node("Mul", g.pair(y, 0.0003), np.float32(-0.7))
+    agreement(g.model(g.pair(y, 0.00017)), 0.00017, spread=1.0)
+
+
+def test_a_tensor_taken_from_constants_that_vary():
+    g = Qdq()
+    constants = np.array([0.3, -0.2, 1.7, 0.0], np.float32).reshape(4, 1, 1)
+    y = g.node("Sub", constants, g.pair("x"))
+    agreement(g.model(g.pair(y, 0.0613)), 0.0613)
+
+
 def test_a_mean_of_16_bits_stays_float():
     g = Qdq("int16", 5, 0.0002)
     y = g.pair(g.node("GlobalAveragePool", g.pair("x")))
