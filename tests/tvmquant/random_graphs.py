@@ -57,13 +57,16 @@ class RandomGraph:
     seed : int
     length : int
         Operators.
+    opset : int, optional
+        Drawn by default.
     """
 
-    def __init__(self, seed: int, length: int) -> None:
+    def __init__(self, seed: int, length: int, opset: int | None = None) -> None:
         self.rng = np.random.default_rng(seed)
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
-        self.opset = int(self.rng.choice(OPSETS))
+        drawn = int(self.rng.choice(OPSETS))
+        self.opset = drawn if opset is None else opset
         self.scale = 10.0 ** self.rng.uniform(-3, 3)
         self.offset = float(self.rng.choice([0.0, 0.0, 1.0, -2.0]))
         if self.chance(0.15):
@@ -660,13 +663,13 @@ def shortest(seed: int, length: int, kind: str, find: Callable[[int, int], Findi
     return next((n for n in range(1, length) if find(seed, n).kind == kind), length)
 
 
-def _in_child(seed: int, length: int, built: bool) -> Finding:
+def in_child(find: Callable[[], Finding]) -> Finding:
     """Examine a graph in a forked process, which may crash or not end."""
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
 
     def child() -> None:
-        send.send(examine(RandomGraph(seed, length), built=built))
+        send.send(find())
 
     process = context.Process(target=child)
     process.start()
@@ -703,14 +706,18 @@ def main() -> None:
     for seed in range(options.seed, options.seed + options.count):
         rng = np.random.default_rng(seed)
         length, built = int(rng.choice(LENGTHS)), bool(rng.random() < options.built)
-        found = _in_child(seed, length, built)
+
+        def find(seed: int, length: int, built: bool = built) -> Finding:
+            return in_child(lambda: examine(RandomGraph(seed, length), built=built))
+
+        found = find(seed, length)
         tally[found.kind] += 1
         if found.kind == "refused":
             print(f"seed {seed} length {length}: refused: {found.text[:300]}", flush=True)
         if not found.wrong:
             continue
-        length = shortest(seed, length, found.kind, lambda s, n, b=built: _in_child(s, n, b))
-        found = _in_child(seed, length, built)
+        length = shortest(seed, length, found.kind, find)
+        found = find(seed, length)
         graph = RandomGraph(seed, length)
         operators = ", ".join(node.op_type for node in graph.nodes)
         facts = f"opset {graph.opset}, scale {graph.scale:.3g}, {operators}"
