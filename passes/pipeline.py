@@ -39,6 +39,7 @@ from tvmquant.passes.lower_float import LowerFloat
 from tvmquant.passes.lower_rows import LowerRows
 from tvmquant.passes.lower_to_kernels import LowerToKernels, default_tilings
 from tvmquant.passes.place_concats import PlaceConcats
+from tvmquant.passes.quantize_before_moving import QuantizeBeforeMoving
 from tvmquant.passes.schedule_float_ops import ScheduleFloatOps
 from tvmquant.passes.split_reductions import SplitReductions
 from tvmquant.passes.store_weights import StoreWeights
@@ -80,6 +81,7 @@ def canonicalize(module: tvm.IRModule, *, fold_batch_norm: bool = True) -> tvm.I
         SplitReductions(),
         ArrangeMatmuls(),
         *folded,
+        QuantizeBeforeMoving(),
         CropKernels(),
     ]
     return _run("1-canonical", passes, module)

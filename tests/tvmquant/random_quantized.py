@@ -43,7 +43,7 @@ FLOAT32 = 2.0**-22
 FLOATS = frozenset({"softmax", "mean", "sum", "divide", "where", "matmul"})
 # nor of 16 bits
 WIDE_FLOATS = frozenset(
-    {"sigmoid", "tanh", "leakyrelu", "prelu", "multiply", "avg_pool2d", "elu", "maximum"}
+    {"sigmoid", "tanh", "leakyrelu", "prelu", "multiply", "avg_pool2d", "elu", "maximum", "minimum"}
 )
 
 
@@ -211,7 +211,9 @@ def _owned(model: onnx.ModelProto) -> tuple[set[str], set[str]]:
         for node in model.graph.node
         if node.op_type in layers and floats.intersection(node.input[:2])
     }
-    owned = integer_operators(model) - unscaled
+    # of several steps, each of which would round
+    steps = {node.name for node in model.graph.node if node.op_type.startswith("Reduce")}
+    owned = integer_operators(model) - unscaled - steps
     writers = {name: node for node in model.graph.node for name in node.output}
     joined = {
         name

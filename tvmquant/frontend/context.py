@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -110,7 +110,7 @@ class Context:
         axis: int,
         *,
         groups: int = 1,
-        transposed: bool = False,
+        arranged: Callable[[Array], Array] | None = None,
     ) -> relax.Expr:
         """Return the weight of a layer, quantized as the file has it if it stores integers.
 
@@ -123,14 +123,16 @@ class Context:
         axis : int
             Of its output channels.
         groups : int
-        transposed : bool
-            The layer reads the transpose of the input.
+        arranged : callable, optional
+            What the layer reads of the input, up to its shape: its transpose, say.
         """
         stored = self.stored.get(self.node.inputs[index])
         if stored is None or self.requantize or not isinstance(weight, tvm.ir.GenericConst):
             return weight
         shape = tuple(int(v) for v in weight.ty.shape.values)
-        stored = stored.mapped(lambda array: (array.T if transposed else array).reshape(shape))
+        if arranged is not None:
+            stored = stored.mapped(arranged)
+        stored = stored.mapped(lambda array: array.reshape(shape))
         channels, multiplier = stored.along(axis), None
         if channels is None:
             blocks = stored.grouped(axis)

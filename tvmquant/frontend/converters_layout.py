@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -20,6 +21,7 @@ from tvmquant.frontend.dimensions import (
     show,
 )
 from tvmquant.frontend.node import Node
+from tvmquant.frontend.quantized_tensor import QuantizedTensor
 from tvmquant.frontend.registry import converter
 from tvmquant.frontend.value_types import shape_of
 
@@ -240,8 +242,17 @@ _PAD_MODES = {
 
 
 @converter("Pad")
-def _convert_pad(ctx: Context, node: Node) -> relax.Expr:
-    data = ctx.tensor(0)
+def _convert_pad(ctx: Context, node: Node) -> Value:
+    held = ctx.value(0)
+    if not isinstance(held, QuantizedTensor) or held.axis >= 0:
+        return _padded(ctx, node, ctx.tensor(0))
+    # integers are what their real values are known by, and so is what stands beside them
+    return replace(held, real=_padded(ctx, node, held.real, held))
+
+
+def _padded(
+    ctx: Context, node: Node, data: relax.Expr, held: QuantizedTensor | None = None
+) -> relax.Expr:
     shape = ctx.shape(data)
     mode = node.text("mode", "constant")
     pads = ctx.integers(1, "pads")
@@ -249,6 +260,8 @@ def _convert_pad(ctx: Context, node: Node) -> relax.Expr:
         raise UnsupportedNodeError("its pads are missing")
     fill = ctx.optional_constant(2)
     value = node.number("value", 0.0) if fill is None or fill.size == 0 else float(fill.item())
+    if held is not None:
+        value = (value - held.zero_point) * float(held.scale[0])
     given = ctx.integers(3, "axes")
     axes = list(range(len(shape))) if given is None else [ctx.axis(len(shape), a) for a in given]
     widths = [0] * (2 * len(shape))

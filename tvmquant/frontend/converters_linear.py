@@ -20,6 +20,7 @@ from tvmquant.frontend.dimensions import (
 )
 from tvmquant.frontend.node import Node
 from tvmquant.frontend.registry import converter
+from tvmquant.frontend.stored_matrices import stored_product
 from tvmquant.frontend.windows import Window, read_pads, read_window, widen
 
 
@@ -129,7 +130,9 @@ def _convert_gemm(ctx: Context, node: Node) -> relax.Var:
     if ctx.is_constant(1):
         matrix = ctx.weight(1)
         matrix = matrix.T if transposed else matrix
-        weight = ctx.layer_weight(1, ctx.embed(matrix), 1, transposed=transposed)
+        weight = ctx.layer_weight(
+            1, ctx.embed(matrix), 1, arranged=np.transpose if transposed else None
+        )
         if isinstance(weight, GenericConst):
             weight, alpha = ctx.embed(_scaled(matrix, alpha)), 1.0
     else:
@@ -180,6 +183,8 @@ def _convert_matmul(ctx: Context, node: Node) -> relax.Var:
         ctx.keep_batch(ctx.shape(right), [0])
     if len(ctx.shape(right)) == 2:
         right = ctx.layer_weight(1, right, 1)
+    elif (product := stored_product(ctx)) is not None:
+        return product
     return ctx.emit(relax.op.matmul(left, right))
 
 

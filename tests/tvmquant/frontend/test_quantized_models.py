@@ -243,6 +243,38 @@ def test_a_tensor_taken_from_constants_that_vary():
     agreement(g.model(g.pair(y, 0.0613)), 0.0613)
 
 
+@pytest.mark.parametrize("left", [True, False])
+@pytest.mark.parametrize("batches", [(), (1,), (4,)], ids=str)
+def test_products_with_matrices_of_channels(left, batches):
+    g = Qdq()
+    shape = (*batches, 7, 6) if left else (*batches, 5, 7)
+    w = g.weight(shape, "int8", -3, axis=-2 if left and len(shape) == 2 else None)
+    operands = (w, g.pair("x")) if left else (g.pair("x"), w)
+    agreement(g.model(g.pair(g.node("MatMul", *operands), 0.0613)), 0.0613)
+
+
+def test_results_are_rounded_before_they_are_moved():
+    g = Qdq()
+    y = g.node("Conv", g.pair("x"), g.weight((8, 4, 3, 3), axis=0), g.bias(8))
+    y = g.node("Reshape", g.node("MaxPool", y, kernel_shape=[2, 2]), np.array([0, -1]))
+    agreement(g.model(g.pair(g.node("Relu", y), 0.0313)), 0.0313)
+
+
+def test_a_constant_beyond_the_scale_of_what_it_pads():
+    g = Qdq()
+    y = g.node("Pad", g.pair("x"), np.array([0, 0, 1, 0, 0, 0, 0, 1]), np.float32(11.3))
+    agreement(g.model(g.pair(y, 0.0713, 70)), 0.0713)
+
+
+def test_integers_are_padded_with_integers():
+    g = Qdq()
+    x = g.quantized("x")
+    q = g.node("Pad", x, np.array([0, 0, 1, 0, 0, 0, 0, 1]), np.uint8(103))
+    y = g.node("DequantizeLinear", q, np.float32(g.scale), np.uint8(g.zero))
+    y = g.node("Conv", y, g.weight((8, 4, 3, 3), axis=0), g.bias(8))
+    agreement(g.model(g.pair(y, 0.0313)), 0.0313)
+
+
 def test_a_mean_of_16_bits_stays_float():
     g = Qdq("int16", 5, 0.0002)
     y = g.pair(g.node("GlobalAveragePool", g.pair("x")))
