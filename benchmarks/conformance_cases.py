@@ -29,6 +29,8 @@ FAILURES = (WRONG, FOREIGN, CRASH)
 
 # Floating-point numbers of these types are float32 in a graph, by what each rounds to.
 _FLOATS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 0.0, "float64": 0.0}
+# Of a foreign error; TVM's print whole modules.
+MESSAGE_LENGTH = 300
 _EXPANDED = re.compile(r"_expanded(_ver\d+)?$")
 
 Array = NDArray[Any]
@@ -133,7 +135,7 @@ def _attempt(case: Case, model: onnx.ModelProto, execute: Executor) -> Verdict:
         return Verdict(REFUSED, str(error))
     except Exception as error:  # what this looks for
         place = traceback.extract_tb(error.__traceback__)[-1]
-        text = " ".join(f"{type(error).__name__}: {error}".split())
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:MESSAGE_LENGTH]
         return Verdict(FOREIGN, f"{text} ({Path(place.filename).name}:{place.lineno})")
     difference = compare(outputs, case.outputs, case.rtol, case.atol)
     return Verdict(WRONG, difference) if difference else Verdict(PASS)

@@ -35,6 +35,7 @@ from tvmquant.passes.fuse_layer_norm import FuseLayerNorm
 from tvmquant.passes.fuse_softmax import FuseSoftmax
 from tvmquant.passes.insert_requantize import InsertRequantize
 from tvmquant.passes.keep_signals_as_images import KeepSignalsAsImages
+from tvmquant.passes.legalizations import LEGALIZATIONS
 from tvmquant.passes.lower_float import LowerFloat
 from tvmquant.passes.lower_rows import LowerRows
 from tvmquant.passes.lower_to_kernels import LowerToKernels, default_tilings
@@ -141,7 +142,7 @@ def lower(
             PlaceConcats(machine),
             *([] if integer else [LowerFloat(machine)]),
             LowerRows(machine),
-            relax.transform.LegalizeOps(),
+            relax.transform.LegalizeOps(LEGALIZATIONS),
             *([] if integer else _FUSE_ELEMENTWISE),
             ScheduleFloatOps(machine),
         ],

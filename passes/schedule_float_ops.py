@@ -24,6 +24,7 @@ import math
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm.s_tir import Schedule
 
 from tvmquant.machine import Machine
@@ -43,16 +44,42 @@ PARALLEL_ELEMENTS = 8192
 # Iterations of the parallel loop for every thread, so that an uneven division costs little.
 TASKS_PER_THREAD = 4
 REDUCTION = "2"
+# The block around what TVM made of tensor expressions; a loop nest written by hand has another.
+ROOT = "root"
+# What TVM marks a loop nest by that it wrote by hand; LLVM warns that it does not know it.
+PRAGMA = "pragma_scope"
 
 
 def _schedule(function: tvm.tirx.PrimFunc, machine: Machine) -> tvm.tirx.PrimFunc:
+    function = _serial(function)
+    if function.body.block.name_hint != ROOT:
+        return function
     sch = Schedule(expand_functions(function))
-    for block in sch.get_child_blocks(sch.get_sblock("root")):
+    for block in sch.get_child_blocks(sch.get_sblock(ROOT)):
         if _belongs_to_its_reader(sch, block):
             sch.compute_inline(block)
-    for block in sch.get_child_blocks(sch.get_sblock("root")):
+    for block in sch.get_child_blocks(sch.get_sblock(ROOT)):
         _schedule_block(sch, block, vector_bits(machine.target) // 32, machine.threads)
     return overlap_tails(sch.mod["main"])
+
+
+def _serial(function: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
+    """Make the loops serial that TVM wrote by hand, of scatters and scans.
+
+    It makes some of them parallel, however short they are and inside of which others.
+    """
+
+    def serial(loop: Any) -> Any:
+        if loop.kind != tvm.tirx.ForKind.PARALLEL:
+            return loop
+        kind = tvm.tirx.ForKind.SERIAL
+        return tvm.tirx.For(loop.loop_var, loop.min, loop.extent, kind, loop.body)
+
+    def unmarked(mark: Any) -> Any:
+        return mark.body if mark.attr_key == PRAGMA else mark
+
+    rewrites = [(tvm.tirx.For, serial), (tvm.tirx.AttrStmt, unmarked)]
+    return function.with_body(tvm_ffi.structural_map(function.body, rewrites, order="post"))
 
 
 def _belongs_to_its_reader(sch: Schedule, block: Any) -> bool:

@@ -184,3 +184,22 @@ def test_a_product_of_tensors_goes_through_rows_of_the_second(columns: int, thre
     a, b = (normal(*shape) for shape in shapes)
     result = run(kernel, make_target(NATIVE), [a, b])
     np.testing.assert_allclose(result, a @ b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["scatter_elements", "scatter_nd"])
+def test_loops_that_tvm_wrote_by_hand_are_serial(name: str) -> None:
+    """TVM makes loops over a few elements parallel, and marks them by a pragma LLVM warns of."""
+    x, updates = normal(3, 4), normal(1, 4)
+    indices = relax.const([[2, 0, 1, 2]] if name == "scatter_elements" else [[1]], "int64")
+    scatter = getattr(relax.op, name)
+    module = relax.transform.LegalizeOps()(
+        graph(lambda emit, x, y: emit(scatter(x, indices, y)), x.shape, updates.shape)
+    )
+    assert "pragma_scope" in module.script()
+    after = scheduled(module)
+    assert "pragma_scope" not in after.script()
+    assert "parallel" not in after.script()
+    machines = [relax.VirtualMachine(tvm.compile(m, "llvm"), tvm.cpu()) for m in (module, after)]
+    inputs = [tvm.runtime.tensor(array) for array in (x, updates)]
+    before, now = (machine["main"](*inputs).numpy() for machine in machines)
+    np.testing.assert_array_equal(before, now)

@@ -15,6 +15,8 @@ from tvmquant.frontend import (  # noqa: F401 (they register converters)
     converters_activation,
     converters_blocks,
     converters_cast,
+    converters_cumulative,
+    converters_einsum,
     converters_index,
     converters_layout,
     converters_linear,

@@ -22,7 +22,6 @@ _ADVICE = {
     "Scan": "it loops at run time; export the model without control flow (torch: tracing)",
     "TopK": "it sorts; end the model before it and sort outside of it",
     "NonMaxSuppression": "it chooses boxes; end the model before it and choose outside of it",
-    "Einsum": "it is not supported; export it as MatMul, Transpose and Reshape",
     "GridSample": "it reads where the data say; split the model there",
 }
 # Of models that are quantized already, by an operator on their data that tells so.

@@ -172,6 +172,7 @@ FLOAT_OPS: dict[str, Operator] = {
     "relax.multiply": _elementwise(np.multiply),
     "relax.divide": _elementwise(np.divide),
     "relax.power": _elementwise(np.power),
+    "relax.floor_mod": _elementwise(np.mod),
     "relax.maximum": _elementwise(np.maximum),
     "relax.minimum": _elementwise(np.minimum),
     "relax.clip": _elementwise(np.clip),

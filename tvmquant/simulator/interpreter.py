@@ -15,6 +15,7 @@ from tvmquant.ir.rewriter import bindings_of, span_name, used_vars
 from tvmquant.simulator.calls import OpCall, Operator
 from tvmquant.simulator.float_ops import FLOAT_OPS
 from tvmquant.simulator.float_windows import FLOAT_WINDOW_OPS
+from tvmquant.simulator.index_ops import INDEX_OPS
 from tvmquant.simulator.integer_ops import INTEGER_OPS
 from tvmquant.simulator.recurrent import RECURRENT_OPS
 from tvmquant.simulator.resize import RESIZE_OPS
@@ -23,6 +24,7 @@ from tvmquant.simulator.structural_ops import STRUCTURAL_OPS
 OPERATORS: dict[str, Operator] = {
     **INTEGER_OPS,
     **STRUCTURAL_OPS,
+    **INDEX_OPS,
     **RESIZE_OPS,
     **FLOAT_OPS,
     **FLOAT_WINDOW_OPS,

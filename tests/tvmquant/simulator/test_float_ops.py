@@ -51,6 +51,7 @@ OPERATORS = [
     lambda x: relax.op.argmax(x, 1),
     lambda x: relax.op.argmin(x, 2, keepdims=True),
     lambda x: relax.op.tile(x, [1, 2, 3]),
+    lambda x: relax.op.floor_mod(x, relax.const(np.float32(-0.7))),
     lambda x: relax.op.prod(x, [1], keepdims=True),
     lambda x: relax.op.flip(x, 1),
     lambda x: relax.op.isinf(relax.const(np.float32([np.inf, 1, -np.inf, np.nan]))),

@@ -20,7 +20,13 @@ def const(*shape: int) -> relax.Expr:
     return relax.const(RNG.uniform(0.1, 1.0, shape).astype(np.float32))
 
 
+def integers(shape: tuple[int, ...], below: int) -> relax.Expr:
+    return relax.const(RNG.integers(0, below, shape), "int64")
+
+
 SHAPE = (2, 4, 7, 9)
+# of rows that are written once
+UNEQUAL = relax.const(np.broadcast_to(np.array([5, 2])[:, None], (2, 4, 2, 9)).copy(), "int64")
 PER_CHANNEL = [const(4) for _ in range(4)]
 
 CASES: dict[str, Callable[[relax.Var], Any]] = {
@@ -115,6 +121,18 @@ CASES: dict[str, Callable[[relax.Var], Any]] = {
     "take": lambda x: op.take(x, relax.const(np.array([[3, 0]], np.int64)), axis=1),
     "argmax": lambda x: op.argmax(x, 1),
     "argmin": lambda x: op.argmin(x, -1, keepdims=True),
+    "floor_mod": lambda x: op.floor_mod(x, relax.const(0.7)),
+    "gather_elements": lambda x: op.gather_elements(x, integers((2, 3, 9, 9), 7), 2),
+    "gather_nd": lambda x: op.gather_nd(x, integers((2, 5, 2), 4), 1),
+    "scatter_elements": lambda x: op.scatter_elements(x, UNEQUAL, const(2, 4, 2, 9), 2),
+    "scatter_elements max": lambda x: op.scatter_elements(
+        x, integers((2, 4, 9, 9), 7), const(2, 4, 9, 9), 2, "max"
+    ),
+    "scatter_nd": lambda x: op.scatter_nd(
+        x, relax.const([[1, 2], [0, 3]], "int64"), const(2, 7, 9)
+    ),
+    "scatter_nd add": lambda x: op.scatter_nd(x, integers((5, 2), 2), const(5, 7, 9), "add"),
+    "cumprod": lambda x: op.cumprod(x, 2, "float32"),
     "prod": lambda x: op.prod(x, [1, -1]),
     "flip": lambda x: op.flip(x, 2),
     "isnan": lambda x: op.isnan(op.sqrt(x)),
@@ -173,8 +191,8 @@ def test_resize_equals_tvm(size: tuple[int, int]) -> None:
 
 
 def test_unknown_operator_names_node_when_built() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"'/top/TopK_1'.*relax\.cumsum"):
-        Twin(graph(SHAPE, lambda _b, x: named(op.cumsum(x, 1), "/top/TopK_1")))
+    with pytest.raises(UnsupportedModelError, match=r"'/top/TopK_1'.*relax\.sort"):
+        Twin(graph(SHAPE, lambda _b, x: named(op.sort(x, 1), "/top/TopK_1")))
 
 
 @pytest.mark.parametrize(
