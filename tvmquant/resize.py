@@ -14,7 +14,7 @@ from tvmquant.errors import QuantizationError
 
 # Of the weights of linear interpolation in integers, per axis, by the type that is resized: the
 # weighted sum of bytes then fits 32 bits, and that of 24 bits in int32 (`RESIZED_BITS`) 64.
-WEIGHT_BITS = {"uint8": 11, "int16": 11, "int32": 18}
+WEIGHT_BITS = {"uint8": 11, "int16": 11, "int32": 19}
 # what integers in int32 stay below
 RESIZED_BITS = 24
 

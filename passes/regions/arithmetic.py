@@ -136,6 +136,10 @@ class SumRegion(RegionKind):
         ]
         # a sum that broadcasts is no epilogue: what it adds is stored before it, in 8 bits
         alike = all(keeps_shape(call, v) for v in tensors)
+        # without a scale for either both stay open, which layers cannot
+        plain = alike and all(finder.form(v).axis is None for v in open_terms)
+        if plain and not finder.calibrates and len(set(open_terms)) == 2:
+            return Form("accumulator", residual=True)
         kept = open_terms[-1] if open_terms and alike else None
         for operand in tensors:
             if kept is None or not operand.same_as(kept):

@@ -18,7 +18,7 @@ def check(seed: int, length: int, *, built: bool) -> None:
     assert not found.wrong, f"{found.kind}: {found.text}"
 
 
-@settings(max_examples=24)
+@settings(max_examples=16)
 @given(SEEDS, LENGTH)
 def test_imports_compute_what_files_say(seed: int, length: int) -> None:
     check(seed, length, built=False)

@@ -260,6 +260,13 @@ def test_results_are_rounded_before_they_are_moved():
     agreement(g.model(g.pair(g.node("Relu", y), 0.0313)), 0.0313)
 
 
+def test_a_choice_between_two_tensors_rounds_once():
+    g = Qdq()
+    mask = np.random.default_rng(4).random((4, 6, 5)) < 0.5
+    y = g.node("Where", mask, g.pair("x"), g.pair(g.node("Sigmoid", g.pair("x")), 1 / 256, 0))
+    agreement(g.model(g.pair(y, 0.0413)), 0.0413)
+
+
 def test_a_constant_beyond_the_scale_of_what_it_pads():
     g = Qdq()
     y = g.node("Pad", g.pair("x"), np.array([0, 0, 1, 0, 0, 0, 0, 1]), np.float32(11.3))
