@@ -33,11 +33,9 @@ from tvmquant.schedules.loops import (
     product,
     vectorize,
 )
+from tvmquant.schedules.rounding import quantized, spread
 
 IMAGE_CHANNELS = 4
-# 1.5 * 2**23: a float32 sum with it within +-2**22 has no fraction bits
-ROUNDING = 12582912.0
-ROUNDING_BITS = 0x4B400000
 
 
 @dataclass(frozen=True)
@@ -131,30 +129,15 @@ def quantize(spec: QuantizeSpec) -> tirx.PrimFunc:
 
 
 def _quantized(spec: QuantizeSpec, x: tirx.PrimExpr, lanes: int = 1) -> tirx.PrimExpr:
-    """Return the integers of one value or vector.
-
-    Notes
-    -----
-    The clip comes before the rounding, which changes nothing since its bounds are integers. The sum
-    with 1.5 * 2**23, whose last bit is worth 1, then rounds ties to even, and its low bits are the
-    integer: no rounding instruction is needed, and for lack of products there is nothing that could
-    contract into a fused multiply-add. NaN becomes qmin: it fails the first comparison.
-    """
-
-    def constant(value: float, dtype: str = "float32") -> tirx.PrimExpr:
-        scalar = tirx.const(value, dtype)
-        return scalar if lanes == 1 else tirx.Broadcast(scalar, lanes)
-
-    suffix = "" if lanes == 1 else f"x{lanes}"
-    low = constant(float(spec.qmin - spec.zero_point))
-    high = constant(float(spec.qmax - spec.zero_point))
-    steps = x / constant(spec.scale)
-    above = tirx.Select(steps > low, steps, low)
-    clipped = tirx.Select(above < high, above, high)
-    bits = tirx.reinterpret(f"int32{suffix}", clipped + constant(ROUNDING))
-    return (bits - constant(ROUNDING_BITS - spec.zero_point, "int32")).astype(
-        f"{spec.out_dtype}{suffix}"
-    )
+    """Return the integers of one value or vector."""
+    scale, low, high = (
+        spread(tirx.const(value, "float32"), lanes)
+        for value in (
+            spec.scale, float(spec.qmin - spec.zero_point), float(spec.qmax - spec.zero_point),
+        )
+    )  # fmt: skip
+    zero_point = spread(tirx.const(spec.zero_point, "int32"), lanes)
+    return quantized(x, scale, low, high, zero_point, spec.out_dtype)
 
 
 def dequantize(spec: DequantizeSpec) -> tirx.PrimFunc:

@@ -24,6 +24,16 @@ does; with dyadic ratios of scales, such as those of a mean of four, ties are fr
 ``M_i`` and ``s`` are integers per channel: the dyadic number ``M / 2**s`` stands for the real ratio
 of scales (HAWQ-V3, Yao et al., 2021, eq. 4). A residual addition is (3) with two terms, so that it
 too rounds once.
+
+Where a range is found at run time, as ONNX ``DynamicQuantizeLinear`` finds it, over a whole tensor,
+float32 throughout; scale 1 if the tensor is all zeros::
+
+    scale = (max(x, 0) - min(x, 0)) / 255
+    zero_point = clip(round_half_even(-min(x, 0) / scale), 0, 255)                             (4)
+
+Real values of sums of products with integers of (4), in this order, no two operations fused::
+
+    y = float32(acc - zero_point * sum(w)) * (scale * scale_w) + bias                          (5)
 """
 
 from __future__ import annotations
@@ -45,6 +55,8 @@ INT32_MAX = 2**31 - 1
 MIN_NARROW_BITS = 5
 # Shifts of the 32-bit path stay below this so that 2**(s - 1) and zero_point << s stay small.
 MAX_NARROW_SHIFT = 22
+# The greatest integer of a tensor whose range is found at run time.
+DYNAMIC_QMAX = 255
 
 
 def quantize_half_even(
@@ -71,6 +83,50 @@ def dequantize(q: Array, scale: Array | float, zero_point: int) -> Array:
     """Map integers back to float32, equation (2); ``scale`` broadcasts against ``q``."""
     steps = (q.astype(np.int64) - zero_point).astype(np.float32)
     real: Array = steps * np.asarray(scale, np.float32)
+    return real
+
+
+def dynamic_range(x: Array) -> Array:
+    """Return scale and zero point of a tensor by its range, equation (4).
+
+    Parameters
+    ----------
+    x : float32 array of any shape
+        NaN is passed over. The scale of an infinite range is the greatest float32.
+
+    Returns
+    -------
+    float32 array of shape (2,)
+    """
+    zero = np.float32(0.0)
+    low, high = (ufunc.reduce(x, axis=None, initial=zero) for ufunc in (np.fmin, np.fmax))
+    with np.errstate(over="ignore"):
+        scale = (high - low) / np.float32(DYNAMIC_QMAX)
+        scale = min(scale, np.finfo(np.float32).max) if scale > 0.0 else np.float32(1.0)
+        zero_point = np.clip(np.rint(-low / scale), zero, np.float32(DYNAMIC_QMAX))
+    return np.asarray([scale, zero_point], np.float32)
+
+
+def quantize_by_range(x: Array, found: Array) -> Array:
+    """Quantize float32 values to uint8, equation (1), by what `dynamic_range` found."""
+    scale, zero_point = float(found[0]), int(found[1])
+    return quantize_half_even(x, scale, zero_point, 0, DYNAMIC_QMAX, "uint8")
+
+
+def real_sums(sums: Array, found: Array, scale: Array, bias: Array) -> Array:
+    """Return the real values of sums of products, equation (5) without its zero point.
+
+    Parameters
+    ----------
+    sums : integer array
+        Of products of integers less their zero points, below ``2**31``.
+    found : float32 array of shape (2,)
+        Of `dynamic_range`.
+    scale, bias : float32 arrays that broadcast against the sums
+        Scale of the weight, and what is added to the real values.
+    """
+    with np.errstate(over="ignore"):
+        real: Array = sums.astype(np.float32) * (found[0] * scale) + bias
     return real
 
 

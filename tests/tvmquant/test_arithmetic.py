@@ -23,6 +23,14 @@ QUANTIZE_LINEAR = ReferenceEvaluator(
         }"""
     )
 )
+DYNAMIC_QUANTIZE_LINEAR = ReferenceEvaluator(
+    onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 21]>
+        quantize (float[n] x) => (uint8[n] q, float scale, uint8 zero_point) {
+            q, scale, zero_point = DynamicQuantizeLinear(x)
+        }"""
+    )
+)
 ACCUMULATORS = st.one_of(st.sampled_from([-(2**31), -1, 0, 1, 2**31 - 1]), INT32)
 
 
@@ -216,3 +224,34 @@ def test_dequantize_per_channel_is_one_float32_product():
     scale = np.array([[0.1], [0.3]])
     expected = (q.astype(np.float32) - 128) * scale.astype(np.float32)
     np.testing.assert_array_equal(arithmetic.dequantize(q, scale, 128), expected)
+
+
+@given(
+    st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=20),
+    st.sampled_from([np.float32(1.0), np.float32(-1.0), np.float32(0.0)]),
+)
+def test_ranges_found_at_run_time_equal_onnx(values, sign):
+    x = np.abs(np.array(values, np.float32)) * sign if sign else np.array(values, np.float32)
+    with np.errstate(all="ignore"):
+        q, scale, zero_point = DYNAMIC_QUANTIZE_LINEAR.run(None, {"x": x})
+    found = arithmetic.dynamic_range(x)
+    if x.any() and scale > 0.0:  # of zeros, and of the least numbers, ours is 1
+        np.testing.assert_array_equal(found, [scale, zero_point])
+        np.testing.assert_array_equal(arithmetic.quantize_by_range(x, found), q)
+    else:
+        assert found[0] == 1.0
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=20))
+def test_any_range_has_a_scale_and_a_zero_point(values):
+    scale, zero_point = arithmetic.dynamic_range(np.array(values, np.float32))
+    assert 0.0 < scale < np.inf
+    assert zero_point in range(256)
+
+
+def test_real_sums_are_rounded_operation_by_operation():
+    sums, scale, bias = np.int32([16777219]), np.float32([0.3]), np.float32([-3e5])
+    found = np.float32([0.7, 5])
+    factor = np.float32(np.float32(0.7) * np.float32(0.3))
+    expected = np.float32(np.float32(np.float32(16777219) * factor) + np.float32(-3e5))
+    assert arithmetic.real_sums(sums, found, scale, bias) == expected

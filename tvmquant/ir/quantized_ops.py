@@ -43,7 +43,8 @@ A fused epilogue is equation (3) applied to the int32 accumulator followed by an
 Contractions carry ``choice``, the name of the formats of weight and input
 (`tvmquant.bit_choice.BitChoice`), and ``grouped``, 1 where the weight is in groups: ``multiplier``,
 int8 of its shape, is what the integers of each group are times; ``bounded``, 1 where neighbouring
-weights are rounded so that they fit 16 bits (`tvmquant.weight_pairs`).
+weights are rounded so that they fit 16 bits (`tvmquant.weight_pairs`); ``dynamic``, 1 where the
+scale of the input is found at run time (`dynamic_ops`).
 
 Multipliers, shifts and offsets are int arrays of shape (1,), of shape (C,) along ``axis``, or of
 the full rank (broadcast as they are). Attributes of (3): ``acc_zero_point`` (of the first term, 0

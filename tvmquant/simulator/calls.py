@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from tvmquant.arithmetic import Array
 
 # Scratch arrays of one operator stay near this size whatever the batch.
@@ -52,3 +54,14 @@ def to_nchw(x: Array, call: OpCall) -> Array:
 def from_nchw(x: Array, call: OpCall) -> Array:
     """Undo `to_nchw`."""
     return x if call.attrs["layout"] == "NCHW" else x.transpose(0, 2, 3, 1)
+
+
+def aligned(values: Any, rank: int, call: OpCall, default_axis: int = 1) -> Array:
+    """Shape (1,) and (C,) arrays so that they broadcast along the channel axis."""
+    array: Array = np.asarray(values)
+    if array.ndim != 1:
+        return array
+    shape = [1] * rank
+    if array.size > 1:
+        shape[call.attrs.get("axis", default_axis)] = array.size
+    return array.reshape(shape)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from tvmquant.simulator import accumulate
 from tvmquant.simulator.calls import (
     OpCall,
     Operator,
+    aligned,
     batch_slices,
     channel_axis,
     from_nchw,
@@ -40,7 +40,7 @@ def quantize(call: OpCall) -> Array:
 def dequantize(call: OpCall) -> Array:
     """Equation (2); a scale of shape (C,) lies along ``axis``."""
     q, scale = call.args
-    scale = _aligned(scale, q.ndim, call)
+    scale = aligned(scale, q.ndim, call)
     return arithmetic.dequantize(q, scale, call.attrs["zero_point"])
 
 
@@ -159,7 +159,7 @@ def _requantize(acc: Array, epilogue: _Epilogue, call: OpCall, default_axis: int
     zeros = (a.get("acc_zero_point", 0), a.get("residual_zero_point", 0))
     shape = np.broadcast_shapes(*(x.shape for x in accs))
     multipliers, shift, offset = (
-        [_aligned(m, len(shape), call, default_axis) for m in group]
+        [aligned(m, len(shape), call, default_axis) for m in group]
         for group in (
             (epilogue.multiplier, *epilogue.residual[1:]),
             (epilogue.shift,),
@@ -167,7 +167,7 @@ def _requantize(acc: Array, epilogue: _Epilogue, call: OpCall, default_axis: int
         )
     )
     if epilogue.negative is not None:
-        negative = _aligned(epilogue.negative, len(shape), call, default_axis)
+        negative = aligned(epilogue.negative, len(shape), call, default_axis)
         below = acc.astype(np.int64) < zeros[0]
         multipliers[0] = np.where(below, negative, multipliers[0])
     result = np.empty(shape, a["out_dtype"])
@@ -212,17 +212,6 @@ def _require_int32(values: Array, what: str, layer: str) -> None:
             f"layer {layer}: {what} reaches [{values.min()}, {values.max()}] and leaves int32, "
             "although range analysis chose 32 bits for it (compute_dtype)"
         )
-
-
-def _aligned(values: Any, rank: int, call: OpCall, default_axis: int = 1) -> Array:
-    """Shape (1,) and (C,) arrays so that they broadcast along the channel axis."""
-    array: Array = np.asarray(values)
-    if array.ndim != 1:
-        return array
-    shape = [1] * rank
-    if array.size > 1:
-        shape[call.attrs.get("axis", default_axis)] = array.size
-    return array.reshape(shape)
 
 
 def _rows(values: Array, part: slice, shape: tuple[int, ...]) -> Array:

@@ -13,6 +13,7 @@ from tvmquant.errors import DataError, QuantizationError
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, span_name, used_vars
 from tvmquant.simulator.calls import OpCall, Operator
+from tvmquant.simulator.dynamic_ops import DYNAMIC_OPS
 from tvmquant.simulator.float_ops import FLOAT_OPS
 from tvmquant.simulator.float_windows import FLOAT_WINDOW_OPS
 from tvmquant.simulator.index_ops import INDEX_OPS
@@ -23,6 +24,7 @@ from tvmquant.simulator.structural_ops import STRUCTURAL_OPS
 
 OPERATORS: dict[str, Operator] = {
     **INTEGER_OPS,
+    **DYNAMIC_OPS,
     **STRUCTURAL_OPS,
     **INDEX_OPS,
     **RESIZE_OPS,

@@ -34,8 +34,8 @@ class Twin(torch.nn.Module):
     module : tvm.IRModule
         Its function ``main``, straight-line; every extent but the batch known.
     mode : {"float", "quantized", "exact"}
-        Whether a ``fake_quant`` passes its input through or applies its scale; what came with the
-        model (QDQ) is applied in every mode. "exact" computes
+        Whether a ``fake_quant`` or ``dynamic_quant`` passes its input through or rounds it; what
+        came with the model (QDQ) is applied in every mode. "exact" computes
         what ships: the integers that `InsertRequantize` makes of the graph, bit for bit.
     observe : callable (edge id, tensor), optional
         Called at every ``fake_quant`` in the first two modes, with its input. Can be set later.
@@ -226,6 +226,8 @@ class Twin(torch.nn.Module):
     def _compute(self, step: Step, operands: list[Any]) -> Any:
         if step.layer and self.observe_input is not None:
             self.observe_input(step.layer, operands[0])
+        if step.rounds and self._mode == "float":
+            return operands[0]
         if step.edge is None:
             return step.function(*operands)
         if self.observe is not None:

@@ -22,6 +22,7 @@ from tvmquant.errors import UnsupportedModelError
 from tvmquant.ir.rewriter import span_name
 from tvmquant.passes.recurrent import RECURRENT
 from tvmquant.twin.attributes import integers, number
+from tvmquant.twin.dynamic_operators import DYNAMIC_OPERATORS
 from tvmquant.twin.fake_quantize import along_axis
 from tvmquant.twin.index_operators import INDEX_OPERATORS
 from tvmquant.twin.integer_operators import INTEGER_OPERATORS
@@ -182,6 +183,7 @@ def _astype(call: relax.Call) -> Callable[[Tensor], Tensor]:
 OPERATORS: dict[str, Maker] = {
     **WINDOW_OPERATORS,
     **INTEGER_OPERATORS,
+    **DYNAMIC_OPERATORS,
     **INDEX_OPERATORS,
     **STRUCTURAL_OPERATORS,
     "relax.add": _plain(operator.add),

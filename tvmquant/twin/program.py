@@ -15,6 +15,7 @@ from tvm import relax
 
 from tvmquant.errors import ModelError
 from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.dynamic_ops import DYNAMIC_QUANT
 from tvmquant.ir.rewriter import bindings_of, span_name
 from tvmquant.twin.attributes import static_shape
 from tvmquant.twin.operators import make_function
@@ -75,6 +76,9 @@ class Step:
     layer : str
         Set where the step is a convolution or dense layer: the name of its ONNX node; its first
         operand is the layer's input.
+    rounds : bool
+        Set where the step rounds a tensor by its range though the model does not ask for it: a
+        float network passes it on.
     """
 
     function: Callable[..., Any]
@@ -83,6 +87,7 @@ class Step:
     dead: tuple[int, ...] = ()
     edge: Edge | None = None
     layer: str = ""
+    rounds: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,7 +176,8 @@ class _Recorder:
         self.slots[var] = self.slot_count
         self.slot_count += 1
         layer = span_name(value) if qop.is_call(value, *_WEIGHT_POSITIONS) else ""
-        yield Step(compute, operands, self.slots[var], edge=edge, layer=layer)
+        rounds = qop.is_call(value, DYNAMIC_QUANT) and not qop.attributes(value)["fixed"]
+        yield Step(compute, operands, self.slots[var], edge=edge, layer=layer, rounds=rounds)
 
     def output(self, body: relax.Expr) -> KeyTree:
         """Return where the result of the function is found."""
