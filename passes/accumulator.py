@@ -196,11 +196,21 @@ def factors_per_input(
 
 @dataclass(frozen=True)
 class Contraction:
-    """A convolution or dense layer, emitted where its region ends: `FixScales` moves its scale."""
+    """A convolution or dense layer, emitted where its region ends: `FixScales` moves its scale.
+
+    Parameters
+    ----------
+    call : relax.Call
+    x : Quantized
+    weight : QuantizedWeight
+    dynamic : bool
+        The scale of its input is found at run time; a convolution's padding is a part of that.
+    """
 
     call: relax.Call
     x: Quantized
     weight: QuantizedWeight
+    dynamic: bool = False
 
 
 @dataclass(frozen=True)

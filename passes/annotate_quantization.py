@@ -42,7 +42,11 @@ are kept in 16 bits; where something reads them in 8 bits as well, it reads them
     lv_q16 = fake_quant(lv) {role: "output", format: "int16"}
     lv_q = fake_quant(lv_q16) {format: "uint8"}
 
-What fits no region stays float, and with it the functions of it that make much of small values
+A layer that fits no region may read its input rounded by its range (`dynamic_layers`)::
+
+    x_d = dynamic_quant(x); w_q = fake_quant(w, axis=0); lv = conv2d(x_d, w_q)
+
+What fits no region stays float else, and with it the functions of it that make much of small values
 (`amplification`), between a dequantize and a quantize, and is listed by
 `VerifyIntegerOnly`. All widths are 8 bits until `AssignBitWidths` narrows some.
 """
@@ -56,47 +60,20 @@ import tvm
 from tvm import relax
 
 from tvmquant.formats import INT8, INT16, INT32, UINT8
+from tvmquant.ir import dynamic_ops as dyn
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, span_name, used_vars
+from tvmquant.passes.constants_as_tensors import constants_as_tensors
 from tvmquant.passes.quantized_regions import RegionFinder
-from tvmquant.passes.region_operators import (
-    EXACT_INPUTS,
-    EXTREMES,
-)
-
-
-class _ConstantsAsTensors(DataflowRewriter):
-    """Bind the constants that a concat joins with tensors, which are then quantized like these.
-
-    So are constants that vary and bound a tensor: those of one number are clips, or functions.
-    """
-
-    def visit_binding(self, _var: relax.Var, value: relax.Expr) -> relax.Expr | None:
-        if qop.is_call(value, *EXTREMES):
-            return self._bounded(value)
-        if not qop.is_call(value, "relax.concat") or not isinstance(value.args[0], relax.Tuple):
-            return None
-        fields = [self._tensor(field, value) for field in value.args[0].fields]
-        return relax.Call(value.op, [relax.Tuple(fields)], value.attrs, None, value.span)
-
-    def _bounded(self, call: relax.Call) -> relax.Call | None:
-        arrays = [qop.constant_array(operand) for operand in call.args]
-        if all(array is None or array.size == 1 for array in arrays):
-            return None
-        args = [self._tensor(operand, call) for operand in call.args]
-        return relax.Call(call.op, args, call.attrs, None, call.span)
-
-    def _tensor(self, field: relax.Expr, call: relax.Call) -> relax.Expr:
-        if not isinstance(field, tvm.ir.GenericConst) or not qop.is_float(field):
-            return self.lookup(field)
-        whole = relax.op.broadcast_to(field, field.ty.shape)
-        return self.emit(relax.Call(whole.op, whole.args, whole.attrs, None, call.span), "constant")
+from tvmquant.passes.region_operators import EXACT_INPUTS
 
 
 class _Annotator(DataflowRewriter):
-    def __init__(self, module: tvm.IRModule, activation_scheme: str, calibrates: bool) -> None:
+    def __init__(
+        self, module: tvm.IRModule, activation_scheme: str, calibrates: bool, dynamic: bool
+    ) -> None:
         super().__init__(module)
-        self.finder = RegionFinder(self.function, calibrates=calibrates)
+        self.finder = RegionFinder(self.function, calibrates=calibrates, dynamic=dynamic)
         self.scheme = activation_scheme
         self.names: set[str] = {
             qop.attributes(value)["id"]
@@ -108,14 +85,19 @@ class _Annotator(DataflowRewriter):
         # of tensors that are read in 8 bits and otherwise: what the other readers get, the float
         # result itself where it is one
         self.precise: dict[relax.Var, relax.Expr] = {}
+        # what layers read that is rounded by its range, by what it rounds
+        self.ranged: dict[relax.Expr, relax.Expr] = {}
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         self._quantize_parameters(value)
-        new = self._with_quantized_weight(value) if isinstance(value, relax.Call) else None
+        dynamic = var in self.finder.dynamic.layers
+        new = None
+        if isinstance(value, relax.Call):
+            new = self._dynamic_layer(value) if dynamic else self._with_quantized_weight(value)
         roles = self.finder.marked.get(var)
         both = roles is not None and roles >= {qop.ACTIVATION, qop.OUTPUT}
         precise = var in self.finder.float_results or (both and var in self.finder.comparisons)
-        if precise and isinstance(value, relax.Call):
+        if precise and not dynamic and isinstance(value, relax.Call):
             new = self._with_precise_operands(value)
         if roles is None:
             return new
@@ -234,6 +216,29 @@ class _Annotator(DataflowRewriter):
             return None
         if self.finder.region(call) is None:
             return None
+        weight = self._quantized_weight(call)
+        return relax.Call(
+            call.op, [self.lookup(call.args[0]), weight], call.attrs, call.ty_args, call.span
+        )
+
+    def _dynamic_layer(self, call: relax.Call) -> relax.Call:
+        """Return a layer that reads its input rounded by its range."""
+        x, weight = (self._precise(arg) for arg in call.args)
+        if call.args[0] not in self.finder.dynamic.ranged:
+            x = self._ranged(call, x)
+        if isinstance(weight, tvm.ir.GenericConst):
+            weight = self._quantized_weight(call)
+        return relax.Call(call.op, [x, weight], call.attrs, call.ty_args, call.span)
+
+    def _ranged(self, layer: relax.Call, x: relax.Expr) -> relax.Expr:
+        """Return what several layers may read, under the name of the first."""
+        if x not in self.ranged:
+            attrs = {"id": f"{span_name(layer)}.input", "fixed": 0}
+            call = qop.emit(dyn.DYNAMIC_QUANT, [x], attrs, layer.span)
+            self.ranged[x] = self.emit(call, "x_d")
+        return self.ranged[x]
+
+    def _quantized_weight(self, call: relax.Call) -> relax.Expr:
         axis = 0 if qop.is_call(call, "relax.nn.conv2d") else 1
         name = span_name(call)
         weight = _uncalibrated(
@@ -249,10 +254,7 @@ class _Annotator(DataflowRewriter):
             },
             call,
         )
-        quantized = self.emit(weight, "weight_q")
-        return relax.Call(
-            call.op, [self.lookup(call.args[0]), quantized], call.attrs, call.ty_args, call.span
-        )
+        return self.emit(weight, "weight_q")
 
 
 def _uncalibrated(
@@ -292,15 +294,23 @@ class AnnotateQuantization:
     calibrates : bool
         Whether tensors that the model brings no scale for get one. Otherwise they stay float, and
         results of layers that float operators or the user read are sums of 32 bits.
+    dynamic : bool
+        Whether layers that would stay float read their input rounded by its range, found at run
+        time. What the model rounds so is in any case.
     """
 
-    def __init__(self, activation_scheme: str = "asymmetric", *, calibrates: bool = True) -> None:
-        self.activation_scheme = activation_scheme
-        self.calibrates = calibrates
+    def __init__(
+        self,
+        activation_scheme: str = "asymmetric",
+        *,
+        calibrates: bool = True,
+        dynamic: bool = False,
+    ) -> None:
+        self.options = activation_scheme, calibrates, dynamic
 
     def transform_module(
         self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
     ) -> tvm.IRModule:
         """Return the annotated module."""
-        module = _ConstantsAsTensors(module).rewrite()
-        return _Annotator(module, self.activation_scheme, self.calibrates).rewrite()
+        module = constants_as_tensors(module)
+        return _Annotator(module, *self.options).rewrite()

@@ -9,7 +9,8 @@ After::
     x_nhwc = permute_dims(x, [0, 2, 3, 1]); acc = qconv2d(x_nhwc, w_ohwi, bias) {layout: "NHWC"}
 
 Channels last puts the bytes that one dot-product instruction multiplies side by side. Operators
-with a layout or an axis are converted, anything else reads its operands back in NCHW; transposes
+with a layout or an axis are converted, of floats those behind layers whose input is rounded by its
+range; anything else reads its operands back in NCHW; transposes
 meet in pairs and vanish, so that normally one stays after the first quantize and one before the
 last dequantize, where lowering fuses them with the border. Leaves a module that is channels last
 already unchanged.
@@ -24,8 +25,10 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tvmquant.ir import dynamic_ops as dyn
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of
+from tvmquant.passes.elementwise import BINARY, UNARY
 from tvmquant.passes.region_operators import EXTREMES
 
 TO_NHWC = (0, 2, 3, 1)
@@ -51,12 +54,17 @@ class LayoutConverter(DataflowRewriter):
         # whose last axis already holds the channels: of what the model itself transposed
         self.last_already: set[relax.Var] = set()
         self.handlers: dict[str, Callable[[relax.Call], relax.Expr | None]] = {
+            **dict.fromkeys((*UNARY, *BINARY, "relax.clip"), self._elementwise),
             qop.QCONV2D: self._windowed,
             qop.QCONV2D_TRANSPOSE: self._windowed,
             qop.POOL_SUM: self._windowed,
+            dyn.DYNAMIC_QUANTIZE: self._windowed,
+            dyn.DYNAMIC_DEQUANTIZE: self._windowed,
             **dict.fromkeys(POINTWISE, self._pointwise),
             "relax.concat": self._concat,
             "relax.nn.max_pool2d": self._max_pool,
+            "relax.nn.avg_pool2d": self._avg_pool,
+            "relax.mean": self._mean,
             "relax.max": self._reduce,
             "relax.min": self._reduce,
             **dict.fromkeys(EXTREMES, self._extreme),
@@ -79,8 +87,10 @@ class LayoutConverter(DataflowRewriter):
             return None
         if qop.is_call(value, qop.TABLE) and qop.is_float(value):
             return None  # integers are moved, not floats
+        if qop.is_call(value, dyn.DYNAMIC_RANGE) and value.args[0] in self.channels_last:
+            return self._own(value, {})  # in whatever order
         handler = self.handlers.get(value.op.name) if isinstance(value, relax.Call) else None
-        if handler is None or not self.converts(value.args[0]):
+        if handler is None or not self._is_converted(value):
             return None
         new = handler(value)
         if new is None:
@@ -88,9 +98,17 @@ class LayoutConverter(DataflowRewriter):
         return self._converted(var, _with_span(new, value))
 
     def converts(self, operand: relax.Expr) -> bool:
-        """Whether an operator on ``operand`` is converted."""
+        """Whether an operator on ``operand`` is converted: floats where they are NHWC already."""
         tensor = operand.fields[0] if isinstance(operand, relax.Tuple) else operand
-        return _is_rank4(tensor) and not str(tensor.ty.dtype).startswith("float")
+        return _is_rank4(tensor) and (not qop.is_float(tensor) or tensor in self.channels_last)
+
+    def _is_converted(self, call: relax.Call) -> bool:
+        if qop.is_call(call, dyn.DYNAMIC_QUANTIZE, dyn.DYNAMIC_DEQUANTIZE):
+            of_image = str(qop.attributes(call)["layout"]) == "NCHW"  # not of a dense layer
+            made = qop.is_call(call, dyn.DYNAMIC_DEQUANTIZE) or call.args[0] in self.channels_last
+            return of_image and made
+        read = call.args if qop.is_call(call, *BINARY) else call.args[:1]
+        return any(self.converts(operand) for operand in read)
 
     def lookup(self, expr: relax.Expr) -> relax.Expr:
         """Return an operand in NCHW, transposing back what is NHWC only."""
@@ -137,12 +155,32 @@ class LayoutConverter(DataflowRewriter):
             bool(a.ceil_mode), layout="NHWC",
         )  # fmt: skip
 
+    def _avg_pool(self, call: relax.Call) -> relax.Expr:
+        a = call.attrs
+        return relax.op.nn.avg_pool2d(
+            self.nhwc(call.args[0]), a.pool_size, a.strides, a.padding, a.dilation,
+            bool(a.ceil_mode), bool(a.count_include_pad), layout="NHWC",
+        )  # fmt: skip
+
+    def _mean(self, call: relax.Call) -> relax.Expr | None:
+        if not bool(call.attrs.keepdims) or call.attrs.axis is None:
+            return None
+        axes = [AXIS_IN_NHWC[int(axis) % 4] for axis in call.attrs.axis]
+        return relax.op.mean(self.nhwc(call.args[0]), axes, keepdims=True)
+
     def _reduce(self, call: relax.Call) -> relax.Expr | None:
         if not bool(call.attrs.keepdims) or call.attrs.axis is None:
             return None
         axes = [AXIS_IN_NHWC[int(a) % 4] for a in call.attrs.axis]
         function = relax.op.max if qop.is_call(call, "relax.max") else relax.op.min
         return function(self.nhwc(call.args[0]), axes, keepdims=True)
+
+    def _elementwise(self, call: relax.Call) -> relax.Expr | None:
+        tensors = [a for a in call.args if isinstance(a.ty, relax.TensorType)]
+        if any(len(a.ty.shape.values) not in (0, 4) for a in tensors):
+            return None  # broadcast from a lower rank: its dimensions line up in NCHW alone
+        args = [self.nhwc(a) if isinstance(a.ty, relax.TensorType) else a for a in call.args]
+        return relax.Call(call.op, args, call.attrs, call.ty_args)
 
     def _extreme(self, call: relax.Call) -> relax.Expr:
         args = [self.nhwc(operand) for operand in call.args]

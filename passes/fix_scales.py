@@ -111,7 +111,8 @@ class _Chooser(Integerizer):
             return layer
         layer = replace(layer, weight=_with_scale(layer.weight, self.weight_method))
         if self.bound_pairs:
-            layer = replace(layer, weight=with_bounded_pairs(layer, self.input_powers))
+            powers = {} if layer.dynamic else self.input_powers  # whose step is not known
+            layer = replace(layer, weight=with_bounded_pairs(layer, powers))
         self.chosen[layer.call.args[1]] = layer.weight
         return layer
 

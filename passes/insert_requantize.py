@@ -38,6 +38,7 @@ from tvmquant import formats
 from tvmquant.arithmetic import quantize_half_even
 from tvmquant.errors import QuantizationError
 from tvmquant.formats import INT16
+from tvmquant.ir import dynamic_ops as dyn
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, span_name, used_vars
 from tvmquant.passes.accumulator import (
@@ -60,6 +61,7 @@ from tvmquant.passes.region_operators import (
 from tvmquant.passes.regions import Chain, kinds_of
 from tvmquant.passes.regions.byte_planes import sums_of_bytes
 from tvmquant.passes.regions.contraction import rounded_layer
+from tvmquant.passes.regions.dynamic import Dynamic, dynamic_tensor, value_of_dynamic
 from tvmquant.passes.regions.requantization import as_accumulator, requantized
 from tvmquant.passes.regions.window_sums import without_zero_points
 from tvmquant.passes.rounded_weights import weight_of
@@ -117,7 +119,12 @@ class Integerizer(DataflowRewriter):
         is_exact = var in self.rounded and is_exact_cast(call, list(self.function.params))
         if is_exact and isinstance(self.value(call.args[0]), relax.Expr):
             return self._exact(call)
+        if qop.is_call(call, dyn.DYNAMIC_QUANT):
+            return dynamic_tensor(self, call, self._float_operand(call.args[0]))
         operands = [self.value(a) for a in used_vars(call)]
+        if any(isinstance(v, Dynamic) for v in operands):
+            result = value_of_dynamic(self, call, operands)
+            return self._in_float(call) if result is None else result
         integers = [v for v in operands if not isinstance(v, relax.Expr)]
         if integers and len(integers) == len(operands):
             for kind in kinds_of(str(call.op.name)):
@@ -126,10 +133,13 @@ class Integerizer(DataflowRewriter):
                 result = kind.value(self, var, call, operands)
                 if result is not None:
                     return result
-        args = [self._float_operand(a) for a in call.args]
-        return self.emit(relax.Call(call.op, args, call.attrs, call.ty_args, call.span))
+        return self._in_float(call)
 
     # -- borders --------------------------------------------------------------------------------
+
+    def _in_float(self, call: relax.Call) -> relax.Expr:
+        args = [self._float_operand(a) for a in call.args]
+        return self.emit(relax.Call(call.op, args, call.attrs, call.ty_args, call.span))
 
     def _float_operand(self, arg: relax.Expr) -> relax.Expr:
         if isinstance(arg, relax.Var):
@@ -145,6 +155,8 @@ class Integerizer(DataflowRewriter):
         if isinstance(value, Chain):
             name = str(var.name)
             return value.truth(self, name) if is_boolean(var) else value.real(self, name)
+        if isinstance(value, Dynamic):
+            return value.rounded(self)
         if isinstance(value, QuantizedWeight):  # of a layer that stays float
             return self.float_weights[var]
         if not isinstance(value, Quantized):
@@ -179,6 +191,8 @@ class Integerizer(DataflowRewriter):
     def ended(self, call: relax.Call, target: Quantized, name: str) -> Quantized:
         """Round the region that a fake_quant ends."""
         source = self.value(call.args[0])
+        if isinstance(source, Dynamic):
+            source = source.rounded(self)
         if isinstance(source, Quantized):
             return self.rescaled(source, target, name, call)
         if isinstance(source, Accumulator):

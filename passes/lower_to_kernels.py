@@ -23,11 +23,12 @@ import tvm
 from tvm import relax
 
 from tvmquant.ir import quantized_ops as qop
-from tvmquant.ir.tensor_types import static_shape
+from tvmquant.ir.tensor_types import dtype_of, static_shape
 from tvmquant.machine import Machine
 from tvmquant.passes.lowering import (
     borders,
     contractions,
+    dynamic,
     elementwise,
     float_operators,
     movement,
@@ -39,6 +40,7 @@ from tvmquant.schedules.families import Tilings
 _OF_INTEGERS = {
     **borders.HANDLERS,
     **contractions.HANDLERS,
+    **dynamic.HANDLERS,
     **elementwise.HANDLERS,
     **movement.HANDLERS,
     **pooling.HANDLERS,
@@ -61,10 +63,13 @@ class _KernelLowerer(Lowerer):
             return None
         if name == _PERMUTE and movement.moves_nothing(value):
             return self.reshaped(self.lookup(value.args[0]), static_shape(var))
-        if not name.startswith(qop.PREFIX) and not _is_integer(var):
+        moves_floats = name == _PERMUTE and dtype_of(var) == "float32"
+        if not (name.startswith(qop.PREFIX) or _is_integer(var) or moves_floats):
             return None  # a float operator; TVM legalizes it
-        if name == _PERMUTE and (fused := borders.quantize_and_move(self, value)) is not None:
-            return fused
+        if name == _PERMUTE:
+            for fuse in (borders.quantize_and_move, dynamic.quantize_and_move):
+                if (fused := fuse(self, value)) is not None:
+                    return fused
         return _OF_INTEGERS[name](self, value)
 
 

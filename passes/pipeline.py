@@ -32,6 +32,7 @@ from tvmquant.passes.fold_batch_norm import FoldBatchNorm
 from tvmquant.passes.fuse_epilogue import FuseEpilogue
 from tvmquant.passes.fuse_group_norm import FuseGroupNorm
 from tvmquant.passes.fuse_layer_norm import FuseLayerNorm
+from tvmquant.passes.fuse_real_epilogue import FuseRealEpilogue
 from tvmquant.passes.fuse_softmax import FuseSoftmax
 from tvmquant.passes.insert_requantize import InsertRequantize
 from tvmquant.passes.keep_signals_as_images import KeepSignalsAsImages
@@ -89,10 +90,14 @@ def canonicalize(module: tvm.IRModule, *, fold_batch_norm: bool = True) -> tvm.I
 
 
 def annotate(
-    module: tvm.IRModule, activation_scheme: str = "asymmetric", *, calibrates: bool = True
+    module: tvm.IRModule,
+    activation_scheme: str = "asymmetric",
+    *,
+    calibrates: bool = True,
+    dynamic: bool = False,
 ) -> tvm.IRModule:
     """Canonical L0 -> L1, uncalibrated."""
-    passes = [AnnotateQuantization(activation_scheme, calibrates=calibrates)]
+    passes = [AnnotateQuantization(activation_scheme, calibrates=calibrates, dynamic=dynamic)]
     return _run("2-annotated", passes, module)
 
 
@@ -119,7 +124,7 @@ def apply_calibration(
 
 def integerize(calibrated: tvm.IRModule, *, strict: bool = False) -> tvm.IRModule:
     """L1, calibrated -> L2: integers only, epilogues fused, channels last."""
-    integer = [InsertRequantize(), FuseEpilogue(), ConvertLayout()]
+    integer = [InsertRequantize(), FuseEpilogue(), FuseRealEpilogue(), ConvertLayout()]
     verified = [VerifyIntegerOnly()] if strict else []
     return _run("4-integer", [*integer, *verified], calibrated)
 

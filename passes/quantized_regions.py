@@ -15,6 +15,7 @@ from tvmquant import formats
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, count_uses, used_vars
 from tvmquant.passes.amplification import amplified
+from tvmquant.passes.dynamic_layers import DynamicLayers
 from tvmquant.passes.elementwise import ELEMENTWISE
 from tvmquant.passes.region_kind import Form
 from tvmquant.passes.region_operators import (
@@ -42,11 +43,16 @@ class RegionFinder:
     calibrates : bool
         Whether what the model brings no scale for gets one. Otherwise regions end at the model's
         own fake_quants only, or in sums that are kept whole.
+    dynamic : bool
+        Whether layers that would stay float round their input by its range, found at run time.
     """
 
-    def __init__(self, function: relax.Function, *, calibrates: bool = True) -> None:
+    def __init__(
+        self, function: relax.Function, *, calibrates: bool = True, dynamic: bool = False
+    ) -> None:
         self.function = function
         self.calibrates = calibrates
+        self.dynamic = DynamicLayers(function, chosen=dynamic)
         # what the model's own fake_quants give
         self.imported: set[relax.Var] = set()
         # of these, what rounds ties to even: of models of others
@@ -202,6 +208,8 @@ class RegionFinder:
         if qop.is_call(value, "relax.nn.pad"):
             padding = float(getattr(value.attrs, "pad_value", 0.0))
             self.pad_values += [(source, padding) for source in self.operands.get(var, ())]
+        if self.dynamic.takes(var, value):
+            return self._float(var, value)
         if isinstance(value, relax.Var):
             is_float = self.form(value).kind == "float"
             return Form("float") if is_float else Form("mover", (value,))
@@ -229,6 +237,11 @@ class RegionFinder:
                 return form
         if is_repeated_constant(value):
             return Form("input")
+        self.dynamic.choose(var, value)
+        return self._float(var, value)
+
+    def _float(self, var: relax.Var, value: relax.Expr) -> Form:
+        """Let a value be computed in float, and ask for what it reads."""
         self.float_results.add(var)
         for operand in used_vars(value):
             if not self.is_float(operand):

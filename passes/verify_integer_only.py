@@ -14,6 +14,7 @@ import tvm
 from tvm import relax
 
 from tvmquant.errors import QuantizationError
+from tvmquant.ir import dynamic_ops as dyn
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, span_name
 from tvmquant.passes.elementwise import ELEMENTWISE, LOGICAL, SELECT
@@ -34,9 +35,9 @@ REASONS = {
     **dict.fromkeys(LOGICAL, "a comparison of two tensors has no integer form"),
     "relax.divide": "division by an activation has no integer form",
 }
-# A table of floats is a dequantization of a function.
-BORDERS = (qop.QUANTIZE, qop.DEQUANTIZE, qop.TABLE)
-MATMUL = "relax.matmul"
+# A table of floats is a dequantization of a function; a range is found for a quantization.
+BORDERS = (qop.QUANTIZE, qop.DEQUANTIZE, qop.TABLE, *dyn.INTEGER)
+MATMUL, PERMUTE = "relax.matmul", "relax.permute_dims"
 UNSCALED_REASON = "the model brings no scale for its input or weight, or several for one channel"
 PRODUCT_REASON = "a product of two activations: one would have to be packed for every input"
 CONSTANT_REASON = "its constant differs along the batch, or gives the result further axes"
@@ -60,12 +61,14 @@ class FloatOp:
 def float_audit(module: tvm.IRModule) -> list[FloatOp]:
     """List the operators of an L2 module that read or write floats, in graph order.
 
-    Quantize and dequantize are not listed.
+    Quantize and dequantize, and what they change the layout by, are not listed.
     """
     found = []
     for _, value in bindings_of(module["main"]):
         if not isinstance(value, relax.Call) or qop.is_call(value, *BORDERS):
             continue
+        if qop.is_call(value, PERMUTE) and not span_name(value):
+            continue  # not of the model: a change of layout at a border
         if _is_float(value.ty) or any(_is_float(operand.ty) for operand in value.args):
             name = str(value.op.name)
             found.append(

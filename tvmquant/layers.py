@@ -14,6 +14,7 @@ from tvmquant import formats
 from tvmquant.bit_choice import W8A8, BitChoice
 from tvmquant.errors import QuantizationError
 from tvmquant.formats import GROUP_SIZES, INT8, MOST_BITS, UINT8, WIDTHS, Format, Uniform
+from tvmquant.ir import dynamic_ops as dyn
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, origins, span_name, used_vars
 from tvmquant.ir.tensor_types import integers
@@ -129,9 +130,13 @@ def quantizable_layers(graph: Graph) -> tuple[Layer, ...]:
 
 
 def is_quantized(graph: Graph) -> bool:
-    """Whether a float graph (L0) brings scales for activations with it, as a QDQ model does."""
+    """Whether a float graph (L0) says how activations are rounded.
+
+    It brings scales, as a QDQ model does, or asks for ranges that are found at run time.
+    """
     return any(
-        qop.is_call(value, qop.FAKE_QUANT) and qop.attributes(value)["role"] != qop.WEIGHT
+        qop.is_call(value, dyn.DYNAMIC_QUANT)
+        or (qop.is_call(value, qop.FAKE_QUANT) and qop.attributes(value)["role"] != qop.WEIGHT)
         for _, value in bindings_of(graph.main)
     )
 

@@ -21,6 +21,7 @@ def annotated(
     *,
     fold_batch_norm: bool = True,
     calibrates: bool = True,
+    dynamic: bool = False,
 ) -> Graph:
     """Return a float graph annotated (L1), uncalibrated.
 
@@ -35,6 +36,8 @@ def annotated(
         layers, and their names, are the same.
     calibrates : bool
         Whether tensors without a scale of the model's get one, by calibration.
+    dynamic : bool
+        Whether layers that would stay float round their input by its range, found at run time.
 
     Raises
     ------
@@ -43,7 +46,7 @@ def annotated(
     """
     if graph.level != "L0":
         raise QuantizationError(f"expected a float graph (L0), found level {graph.level}")
-    return graph.once(_annotated, activation_scheme, fold_batch_norm, calibrates)
+    return graph.once(_annotated, activation_scheme, fold_batch_norm, calibrates, dynamic)
 
 
 def _canonical(graph: Graph, fold_batch_norm: bool) -> Graph:
@@ -51,8 +54,8 @@ def _canonical(graph: Graph, fold_batch_norm: bool) -> Graph:
 
 
 def _annotated(
-    graph: Graph, activation_scheme: str, fold_batch_norm: bool, calibrates: bool
+    graph: Graph, activation_scheme: str, fold_batch_norm: bool, calibrates: bool, dynamic: bool
 ) -> Graph:
     module = canonical(graph, fold_batch_norm=fold_batch_norm).module
-    annotated = pipeline.annotate(module, activation_scheme, calibrates=calibrates)
+    annotated = pipeline.annotate(module, activation_scheme, calibrates=calibrates, dynamic=dynamic)
     return graph.with_module(annotated, "L1")

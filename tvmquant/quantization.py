@@ -78,6 +78,7 @@ def quantize(
     strict: bool = False,
     bound_pairs: bool = True,
     correct_bias: bool = True,
+    dynamic: bool = False,
 ) -> Graph:
     """Turn a float graph into integers.
 
@@ -104,6 +105,10 @@ def quantize(
         `tvmquant.compile_onnx`, which knows the target, turns it on where that needs it.
     correct_bias : bool
         Take out of each bias what rounding the weights adds to the layer's mean output.
+    dynamic : bool
+        Let layers that would stay float (without a calibration: all whose input the model brings no
+        scale for) round their input by its range, found at run time, and compute in integers. What
+        lies between them stays float. Layers that the model quantizes so are computed so anyway.
 
     Returns
     -------
@@ -113,7 +118,8 @@ def quantize(
     Raises
     ------
     QuantizationError
-        If there is no calibration and the model is not quantized already; if the calibration is of
+        If there is no calibration, the model is not quantized already and shall not be quantized
+        dynamically; if the calibration is of
         another model, a layer cannot be computed in integers (strict), an
         accumulator may overflow, or a choice names no layer, is none of the layer's, or contradicts
         that of a tied layer; names the layer.
@@ -121,6 +127,7 @@ def quantize(
     calibrated = apply_calibration(
         graph, calibration, choices=choices, activation_scheme=activation_scheme,
         weight_method=weight_method, bound_pairs=bound_pairs, correct_bias=correct_bias,
+        dynamic=dynamic,
     )  # fmt: skip
     module = pipeline.integerize(calibrated.module, strict=strict)
     return calibrated.with_module(module, "L2")
@@ -136,6 +143,7 @@ def apply_calibration(
     bound_pairs: bool = True,
     correct_bias: bool = True,
     fold_batch_norm: bool = True,
+    dynamic: bool = False,
 ) -> Graph:
     """Annotate a float graph with bit widths, scales and zero points: what the torch twin runs.
 
@@ -145,7 +153,7 @@ def apply_calibration(
     """
     network = annotated(
         graph, activation_scheme, fold_batch_norm=fold_batch_norm,
-        calibrates=calibration is not None,
+        calibrates=calibration is not None, dynamic=dynamic,
     )  # fmt: skip
     wanted = dict(choices or {})
     activations = activation_formats(quantizable_layers(network), wanted)
@@ -159,9 +167,10 @@ def apply_calibration(
             "input_means": calibration.input_means if correct_bias else None,
             "input_powers": calibration.input_powers,
         }
-    elif not is_quantized(graph):
+    elif not dynamic and not is_quantized(graph):
         raise QuantizationError(
-            f"the model {graph.name!r} brings no scales for its activations; calibrate it with data"
+            f"the model {graph.name!r} brings no scales for its activations; calibrate it with "
+            "data, or let ranges be found at run time (dynamic=True)"
         )
     module = pipeline.apply_calibration(
         network.module, weights={name: choice.weight for name, choice in wanted.items()},

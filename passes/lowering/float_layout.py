@@ -7,8 +7,7 @@ from tvm import relax
 
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.tensor_types import dtype_of, integers, static_shape
-from tvmquant.passes.convert_layout import AXIS_IN_NHWC, LayoutConverter
-from tvmquant.passes.elementwise import BINARY, UNARY
+from tvmquant.passes.convert_layout import LayoutConverter
 
 
 class FloatLayoutConverter(LayoutConverter):
@@ -17,15 +16,12 @@ class FloatLayoutConverter(LayoutConverter):
     def __init__(self, module: tvm.IRModule) -> None:
         super().__init__(module)
         self.handlers = {
-            **dict.fromkeys((*UNARY, *BINARY, "relax.clip"), self._elementwise),
             **{
                 name: handler for name, handler in self.handlers.items()
                 if not name.startswith(qop.PREFIX)
             },
             "relax.nn.conv2d": self._conv2d,
             "relax.nn.conv2d_transpose": self._conv2d_transpose,
-            "relax.nn.avg_pool2d": self._avg_pool,
-            "relax.mean": self._mean,
         }  # fmt: skip
 
     def converts(self, operand: relax.Expr) -> bool:
@@ -33,13 +29,6 @@ class FloatLayoutConverter(LayoutConverter):
         tensor = operand.fields[0] if isinstance(operand, relax.Tuple) else operand
         shape = getattr(tensor.ty, "shape", None)
         return shape is not None and len(shape.values) == 4 and dtype_of(tensor) == "float32"
-
-    def _elementwise(self, call: relax.Call) -> relax.Expr | None:
-        tensors = [a for a in call.args if isinstance(a.ty, relax.TensorType)]
-        if any(len(a.ty.shape.values) not in (0, 4) for a in tensors):
-            return None  # broadcast from a lower rank: its dimensions line up in NCHW alone
-        args = [self.nhwc(a) if isinstance(a.ty, relax.TensorType) else a for a in call.args]
-        return relax.Call(call.op, args, call.attrs, call.ty_args)
 
     def _conv2d(self, call: relax.Call) -> relax.Expr | None:
         a = call.attrs
@@ -72,16 +61,3 @@ class FloatLayoutConverter(LayoutConverter):
         split = self.emit(relax.op.reshape(pixels, (n, h, w, height, width, outputs)))
         moved = self.emit(relax.op.permute_dims(split, [0, 1, 3, 2, 4, 5]))
         return relax.op.reshape(moved, (n, h * height, w * width, outputs))
-
-    def _avg_pool(self, call: relax.Call) -> relax.Expr:
-        a = call.attrs
-        return relax.op.nn.avg_pool2d(
-            self.nhwc(call.args[0]), a.pool_size, a.strides, a.padding, a.dilation,
-            bool(a.ceil_mode), bool(a.count_include_pad), layout="NHWC",
-        )  # fmt: skip
-
-    def _mean(self, call: relax.Call) -> relax.Expr | None:
-        if not bool(call.attrs.keepdims) or call.attrs.axis is None:
-            return None
-        axes = [AXIS_IN_NHWC[int(axis) % 4] for axis in call.attrs.axis]
-        return relax.op.mean(self.nhwc(call.args[0]), axes, keepdims=True)

@@ -50,7 +50,8 @@ class ContractionRegion(RegionKind):
         weight = call.args[1]
         imported = finder.imported_weights.get(weight)
         constant = isinstance(weight, tvm.ir.GenericConst)
-        if imported is None and not (constant and finder.calibrates):
+        quantizes = finder.calibrates or finder.dynamic.chosen
+        if imported is None and not (constant and quantizes):
             return None
         if qop.is_call(call, "relax.matmul") and len(weight.ty.shape.values) != 2:
             return None
@@ -189,11 +190,15 @@ def _attributes(layer: Contraction, name: str) -> dict[str, Any]:
         "input_qmax": layer.x.qmax,
         "epilogue": 0,
     }
+    if layer.dynamic:
+        attrs["dynamic"] = 1
     source = layer.call.attrs
     if layer.call.op.name == "relax.matmul":
         return attrs
     attrs |= {key: [int(v) for v in getattr(source, key)]
               for key in ("strides", "padding", "dilation")}  # fmt: skip
+    if layer.dynamic and layer.call.op.name == "relax.nn.conv2d":
+        attrs["padding"] = [0, 0, 0, 0]
     if layer.call.op.name == "relax.nn.conv2d_transpose":
         attrs["output_padding"] = [int(v) for v in source.output_padding]
     return attrs | {"groups": int(source.groups), "layout": "NCHW"}

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tvm import relax
 
 from tvmquant.arithmetic import INT32_MAX
 from tvmquant.formats import INT8
@@ -62,16 +63,20 @@ def _stored(weight: QuantizedWeight) -> Any:
 
 
 def _window_sums(integerizer: Integerizer, layer: Contraction, name: str) -> Term:
+    expr = emitted_window_sums(integerizer, layer, name)
+    rank = len(layer.call.ty.shape.values)
+    bound = np.full((1,) * rank, layer.weight.values[0].size * layer.x.bound)
+    return Term(np.ones((1,) * rank), bound, expr=expr)
+
+
+def emitted_window_sums(integerizer: Integerizer, layer: Contraction, name: str) -> relax.Expr:
     """Emit the sums of the layer's windows, for each group of channels if there are several."""
     outputs, *rest = layer.weight.values.shape
     groups = int(getattr(layer.call.attrs, "groups", 1))
     ones = np.ones((1 if groups == 1 else outputs, *rest), np.float32)
     weight = QuantizedWeight(ones, np.ones(len(ones)), INT8)
     summing = replace(layer, weight=weight)
-    expr = emitted_sums(integerizer, summing, f"{name}.window_sums")
-    rank = len(layer.call.ty.shape.values)
-    bound = np.full((1,) * rank, int(np.prod(rest)) * layer.x.bound)
-    return Term(np.ones((1,) * rank), bound, expr=expr)
+    return emitted_sums(integerizer, summing, f"{name}.window_sums")
 
 
 def exact_sums(integerizer: Integerizer, layer: Contraction, scale: Any, name: str) -> Term:

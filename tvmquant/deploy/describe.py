@@ -213,5 +213,6 @@ def _work_by_layer(module: tvm.IRModule, batch: int) -> dict[str, dict[str, Any]
             "activation_format": choice.activation.name,
             "weight_pairs": "bounded" if attrs["bounded"] else "free",
             "compute_dtype": attrs.get("compute_dtype", ""),
+            "dynamic": bool(attrs.get("dynamic", 0)),
         }
     return work

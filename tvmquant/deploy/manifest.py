@@ -161,6 +161,8 @@ class LayerInfo:
         ``"bounded"``: the weight is rounded so that neighbours fit 16 bits
         (`tvmquant.weight_pairs`); ``"free"``: it is not; ``""`` where there is none, or an earlier
         version of tvmquant built the library.
+    dynamic : bool
+        Of a contraction: the range of the activation that it reads is found at run time.
     """
 
     id: str
@@ -174,6 +176,12 @@ class LayerInfo:
     activation_format: str = ""
     compute_dtype: str = ""
     weight_pairs: str = ""
+    dynamic: bool = False
+
+
+def describe_choice(choice: str, dynamic: bool) -> str:
+    """Return in words what `LayerInfo` says of a layer's bits."""
+    return f"{choice} dynamic" if dynamic else choice
 
 
 def describe_pairs(weight_pairs: Iterable[str]) -> str:
