@@ -22,13 +22,14 @@ from tvmquant.frontend.dimensions import (
 from tvmquant.frontend.float_types import as_float32
 from tvmquant.frontend.node import Node
 from tvmquant.frontend.quantized_tensor import QuantizedTensor
+from tvmquant.frontend.ranged_tensor import RangedTensor, RangeParameter
 from tvmquant.frontend.stored_integers import MOVERS, StoredIntegers
 from tvmquant.graph import with_span
 from tvmquant.ir.imported_quantizers import imported_weight
 
-# A numpy array is a constant or a shape; a Var a tensor computed at run time, a QuantizedTensor one
-# of integers of the file; None left out.
-Value: TypeAlias = Array | relax.Var | QuantizedTensor | None
+# A numpy array is a constant or a shape; a Var a tensor computed at run time, a QuantizedTensor or
+# RangedTensor one of integers of the file, the latter with RangeParameters; None left out.
+Value: TypeAlias = Array | relax.Var | QuantizedTensor | RangedTensor | RangeParameter | None
 
 
 class NonFiniteError(UnsupportedNodeError):
@@ -88,8 +89,10 @@ class Context:
             raise UnsupportedNodeError(f"input {index} is missing")
         if isinstance(value, np.ndarray):
             return self.embed(self.weight(index))
-        if isinstance(value, QuantizedTensor):
+        if isinstance(value, QuantizedTensor | RangedTensor):
             return value.real if self.moves_integers() else self.emit(value.integers())
+        if isinstance(value, RangeParameter):
+            return self.emit(value.value())
         if 0 in self.shape(value):
             raise UnsupportedNodeError(f"it reads a tensor of shape {show(self.shape(value))}")
         return value
@@ -98,7 +101,10 @@ class Context:
         """Whether the node moves integers of the file, and gives them the scale that they had."""
         values = [self.values[name] for name in self.node.inputs]
         tensors = [v for v in values if not isinstance(v, np.ndarray) and v is not None]
-        known = [v for v in tensors if isinstance(v, QuantizedTensor) and v.axis < 0]
+        known = [
+            v for v in tensors
+            if isinstance(v, RangedTensor) or (isinstance(v, QuantizedTensor) and v.axis < 0)
+        ]  # fmt: skip
         if self.node.op_type in ("Cast", "CastLike") or not known or len(known) < len(tensors):
             return False
         return self.node.op_type in MOVERS and all(known[0].is_like(v) for v in known)

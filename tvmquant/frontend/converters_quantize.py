@@ -9,9 +9,11 @@ import onnx
 from tvm import relax
 
 from tvmquant.frontend.context import Context
+from tvmquant.frontend.converters_dynamic import real_by_range
 from tvmquant.frontend.dimensions import Array, UnsupportedNodeError
 from tvmquant.frontend.node import Node
 from tvmquant.frontend.quantized_tensor import QuantizedTensor
+from tvmquant.frontend.ranged_tensor import RangedTensor
 from tvmquant.frontend.registry import converter
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.imported_quantizers import imported_activation, integer_range
@@ -40,6 +42,8 @@ def _convert_quantize(ctx: Context, node: Node) -> QuantizedTensor:
 @converter("DequantizeLinear")
 def _convert_dequantize(ctx: Context, node: Node) -> relax.Expr:
     value = ctx.value(0)
+    if isinstance(value, RangedTensor):
+        return real_by_range(ctx, value)
     if isinstance(value, QuantizedTensor):
         wanted = _parameters(ctx, node, value.dtype)
         return value.real if value.is_like(wanted) else _reinterpreted(ctx, value, wanted)

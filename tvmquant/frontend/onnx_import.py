@@ -16,6 +16,7 @@ from tvmquant.frontend import (  # noqa: F401 (they register converters)
     converters_blocks,
     converters_cast,
     converters_cumulative,
+    converters_dynamic,
     converters_einsum,
     converters_index,
     converters_layout,
@@ -44,6 +45,7 @@ from tvmquant.frontend.input_types import InputType
 from tvmquant.frontend.node import Node
 from tvmquant.frontend.prepare import Prepared, live_nodes, name_nodes
 from tvmquant.frontend.quantized_tensor import QuantizedTensor
+from tvmquant.frontend.ranged_tensor import RangedTensor
 from tvmquant.frontend.registry import CONVERTERS
 from tvmquant.frontend.results import check_batches, returned
 from tvmquant.frontend.shape_ops import evaluate
@@ -160,7 +162,7 @@ class _Importer:
         results = results if isinstance(results, tuple) else (results,)
         if not self.context.moves_integers():
             return results
-        source = next(value for value in inputs if isinstance(value, QuantizedTensor))
+        source = next(v for v in inputs if isinstance(v, QuantizedTensor | RangedTensor))
         return tuple(
             replace(source, real=result) if isinstance(result, relax.Var) else result
             for result in results

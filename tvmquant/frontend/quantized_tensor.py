@@ -37,8 +37,10 @@ class QuantizedTensor:
     dtype: str
     axis: int = -1
 
-    def is_like(self, other: QuantizedTensor) -> bool:
+    def is_like(self, other: object) -> bool:
         """Whether equal integers of both stand for equal numbers."""
+        if not isinstance(other, QuantizedTensor):
+            return False
         alike = (self.zero_point, self.dtype, self.axis) == (
             other.zero_point,
             other.dtype,

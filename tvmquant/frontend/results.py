@@ -14,6 +14,7 @@ from tvmquant.frontend.dimensions import Batch, Shape, UnsupportedNodeError, is_
 from tvmquant.frontend.float_types import as_float32
 from tvmquant.frontend.prepare import Prepared
 from tvmquant.frontend.quantized_tensor import QuantizedTensor
+from tvmquant.frontend.ranged_tensor import RangedTensor, RangeParameter
 
 
 def returned(context: Context, output: onnx.ValueInfoProto) -> relax.Expr:
@@ -36,8 +37,10 @@ def returned(context: Context, output: onnx.ValueInfoProto) -> relax.Expr:
             result = context.embed(as_float32(value))
         else:
             result = value
-            if isinstance(value, QuantizedTensor):
+            if isinstance(value, QuantizedTensor | RangedTensor):
                 result = context.emit(value.integers())
+            if isinstance(value, RangeParameter):
+                result = context.emit(value.value())
         if 0 in context.shape(result):
             raise UnsupportedNodeError(f"it has shape {show(context.shape(result))}")
         return result

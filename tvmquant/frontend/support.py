@@ -24,10 +24,6 @@ _ADVICE = {
     "NonMaxSuppression": "it chooses boxes; end the model before it and choose outside of it",
     "GridSample": "it reads where the data say; split the model there",
 }
-# Of models that are quantized already, by an operator on their data that tells so.
-_QUANTIZED = {
-    "DynamicQuantizeLinear": "is quantized dynamically",
-}
 
 
 @dataclass(frozen=True)
@@ -116,12 +112,6 @@ def raise_unsupported(model: str, found: Sequence[UnsupportedNode]) -> None:
     """
     if not found:
         return
-    for node in found:
-        if node.reason == _QUANTIZED.get(node.op_type):
-            raise UnsupportedModelError(
-                f"model {model!r} {node.reason} (node {node.name!r}, {node.op_type}); "
-                "export the float model, tvmquant quantizes it"
-            )
     lines = [f"  {node.name} ({node.op_type}): {node.reason}" for node in found]
     count = "1 node" if len(found) == 1 else f"{len(found)} nodes"
     raise UnsupportedModelError(
@@ -144,8 +134,6 @@ def _why_unknown(node: Node, nodes: Sequence[Node], constants: Container[str]) -
         )
     if node.op_type in _ADVICE:
         return _ADVICE[node.op_type]
-    if node.op_type in _QUANTIZED:
-        return _QUANTIZED[node.op_type]
     if node.op_type in OPERATORS | SPELLED_OUT or node.op_type in SHAPE_OPERATORS:
         return None
     if _is_known_operator(node):

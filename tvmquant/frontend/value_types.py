@@ -9,6 +9,7 @@ from tvmquant.frontend.context import Context
 from tvmquant.frontend.dimensions import Batch, Shape, UnsupportedNodeError, is_symbolic, show
 from tvmquant.frontend.float_types import as_float32
 from tvmquant.frontend.quantized_tensor import QuantizedTensor
+from tvmquant.frontend.ranged_tensor import RangedTensor, RangeParameter
 
 
 def shape_of(ctx: Context, index: int) -> Shape:
@@ -24,7 +25,9 @@ def shape_of(ctx: Context, index: int) -> Shape:
         raise UnsupportedNodeError(f"input {index} is missing")
     if isinstance(value, np.ndarray):
         return value.shape
-    return ctx.shape(value.real if isinstance(value, QuantizedTensor) else value)
+    if isinstance(value, RangeParameter):
+        return ()
+    return ctx.shape(value.real if isinstance(value, QuantizedTensor | RangedTensor) else value)
 
 
 def type_of(ctx: Context, index: int) -> onnx.TypeProto:
@@ -37,8 +40,10 @@ def type_of(ctx: Context, index: int) -> onnx.TypeProto:
         return onnx.TypeProto()
     if isinstance(value, np.ndarray):
         dtype = "int64" if is_symbolic(value) else as_float32(value).dtype.name
+    elif isinstance(value, QuantizedTensor | RangedTensor | RangeParameter):
+        dtype = value.dtype
     else:
-        dtype = value.dtype if isinstance(value, QuantizedTensor) else str(value.ty.dtype)
+        dtype = str(value.ty.dtype)
     shape = [show((dim,)) if isinstance(dim, Batch) else dim for dim in shape_of(ctx, index)]
     element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     return onnx.helper.make_tensor_type_proto(element, shape)
