@@ -83,6 +83,7 @@ def compile_onnx(
     batch: int = 1,
     strict: bool = False,
     requantize: bool = False,
+    dynamic: bool = False,
     force: bool = False,
     rpc: str | Tracker | None = None,
     rpc_key: str | None = None,
@@ -96,7 +97,8 @@ def compile_onnx(
         The ONNX file.
     data : path, array or iterable, optional
         What `open_data` reads; the images to calibrate with. A model that is quantized already
-        (QDQ) needs none; with data, what it has no scale for is calibrated.
+        (QDQ) needs none; with data, what it has no scale for is calibrated. None are needed with
+        ``dynamic`` either.
     out : path
         Folder of the library. The calibration is kept there too, as ``calibration-KEY.json``, and
         used again by a later run with the same model, data and method.
@@ -126,6 +128,9 @@ def compile_onnx(
         As of `load_onnx`.
     requantize : bool
         Leave the scales of a quantized model out, and quantize it anew.
+    dynamic : bool
+        As of `quantize`: find the ranges of what layers read at run time, where nothing else says
+        them.
     target, threads, batch, force
         As of `build`; threads must be given with a tracker.
     rpc, rpc_key : str, optional
@@ -145,7 +150,13 @@ def compile_onnx(
     out, clock = Path(out), Clock(stage)
     check_destination(out, force=True)  # before the slow stages, and before a cache is written
     options = Options(
-        calibration_method, percentile, activation_scheme, weight_method, bound_pairs, strict
+        calibration_method,
+        percentile,
+        activation_scheme,
+        weight_method,
+        bound_pairs,
+        strict,
+        dynamic,
     )
     with clock.stage("load"):
         session = open_session(

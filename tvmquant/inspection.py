@@ -29,7 +29,12 @@ class Preview:
 
 
 def preview(
-    graph: Graph, *, target: TargetLike = "native", threads: int | None = None, batch: int = 1
+    graph: Graph,
+    *,
+    target: TargetLike = "native",
+    threads: int | None = None,
+    batch: int = 1,
+    dynamic: bool = False,
 ) -> Preview:
     """Return the layers that a float (L0) graph would be compiled into.
 
@@ -44,6 +49,8 @@ def preview(
         As `tvmquant.load_onnx` returns it.
     target, threads, batch
         As of `tvmquant.build`.
+    dynamic : bool
+        As of `tvmquant.quantize` without a calibration.
 
     Raises
     ------
@@ -62,7 +69,8 @@ def preview(
 
     machine = Machine.of(target, threads)
     bounded = multiplies_in_pairs(machine.target)
-    ranges = None if is_quantized(graph) else calibrate_with_random_items(graph)
-    integer = quantize(graph, ranges, bound_pairs=bounded).module
+    known = dynamic or is_quantized(graph)
+    ranges = None if known else calibrate_with_random_items(graph)
+    integer = quantize(graph, ranges, bound_pairs=bounded, dynamic=dynamic).module
     lowered = pipeline.lower(integer, machine, batch)
     return Preview(describe_layers(integer, lowered, batch), float_audit(integer))

@@ -88,6 +88,7 @@ def compile_model(
     batch: Annotated[int, typer.Option(min=1, help="Batch size of the library.")] = 1,
     input_shape: options.InputShapes = None,
     requantize: options.Requantize = False,
+    dynamic: options.Dynamic = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail where an operator would stay float.")
     ] = False,
@@ -100,8 +101,8 @@ def compile_model(
     """Compile an ONNX model into an integer-only library.
 
     Calibrates with the images of --data (labels are not needed). A model that is quantized already
-    (QDQ) needs no data: its own scales are kept. Without a budget every layer gets
-    8 bits. With --latency, --size or --bops it measures what narrower bits cost each layer in
+    (QDQ) needs no data: its own scales are kept; nor does --dynamic. Without a budget every layer
+    gets 8 bits. With --latency, --size or --bops it measures what narrower bits cost each layer in
     accuracy and take on this machine (with --rpc: on that device), and chooses the plan of least
     cost. What was calibrated and measured is kept in OUT and used again by a later run. In the end
     the library and the float model are compared on a few of the images, output by output.
@@ -136,6 +137,7 @@ def compile_model(
         batch=batch,
         strict=strict,
         requantize=requantize,
+        dynamic=dynamic,
         force=force,
         stage=StageReporter(quiet=quiet),
     )
@@ -169,7 +171,7 @@ def summarize(done: Compilation, out: Path) -> dict[str, Any]:
         "float_audit": manifest["float_audit"],
         "model_bytes": manifest["model"].get("bytes"),
         "library_bytes": manifest["library"]["bytes"],
-        "bits": dict(Counter(layer["choice"] for layer in manifest["layers"] if layer["choice"])),
+        "bits": dict(Counter(bits for layer in manifest["layers"] if (bits := _bits(layer)))),
         "weight_pairs": describe_pairs(layer["weight_pairs"] for layer in manifest["layers"]),
         "untuned": list(done.untuned),
         "outputs": [output.to_dict() for output in done.outputs],
@@ -179,6 +181,12 @@ def summarize(done: Compilation, out: Path) -> dict[str, Any]:
         "up_to_date": done.up_to_date,
         "seconds": done.seconds,
     }
+
+
+def _bits(layer: dict[str, Any]) -> str:
+    from tvmquant.deploy.manifest import describe_choice
+
+    return describe_choice(layer["choice"], layer["dynamic"])
 
 
 def _plan_rows(plan: dict[str, Any] | None, reference: dict[str, Any] | None) -> list[Any]:

@@ -25,6 +25,7 @@ def inspect(
     threads: options.Threads = None,
     batch: Annotated[int, typer.Option(min=1, help="Of a model: the library's batch size.")] = 1,
     requantize: options.Requantize = False,
+    dynamic: options.Dynamic = False,
     input_shape: options.InputShapes = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -39,7 +40,7 @@ def inspect(
     elif subject.is_file():
         shapes = options.parse_input_shapes(input_shape)
         with StageReporter(quiet=quiet)("inspect"):
-            report = _describe_model(subject, target, threads, batch, shapes, requantize)
+            report = _describe_model(subject, target, threads, batch, shapes, requantize, dynamic)
     else:
         raise DataError(
             f"{str(subject)!r} does not exist; expected a folder that `tvmquant compile` wrote, or "
@@ -64,6 +65,7 @@ def _describe_model(
     batch: int,
     shapes: dict[str, tuple[int | None, ...]],
     requantize: bool,
+    dynamic: bool,
 ) -> dict[str, Any]:
     import dataclasses
 
@@ -71,7 +73,7 @@ def _describe_model(
     from tvmquant.inspection import preview
 
     graph = load_onnx(path, input_shapes=shapes or None, requantize=requantize)
-    found = preview(graph, target=target, threads=threads, batch=batch)
+    found = preview(graph, target=target, threads=threads, batch=batch, dynamic=dynamic)
 
     def signature(tensors: list[Any]) -> list[dict[str, Any]]:
         return [{"name": n, "shape": list(shape), "dtype": dtype} for n, shape, dtype in tensors]
@@ -88,7 +90,7 @@ def _describe_model(
 
 
 def _tables(report: dict[str, Any]) -> list[TitledTable]:
-    from tvmquant.deploy.manifest import describe_pairs
+    from tvmquant.deploy.manifest import describe_choice, describe_pairs
 
     layers = report["layers"]
     pairs = describe_pairs(layer["weight_pairs"] for layer in layers)
@@ -110,7 +112,7 @@ def _tables(report: dict[str, Any]) -> list[TitledTable]:
             layer["op"],
             _extents(layer["shape"]),
             layer["dtype"],
-            layer["choice"],
+            describe_choice(layer["choice"], layer["dynamic"]),
             f"{layer['macs'] / 1e6:.2f} M" if layer["macs"] else "",
             layer["kernel"],
         )

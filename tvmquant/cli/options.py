@@ -119,6 +119,14 @@ Requantize = Annotated[
         help="Of a model that is quantized already (QDQ): leave its scales out, quantize anew.",
     ),
 ]
+Dynamic = Annotated[
+    bool,
+    typer.Option(
+        "--dynamic",
+        help="Find the range of what a layer reads at run time, where neither the model nor data "
+        "say it; what lies between layers stays float.",
+    ),
+]
 Table = Annotated[
     Path | None,
     typer.Option(

@@ -38,6 +38,8 @@ class Row:
     macs : int
     choice : str
         Bit widths; empty where it has no weights, or computes in float.
+    dynamic : bool
+        The range of what it reads is found at run time.
     measured_ms : float or None
         On this machine, now.
     record : LayerRecord or None
@@ -52,6 +54,7 @@ class Row:
     output_bytes: int
     macs: int
     choice: str
+    dynamic: bool = False
     measured_ms: float | None = None
     record: LayerRecord | None = None
 
@@ -308,6 +311,7 @@ def _row(number: int, calls: list[LayerInfo], records: Mapping[str, LayerRecord]
         output_bytes=math.ceil(math.prod(last.shape) * _bits(last.dtype) / 8),
         macs=main.macs,
         choice=main.choice,
+        dynamic=main.dynamic,
         record=record,
     )
 

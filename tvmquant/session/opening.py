@@ -78,7 +78,7 @@ def open_session(
     options.check()
     machine = Machine.of(target, threads, remote=tracker is not None)
     find_linker(machine.target)
-    dataset = _open_calibration_data(graph, data, recipe, select, samples)
+    dataset = _open_calibration_data(graph, data, recipe, select, samples, options)
     if wishes is not None or plan is not None:
         _check_free(graph)
     given = _read_plan(plan, graph) if plan is not None else None
@@ -109,17 +109,17 @@ def _check_free(graph: Graph) -> None:
 
 
 def _open_calibration_data(
-    graph: Graph, data: Any, recipe: Preprocess, select: Any, samples: int | None
+    graph: Graph, data: Any, recipe: Preprocess, select: Any, samples: int | None, options: Options
 ) -> Dataset | None:
     if data is None:
         from tvmquant.layers import is_quantized
 
-        if is_quantized(graph):
+        if options.dynamic or is_quantized(graph):
             return None
         raise DataError(
             "a float model needs data to calibrate with; pass --data a folder or .tar of images "
             "(with --preprocess, how the model wants them), or a .npy or .npz of inputs of shape "
-            "(N, ...)"
+            "(N, ...); or --dynamic, to find ranges at run time"
         )
     dataset = open_data(data, recipe, inputs=graph.item_inputs(), select=select)
     if samples is None:

@@ -21,6 +21,8 @@ class Options:
         As of `tvmquant.quantize`.
     bound_pairs : bool, optional
         As of `tvmquant.quantize`; by default where the processor's sums of two products saturate.
+    dynamic : bool
+        As of `tvmquant.quantize`.
     """
 
     calibration_method: str | None = None
@@ -29,6 +31,7 @@ class Options:
     weight_method: str | None = None
     bound_pairs: bool | None = None
     strict: bool = False
+    dynamic: bool = False
 
     @property
     def observer(self) -> dict[str, Any]:
@@ -48,7 +51,10 @@ class Options:
         bounded = self.bound_pairs
         if bounded is None:
             bounded = multiplies_in_pairs(machine.target)
-        options = _given(weight_method=self.weight_method, activation_scheme=self.activation_scheme)
+        options = _given(
+            weight_method=self.weight_method, activation_scheme=self.activation_scheme,
+            dynamic=self.dynamic or None,
+        )  # fmt: skip
         return {**options, "bound_pairs": bounded}
 
     def check(self) -> None:

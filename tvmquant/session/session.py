@@ -44,7 +44,7 @@ class Session:
     graph : Graph
         Level L0.
     data : Dataset, optional
-        To calibrate with; None where the model brings its scales.
+        To calibrate with; None where the model brings its scales, or ranges are found at run time.
     recipe : Preprocess
         How its images are read.
     folder : Path

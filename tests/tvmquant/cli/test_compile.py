@@ -38,6 +38,22 @@ def test_compile_without_data_says_what_to_pass(tvmquant, small_onnx):
     assert "pass --data a folder or .tar" in tvmquant("compile", small_onnx, code=2).stderr
 
 
+def test_ranges_found_at_run_time_need_no_data(tvmquant, small_onnx, tmp_path):
+    out = tmp_path / "library"
+    command = ["compile", small_onnx, "--dynamic", "-o", out, "--threads", 1, "--json"]
+    first, again = (tvmquant(*command).json() for _ in range(2))
+    layers = sum(first["bits"].values())
+    assert first["bits"] == again["bits"] == {"w8a8 dynamic": layers}
+    assert (first["up_to_date"], again["up_to_date"]) == (False, True)
+    library = tvmquant("inspect", out, "--json").json()
+    model = tvmquant("inspect", small_onnx, "--dynamic", "--threads", 1, "--json").json()
+    assert library["layers"] == model["layers"]
+    assert sum(layer["dynamic"] for layer in model["layers"]) == layers
+    assert tvmquant("inspect", out).stdout.count("w8a8 dynamic") == layers
+    tvmquant("report", out, "-o", tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().count("<small>dynamic</small>") == layers
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
