@@ -10,14 +10,21 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+from benchmarks.quantized.float64_arithmetic import (
+    along,
+    convolved,
+    dequantized,
+    product,
+    quantized,
+    wide,
+)
 
 if TYPE_CHECKING:
     import onnx
 
-_DOMAINS = ("", "ai.onnx.ml")
-_CONVOLUTIONS = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d}
+_DOMAINS = ("", "ai.onnx.ml", "com.microsoft")
 
 
 class Float64Evaluator:
@@ -26,25 +33,23 @@ class Float64Evaluator:
     Parameters
     ----------
     model : onnx.ModelProto
-        Of ONNX's own operators.
+        Of ONNX's own operators and of ONNX Runtime's quantized ones.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         from onnx.reference import ReferenceEvaluator
 
+        from benchmarks.quantized.float64_qoperator import operators
+
         copy = type(model)()
         copy.CopyFrom(model)
         del copy.opset_import[:]
         copy.opset_import.extend(o for o in model.opset_import if o.domain in _DOMAINS)
-        self._evaluator = ReferenceEvaluator(copy, new_ops=_operators())
+        self._evaluator = ReferenceEvaluator(copy, new_ops=[*_operators(), *operators()])
 
     def run(self, names: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Return some outputs; floats in float64."""
-        return list(self._evaluator.run(list(names), {k: _wide(v) for k, v in feeds.items()}))
-
-
-def _wide(array: NDArray[Any]) -> NDArray[Any]:
-    return array.astype(np.float64) if array.dtype == np.float32 else array
+        return list(self._evaluator.run(list(names), {k: wide(v) for k, v in feeds.items()}))
 
 
 def _operators() -> list[type]:
@@ -53,44 +58,25 @@ def _operators() -> list[type]:
 
     class QuantizeLinear(OpRun):
         def _run(self, x: Any, scale: Any, zero_point: Any = None, axis: int = 1, **_: Any) -> Any:
-            zero_point = np.uint8(0) if zero_point is None else zero_point
-            levels = np.iinfo(np.asarray(zero_point).dtype)
-            q = np.rint(_wide(x) / _along(scale, x, axis)) + _along(zero_point, x, axis)
-            return (np.clip(q, levels.min, levels.max).astype(levels.dtype),)
+            return (quantized(x, scale, zero_point, axis),)
 
     class DequantizeLinear(OpRun):
         def _run(self, x: Any, scale: Any, zero_point: Any = None, axis: int = 1, **_: Any) -> Any:
-            zero_point = 0 if zero_point is None else zero_point
-            return ((_wide(x) - _along(zero_point, x, axis)) * _along(scale, x, axis),)
+            return (dequantized(x, scale, zero_point, axis),)
 
     class Conv(OpRun):
-        def _run(
-            self, x: Any, w: Any, b: Any = None, auto_pad: Any = None, dilations: Any = None,
-            group: int = 1, kernel_shape: Any = None, pads: Any = None, strides: Any = None,
-        ) -> Any:  # fmt: skip
-            count = x.ndim - 2
-            pads = pads or [0] * 2 * count
-            sides = [p for i in reversed(range(count)) for p in (pads[i], pads[i + count])]
-            found = _CONVOLUTIONS[count](
-                torch.nn.functional.pad(_tensor(x), sides), _tensor(w),
-                None if b is None else _tensor(b),
-                stride=strides or 1, dilation=dilations or 1, groups=group,
-            )  # fmt: skip
-            return (found.numpy(),)
+        def _run(self, x: Any, w: Any, b: Any = None, **attributes: Any) -> Any:
+            return (convolved(x, w, b, **attributes),)
 
     class Gemm(OpRun):
-        def _run(
-            self, a: Any, b: Any, c: Any = 0.0, alpha: float = 1.0, beta: float = 1.0,
-            transA: int = 0, transB: int = 0,
-        ) -> Any:  # fmt: skip
-            a, b = (a.T if transA else a), (b.T if transB else b)
-            return (alpha * (_wide(a) @ _wide(b)) + beta * _wide(np.asarray(c)),)
+        def _run(self, a: Any, b: Any, c: Any = 0.0, beta: float = 1.0, **attributes: Any) -> Any:
+            return (product(a, b, **attributes) + beta * wide(np.asarray(c)),)
 
     class BatchNormalization(OpRun):
         def _run(
             self, x: Any, scale: Any, b: Any, mean: Any, var: Any, epsilon: float = 1e-5, **_: Any
         ) -> Any:
-            scale, b, mean, var = (_along(value, x, 1) for value in (scale, b, mean, var))
+            scale, b, mean, var = (along(value, x, 1) for value in (scale, b, mean, var))
             return ((x - mean) / np.sqrt(var + epsilon) * scale + b,)
 
     class HardSwish(OpRun):
@@ -104,15 +90,3 @@ def _operators() -> list[type]:
     return [
         QuantizeLinear, DequantizeLinear, Conv, Gemm, BatchNormalization, HardSwish, HardSigmoid
     ]  # fmt: skip
-
-
-def _along(values: Any, like: NDArray[Any], axis: int) -> NDArray[np.float64]:
-    """Let values, one or one for each channel, broadcast along an axis."""
-    values = np.asarray(values, np.float64)
-    if values.size == 1:
-        return values.reshape(())
-    return values.reshape([-1 if i == axis % like.ndim else 1 for i in range(like.ndim)])
-
-
-def _tensor(array: NDArray[Any]) -> torch.Tensor:
-    return torch.from_numpy(np.array(array, np.float64))
