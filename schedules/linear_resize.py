@@ -4,7 +4,7 @@
 
 ``r`` and ``c`` are multiples of ``2**-WEIGHT_BITS`` that add up to 1 (`tvmquant.resize.linear`), so
 that the scale and zero point of the input remain those of the output. Bytes are summed in 32 bits
-(255 * 2**22 < 2**31), 16-bit integers in 64, as are those of 24 bits in int32 (2**24 * 2**38).
+(255 * 2**22 < 2**31), 16-bit integers in 64, as are those of 30 bits in int32 (2**30 * 2**32).
 
 Strategy: 1. the channels, which all have the same neighbours, in vectors; 2. the rows in parallel.
 """

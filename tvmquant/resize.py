@@ -13,9 +13,9 @@ from tvmquant.arithmetic import Array, IntArray
 from tvmquant.errors import QuantizationError
 
 # Of the weights of linear interpolation in integers, per axis, by the type that is resized: the
-# weighted sum of bytes then fits 32 bits, and that of 24 bits in int32 (`RESIZED_BITS`) 64.
-WEIGHT_BITS = {"uint8": 11, "int16": 11, "int32": 19}
-# what integers in int32 stay below
+# weighted sum of bytes then fits 32 bits, and that of the 30 bits of sums that are kept 64.
+WEIGHT_BITS = {"uint8": 11, "int16": 11, "int32": 16}
+# of a tensor in finer steps, in int32
 RESIZED_BITS = 24
 
 # TVM nudges coordinates by this before floor and ceil.
