@@ -199,6 +199,11 @@ class Integerizer(DataflowRewriter):
             return requantized(self, source, target, name, call)
         if isinstance(source, Open):
             return source.rounded(self, target, name, call)
+        if target.imported and target.factors is not None:  # rounded once, at its own scales
+            factors = qop.constant(target.factors.astype(np.float32))
+            source = self.emit(relax.op.divide(self.lookup(source), factors))
+            alike = replace(target, factors=None)
+            return replace(target, expr=self._quantize(source, alike, name, call).expr)
         converted = self._quantize(source, replace(target, factors=None), name, call)
         return self.rescaled(converted, target, name, call)
 

@@ -126,6 +126,8 @@ class _Placer(DataflowRewriter):
             if call.op.name != CALL_TIR or self._is_concat(call):
                 return None
             kernel = self.module[call.args[0]]
+            if operation_of(kernel) == "quantize":
+                return None  # the border, which `ExposeIntegers` takes off
             return value if _only_stores(kernel) else None
         return None
 

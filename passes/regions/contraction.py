@@ -10,7 +10,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvmquant.arithmetic import INT32_MAX, dot_bounds
+from tvmquant.arithmetic import INT32_MAX, Array, dot_bounds
 from tvmquant.bit_choice import BitChoice
 from tvmquant.errors import QuantizationError
 from tvmquant.formats import MOST_BITS
@@ -77,7 +77,12 @@ class ContractionRegion(RegionKind):
         if x.factors is not None:
             groups = int(getattr(call.attrs, "groups", 1))
             factors = factors_per_input(x.factors.reshape(-1), groups, weight.values.shape)
-            weight = replace(weight, factors=factors)
+            if weight.zero_point is None:
+                weight = replace(weight, factors=factors)
+            elif weight.values.shape[1] > 1:
+                return None  # the model's integers cannot take the factors in
+            else:
+                weight, x = _with_factor(weight, factors), replace(x, factors=None)
         if x.format.bits > MOST_BITS:
             terms = integerizer.sums_of_bytes(Contraction(call, x, weight))
             return Accumulator(terms, np.zeros((1,) * rank))
@@ -85,6 +90,13 @@ class ContractionRegion(RegionKind):
         scale = along(x.scale * layer.weight.scale, output_axis(call), rank)
         term = Term(scale, np.zeros_like(scale), contraction=layer)
         return Accumulator((term,), np.zeros((1,) * rank))
+
+
+def _with_factor(weight: QuantizedWeight, factors: Array) -> QuantizedWeight:
+    """Return a weight with one input channel for each output, whose scale takes a factor in."""
+    whole = np.broadcast_to(factors, (len(weight.values),) + (1,) * (weight.values.ndim - 1))
+    values = (weight.values * whole).astype(np.float32)
+    return replace(weight, values=values, scale=weight.scale * whole.reshape(-1))
 
 
 def rounded_layer(

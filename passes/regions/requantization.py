@@ -56,10 +56,11 @@ def requantized(
         "qmax": int(_clip_bound(region.high, to).max()),
         "axis": axis,
         "compute_dtype": chosen.compute_dtype,
-        "ties_to_even": int(to.imported and has_ties(chosen)),
         "out_dtype": to.dtype,
         "id": name,
     }
+    if to.imported and has_ties(chosen):
+        attrs["ties_to_even"] = 1
     args = [expr, *(_integers(a, chosen.compute_dtype) for a in
                     (chosen.values[0], chosen.shift, offset))]  # fmt: skip
     if region.slopes is not None:

@@ -41,7 +41,14 @@ def wide():
     return g.model(g.node("Conv", g.pair(g.node("Relu", y)), g.weight((4, 2, 1, 1)), group=4))
 
 
-@pytest.mark.parametrize("model", [zero_points, dyadic, wide], ids=lambda f: f.__name__)
+def joined():
+    """Inputs that meet in a concat, whose quantizers stand at the border."""
+    g = Qdq()
+    parts = [g.pair(g.node("Mul", "x", np.float32(f))) for f in (1.0, -1.0)]
+    return g.model(g.pair(g.node("Concat", *parts, *parts, *parts, *parts, axis=1)))
+
+
+@pytest.mark.parametrize("model", [zero_points, dyadic, wide, joined], ids=lambda f: f.__name__)
 def test_a_library_equals_the_simulator(model, tmp_path):
     graph = tvmquant.quantize(load_onnx(model()), strict=True)
     tvmquant.build(graph, out=tmp_path / "library", batch=2)

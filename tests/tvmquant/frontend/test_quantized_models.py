@@ -455,3 +455,17 @@ def test_integers_of_both_signs_go_in_and_out():
     (expected,) = run_onnxruntime(model, x)
     assert found.dtype == np.int8
     assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("groups", [4, 1])
+def test_scales_for_each_channel_of_an_activation(groups):
+    """As NNCF gives them to depthwise layers; other weights of a file cannot take them in."""
+    g = Qdq()
+    scales = np.array([0.05, 0.03, 0.07, 0.011], np.float32)
+    zeros = np.full(4, 100, np.uint8)
+    q = g.node("QuantizeLinear", "x", scales, zeros, axis=1)
+    x = g.node("DequantizeLinear", q, scales, zeros, axis=1)
+    y = g.node("Conv", x, g.weight((8, 4 // groups, 3, 3), axis=0), g.bias(8), group=groups)
+    # an input is divided by the factors before it is quantized, once
+    floats = {"divide", *(["conv2d", "add"] if groups == 1 else [])}
+    agreement(g.model(g.pair(y, 0.0313)), 0.0313, floats=floats)
