@@ -76,6 +76,9 @@ def _reshape(call: relax.Call) -> Callable[[Tensor], Tensor]:
 def _broadcast_to(call: relax.Call) -> Callable[[Tensor], Tensor]:
     """Broadcast to a shape, but for the batch: what reads the result repeats it along that."""
     shape = static_shape(call.args[1].values)
+    added = len(shape) - len(call.args[0].ty.shape.values)
+    # an axis that the operand has not cannot stay as it is
+    shape[:added] = [max(extent, 1) for extent in shape[:added]]
     return lambda x: x.expand(shape)
 
 

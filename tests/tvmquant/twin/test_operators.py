@@ -227,12 +227,14 @@ class TestSymbolicBatch:
                 op.reshape(x, (N, 36)),
                 op.squeeze(pooled),
                 op.broadcast_to(pooled, (N, 4, 3, 3)),
+                op.add(x, op.broadcast_to(relax.const(1.0), (N, 4, 3, 3))),
                 op.strided_slice(x, [0, 1], [0, 1], [N, 3]),
             ]
 
         results = Twin(graph((N, 4, 3, 3), body))(torch.zeros(batch, 4, 3, 3))
         shapes = [tuple(r.shape) for r in results]
-        assert shapes == [(batch, 36), (batch, 4), (batch, 4, 3, 3), (batch, 2, 3, 3)]
+        whole = (batch, 4, 3, 3)
+        assert shapes == [(batch, 36), (batch, 4), whole, whole, (batch, 2, 3, 3)]
 
     def test_two_unknown_extents_in_reshape(self) -> None:
         N, H = tirx.Var("N", "int64"), tirx.Var("H", "int64")
