@@ -94,7 +94,7 @@ class Comparison:
         What ran the exported model, its graph optimizations off.
     items : int
     roundings : dict of str to Steps
-        Of the integers that each fake_quant gives where all that it follows from is equal, by id.
+        Of the integers that each rounding gives where all that it follows from is equal, by id.
     outputs : dict of str to OutputSteps
         From end to end.
     """
@@ -141,7 +141,7 @@ def compare(exported: Exported, items: Iterable[Item]) -> Comparison:
         An array for each input.
     """
     graph, edges = exported.graph, exported.edges
-    exact = exposing(graph.module, [edge.var for edge in edges])
+    exact = exposing(graph.module, edges)
     runtime, whole = open_model(exported.model)
     cut = _open_cut(exported)
     scales = _scales_of_outputs(exported)

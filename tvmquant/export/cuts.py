@@ -9,7 +9,8 @@ import tvm
 from onnx import TensorProto, helper
 from tvm import relax
 
-from tvmquant.passes.insert_requantize import Integerizer
+from tvmquant.export.network import WrittenEdge
+from tvmquant.export.reading import Reading
 
 
 def given_name(value: str) -> str:
@@ -45,22 +46,30 @@ def _floats(names: Sequence[str]) -> list[onnx.ValueInfoProto]:
     return [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
 
 
-class _Exposing(Integerizer):
-    def __init__(self, module: tvm.IRModule, exposed: Sequence[relax.Var]) -> None:
+class _Exposing(Reading):
+    def __init__(self, module: tvm.IRModule, edges: Sequence[WrittenEdge]) -> None:
         super().__init__(module)
-        self.exposed = exposed
+        # what stands for each, known when the outputs are made
+        self.exposed = {relax.Var(edge.id, edge.var.ty): edge for edge in edges}
 
     def results(self) -> list[relax.Expr]:
         return [*super().results(), *self.exposed]
 
+    def visit_output(self, expr: relax.Expr) -> relax.Expr:
+        edge = self.exposed.get(expr)
+        if edge is not None:
+            rounded = edge.reader and self.rounded_for(edge.reader, edge.var)
+            self.values[expr] = rounded or self.values[edge.var]
+        return super().visit_output(expr)
 
-def exposing(module: tvm.IRModule, tensors: Sequence[relax.Var]) -> tvm.IRModule:
-    """Round an annotated (L1) graph, and let it give tensors that it holds too.
+
+def exposing(module: tvm.IRModule, edges: Sequence[WrittenEdge]) -> tvm.IRModule:
+    """Round an annotated (L1) graph, and let it give what it rounds to on the way too.
 
     Parameters
     ----------
     module : tvm.IRModule
-    tensors : sequence of Var
-        What fake_quants of the graph give. They follow its outputs, as real numbers.
+    edges : sequence of WrittenEdge
+        They follow the outputs of the graph, as real numbers.
     """
-    return _Exposing(module, tensors).rewrite()
+    return _Exposing(module, edges).rewrite()

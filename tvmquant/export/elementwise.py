@@ -117,6 +117,8 @@ _PLAIN = {
     "acosh": "Acosh",
     "atanh": "Atanh",
     "sign": "Sign",
+    "isnan": "IsNaN",
+    "isinf": "IsInf",
     "floor": "Floor",
     "ceil": "Ceil",
     "round": "Round",

@@ -81,6 +81,12 @@ def _strided_slice(writer: CallWriter) -> str:
     )
 
 
+def _flip(writer: CallWriter) -> str:
+    backwards = {"starts": -1, "ends": -ENDLESS, "axes": int(writer.attrs.axis), "steps": -1}
+    operands = [writer.integers([value], name) for name, value in backwards.items()]
+    return writer.node("Slice", [writer.tensor(0), *operands])
+
+
 def _take(writer: CallWriter) -> str:
     return writer.node(
         "Gather", [writer.tensor(0), writer.tensor(1)],
@@ -147,6 +153,7 @@ MOVERS: dict[str, Writer] = {
     "relax.split": _split,
     "relax.strided_slice": _strided_slice,
     "relax.take": _take,
+    "relax.flip": _flip,
     "relax.tile": _tile,
     "relax.full": _full,
     "relax.nn.pad": _pad,

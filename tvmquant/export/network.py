@@ -38,23 +38,26 @@ from tvmquant.passes.rounded_weights import weight_of
 
 @dataclass(frozen=True)
 class WrittenEdge:
-    """A fake_quant of an activation, as the file has it.
+    """A rounding to integers, as the file has it.
 
     Parameters
     ----------
     id : str
     var : Var
-        What it is bound to in the annotated graph.
+        What it is bound to in the annotated graph; with a reader, what is rounded for that.
     value : str
         Name of what its DequantizeLinear gives.
     scales : float32 array
         As they broadcast against it.
+    reader : Var, optional
+        What is computed of the integers, where only that reads them so.
     """
 
     id: str
     var: relax.Var
     value: str
     scales: npt.NDArray[np.float32]
+    reader: relax.Var | None = None
 
 
 class NetworkWriter:
@@ -112,9 +115,12 @@ class NetworkWriter:
         """Return the name of what a call reads, rounded as the library rounds it for this call."""
         name = self._name(expr, layer)
         to = self.reading.rounded_for(reader, expr)
-        if to is None:
+        if to is None or not opsets.holds(to.dtype, self.builder.opset):
             return name
-        return write_rounding(self.builder, name, to, f"{layer}/rounded", clips=True)
+        value = write_rounding(self.builder, name, to, f"{layer}/rounded", clips=True)
+        scales = to.scales.astype(np.float32)
+        self.edges.append(WrittenEdge(f"{layer}/{value}", expr, value, scales, reader))
+        return value
 
     def integers_of(self, reader: relax.Var, expr: relax.Expr, held: Quantized, layer: str) -> str:
         """Return what a layer multiplies: the integers that it reads, all times one scale."""

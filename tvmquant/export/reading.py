@@ -60,7 +60,7 @@ class Reading(Integerizer):
         return reading
 
     def rounded_for(self, reader: relax.Var, operand: relax.Expr) -> Quantized | None:
-        """Return to what an operand is rounded before it is read; None where it is read as it is.
+        """Return what an operand is rounded to before it is read; None where it is read as it is.
 
         Parameters
         ----------
@@ -85,7 +85,7 @@ class Reading(Integerizer):
         if result is x:
             return result
         if not qop.is_call(call, qop.FAKE_QUANT):
-            self._note(x, to)
+            self._note(x, result)
         elif to.factors is not None and not isinstance(self.value(call.args[0]), Quantized):
             assert self._current is not None
             self.first_rounding[self._current] = x

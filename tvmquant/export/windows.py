@@ -137,6 +137,7 @@ WINDOWS: dict[str, Writer] = {
     "relax.nn.adaptive_avg_pool2d": _adaptive_avg_pool2d,
     "relax.mean": _mean,
     "relax.sum": _reduction("ReduceSum"),
+    "relax.prod": _reduction("ReduceProd"),
     "relax.max": _reduction("ReduceMax"),
     "relax.min": _reduction("ReduceMin"),
     "relax.argmax": _arg_extreme("ArgMax"),

@@ -16,6 +16,8 @@ from tvmquant.quantization import apply_calibration, calibrate
 # of what is kept in 16 bits.
 APPROXIMATE = 0.1
 FEW = 4
+# Of 16 bits, weights of 11 bits leave so many steps open.
+RESIZES, COARSEST_RESIZE = ("Resize", "Upsample"), 32
 
 
 def check(found, most_unequal=1e-3):
@@ -72,9 +74,12 @@ def test_random_graphs(seed, length, opset, scheme, packs):
     except TVMQuantError:
         return
     found = compared(checked(network, opset=opset, packs=packs), drawn.data()[:2])
-    for steps in found.roundings.values():
-        assert steps.largest <= 1
-        assert steps.unequal <= max(APPROXIMATE * steps.count, FEW)
+    for name, steps in found.roundings.items():
+        if name.startswith(RESIZES):  # half up, of neighbours with weights in fixed point
+            assert steps.largest <= COARSEST_RESIZE
+        else:
+            assert steps.largest <= 1
+            assert steps.unequal <= max(APPROXIMATE * steps.count, FEW)
 
 
 def test_without_onnx_runtime_the_reference_runs(layers, monkeypatch):
