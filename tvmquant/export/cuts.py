@@ -58,8 +58,8 @@ class _Exposing(Reading):
     def visit_output(self, expr: relax.Expr) -> relax.Expr:
         edge = self.exposed.get(expr)
         if edge is not None:
-            rounded = edge.reader and self.rounded_for(edge.reader, edge.var)
-            self.values[expr] = rounded or self.values[edge.var]
+            rounded = self.rounded_for(edge.reader, edge.var) if edge.reader is not None else None
+            self.values[expr] = self.values[edge.var] if rounded is None else rounded
         return super().visit_output(expr)
 
 

@@ -57,7 +57,7 @@ def test_metadata_tell_the_choices_the_plan_and_the_differences(layers):
     assert Plan.model_validate_json(props["tvmquant.plan"]) == plan
     differences = json.loads(props["tvmquant.differences"])
     assert tuple(differences) == found.differences
-    assert any("16 bits" in text and "stay float" in text for text in differences)
+    assert any("16 bits" in text and "leaves these float" in text for text in differences)
 
 
 @pytest.mark.parametrize(

@@ -69,13 +69,22 @@ OTHERS: dict[str, Callable[[relax.Var], Any]] = {
 }  # fmt: skip
 # whose windows differ in size
 NOT_IN_ONNX = {"adaptive_avg_pool2d"}
+# Refused by name: what computes by indices stays float, and no plan holds it.
+NOT_WRITTEN = {
+    "relax.cumprod", "relax.cumsum", "relax.floor_mod", "relax.gather_elements", "relax.gather_nd",
+    "relax.scatter_elements", "relax.scatter_nd",
+}  # fmt: skip
+
+
+def _is_written(case: str) -> bool:
+    return case not in NOT_IN_ONNX and f"relax.{case.split()[0]}" not in NOT_WRITTEN
 
 
 def _input() -> np.ndarray:
     return np.random.default_rng(1).normal(0, 1, SHAPE).astype(np.float32)
 
 
-@pytest.mark.parametrize("case", sorted((CASES | OTHERS).keys() - NOT_IN_ONNX))
+@pytest.mark.parametrize("case", [c for c in CASES | OTHERS if _is_written(c)])
 def test_equals_torch_at_every_opset(case: str) -> None:
     x = _input()
     module = graph(SHAPE, lambda builder, v: builder.normalize((CASES | OTHERS)[case](v)))
@@ -110,7 +119,9 @@ def test_resizes_equal_torch(size: tuple[int, int], opset: int) -> None:
 
 def test_every_operator_of_the_twin_can_be_written() -> None:
     integer = {name for name in OPERATORS if name.startswith(qop.PREFIX)}
-    assert WRITERS.keys() == OPERATORS.keys() - integer | {qop.QUANTIZE, qop.DEQUANTIZE}
+    written = OPERATORS.keys() - integer | {qop.QUANTIZE, qop.DEQUANTIZE}
+    assert written - NOT_WRITTEN == WRITERS.keys()
+    assert written >= NOT_WRITTEN
 
 
 @pytest.mark.parametrize("batch", [1, 3])
