@@ -57,25 +57,26 @@ FAMILIES = {
 _FAMILY_OF = {name: family for family, names in FAMILIES.items() for name in names.split()}
 
 # The first pattern that is found in a message names the reason.
-# Why ONNX's tests, which compute all operands, are refused where exporters store them.
-COMPUTED = "an operand that must be constant is computed"
+# Of constants that could not be quantized.
+INFINITE = "infinite constants"
 _SMALL = r"(float[468]|u?int[24]\b)"
 _REASONS = {
     r"type string": "text",
-    r"is a sequence|may be absent": "sequences and optional values",
+    r"of the kind (sequence|optional)": "sequences and optional values",
     rf"(has|have|element) types? {_SMALL}|it casts to {_SMALL}": "types below 8 bits, float8",
     r"no elements|dimension \d+ = 0|has no element|is empty": "tensors without elements",
     r"loops at run time|which branch it takes": "control flow that the data decide",
     r"is quantized (in|dynamically)": "quantized operators",
+    r"its integers have type float": "types below 8 bits, float8",
     r"training mode": "training mode",
     r"operator is not supported|no such operator|of domain|on constants and": "operator not known",
-    r"must be a constant|computed from the data": COMPUTED,
+    r"must be a constant|computed from the data": "an operand that must be constant is computed",
     r"no inputs": "models without inputs",
     r"uses opset": "opset",
     r"window is \d-D": "windows over three axes",
     r"operands have types": "operands of these types",
     r"has no operator|has no torch function": "the executor lacks an operator",
-    r"infinite value|holds NaN": "infinite constants",
+    r"infinite value|holds NaN": INFINITE,
 }
 
 

@@ -2,12 +2,14 @@
 
 Where Relax's operator computes what ONNX defines, it is emitted. Other nearest resizes take
 elements by constant indices, other interpolations are products with constant matrices, one for each
-axis. What depends on a region of interest, or on a filter that widens, is rejected.
+axis.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from tvm import relax
@@ -18,7 +20,7 @@ from tvmquant.frontend.dimensions import UnsupportedNodeError, check_size, show
 from tvmquant.frontend.node import Node
 from tvmquant.frontend.operators import coordinates_of
 from tvmquant.frontend.registry import converter
-from tvmquant.frontend.resampling import Axis
+from tvmquant.frontend.resampling import WHOLE, Axis
 
 _METHODS = {"nearest": "nearest_neighbor", "linear": "linear"}
 _COORDINATES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
@@ -29,37 +31,78 @@ _SCALE_TOLERANCE = 1e-5
 def _axes(ctx: Context, node: Node, size: tuple[int, int]) -> tuple[Axis, Axis]:
     """Return how height and width are resized, by sizes or by scales."""
     coordinates = coordinates_of(node)
-    given = node.integers("axes", [0, 1, 2, 3])
-    axes = [ctx.axis(4, axis) for axis in given]
+    axes = [ctx.axis(4, axis) for axis in node.integers("axes", [0, 1, 2, 3])]
     if node.op_type == "Upsample" or node.opset < 11:
         scales, sizes = _scales(ctx, node, 1), None
     else:
         scales, sizes = ctx.optional_constant(2), ctx.value(3)
     wanted = {axis: Axis(size[axis - 2], size[axis - 2], 1.0, coordinates) for axis in (2, 3)}
+    if coordinates == "tf_crop_and_resize":
+        for axis, region in _regions(ctx, axes).items():
+            wanted[axis] = replace(wanted[axis], region=region)
     if isinstance(sizes, np.ndarray) and sizes.size:
-        # the batch and the channels of a symbolic shape stay what they are
-        for axis, extent in zip(axes, sizes.tolist(), strict=True):
-            if axis >= 2:
-                before = size[axis - 2]
-                wanted[axis] = Axis(before, int(extent), int(extent) / before, coordinates)
-            elif extent not in (1, ctx.shape(ctx.tensor(0))[axis]):
-                raise UnsupportedNodeError(
-                    f"it resizes to {show(sizes.tolist())}, not height/width"
-                )
-        return wanted[2], wanted[3]
-    if scales is None or not scales.size:
+        wanted = _by_sizes(ctx, node, dict(zip(axes, sizes.tolist(), strict=True)), wanted)
+    elif scales is not None and scales.size:
+        wanted = _by_scales(dict(zip(axes, scales.tolist(), strict=True)), wanted)
+    else:
         raise UnsupportedNodeError("it has neither scales nor sizes")
-    if not np.all(np.isfinite(scales) & (scales > 0)):
-        raise UnsupportedNodeError(f"its scales are {scales.tolist()}, expected positive numbers")
-    for axis, scale in zip(axes, scales.tolist(), strict=True):
+    return wanted[2], wanted[3]
+
+
+def _by_sizes(
+    ctx: Context, node: Node, sizes: dict[int, Any], axes: dict[int, Axis]
+) -> dict[int, Axis]:
+    """Return axes of given extents, or of one scale that fits in them or covers them."""
+    for axis, extent in sizes.items():
+        # the batch and the channels of a symbolic shape stay what they are
+        if axis < 2 and extent not in (1, ctx.shape(ctx.tensor(0))[axis]):
+            raise UnsupportedNodeError(f"it resizes to {show([*sizes.values()])}, not height/width")
+    targets = {axis: int(sizes.get(axis, axes[axis].target)) for axis in axes}
+    scales = {axis: targets[axis] / axes[axis].extent for axis in axes}
+    policy = node.text("keep_aspect_ratio_policy", "stretch")
+    if policy != "stretch":
+        if set(sizes) - {2, 3}:
+            raise UnsupportedNodeError(
+                f"keep_aspect_ratio_policy={policy!r} takes the batch and the channels into "
+                "account; expected axes=[2, 3]"
+            )
+        scale = (min if policy == "not_larger" else max)(scales[axis] for axis in sizes)
+        scales |= dict.fromkeys(sizes, scale)
+        targets |= {axis: math.floor(scale * axes[axis].extent + 0.5) for axis in sizes}
+    return {a: replace(axes[a], target=targets[a], scale=scales[a]) for a in axes}
+
+
+def _by_scales(scales: dict[int, float], axes: dict[int, Axis]) -> dict[int, Axis]:
+    """Return axes of given scales."""
+    if not all(math.isfinite(scale) and scale > 0 for scale in scales.values()):
+        raise UnsupportedNodeError(
+            f"its scales are {[*scales.values()]}, expected positive numbers"
+        )
+    for axis, scale in scales.items():
         if axis < 2 and scale != 1.0:
             raise UnsupportedNodeError(f"it scales axis {axis}, expected height and width only")
         if axis >= 2:
-            exact = size[axis - 2] * scale
+            start, end = axes[axis].region
+            exact = axes[axis].extent * (end - start) * scale
             # a float32 scale such as 5 / 3 falls short of the whole number that was meant
             target = round(exact) if _is_whole(exact) else math.floor(exact)
-            wanted[axis] = Axis(size[axis - 2], target, scale, coordinates)
-    return wanted[2], wanted[3]
+            axes = {**axes, axis: replace(axes[axis], target=target, scale=scale)}
+    return axes
+
+
+def _regions(ctx: Context, axes: list[int]) -> dict[int, tuple[float, float]]:
+    """Return which part of height and width is resized, as fractions of them."""
+    given = ctx.optional_constant(1)
+    if given is None or given.size != 2 * len(axes) or not np.isfinite(given).all():
+        raise UnsupportedNodeError(
+            f"its region is {None if given is None else given.tolist()}, expected a start and an "
+            f"end for each of {len(axes)} axes"
+        )
+    starts, ends = np.split(given.astype(np.float64), 2)
+    regions = dict(zip(axes, zip(starts.tolist(), ends.tolist(), strict=True), strict=True))
+    if any(regions.get(axis, WHOLE) != WHOLE for axis in (0, 1)):
+        raise UnsupportedNodeError(f"it crops the batch or the channels: {given.tolist()}")
+    return {axis: region for axis, region in regions.items() if axis >= 2}
 
 
 def _is_whole(extent: float) -> bool:
@@ -83,7 +126,7 @@ def _convert_resize(ctx: Context, node: Node) -> relax.Var:
     check_size((*ctx.shape(data)[:2], *wanted))
     mode, coordinates = node.text("mode", "nearest"), coordinates_of(node)
     stays = all(axis.scale == 1.0 or _is_whole(axis.extent * axis.scale) for axis in axes)
-    if wanted == size and stays:
+    if wanted == size and stays and all(axis.region == WHOLE for axis in axes):
         return data
     rounding = ""
     if mode == "nearest":
@@ -98,6 +141,7 @@ def _convert_resize(ctx: Context, node: Node) -> relax.Var:
             f"resize to the sizes {wanted} instead of by scales"
         )
     by_relax = mode in _METHODS and coordinates in _COORDINATES and not _is_excluded(node)
+    by_relax = by_relax and not (mode != "nearest" and _is_filtered(node, axes))
     if not (by_relax and stays) or (coordinates == "pytorch_half_pixel" and 1 in wanted):
         return _resample(ctx, node, data, axes, rounding)
     call = relax.op.image.resize2d(
@@ -111,6 +155,11 @@ def _convert_resize(ctx: Context, node: Node) -> relax.Var:
     return ctx.emit(call)
 
 
+def _is_filtered(node: Node, axes: tuple[Axis, Axis]) -> bool:
+    """Whether filters widen where several inputs become one output."""
+    return node.integer("antialias", 0) == 1 and any(axis.scale < 1 for axis in axes)
+
+
 def _is_excluded(node: Node) -> bool:
     """Whether what lies beyond the border weighs nothing."""
     return node.integer("exclude_outside", 0) == 1
@@ -121,7 +170,7 @@ def _resample(
 ) -> relax.Var:
     """Emit the resize axis by axis, as indices or as a product with weights."""
     for number, axis in zip((2, 3), axes, strict=True):
-        if axis.extent == axis.target and axis.scale == 1.0:
+        if axis.extent == axis.target and axis.scale == 1.0 and axis.region == WHOLE:
             continue
         if rounding:
             index = ctx.embed(resampling.nearest(axis, rounding))
@@ -129,11 +178,16 @@ def _resample(
             continue
         matrix = resampling.weights(
             axis, node.text("mode", "nearest"), node.number("cubic_coeff_a", -0.75),
-            exclude_outside=_is_excluded(node),
+            exclude_outside=_is_excluded(node), antialias=_is_filtered(node, axes),
         )  # fmt: skip
         if number == 2:
             data = ctx.emit(relax.op.permute_dims(data, [0, 1, 3, 2]))
         data = ctx.emit(relax.op.matmul(data, ctx.embed(matrix)))
         if number == 2:
             data = ctx.emit(relax.op.permute_dims(data, [0, 1, 3, 2]))
-    return data
+    inside = np.logical_and.outer(axes[0].inside(), axes[1].inside())
+    value = node.number("extrapolation_value", 0.0)
+    if inside.all() or (value == 0.0 and not rounding):
+        return data
+    beyond = ctx.embed(np.asarray(value, str(data.ty.dtype)))
+    return ctx.emit(relax.op.where(ctx.embed(inside), data, beyond))

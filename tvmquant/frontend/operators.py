@@ -36,6 +36,7 @@ ThresholdedRelu Tile Transpose Trilu Unsqueeze Upsample Where Xor
 OPERATORS = frozenset(_NAMES.split())
 
 PAD_MODES = ("constant", "reflect", "edge", "wrap")
+ASPECT_RATIO_POLICIES = ("stretch", "not_larger", "not_smaller")
 RESIZE_MODES = ("nearest", "linear", "cubic")
 GATE_ACTIVATIONS = {
     "LSTM": ["Sigmoid", "Tanh", "Tanh"],
@@ -114,11 +115,10 @@ def _check_resize(node: Node, _: Ranks) -> str | None:
             f"coordinate_transformation_mode={coordinates!r} is not supported, expected one of "
             f"{', '.join(COORDINATES)}"
         )
-    if node.integer("antialias", 0):
-        return "antialias=1 is not supported, expected 0; average before resizing instead"
     policy = node.text("keep_aspect_ratio_policy", "stretch")
-    if policy != "stretch":
-        return f"keep_aspect_ratio_policy={policy!r} is not supported, expected 'stretch'"
+    if policy not in ASPECT_RATIO_POLICIES:
+        listed = ", ".join(ASPECT_RATIO_POLICIES)
+        return f"keep_aspect_ratio_policy={policy!r} is not supported, expected one of {listed}"
     return None
 
 

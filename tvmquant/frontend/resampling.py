@@ -21,7 +21,10 @@ COORDINATES = (
     "align_corners",
     "asymmetric",
     "tf_half_pixel_for_nn",
+    "tf_crop_and_resize",
 )
+# Of a region: all of an axis.
+WHOLE = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,15 @@ class Axis:
         As the node gives it, which ``target / extent`` may fall short of.
     coordinates : str
         One of `COORDINATES`.
+    region : (float, float)
+        Of "tf_crop_and_resize": first and last position of the result, over those of the input.
     """
 
     extent: int
     target: int
     scale: float
     coordinates: str
+    region: tuple[float, float] = WHOLE
 
     def positions(self) -> Array:
         """Return the real position of each output in the input, float32 as in ONNX Runtime."""
@@ -50,6 +56,13 @@ class Axis:
             return x / scale
         if self.coordinates == "tf_half_pixel_for_nn":
             return (x + half) / scale
+        if self.coordinates == "tf_crop_and_resize":
+            start, end = np.array(self.region, "f")
+            last = np.float32(self.extent - 1)
+            if self.target == 1:
+                return np.array([half * (start + end) * last], "f")
+            step = (end - start) * last / np.float32(self.target - 1)
+            return np.asarray(start * last + x * step, "f")
         if self.coordinates == "align_corners":
             return x * np.float32(self.extent - 1) / np.float32(max(self.target - 1, 1))
         if self.coordinates == "pytorch_half_pixel" and self.target == 1:
@@ -59,6 +72,12 @@ class Axis:
             adjustment = np.float32(self.target) / (scale * np.float32(self.extent))
             offset = np.float32(self.extent / 2) * (np.float32(1) - adjustment)
         return offset + (x + half) / scale - half
+
+    def inside(self) -> Array:
+        """Return which outputs are made of inputs, not of the value beyond the border."""
+        x = self.positions()
+        cropped = self.coordinates == "tf_crop_and_resize"
+        return (x >= 0) & (x <= self.extent - 1) if cropped else np.ones_like(x, bool)
 
 
 def nearest(axis: Axis, rounding: str) -> Array:
@@ -74,8 +93,12 @@ def nearest(axis: Axis, rounding: str) -> Array:
     return np.clip(rounded, 0, axis.extent - 1).astype(np.int64)
 
 
-def weights(axis: Axis, mode: str, coefficient: float, *, exclude_outside: bool) -> Array:
+def weights(
+    axis: Axis, mode: str, coefficient: float, *, exclude_outside: bool, antialias: bool = False
+) -> Array:
     """Return the weight of each input for each output, float32 (extent, target).
+
+    An output that lies beyond the border by `Axis.inside` has none.
 
     Parameters
     ----------
@@ -85,19 +108,23 @@ def weights(axis: Axis, mode: str, coefficient: float, *, exclude_outside: bool)
         Of the cubic, cubic_coeff_a.
     exclude_outside : bool
         Whether inputs beyond the border weigh nothing, instead of being the border's.
+    antialias : bool
+        Whether the filter is as wide as the inputs that an output stands for, where those are
+        several.
     """
     result = np.zeros((axis.extent, axis.target))
-    reach = 1 if mode == "linear" else 2
+    narrowing = min(axis.scale, 1.0) if antialias else 1.0
+    reach = (1 if mode == "linear" else 2) / narrowing
     for output, position in enumerate(axis.positions().astype(np.float64)):
-        first = math.floor(position) - reach + 1
-        taps = np.arange(first, first + 2 * reach)
-        values = _linear(taps - position) if mode == "linear" else _cubic(
-            taps - position, coefficient
-        )  # fmt: skip
+        taps = np.arange(math.floor(position - reach) + 1, math.ceil(position + reach))
+        distances = (taps - position) * narrowing
+        values = _linear(distances) if mode == "linear" else _cubic(distances, coefficient)
         if exclude_outside:
             values = np.where((taps >= 0) & (taps < axis.extent), values, 0.0)
+        if exclude_outside or antialias:
             values = values / values.sum()
         np.add.at(result[:, output], np.clip(taps, 0, axis.extent - 1), values)
+    result[:, ~axis.inside()] = 0.0
     return result.astype(np.float32)
 
 

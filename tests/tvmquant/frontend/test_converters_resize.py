@@ -93,15 +93,53 @@ def test_axes(make_model, compare):
     compare(make_model([node], {"x": ("N", 3, 4, 5)}, constants=constants, opset=18))
 
 
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+@pytest.mark.parametrize(
+    "target",
+    [{"sizes": [2, 3, 4, 3]}, {"sizes": [2, 3, 4, 20]}, {"scales": [1, 1, 0.5, 0.4]}],
+    ids=str,
+)
+def test_filters_as_wide_as_what_they_shrink(make_model, compare, mode, target):
+    compare(resize(make_model, {"mode": mode, "antialias": 1}, **target, opset=18), tolerance=1e-4)
+
+
+@pytest.mark.parametrize("policy", ["not_larger", "not_smaller"])
+@pytest.mark.parametrize("mode", MODES[1:3], ids=lambda mode: "-".join(map(str, mode.values())))
+@pytest.mark.parametrize("sizes", [[12, 12], [3, 8], [4, 5]], ids=str)
+def test_kept_aspect_ratios(make_model, compare, mode, policy, sizes):
+    attributes = {**mode, "keep_aspect_ratio_policy": policy, "axes": [2, 3]}
+    compare(resize(make_model, attributes, sizes=sizes, opset=18), tolerance=1e-4)
+
+
+REGIONS = {
+    "inside": [0.1, 0.2, 0.7, 0.9],
+    "beyond": [-0.2, 0.3, 0.8, 1.4],
+    "a point": [0.4, 0.4, 0.4, 0.4],
+}
+
+
+@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize("value", [0.0, 1.5])
+def test_crops(make_model, compare, region, mode, value):
+    attributes = {"mode": mode, "extrapolation_value": value, "axes": [2, 3]}
+    node = helper.make_node(
+        "Resize", ["x", "roi", "", "sizes"], ["y"],
+        coordinate_transformation_mode="tf_crop_and_resize", **attributes,
+    )  # fmt: skip
+    constants = {"roi": np.array(REGIONS[region], np.float32), "sizes": np.array([4, 5])}
+    model = make_model([node], {"x": (2, 3, 6, 9)}, constants=constants, opset=18)
+    compare(model, tolerance=1e-4)
+
+
 REJECTED = {
-    "antialias": ({"mode": "linear", "antialias": 1}, [2, 3, 3, 3], None),
-    "tf_crop_and_resize": (
+    "expected a start and an end": (
         {"coordinate_transformation_mode": "tf_crop_and_resize"},
         [2, 3, 3, 3],
         None,
     ),
     "mode='lanczos'": ({"mode": "lanczos"}, [2, 3, 3, 3], None),
-    "not_larger": ({"keep_aspect_ratio_policy": "not_larger"}, [2, 3, 3, 3], None),
+    "takes the batch": ({"keep_aspect_ratio_policy": "not_larger"}, [2, 3, 3, 3], None),
     "axis 1": ({}, None, [1, 2, 2, 2]),
     "aligns the corners": (
         {"mode": "linear", "coordinate_transformation_mode": "align_corners"},
