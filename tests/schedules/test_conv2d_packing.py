@@ -84,6 +84,6 @@ def test_weights_are_read_in_the_next_container(bits):
 
 
 def test_weights_beyond_four_bits_are_refused_by_name():
-    check_narrow(np.array([[[[-7, 7]]]], np.int8), "conv7")
-    with pytest.raises(QuantizationError, match=r"'conv7'.*\[-8, 3\]"):
-        check_narrow(np.array([[[[-8, 3]]]], np.int8), "conv7")
+    check_narrow(np.array([[[[-8, 7]]]], np.int8), "conv7")
+    with pytest.raises(QuantizationError, match=r"'conv7'.*\[-9, 3\]"):
+        check_narrow(np.array([[[[-9, 3]]]], np.int8), "conv7")
