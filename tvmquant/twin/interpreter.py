@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 import tvm
 from torch import Tensor
+from tvm import relax
 
 from tvmquant.errors import DataError, QuantizationError
 from tvmquant.passes.insert_requantize import InsertRequantize
@@ -84,6 +85,10 @@ class Twin(torch.nn.Module):
         self._quantizers = torch.nn.ModuleList(self._program.quantizers.values())
         self._numbers = {name: i for i, name in enumerate(self._program.quantizers)}
         self._exact: Program | None = None
+        results = module["main"].ret_ty
+        types = list(results.fields) if isinstance(results, tvm.ir.TupleType) else [results]
+        # of each output, whether its first extent is the batch
+        self._symbolic = [_has_batch(ty) for ty in types]
         self.mode = mode
 
     @property
@@ -221,7 +226,7 @@ class Twin(torch.nn.Module):
             del operands  # or the list would keep the dead values until the next step
             for slot in step.dead:
                 values[slot] = None
-        return _fetch(program.result, values, constants)
+        return _whole(_fetch(program.result, values, constants), self._symbolic, inputs)
 
     def _compute(self, step: Step, operands: list[Any]) -> Any:
         if step.layer and self.observe_input is not None:
@@ -251,6 +256,24 @@ class Twin(torch.nn.Module):
                 raise DataError(
                     f"input {name!r} has shape {tuple(tensor.shape)}; the model takes ({wanted})"
                 )
+
+
+def _has_batch(ty: Any) -> bool:
+    """Whether a type is that of a tensor whose first extent is a symbol."""
+    known = isinstance(ty, relax.TensorType) and ty.shape is not None
+    extents = list(ty.shape.values) if known else []
+    return bool(extents) and isinstance(extents[0], tvm.tirx.Var)
+
+
+def _whole(result: Any, symbolic: list[bool], inputs: tuple[Tensor, ...]) -> Any:
+    """Repeat outputs that are the same for every item, as constants are, along the batch."""
+    outputs = result if isinstance(result, tuple) else (result,)
+    batch = len(inputs[0]) if inputs and inputs[0].ndim else 1
+    whole = tuple(
+        x.expand(batch, *x.shape[1:]) if is_batch and len(x) == 1 else x
+        for x, is_batch in zip(outputs, symbolic, strict=True)
+    )
+    return whole if isinstance(result, tuple) else whole[0]
 
 
 def _fetch(key: KeyTree, values: list[Any], constants: dict[str, Any]) -> Any:
