@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tvm import relax
 
+from tvmquant.formats import INT16, MOST_BITS
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import span_name, used_vars
 from tvmquant.passes import scale_factors
@@ -94,8 +95,13 @@ def moved(integerizer: Integerizer, call: relax.Call, values: Sequence[Value]) -
     if constants or len(inputs) < len(values):
         return None
     if isinstance(source, relax.Tuple):
-        inputs = _unified(integerizer, inputs, call)
+        unified = _unified(integerizer, inputs, call)
+        if unified is None:
+            return None
+        inputs = unified
     scales = scale_factors.moved(call, [v.scales for v in inputs])
+    if scales is None and any(v.imported for v in inputs):
+        return None  # one scale would round them, where the model does not
     if scales is None:
         inputs = [integerizer.with_one_scale(v, call) for v in inputs]
         scales = scale_factors.one_factor(call, inputs[0].scales)
@@ -120,15 +126,28 @@ def moved(integerizer: Integerizer, call: relax.Call, values: Sequence[Value]) -
 
 def _unified(
     integerizer: Integerizer, inputs: list[Quantized], call: relax.Call
-) -> list[Quantized]:
+) -> list[Quantized] | None:
     """Bring the inputs of a concat to one zero point and type, where these differ.
 
-    They then have the scale of the one with the widest range.
+    They then have the scale of the one with the widest range. What came with a model is not rounded
+    where the model does not: it is held in 16 bits without zero points, each in its own scale; None
+    of what has more than 8 bits already.
     """
     if len({(v.zero_point, v.dtype) for v in inputs}) == 1:
         return inputs
+    if any(v.imported for v in inputs):
+        if any(v.format.bits > MOST_BITS for v in inputs):
+            return None
+        return [_without_zero_point(integerizer, v, call) for v in inputs]
     widest = replace(max(inputs, key=lambda v: v.scale), factors=None)
     return [integerizer.rescaled(v, widest, span_name(call), call) for v in inputs]
+
+
+def _without_zero_point(integerizer: Integerizer, x: Quantized, call: relax.Call) -> Quantized:
+    """Return a tensor of 8 bits in 16, exactly."""
+    least, most = x.qmin - x.zero_point, x.qmax - x.zero_point
+    to = replace(x, zero_point=0, qmin=least, qmax=most, format=INT16, imported=True)
+    return integerizer.rescaled(x, to, span_name(call), call)
 
 
 def _padded(x: Quantized, call: relax.Call) -> tuple[relax.Expr, list[Quantized]]:

@@ -469,3 +469,19 @@ def test_scales_for_each_channel_of_an_activation(groups):
     # an input is divided by the factors before it is quantized, once
     floats = {"divide", *(["conv2d", "add"] if groups == 1 else [])}
     agreement(g.model(g.pair(y, 0.0313)), 0.0313, floats=floats)
+
+
+@pytest.mark.parametrize("reader", ["affine", "layer"])
+def test_a_concat_of_several_zero_points_rounds_nothing(reader):
+    """As NNCF leaves it, without a quantizer of its own; a layer behind it stays float."""
+    g = Qdq()
+    parts = [g.pair("x", 0.0513, 20), g.pair("x", 0.0317, 200), g.pair("x", 0.11, 90)]
+    joined = g.node("Concat", *parts, axis=1)
+    if reader == "affine":
+        rng = np.random.default_rng(0)
+        factor, shift = (rng.normal(1, 0.3, (1, 12, 1, 1)).astype(np.float32) for _ in range(2))
+        y = g.node("Relu", g.node("Add", g.node("Mul", joined, factor), shift))
+    else:
+        y = g.node("Conv", joined, g.weight((8, 12, 3, 3), axis=0))
+    floats = set() if reader == "affine" else {"conv2d"}
+    agreement(g.model(g.pair(y, 0.0271, 60)), 0.0271, floats=floats)
