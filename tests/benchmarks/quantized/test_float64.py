@@ -10,15 +10,16 @@ from benchmarks.quantized.float64 import Float64Evaluator
 from benchmarks.quantized.float64_arithmetic import quantized
 
 RNG = np.random.default_rng(0)
+# Weights of 7 bits: without VNNI, ONNX Runtime adds up two products in 16 bits, which saturate.
 CONSTANTS = {
     "s": np.float32(0.021),
     "z": np.uint8(120),
     "t": np.float32(0.037),
     "u": np.uint8(90),
-    "w": RNG.integers(-90, 90, (6, 4, 3, 3)).astype(np.int8),
+    "w": RNG.integers(-64, 64, (6, 4, 3, 3)).astype(np.int8),
     "ws": RNG.uniform(0.001, 0.004, 6).astype(np.float32),
     "wz": np.zeros(6, np.int8),
-    "m": RNG.integers(-90, 90, (8, 6)).astype(np.int8),
+    "m": RNG.integers(-64, 64, (8, 6)).astype(np.int8),
     "ms": np.float32(0.003),
     "mz": np.int8(3),
     "b": RNG.integers(-999, 999, 6).astype(np.int32),
