@@ -40,6 +40,8 @@ class Quantized:
     imported : bool
         Scale and zero point came with a model of others: what is rounded to them is to be exact,
         with ties to even.
+    strict : bool
+        Of a binary tensor: whether 0 is rounded down.
     """
 
     expr: relax.Expr
@@ -50,6 +52,7 @@ class Quantized:
     format: Format
     factors: FloatArray | None = None
     imported: bool = False
+    strict: bool = False
 
     @classmethod
     def of(
@@ -266,6 +269,14 @@ class Accumulator:
         terms = tuple(replace(t, scale=grown(t.scale), bound=grown(t.bound)) for t in self.terms)
         slopes = None if self.slopes is None else grown(self.slopes)
         return replace(self, terms=terms, bias=grown(self.bias), slopes=slopes)
+
+    def flattened(self) -> Accumulator:
+        """Return the region with arrays of shape (1,) or (O,), which vary along one axis."""
+        terms = tuple(
+            replace(t, scale=t.scale.reshape(-1), bound=np.reshape(t.bound, -1)) for t in self.terms
+        )
+        slopes = None if self.slopes is None else self.slopes.reshape(-1)
+        return replace(self, terms=terms, bias=self.bias.reshape(-1), slopes=slopes)
 
     def plus(self, other: Accumulator) -> Accumulator:
         """Add another region's terms."""

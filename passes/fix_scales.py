@@ -45,7 +45,7 @@ from tvm import relax
 
 from tvmquant import formats
 from tvmquant.arithmetic import Array, FloatArray
-from tvmquant.formats import INT32
+from tvmquant.formats import INT32, Binary
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, count_uses
 from tvmquant.passes.accumulator import Accumulator, Contraction, Quantized, QuantizedWeight
@@ -62,7 +62,7 @@ from tvmquant.passes.rounded_weights import (
     with_bounded_pairs,
 )
 from tvmquant.passes.sums import scale_of_sums
-from tvmquant.quantizer import grouped_weight_scales, weight_scales
+from tvmquant.quantizer import binary_weight_scales, grouped_weight_scales, weight_scales
 from tvmquant.weight_pairs import outputs_back
 
 # |bias| in accumulator units stays below this, or a channel of near-zero weights would overflow.
@@ -162,6 +162,8 @@ class _Chooser(Integerizer):
         scale: FloatArray, gain: FloatArray, bias: FloatArray, reserve: FloatArray,
     ) -> FloatArray:  # fmt: skip
         """Return scales that are a little larger, where these make the multiplier exact."""
+        if isinstance(to.format, Binary):  # its thresholds are exact
+            return scale
         x, weight = layer.x, layer.weight
         unit, to_scale = x.scale * np.abs(gain), to.scales.reshape(-1)
         others = region.terms[1:]
@@ -193,7 +195,9 @@ def _with_scale(weight: QuantizedWeight, method: str) -> QuantizedWeight:
     seen = weight.seen.astype(np.float32)
     steps: Array = np.ones_like(seen)
     held = weight.format
-    if held.group:
+    if isinstance(held, Binary):
+        scale = binary_weight_scales(seen)
+    elif held.group:
         scale, steps = grouped_weight_scales(seen, held.group, 0, held.bits)
     else:
         scale = weight_scales(seen, 0, held.bits, method=method)

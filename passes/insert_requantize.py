@@ -37,7 +37,7 @@ from tvm import relax
 from tvmquant import formats
 from tvmquant.arithmetic import quantize_half_even
 from tvmquant.errors import QuantizationError
-from tvmquant.formats import INT16
+from tvmquant.formats import INT16, UINT8, Binary
 from tvmquant.ir import dynamic_ops as dyn
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, span_name, used_vars
@@ -186,7 +186,7 @@ class Integerizer(DataflowRewriter):
             call.args[0], scales, zero, attrs["qmin"], attrs["qmax"], held,
             imported=attrs.get("ties") == "even",
         )  # fmt: skip
-        return self.ended(call, target, name)
+        return self.ended(call, replace(target, strict=bool(attrs.get("strict", 0))), name)
 
     def ended(self, call: relax.Call, target: Quantized, name: str) -> Quantized:
         """Round the region that a fake_quant ends."""
@@ -247,7 +247,8 @@ class Integerizer(DataflowRewriter):
 
     def rescaled(self, x: Quantized, to: Quantized, name: str, call: relax.Call) -> Quantized:
         """Return a tensor with the scale and zero point of ``to``."""
-        if x.same_parameters(to):
+        levels_kept = isinstance(x.format, Binary) or not isinstance(to.format, Binary)
+        if levels_kept and x.same_parameters(to):
             return x
         return requantized(self, as_accumulator(x), to, name, call)
 
@@ -261,6 +262,8 @@ class Integerizer(DataflowRewriter):
         return self.one_scale[x.expr]
 
     def _quantize(self, x: relax.Expr, to: Quantized, name: str, call: relax.Call) -> Quantized:
+        if isinstance(to.format, Binary):
+            return self._signs(x, to, name, call)
         attrs = {"scale": to.scale, "zero_point": to.zero_point, "qmin": to.qmin,
                  "qmax": to.qmax, "out_dtype": to.dtype, "id": name}  # fmt: skip
         made = self.builder.lookup_binding(x) if isinstance(x, relax.Var) else None
@@ -278,6 +281,16 @@ class Integerizer(DataflowRewriter):
         else:
             new = qop.emit(qop.QUANTIZE, [self.lookup(x)], attrs, call.span)
         expr = self.emit(new, "x_q")
+        return replace(to, expr=expr, factors=None)
+
+    def _signs(self, x: relax.Expr, to: Quantized, name: str, call: relax.Call) -> Quantized:
+        """Return one of two levels for each number: by steps so small that only 0 rounds to 0."""
+        zero = to.zero_point
+        sign = replace(to, scale=float(np.finfo(np.float32).tiny), format=UINT8)
+        rounded = self._quantize(x, sign, name, call)
+        values = np.where(np.arange(256) >= zero + to.strict, to.qmax, to.qmin).astype(np.uint8)
+        table = {"id": name, "out_dtype": "uint8"}
+        expr = self.emit(qop.emit(qop.TABLE, [rounded.expr, qop.constant(values)], table))
         return replace(to, expr=expr, factors=None)
 
     def _tuple_item(self, var: relax.Var, item: relax.TupleGetItem) -> relax.Expr:

@@ -37,11 +37,13 @@ from tvmquant.passes.fuse_softmax import FuseSoftmax
 from tvmquant.passes.insert_requantize import InsertRequantize
 from tvmquant.passes.keep_signals_as_images import KeepSignalsAsImages
 from tvmquant.passes.legalizations import LEGALIZATIONS
+from tvmquant.passes.lower_fake_quants import LowerFakeQuants
 from tvmquant.passes.lower_float import LowerFloat
 from tvmquant.passes.lower_rows import LowerRows
 from tvmquant.passes.lower_to_kernels import LowerToKernels, default_tilings
 from tvmquant.passes.place_concats import PlaceConcats
 from tvmquant.passes.quantize_before_moving import QuantizeBeforeMoving
+from tvmquant.passes.recognize_binary import RecognizeBinary
 from tvmquant.passes.schedule_float_ops import ScheduleFloatOps
 from tvmquant.passes.split_reductions import SplitReductions
 from tvmquant.passes.store_weights import StoreWeights
@@ -83,6 +85,7 @@ def canonicalize(module: tvm.IRModule, *, fold_batch_norm: bool = True) -> tvm.I
         SplitReductions(),
         ArrangeMatmuls(),
         *folded,
+        RecognizeBinary(),
         QuantizeBeforeMoving(),
         CropKernels(),
     ]
@@ -143,6 +146,7 @@ def lower(
         "5-kernels",
         [
             *(bind if symbols else []),
+            *([] if integer else [LowerFakeQuants()]),
             LowerToKernels(machine, tilings),
             PlaceConcats(machine),
             *([] if integer else [LowerFloat(machine)]),
@@ -168,7 +172,12 @@ def store_weights(module: tvm.IRModule) -> tvm.IRModule:
 def has_integer_operators(module: tvm.IRModule) -> bool:
     """Whether a module is an integer graph (L2), as opposed to a float one (L0)."""
     values = (value for _, value in bindings_of(module["main"]))
-    return any(isinstance(v, relax.Call) and v.op.name.startswith(qop.PREFIX) for v in values)
+    return any(
+        isinstance(v, relax.Call)
+        and v.op.name.startswith(qop.PREFIX)
+        and not qop.is_call(v, qop.FAKE_QUANT)
+        for v in values
+    )
 
 
 def _symbolic(param: relax.Var) -> list[tvm.tirx.Var]:

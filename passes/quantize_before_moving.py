@@ -27,6 +27,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tvmquant.formats import UBINARY
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of
 from tvmquant.passes.elementwise import scalar_bound
@@ -159,6 +160,9 @@ def _rounded(value: Any, to: relax.Call) -> float:
     """Return the number that a fake_quant makes of one, ties to even."""
     scale, zero = (float(qop.constant_array(a).reshape(-1)[0]) for a in to.args[1:3])
     attrs = qop.attributes(to)
+    if attrs["format"] == UBINARY.name:
+        upper = value > 0.0 if attrs["strict"] else value >= 0.0
+        return scale if upper else -scale
     steps = np.clip(np.rint(value / scale), attrs["qmin"] - zero, attrs["qmax"] - zero)
     return float(steps * scale)
 

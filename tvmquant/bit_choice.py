@@ -8,7 +8,7 @@ from typing import Final
 
 from tvmquant import default_choices
 from tvmquant.errors import QuantizationError
-from tvmquant.formats import INT8, UINT8, WIDTHS, Format, Uniform
+from tvmquant.formats import BINARY, INT8, UBINARY, UINT8, WIDTHS, Format, Uniform
 
 _NAME: Final = re.compile(r"w([0-9]+)a([0-9]+)(?:g([0-9]+))?")
 
@@ -18,7 +18,8 @@ class BitChoice:
     """The formats of a layer's weight and of the activation that it reads.
 
     Written ``w4a8g32``: weights of 4 bits, activations of 8, weights in groups of 32. Every width
-    from 2 to 8 bits is one, of either; groups are of weights of 2 to 4 bits.
+    from 1 to 8 bits is one, of either; of 1 bit, they are -1 and 1 (`formats.Binary`). Groups are
+    of weights of 2 to 4 bits.
 
     Parameters
     ----------
@@ -62,13 +63,17 @@ class BitChoice:
                 f"bit choice {text!r}; expected a form such as w8a8, w4a8, w6a6 or w4a8g32"
             )
         w_bits, a_bits, group = (int(part) for part in match.groups(default="0"))
-        if w_bits not in WIDTHS or a_bits not in WIDTHS:
+        if not {w_bits, a_bits} <= {1, *WIDTHS}:
             raise QuantizationError(
-                f"bit choice {text!r}: expected weights and activations of {WIDTHS[0]} to "
-                f"{WIDTHS[-1]} bits"
+                f"bit choice {text!r}: expected weights and activations of 1 to {WIDTHS[-1]} bits"
             )
+        if w_bits == 1 and group:
+            raise QuantizationError(f"bit choice {text!r}: weights of 1 bit have no groups")
+        activation = UBINARY if a_bits == 1 else Uniform(a_bits, signed=False)
+        if w_bits == 1:
+            return cls(BINARY, activation)
         try:
-            return cls(Uniform(w_bits, signed=True, group=group), Uniform(a_bits, signed=False))
+            return cls(Uniform(w_bits, signed=True, group=group), activation)
         except QuantizationError as error:
             raise QuantizationError(f"bit choice {text!r}: {error}") from None
 

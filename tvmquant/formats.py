@@ -10,6 +10,8 @@ name        levels                                     of
 ``uint4``   0 .. 15                                    activations, with a zero point
 ``int4g32`` as ``int4``, times a multiplier of 1 .. 16 weights in groups of 32 along a run
             that each group has                        (`tvmquant.run_layout`)
+``binary``  -1, 1                                      weights
+``ubinary`` 127, 129: -1 and 1 about a zero point 128  activations
 =========== ========================================== =====================================
 
 Integers are computed with in *containers* of 8, 16 or 32 bits. `Format.pack` puts them side by side
@@ -24,7 +26,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -43,6 +45,9 @@ WIDTHS: Final = range(LEAST_BITS, MOST_BITS + 1)
 OUTPUT_BITS: Final = 16
 # Of results whose range is not known but by the sums that make them.
 SUM_BITS: Final = 32
+
+# Zero point of binary activations.
+BINARY_ZERO: Final = 128
 
 # Weights that may share a multiplier, and the multipliers there are: 7 * 16 fits 8 bits.
 GROUP_SIZES: Final = (32, 64, 128)
@@ -253,6 +258,85 @@ class Uniform(Format):
         return max(1, 64 // max(self.bits, 8))
 
 
+@dataclass(frozen=True)
+class Binary(Format):
+    """Two levels, one step below and one above the zero point: 0 is none of them.
+
+    A real number below 0 is the lower one, any other the upper one.
+
+    Parameters
+    ----------
+    signed : bool
+        Levels -1 and 1, of weights; else 127 and 129, of activations, whose zero point is 128.
+
+    Examples
+    --------
+    >>> Binary(signed=True).round(np.array([-0.3, 0.0, 7.0])).tolist()
+    [-1, 1, 1]
+    """
+
+    signed: bool
+    bits: int = field(default=1, init=False)
+    group: int = field(default=0, init=False)
+
+    @property
+    def name(self) -> str:
+        """``binary`` or ``ubinary``."""
+        return "binary" if self.signed else "ubinary"
+
+    @property
+    def zero_point(self) -> int:
+        """What stands for 0, between the levels."""
+        return 0 if self.signed else BINARY_ZERO
+
+    @property
+    def qmin(self) -> int:
+        """The lower level."""
+        return self.zero_point - 1
+
+    @property
+    def qmax(self) -> int:
+        """The upper level."""
+        return self.zero_point + 1
+
+    @property
+    def container(self) -> np.dtype[Any]:
+        """Int8 or uint8."""
+        return np.dtype("int8" if self.signed else "uint8")
+
+    def bytes(self, count: int) -> int:
+        """Return what so many values take where they are stored."""
+        return -(-count // 8)
+
+    def round(self, steps: npt.NDArray[np.floating[Any]]) -> Integers:
+        """Return the upper level where steps are not below the zero point, else the lower one."""
+        rounded: Integers = np.where(steps >= self.zero_point, self.qmax, self.qmin)
+        return rounded.astype(self.container)
+
+    def pack(self, integers: Integers) -> Bytes:
+        """Return eight in a byte, in C order: a bit is 1 for the upper level."""
+        values = np.asarray(integers).reshape(-1)
+        upper = values == self.qmax
+        if not np.all(upper | (values == self.qmin)):
+            raise QuantizationError(
+                f"integers in [{values.min()}, {values.max()}] do not fit the format {self.name}, "
+                f"which holds {self.qmin} and {self.qmax}"
+            )
+        return np.packbits(upper, bitorder="little")
+
+    def unpack(self, packed: Bytes, shape: Sequence[int]) -> Integers:
+        """Return what `pack` was given, in the container."""
+        count = math.prod(shape)
+        if packed.size != self.bytes(count):
+            raise QuantizationError(
+                f"{packed.size} bytes hold no tensor of shape {tuple(shape)} in the format "
+                f"{self.name}, which takes {self.bytes(count)}"
+            )
+        upper = np.unpackbits(packed, count=count, bitorder="little")
+        levels: Integers = np.where(upper, self.qmax, self.qmin).astype(self.container)
+        return levels.reshape(tuple(shape))
+
+
 @functools.cache
 def parse(name: str) -> Format:
     """Return the format of a name.
@@ -262,13 +346,19 @@ def parse(name: str) -> Format:
     QuantizationError
         When it names none.
     """
+    if name in (BINARY.name, UBINARY.name):
+        return Binary(signed=name == BINARY.name)
     match = _NAME.fullmatch(name)
     if match is None:
-        raise QuantizationError(f"format {name!r}; expected a form such as int4, int4g32 or uint8")
+        raise QuantizationError(
+            f"format {name!r}; expected a form such as int4, int4g32, uint8 or binary"
+        )
     unsigned, bits, group = match.groups()
     return Uniform(int(bits), not unsigned, int(group or 0))
 
 
+BINARY: Final = Binary(signed=True)
+UBINARY: Final = Binary(signed=False)
 INT8: Final = Uniform(8, signed=True)
 UINT8: Final = Uniform(8, signed=False)
 INT16: Final = Uniform(OUTPUT_BITS, signed=True)

@@ -13,7 +13,16 @@ from tvm import relax
 from tvmquant import formats
 from tvmquant.bit_choice import W8A8, BitChoice
 from tvmquant.errors import QuantizationError
-from tvmquant.formats import GROUP_SIZES, INT8, MOST_BITS, UINT8, WIDTHS, Format, Uniform
+from tvmquant.formats import (
+    GROUP_SIZES,
+    INT8,
+    MOST_BITS,
+    UBINARY,
+    UINT8,
+    WIDTHS,
+    Format,
+    Uniform,
+)
 from tvmquant.ir import dynamic_ops as dyn
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, origins, span_name, used_vars
@@ -132,13 +141,17 @@ def quantizable_layers(graph: Graph) -> tuple[Layer, ...]:
 def is_quantized(graph: Graph) -> bool:
     """Whether a float graph (L0) says how activations are rounded.
 
-    It brings scales, as a QDQ model does, or asks for ranges that are found at run time.
+    It brings scales, as a QDQ model does, or asks for ranges that are found at run time. Signs and
+    weights of a few values, which a float network may hold, are none.
     """
-    return any(
-        qop.is_call(value, dyn.DYNAMIC_QUANT)
-        or (qop.is_call(value, qop.FAKE_QUANT) and qop.attributes(value)["role"] != qop.WEIGHT)
-        for _, value in bindings_of(graph.main)
-    )
+
+    def rounds(value: relax.Expr) -> bool:
+        if not qop.is_call(value, qop.FAKE_QUANT):
+            return qop.is_call(value, dyn.DYNAMIC_QUANT)
+        attrs = qop.attributes(value)
+        return bool(attrs["role"] != qop.WEIGHT and attrs["format"] != UBINARY.name)
+
+    return any(rounds(value) for _, value in bindings_of(graph.main))
 
 
 def _layers(graph: Graph) -> tuple[Layer, ...]:

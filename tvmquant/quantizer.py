@@ -148,6 +148,25 @@ def weight_scales(
     return result
 
 
+def binary_weight_scales(w: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Return the scale of each channel of a weight of one bit: its mean magnitude.
+
+    That is the scale of least squared error (XNOR-Net, Rastegari et al., 2016, eq. 6).
+
+    Parameters
+    ----------
+    w : array of float, output channels first
+
+    Returns
+    -------
+    array of float64, shape (channels,)
+        Positive. A channel of zeros gets the least normal float32.
+    """
+    scale = np.abs(w.reshape(len(w), -1).astype(np.float64)).mean(axis=1)
+    result: NDArray[np.float64] = np.maximum(scale, _LEAST_SCALE)
+    return result
+
+
 def grouped_weight_scales(
     w: NDArray[np.floating[Any]], group: int, axis: int = 0, bits: int = 4
 ) -> tuple[NDArray[np.float64], NDArray[np.int8]]:

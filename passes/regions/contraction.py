@@ -13,7 +13,7 @@ from tvm import relax
 from tvmquant.arithmetic import INT32_MAX, Array, dot_bounds
 from tvmquant.bit_choice import BitChoice
 from tvmquant.errors import QuantizationError
-from tvmquant.formats import MOST_BITS
+from tvmquant.formats import MOST_BITS, Binary
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.passes.accumulator import (
     Accumulator,
@@ -27,6 +27,7 @@ from tvmquant.passes.multipliers import Multipliers, choose_multipliers
 from tvmquant.passes.region_kind import Form, RegionKind, Value
 from tvmquant.passes.region_operators import along, input_axis, output_axis
 from tvmquant.passes.regions.requantization import by_sign, reach_of
+from tvmquant.passes.regions.signs import sign_multipliers
 from tvmquant.passes.scale_factors import varying_axes
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
 # stands for the step of a channel that is multiplied by 0
 LEAST_STEP = 1e-300
-# far beyond what an accumulator holds
-MOST_STEPS = 2.0**40
+# of a bias that is added to the sums
+MOST_STEPS = 2.0**30
 
 
 class ContractionRegion(RegionKind):
@@ -117,15 +118,22 @@ def rounded_layer(
         If the accumulator may leave 32 bits; names the layer.
     """
     x, weight = layer.x, layer.weight
+    integers = weight.round(weight.scale)
+    if isinstance(to.format, Binary):
+        flat = region.flattened()
+        chosen, offset = sign_multipliers(flat, name, strict=to.strict, span=dot_span(integers, x))
+        return emitted_sums(integerizer, layer, name), chosen, offset
     step, *others = (t.scale.reshape(-1) for t in region.terms)
     to_scale, bias = to.scales.reshape(-1), region.bias.reshape(-1)
-    integers = weight.round(weight.scale)
     steps = np.zeros(len(integers), np.int64)
     slopes = None if region.slopes is None else region.slopes.reshape(-1)
     if slopes is not None:  # of the sum with its bias: the sign decides
         whole = np.rint(bias / np.where(step == 0.0, LEAST_STEP, step))
-        steps = np.clip(whole, -MOST_STEPS, MOST_STEPS).astype(np.int64)
-        bias = np.zeros(1)
+        # of steps so small that 32 bits do not hold the bias it is the bias's sign
+        decided = np.abs(whole) > MOST_STEPS
+        steps = np.where(decided, 0.0, whole).astype(np.int64)
+        step = np.where(decided, 0.0, step)
+        bias = np.where(decided, np.where(bias < 0.0, bias * slopes, bias), 0.0)
     span = tuple(end + steps for end in dot_span(integers, x))
     bound = np.maximum(*np.abs(span))
     chosen = choose_multipliers(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tvm import relax
 
-from tvmquant.formats import INT16, MOST_BITS
+from tvmquant.formats import INT16, MOST_BITS, UINT8, Binary
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import span_name, used_vars
 from tvmquant.passes import scale_factors
@@ -153,7 +153,10 @@ def _without_zero_point(integerizer: Integerizer, x: Quantized, call: relax.Call
 def _padded(x: Quantized, call: relax.Call) -> tuple[relax.Expr, list[Quantized]]:
     """Return the call, and tensors that hold the integers of its result between them."""
     value = float(getattr(call.attrs, "pad_value", 0.0))
-    steps = int(x.format.round(np.asarray(value / x.scale + x.zero_point)))
+    steps = value / x.scale + x.zero_point
+    if isinstance(x.format, Binary) and steps not in (x.qmin, x.qmax):  # such as true zeros
+        x = replace(x, format=UINT8)
+    steps = int(x.format.round(np.asarray(steps)))
     widths, mode = [int(v) for v in call.attrs.pad_width], str(call.attrs.pad_mode)
     padded = relax.op.nn.pad(x.expr, widths, pad_mode=mode, pad_value=float(steps))
     return padded, [x, replace(x, qmin=steps, qmax=steps)] if mode == "constant" else [x]

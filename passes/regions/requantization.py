@@ -9,11 +9,13 @@ import numpy as np
 from tvm import relax
 
 from tvmquant.errors import QuantizationError
+from tvmquant.formats import Binary
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import span_name
 from tvmquant.passes.accumulator import Accumulator, Quantized, Term
 from tvmquant.passes.multipliers import Multipliers, choose_multipliers, has_ties
 from tvmquant.passes.region_operators import output_axis
+from tvmquant.passes.regions.signs import sign_multipliers
 from tvmquant.passes.scale_factors import compressed, varying_axes
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ def requantized(
             f"node {name!r} adds {len(region.terms)} tensors in one rounding; at most {MOST_TERMS} "
             "fit a kernel: annotate the graph with AnnotateQuantization, which keeps the others"
         )
+    signs = isinstance(to.format, Binary)
     if first.contraction is not None:
         axis = output_axis(first.contraction.call)
         name = span_name(first.contraction.call) or name
@@ -52,18 +55,18 @@ def requantized(
         "acc_zero_point": first.zero_point,
         "residual_zero_point": others[0].zero_point if others else 0,
         "output_zero_point": to.zero_point,
-        "qmin": int(_clip_bound(region.low, to).min()),
-        "qmax": int(_clip_bound(region.high, to).max()),
+        "qmin": to.qmin if signs else int(_clip_bound(region.low, to).min()),
+        "qmax": to.qmax if signs else int(_clip_bound(region.high, to).max()),
         "axis": axis,
         "compute_dtype": chosen.compute_dtype,
         "out_dtype": to.dtype,
         "id": name,
     }
-    if to.imported and has_ties(chosen):
+    if to.imported and not signs and has_ties(chosen):
         attrs["ties_to_even"] = 1
     args = [expr, *(_integers(a, chosen.compute_dtype) for a in
                     (chosen.values[0], chosen.shift, offset))]  # fmt: skip
-    if region.slopes is not None:
+    if region.slopes is not None and not signs:
         attrs["slopes"] = 1
         args.append(_integers(chosen.values[1], chosen.compute_dtype))
     if others:
@@ -121,6 +124,8 @@ def _clip_bound(real: float, to: Quantized) -> Any:
 
 def _multipliers(region: Accumulator, to: Quantized, name: str) -> tuple[Multipliers, Any]:
     """Return the multipliers and the offset of a region without a contraction."""
+    if isinstance(to.format, Binary):
+        return sign_multipliers(region, name, strict=to.strict)
     scales = to.scales
     ratios = [t.scale / scales for t in region.terms]
     bounds = [t.bound for t in region.terms]

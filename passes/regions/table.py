@@ -11,6 +11,7 @@ import tvm
 from tvm import relax
 
 from tvmquant.arithmetic import FloatArray
+from tvmquant.formats import Binary
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import used_vars
 from tvmquant.passes.accumulator import Quantized
@@ -41,8 +42,12 @@ class Chain(Open):
     ) -> Quantized:
         """Emit the table, half to even."""
         real = np.nan_to_num(self.values, nan=0.0, posinf=np.inf, neginf=-np.inf)
-        steps = np.rint(np.clip(real / to.scale, -(2.0**31), 2.0**31)) + to.zero_point
-        values = np.clip(steps, to.qmin, to.qmax).astype(to.dtype)
+        if isinstance(to.format, Binary):
+            upper = real > 0.0 if to.strict else real >= 0.0
+            values = np.where(upper, to.qmax, to.qmin).astype(to.dtype)
+        else:
+            steps = np.rint(np.clip(real / to.scale, -(2.0**31), 2.0**31)) + to.zero_point
+            values = np.clip(steps, to.qmin, to.qmax).astype(to.dtype)
         levels = slice(self.source.qmin, self.source.qmax + 1)
         reached = values[levels]
         qmin, qmax = int(reached.min()), int(reached.max())

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 
 from tvmquant import formats
 from tvmquant.errors import QuantizationError
-from tvmquant.formats import GROUP_SIZES, INT16, WIDTHS, Uniform
+from tvmquant.formats import BINARY, GROUP_SIZES, INT16, UBINARY, WIDTHS, Uniform
 
 EVERY = [Uniform(bits, signed) for bits in WIDTHS for signed in (True, False)] + [INT16]
 GROUPED = [Uniform(bits, True, size) for bits in (2, 3, 4) for size in GROUP_SIZES]
@@ -21,7 +21,7 @@ def integers(held, shape):
     return arrays.arrays(held.container, shape, elements=st.integers(held.qmin, held.qmax))
 
 
-@pytest.mark.parametrize("held", EVERY + GROUPED, ids=str)
+@pytest.mark.parametrize("held", [*EVERY, *GROUPED, BINARY, UBINARY], ids=str)
 def test_names_round_trip(held):
     assert formats.parse(held.name) == held
     assert str(held) == held.name
@@ -37,6 +37,8 @@ def test_names_round_trip(held):
         ("uint2", (2, 0, 3, "uint8", 0)),
         ("uint8", (8, 0, 255, "uint8", 0)),
         ("int16", (16, -32767, 32767, "int16", 0)),
+        ("binary", (1, -1, 1, "int8", 0)),
+        ("ubinary", (1, 127, 129, "uint8", 0)),
     ],
 )
 def test_levels_and_containers(name, facts):
@@ -130,3 +132,26 @@ def test_rounding_takes_the_nearest_level_and_ties_the_even_one(held, data):
 def test_groups_take_a_byte_each(count, held):
     plain = Uniform(held.bits, signed=True)
     assert held.bytes(count) == plain.bytes(count) + math.ceil(count / held.group)
+
+
+@pytest.mark.parametrize("held", [BINARY, UBINARY], ids=str)
+@pytest.mark.parametrize("shape", [(0,), (1,), (8,), (3, 7), (2, 3, 3, 5)])
+def test_one_bit_packs_eight_in_a_byte(held, shape):
+    rng = np.random.default_rng(0)
+    levels = rng.choice([held.qmin, held.qmax], shape).astype(held.container)
+    packed = held.pack(levels)
+    assert packed.size == held.bytes(levels.size) == -(-levels.size // 8)
+    found = held.unpack(packed, shape)
+    assert found.dtype == held.container
+    np.testing.assert_array_equal(found, levels)
+
+
+@pytest.mark.parametrize("held", [BINARY, UBINARY], ids=str)
+def test_one_bit_holds_no_zero(held):
+    steps = np.asarray([-3.0, -0.01, 0.0, 0.4, 9.0]) + held.zero_point
+    low, high = held.qmin, held.qmax
+    np.testing.assert_array_equal(held.round(steps), [low, low, high, high, high])
+    with pytest.raises(QuantizationError, match=f"format {held}, which holds {low} and {high}"):
+        held.pack(np.asarray([low, held.zero_point]))
+    with pytest.raises(QuantizationError, match="hold no tensor of shape"):
+        held.unpack(np.zeros(2, np.uint8), (3,))

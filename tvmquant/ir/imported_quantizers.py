@@ -13,7 +13,16 @@ import numpy as np
 import numpy.typing as npt
 from tvm import relax
 
-from tvmquant.formats import INT8, INT16, LEAST_BITS, MOST_BITS, Format, Uniform
+from tvmquant.formats import (
+    BINARY,
+    INT8,
+    INT16,
+    LEAST_BITS,
+    MOST_BITS,
+    UBINARY,
+    Format,
+    Uniform,
+)
 from tvmquant.ir import quantized_ops as qop
 
 Array = npt.NDArray[Any]
@@ -76,6 +85,42 @@ def imported_activation(
     return qop.emit(qop.FAKE_QUANT, [x, qop.constant(np.float32(scale)), qop.constant(zero)], attrs)
 
 
+def imported_sign(
+    x: relax.Expr, scale: float, *, name: str, strict: bool = False, span: Any = None
+) -> relax.Call:
+    """Return the fake_quant that gives ``scale`` where a tensor is not below 0, else ``-scale``.
+
+    Parameters
+    ----------
+    x : relax.Expr
+    scale : float, > 0
+    name : str
+        Id of the fake_quant, unique in the graph.
+    strict : bool
+        Whether 0 gives ``-scale``.
+    span : Span, optional
+    """
+    held = UBINARY
+    attrs: dict[str, Any] = {
+        **KNOWN,
+        "ties": "even",
+        "id": name,
+        "role": qop.ACTIVATION,
+        "format": held.name,
+        "qmin": held.qmin,
+        "qmax": held.qmax,
+        "axis": -1,
+        "range_of": "",
+        "shares": "zero_point",
+        "nonzero": 0,
+        "least": 0.0,
+        "greatest": 0.0,
+        "strict": int(strict),
+    }
+    constants = np.asarray([scale], np.float32), np.asarray([held.zero_point], np.int32)
+    return qop.emit(qop.FAKE_QUANT, [x, *map(qop.constant, constants)], attrs, span)
+
+
 def imported_weight(
     steps: Array,
     scale: Array,
@@ -109,7 +154,7 @@ def imported_weight(
     extents = [scale.size if i == axis and scale.size > 1 else 1 for i in range(steps.ndim)]
     fits = held_by(steps)
     if multiplier is not None and fits is not None:
-        fits = Uniform(fits.bits, signed=True, group=group)
+        fits = Uniform(max(fits.bits, LEAST_BITS), signed=True, group=group)
     zero = np.zeros(1, np.int32) if fits else offset.astype(np.int32)
     attrs: dict[str, Any] = {
         **KNOWN,
@@ -117,7 +162,7 @@ def imported_weight(
         "id": f"{name}.weight",
         "role": qop.WEIGHT,
         "format": (fits or INT8).name,
-        "qmin": -(1 << ((fits or INT8).bits - 1)),
+        "qmin": -1 if fits == BINARY else -(1 << ((fits or INT8).bits - 1)),
         "qmax": (fits or INT8).qmax,
         "axis": axis,
         "groups": groups,
@@ -140,6 +185,8 @@ def integer_range(dtype: str) -> tuple[int, int, int]:
 
 def held_by(steps: Array) -> Format | None:
     """Return the narrowest format whose container holds integers; None where 8 bits do not."""
+    if steps.size and np.all(np.abs(steps) == 1):
+        return BINARY
     low, high = int(steps.min(initial=0)), int(steps.max(initial=0))
     for bits in range(LEAST_BITS, MOST_BITS + 1):
         if -(1 << (bits - 1)) <= low and high < 1 << (bits - 1):

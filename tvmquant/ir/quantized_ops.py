@@ -13,7 +13,9 @@ fake_quant      ``(x, scale, zero_point[, multiplier])``: (dequantize o quantize
                 and weights (``axis`` >= 0: per channel). ``format`` names what the integers
                 are (`tvmquant.formats`). The scale of a weight in groups is times
                 ``multiplier``, int8 of the weight's shape, at each value. ``fixed``: scale and
-                zero point came with the model; ``ties`` of such: ``"even"`` or ``"up"``
+                zero point came with the model; ``ties`` of such: ``"even"`` or ``"up"``.
+                Of the format ``ubinary``, numbers below 0 give the lower level, with ``strict``
+                0 too, others the upper one
 =============== =====================================================================
 
 Level L2 (integers; equations in `tvmquant.arithmetic`):

@@ -75,6 +75,30 @@ def fake_quantize_bounded(
     return (steps + excess) * scale
 
 
+def fake_quantize_sign(x: Tensor, scale: Tensor, axis: int = -1, *, strict: bool = False) -> Tensor:
+    """Return ``scale`` where a tensor is not below 0, else ``-scale``; with `strict`, of 0 too.
+
+    Parameters
+    ----------
+    x : float32 tensor of any shape
+    scale : float32 tensor of shape (1,), or (C,) along `axis`; > 0
+    axis : int
+        Axis of the channels of `x`; -1 where there is one scale for the tensor.
+    strict : bool
+
+    Notes
+    -----
+    The gradient passes between -1 and 1, and is 0 beyond (BinaryNet, Courbariaux et al., 2016).
+    """
+    scale = along_axis(scale, x, axis)
+    upper = x > 0 if strict else x >= 0
+    signs = torch.where(upper, scale, -scale)
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return signs
+    passed = torch.clamp(x, -1.0, 1.0)
+    return signs + (passed - passed.detach())
+
+
 def round_half_even(x: Tensor) -> Tensor:
     """Round to integers, ties to even and never to -0.0; the gradient passes unchanged."""
     if not (torch.is_grad_enabled() and x.requires_grad):

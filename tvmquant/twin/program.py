@@ -13,13 +13,14 @@ import tvm
 from torch import Tensor
 from tvm import relax
 
+from tvmquant import formats
 from tvmquant.errors import ModelError
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.dynamic_ops import DYNAMIC_QUANT
 from tvmquant.ir.rewriter import bindings_of, span_name
 from tvmquant.twin.attributes import static_shape
 from tvmquant.twin.operators import make_function
-from tvmquant.twin.quantizer_module import FakeQuantize
+from tvmquant.twin.quantizer_module import FakeQuantize, FakeSign
 
 # A value is read from a slot (int) or is a constant (its name); a tuple of outputs nests them.
 Key = int | str
@@ -109,7 +110,7 @@ class Program:
         From the layer (ONNX node) to the name of its weight.
     names : dict of relax.Expr to str
         From each constant of the function to its name.
-    quantizers : dict of str to FakeQuantize
+    quantizers : dict of str to FakeQuantize or FakeSign
         By the id of the edge.
     """
 
@@ -121,7 +122,7 @@ class Program:
     trained: frozenset[str]
     weights: dict[str, str]
     names: dict[relax.Expr, str]
-    quantizers: dict[str, FakeQuantize]
+    quantizers: dict[str, FakeQuantize | FakeSign]
 
 
 def record(module: tvm.IRModule) -> Program:
@@ -160,7 +161,7 @@ class _Recorder:
         self.trained: set[str] = set()
         self.weights: dict[str, str] = {}
         self.names: dict[Any, str] = {}
-        self.quantizers: dict[str, FakeQuantize] = {}
+        self.quantizers: dict[str, FakeQuantize | FakeSign] = {}
         self._layers = _layers_of_weights(function)
 
     def steps(self, var: relax.Var, value: relax.Expr) -> Iterator[Step]:
@@ -233,10 +234,13 @@ class _Recorder:
         return unused
 
 
-def _quantizer(call: relax.Call, edge: Edge) -> FakeQuantize:
+def _quantizer(call: relax.Call, edge: Edge) -> FakeQuantize | FakeSign:
     scale, zero_point, *multiplier = (
         torch.from_numpy(np.array(qop.constant_array(arg))) for arg in call.args[1:]
     )
+    if isinstance(formats.parse(edge.format), formats.Binary):
+        strict = bool(qop.attributes(call).get("strict", 0))
+        return FakeSign(scale, zero_point, edge.qmin, edge.qmax, axis=edge.axis, strict=strict)
     return FakeQuantize(
         scale, zero_point, edge.qmin, edge.qmax, axis=edge.axis,
         multiplier=multiplier[0] if multiplier else None, bounded=edge.bounded,

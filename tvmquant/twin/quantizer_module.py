@@ -12,6 +12,7 @@ from tvmquant.twin.fake_quantize import (
     along_axis,
     fake_quantize_bounded,
     fake_quantize_half_even,
+    fake_quantize_sign,
 )
 
 
@@ -110,3 +111,50 @@ class FakeQuantize(torch.nn.Module):
         if self.bounded:
             return fake_quantize_bounded(x, scale, int(self.qmax), self.axis, self.groups)
         return fake_quantize_half_even(x, scale, self.zero_point, self.qmin, self.qmax, self.axis)
+
+
+class FakeSign(torch.nn.Module):
+    """Round to the two levels of one bit, with the gradient of a clip.
+
+    Parameters
+    ----------
+    scale : float32 tensor of shape (1,), or (C,) along `axis`
+        0 where the edge is not calibrated yet.
+    zero_point : int32 tensor of shape (1,)
+    qmin, qmax : int
+    axis : int
+        Of the channels; -1 where there is one scale.
+    strict : bool
+        Whether 0 is rounded down.
+
+    Attributes
+    ----------
+    scale, zero_point, qmin, qmax : tensors
+        Buffers, which can be set.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    qmin: Tensor
+    qmax: Tensor
+
+    def __init__(
+        self,
+        scale: Tensor,
+        zero_point: Tensor,
+        qmin: int,
+        qmax: int,
+        *,
+        axis: int = -1,
+        strict: bool = False,
+    ) -> None:
+        super().__init__()
+        self.axis, self.strict = axis, strict
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point)
+        self.register_buffer("qmin", torch.tensor(qmin, dtype=torch.int32))
+        self.register_buffer("qmax", torch.tensor(qmax, dtype=torch.int32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the tensor's signs, times the scale."""
+        return fake_quantize_sign(x, self.scale, self.axis, strict=self.strict)

@@ -1,0 +1,276 @@
+"""Find tensors and weights of two values in a float graph, as binary networks have them (L0).
+
+Before, ``c`` being one positive constant, ``w`` constants of one magnitude per output channel::
+
+    lv = sign(x)                                     sign(sign(x) + 0.1), of Larq
+    lv = where(x >= 0, c, -c)                        x > 0, x < 0, x <= 0, not
+    lv = astype(x >= 0) * 2 c - c
+    lv = (sign(x) - y) + y                           a straight-through gradient, exported
+    lv1 = conv2d(lv * c, w)
+
+After::
+
+    lv = fake_quant(x, [c]) {format: "ubinary", fixed: 1}
+    lv1 = conv2d(lv, fake_quant(w) {format: "binary", fixed: 1})
+
+Of what reaches a layer only. ``sign`` gives 0 of 0 and has three values: as in the networks that
+are trained so, 0 counts as positive. A weight that holds zeros as well is ternary: ``int2``.
+
+Requires canonical form with batch normalization folded, which leaves the magnitude of each output
+channel one. Exporters' arithmetic on constants in float32 may spread magnitudes by `SPREAD`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+from tvm import relax
+
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.imported_quantizers import imported_sign, imported_weight
+from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, span_name, used_vars
+from tvmquant.passes.region_operators import is_mover
+
+FloatArray = npt.NDArray[np.float64]
+
+SIGN, SELECT, CAST = "relax.sign", "relax.where", "relax.astype"
+# of x and a constant: whether what holds is the upper side, and whether 0 is a part of it
+COMPARISONS = {
+    "relax.greater_equal": (True, True),
+    "relax.greater": (True, False),
+    "relax.less": (False, False),
+    "relax.less_equal": (False, True),
+}
+# Relative to the magnitude, or of a straight-through gradient's terms up to 1.
+SPREAD = 2.0**-16
+SPREAD_OF_TERMS = 2.0**-22
+# A magnitude is that far above what spreads it.
+LEAST_DISTINCTION = 2.0**-6
+LEAST_MAGNITUDE = float(np.finfo(np.float32).tiny)
+
+
+class _Signs(NamedTuple):
+    """A tensor of two values: ``scale`` where ``source - threshold`` is not below 0."""
+
+    source: relax.Var
+    scale: float
+    strict: bool
+    threshold: float = 0.0
+
+
+class _Recognizer(DataflowRewriter):
+    def __init__(self, module: tvm.IRModule) -> None:
+        super().__init__(module)
+        self.producer = dict(bindings_of(self.function))
+        self.feeding = _reaching_layers(self.function)
+        self.names: set[str] = {
+            qop.attributes(value)["id"]
+            for value in self.producer.values()
+            if qop.is_call(value, qop.FAKE_QUANT)
+        }
+
+    def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        if qop.is_call(value, *qop.FLOAT_CONTRACTIONS):
+            return self._with_few_values(value)
+        found = self._signs(var) if var in self.feeding else None
+        if found is None:
+            return None
+        source = self.lookup(found.source)
+        if found.threshold:
+            constant = qop.constant(np.float32(-found.threshold))
+            source = self.emit(relax.op.add(source, constant))
+        name = self._unique(span_name(value) or str(var.name))
+        return imported_sign(
+            source, found.scale, name=name, strict=found.strict, span=getattr(value, "span", None)
+        )
+
+    def _unique(self, name: str) -> str:
+        unique, count = name, 1
+        while unique in self.names:
+            count += 1
+            unique = f"{name}:{count}"
+        self.names.add(unique)
+        return unique
+
+    # -- signs ------------------------------------------------------------------------------------
+
+    def _made(self, expr: relax.Expr) -> relax.Expr | None:
+        """Return what makes a tensor, by whatever name."""
+        made = self.producer.get(expr) if isinstance(expr, relax.Var) else None
+        while isinstance(made, relax.Var):
+            made = self.producer.get(made)
+        return made
+
+    def _signs(self, expr: relax.Expr) -> _Signs | None:
+        """Return what a tensor is the sign of; None if it is none."""
+        call = self._made(expr)
+        if qop.is_call(call, SIGN):
+            return self._sign(call)
+        if qop.is_call(call, SELECT):
+            return self._selected(call)
+        if qop.is_call(call, "relax.multiply"):
+            return self._scaled(call)
+        if qop.is_call(call, "relax.add"):
+            return self._straight_through(call) or self._shifted_mask(call)
+        return None
+
+    def _sign(self, call: relax.Call) -> _Signs | None:
+        source = call.args[0]
+        inner = self._made(source)
+        if qop.is_call(inner, "relax.add"):
+            step, first = _number(inner.args[1]), self._made(inner.args[0])
+            if step is not None and 0.0 < abs(step) < 1.0 and qop.is_call(first, SIGN):
+                return _Signs(first.args[0], 1.0, step < 0.0)
+        return _Signs(source, 1.0, False) if isinstance(source, relax.Var) else None
+
+    def _selected(self, call: relax.Call) -> _Signs | None:
+        """Read a choice between a number and its negative."""
+        above, below = _number(call.args[1]), _number(call.args[2])
+        compared = self._comparison(call.args[0])
+        if compared is None or above is None or below is None or above != -below or above == 0.0:
+            return None
+        source, upper, strict, threshold = compared
+        if (above > 0.0) != upper:
+            return None
+        return _Signs(source, abs(above), strict, threshold)
+
+    def _comparison(self, expr: relax.Expr) -> tuple[relax.Var, bool, bool, float] | None:
+        """Return what is compared with which number, whether it is to be above, and strictly."""
+        call = self._made(expr)
+        if qop.is_call(call, "relax.logical_not"):
+            inner = self._comparison(call.args[0])
+            return None if inner is None else (inner[0], not inner[1], inner[2], inner[3])
+        if not qop.is_call(call, *COMPARISONS):
+            return None
+        upper, holds = COMPARISONS[str(call.op.name)]
+        left, right = call.args
+        if isinstance(right, relax.Var):
+            left, right, upper = right, left, not upper
+        threshold = _number(right)
+        if threshold is None or not isinstance(left, relax.Var):
+            return None
+        return left, upper, upper != holds, threshold
+
+    def _scaled(self, call: relax.Call) -> _Signs | None:
+        factor, signs = _number(call.args[1]), self._signs(call.args[0])
+        if factor is None or signs is None or factor <= 0.0:
+            return None
+        return signs._replace(scale=signs.scale * factor)
+
+    def _straight_through(self, call: relax.Call) -> _Signs | None:
+        """Read ``(signs - y) + y``, of which a forward pass is the signs."""
+        for total, other in (call.args, reversed(call.args)):
+            difference = self._made(total)
+            if qop.is_call(difference, "relax.subtract") and self._same(difference.args[1], other):
+                return self._signs(difference.args[0])
+        return None
+
+    def _same(self, left: relax.Expr, right: relax.Expr) -> bool:
+        made = self._made(left)
+        return left.same_as(right) or (made is not None and made.same_as(self._made(right)))
+
+    def _shifted_mask(self, call: relax.Call) -> _Signs | None:
+        """Read ``astype(x >= 0) * 2 c - c``."""
+        product, shift = self._made(call.args[0]), _number(call.args[1])
+        if not qop.is_call(product, "relax.multiply") or shift is None:
+            return None
+        factor, cast = _number(product.args[1]), self._made(product.args[0])
+        if not qop.is_call(cast, CAST) or factor is None or factor == 0.0 or factor != -2.0 * shift:
+            return None
+        compared = self._comparison(cast.args[0])
+        if compared is None or (factor > 0.0) != compared[1]:
+            return None
+        source, _, strict, threshold = compared
+        return _Signs(source, abs(shift), strict, threshold)
+
+    # -- weights ----------------------------------------------------------------------------------
+
+    def _with_few_values(self, call: relax.Call) -> relax.Call | None:
+        """Return a layer with its weight held by signs and magnitudes; None if it has others."""
+        transposed = qop.is_call(call, "relax.nn.conv2d_transpose")
+        weight = qop.constant_array(call.args[1])
+        groups = int(getattr(call.attrs, "groups", 1))
+        if weight is None or weight.ndim not in (2, 4) or (transposed and groups > 1):
+            return None
+        axis = 0 if qop.is_call(call, "relax.nn.conv2d") else 1
+        found = signs_and_magnitudes(np.moveaxis(weight, axis, 0))
+        if found is None:
+            return None
+        steps, scale = np.moveaxis(found[0], 0, axis), found[1].astype(np.float32)
+        held = imported_weight(
+            steps, scale, np.zeros(scale.shape, np.int64), axis=axis, groups=groups,
+            name=span_name(call),
+        )  # fmt: skip
+        args = [self.lookup(call.args[0]), self.emit(held, "weight_q")]
+        return relax.Call(call.op, args, call.attrs, call.ty_args, call.span)
+
+
+def signs_and_magnitudes(
+    weight: npt.NDArray[Any],
+) -> tuple[npt.NDArray[np.int64], FloatArray] | None:
+    """Return the signs (-1, 0, 1) of a weight and the magnitude of each output channel.
+
+    Parameters
+    ----------
+    weight : float array, output channels first
+
+    Returns
+    -------
+    (int64 array like weight, float64 array (O,)) or None
+        None where a channel has several magnitudes, where all numbers have one sign, or where there
+        are hardly more numbers than channels, as of a matrix that only picks inputs.
+    """
+    rows = weight.reshape(len(weight), -1).astype(np.float64)
+    if rows.shape[1] < 2 or not np.all(np.isfinite(rows)):
+        return None
+    magnitudes = np.abs(rows)
+    scale = magnitudes.max(axis=1)
+    spread = np.maximum(scale * SPREAD, SPREAD_OF_TERMS)
+    spread = np.minimum(spread, scale * LEAST_DISTINCTION)[:, None]
+    upper, zero = magnitudes >= scale[:, None] - 2.0 * spread, magnitudes <= spread
+    if not np.all(upper | zero):
+        return None
+    empty = scale == 0.0  # their sign does not matter
+    steps = np.where(empty[:, None] | (upper & (rows > 0.0)), 1, np.where(upper, -1, 0))
+    several = (steps != 0).sum(axis=1) > 1
+    if not (np.any(steps < 0) and np.any(steps[~empty] > 0) and np.all(several)):
+        return None
+    counted = np.where(upper, magnitudes, 0.0).sum(axis=1) / np.maximum(upper.sum(axis=1), 1)
+    scale = np.where(empty, LEAST_MAGNITUDE, counted)
+    return steps.reshape(weight.shape).astype(np.int64), scale
+
+
+def _reaching_layers(function: relax.Function) -> set[relax.Var]:
+    """Return the tensors that a layer multiplies by its weight, as they are or moved."""
+    found: set[relax.Var] = set()
+    for var, value in reversed(list(bindings_of(function))):
+        if qop.is_call(value, *qop.FLOAT_CONTRACTIONS):
+            if isinstance(value.args[0], relax.Var):
+                found.add(value.args[0])
+        elif var in found and (
+            isinstance(value, relax.Var) or (isinstance(value, relax.Call) and is_mover(value))
+        ):
+            found.update(used_vars(value))
+    return found
+
+
+def _number(expr: Any) -> float | None:
+    """Return the one value of a constant; None of anything else."""
+    array = qop.constant_array(expr)
+    if array is None or array.size == 0 or not np.all(array == array.reshape(-1)[0]):
+        return None
+    return float(array.reshape(-1)[0])
+
+
+@tvm.ir.transform.module_pass(opt_level=0, name="RecognizeBinary")
+class RecognizeBinary:
+    """Write signs and weights of two values as fake_quants (see the module's description)."""
+
+    def transform_module(
+        self, module: tvm.IRModule, _ctx: tvm.transform.PassContext
+    ) -> tvm.IRModule:
+        """Return the rewritten module; what made the signs is dead and removed."""
+        return _Recognizer(module).rewrite()

@@ -1,0 +1,127 @@
+"""How an accumulator ends in the format of one bit: equation (3) with thresholds.
+
+A binary tensor holds one step below its zero point where a region is below 0, else one above. With
+``t`` an integer that is below 0 exactly where the region is, equation (3) of `tvmquant.arithmetic`
+with a shift of 1 gives that: ``clip(((4 t + 1 + 1) >> 1) + z, z - 1, z + 1)``.
+
+Of one tensor ``scale * (acc - z_a) + bias``, ``t`` is its distance from a threshold, which is found
+exactly, in rational numbers: batch normalization before a sign is folded into it, whatever the sign
+of its scale, 0 included. Of two tensors it is their sum with multipliers of `MULTIPLIER_BITS`.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+
+from tvmquant.arithmetic import INT32_MAX, Array, FloatArray, IntArray
+from tvmquant.errors import QuantizationError
+from tvmquant.passes.accumulator import Accumulator
+from tvmquant.passes.multipliers import Multipliers
+
+# What t is times, so that its neighbours differ by two steps and more
+FACTOR = 4
+MULTIPLIER_BITS = 27
+# of channels that are multiplied by 0, whose weight has this scale
+LEAST_SCALE = 2.0**-100
+
+
+def sign_multipliers(
+    region: Accumulator, name: str, *, strict: bool, span: tuple[Array, Array] | None = None
+) -> tuple[Multipliers, IntArray]:
+    """Return multipliers, shift and offset of equation (3) that give the sign of a region.
+
+    Parameters
+    ----------
+    region : Accumulator
+        Its arrays may have any shapes that broadcast.
+    name : str
+        Of the layer, for the error message.
+    strict : bool
+        Whether 0 is below the threshold.
+    span : (integer array, integer array), optional
+        Least and greatest value of the first term's integer less its zero point, where more is
+        known than its bound.
+
+    Raises
+    ------
+    QuantizationError
+        If a scale is not finite, or negative numbers have slopes that turn their sign for a
+        threshold that 0 is below.
+    """
+    if not all(np.all(np.isfinite(a)) for a in (region.bias, *(t.scale for t in region.terms))):
+        raise QuantizationError(f"layer {name!r}: a scale or bias before its sign is not finite")
+    if len(region.terms) > 1:
+        chosen, offset = _of_sum(region, strict)
+    else:
+        chosen, offset = _of_one(region, strict, span)
+    always, never = _constant(region, name, strict)
+    shape = np.broadcast_shapes(offset.shape, always.shape)
+    kept = ~np.broadcast_to(always | never, shape)
+    values = tuple(np.where(kept, value, 0) for value in chosen.values)
+    offset = np.where(kept, offset, np.where(always, 1, 1 - FACTOR))
+    return Multipliers(values, np.ones(shape, np.int64), chosen.compute_dtype), offset
+
+
+def _of_one(
+    region: Accumulator, strict: bool, span: tuple[Array, Array] | None
+) -> tuple[Multipliers, IntArray]:
+    """Return what gives the sign of one tensor's scale times its integers plus a bias."""
+    (term,) = region.terms
+    low, high = (-term.bound, term.bound) if span is None else span
+    scale, bias, low, high = np.broadcast_arrays(term.scale, region.bias, low, high)
+    found = [
+        _threshold(float(s), float(b), int(least), int(most), strict)
+        for s, b, least, most in zip(scale.flat, bias.flat, low.flat, high.flat, strict=True)
+    ]
+    direction, distance = np.asarray(found, np.int64).reshape(-1, 2).T.reshape(2, *scale.shape)
+    reach = np.maximum(np.abs(low), np.abs(high)) + np.abs(term.zero_point)
+    greatest = FACTOR * (reach + np.abs(distance) + abs(term.zero_point) + 1)
+    dtype = "int32" if int(greatest.max(initial=0)) < INT32_MAX else "int64"
+    chosen = Multipliers((FACTOR * direction,), np.ones(scale.shape, np.int64), dtype)
+    return chosen, FACTOR * distance + 1
+
+
+def _threshold(scale: float, bias: float, low: int, high: int, strict: bool) -> tuple[int, int]:
+    """Return d and c of ``t = d acc + c``, below 0 where ``scale acc + bias`` is (or is 0)."""
+    if abs(scale) <= LEAST_SCALE:
+        return 0, 0 if (bias > 0.0 or (bias == 0.0 and not strict)) else -1
+    crossing = -Fraction(bias) / Fraction(scale)
+    if scale > 0.0:  # from this integer on
+        first = math.floor(crossing) + 1 if strict else math.ceil(crossing)
+        return 1, -min(max(first, low), high + 1)
+    last = math.ceil(crossing) - 1 if strict else math.floor(crossing)
+    return -1, min(max(last, low - 1), high)
+
+
+def _of_sum(region: Accumulator, strict: bool) -> tuple[Multipliers, IntArray]:
+    """Return what gives the sign of a sum of tensors."""
+    scales: list[FloatArray] = [np.asarray(t.scale, np.float64) for t in region.terms]
+    *scales, bias = np.broadcast_arrays(*scales, region.bias)
+    largest = np.max(np.abs(scales), axis=0)
+    _, exponent = np.frexp(np.where(largest > 0.0, largest, 1.0))
+    shift = MULTIPLIER_BITS - exponent.astype(np.int64)
+    values = [np.rint(np.ldexp(s, shift)).astype(np.int64) for s in scales]
+    distance = np.clip(np.rint(np.ldexp(bias, shift)), -(2.0**58), 2.0**58).astype(np.int64)
+    ones = np.ones(bias.shape, np.int64)
+    chosen = Multipliers(tuple(FACTOR * value for value in values), ones, "int64")
+    return chosen, FACTOR * (distance - int(strict)) + 1
+
+
+def _constant(region: Accumulator, name: str, strict: bool) -> tuple[Array, Array]:
+    """Return where a region is never below its threshold, and where it always is."""
+    shape = np.broadcast_shapes(region.bias.shape, *(t.scale.shape for t in region.terms))
+    above = region.low > 0.0 or (region.low == 0.0 and not strict)
+    below = region.high < 0.0 or (region.high == 0.0 and strict)
+    always, never = np.full(shape, above), np.full(shape, below)
+    if region.slopes is not None:
+        if strict and np.any(region.slopes < 0.0):
+            raise QuantizationError(
+                f"layer {name!r}: negative numbers have negative slopes before a sign that 0 is "
+                "below; export the sign as x >= 0"
+            )
+        turned = region.slopes < 0.0 if strict else region.slopes <= 0.0
+        always = always | turned
+    return always, never & ~always

@@ -1,0 +1,127 @@
+"""Networks with layers of one bit, from ONNX to libraries that compute in integers only."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.models.exporter import export_onnx
+from benchmarks.models.initialise import randomise
+from tests.tvmquant.networks import (
+    as_tuple,
+    check_library,
+    compile_network,
+    float_outputs,
+    images_of,
+    sqnr_db,
+)
+from tvmquant.deploy.build import build
+from tvmquant.deploy.loader import load
+from tvmquant.layers import is_quantized, quantizable_layers
+from tvmquant.levels import canonical
+from tvmquant.twin import Twin
+
+SHAPE = (3, 12, 12)
+
+
+def straight_through(x):
+    """Return the signs as Bi-Real nets and ReActNets are exported: with their gradient's terms."""
+    clipped = torch.clamp(x, -1.0, 1.0)
+    return torch.sign(x).detach() - clipped.detach() + clipped
+
+
+class BinaryConv2d(nn.Conv2d):
+    """Signs times signs, with a magnitude per output channel."""
+
+    def forward(self, x):
+        scale = self.weight.abs().mean(dim=(1, 2, 3), keepdim=True).detach()
+        clipped = torch.clamp(self.weight, -1.0, 1.0)
+        weight = (scale * torch.sign(self.weight)).detach() - clipped.detach() + clipped
+        return nn.functional.conv2d(x, weight, None, self.stride, self.padding)
+
+
+class Block(nn.Module):
+    """A basic block of ReActNet: shifted signs, a shortcut of real numbers, RPReLU."""
+
+    def __init__(self, channels, stride=1):
+        super().__init__()
+        self.before = nn.Parameter(torch.randn(1, channels, 1, 1) * 0.3)
+        self.conv = BinaryConv2d(channels, channels, 3, stride, 1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.pool = nn.AvgPool2d(2) if stride == 2 else nn.Identity()
+        self.shift = nn.Parameter(torch.randn(1, channels, 1, 1) * 0.1)
+        self.prelu = nn.PReLU(channels)
+        self.back = nn.Parameter(torch.randn(1, channels, 1, 1) * 0.1)
+
+    def forward(self, x):
+        y = self.norm(self.conv(straight_through(x + self.before))) + self.pool(x)
+        return self.prelu(y + self.shift) + self.back
+
+
+class BinaryNetwork(nn.Module):
+    """Layers of one bit between ones of 8: with shortcuts, and one behind the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, 1, 1, bias=False), nn.BatchNorm2d(32))
+        self.blocks = nn.Sequential(Block(32), Block(32, 2), Block(32))
+        self.conv = BinaryConv2d(32, 48, 3, 1, 1, bias=False)
+        self.norm = nn.BatchNorm2d(48)
+        self.pointwise = BinaryConv2d(48, 40, 1, bias=False)
+        self.last_norm = nn.BatchNorm2d(40)
+        self.head = nn.Linear(40, 10)
+
+    def forward(self, image):
+        x = self.blocks(self.stem(image))
+        x = self.norm(self.conv(torch.sign(x)))
+        x = torch.nn.functional.max_pool2d(x, 2)
+        x = self.last_norm(self.pointwise(torch.sign(x)))
+        return self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(torch.relu(x), 1), 1))
+
+
+@pytest.fixture(scope="module")
+def binary_onnx(tmp_path_factory):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = BinaryNetwork()
+    network.eval().requires_grad_(False)
+    randomise(network, SHAPE, seed=0)
+    with torch.no_grad():  # BN scales of either sign, and of 0
+        for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.weight[::5] *= -1.0
+            norm.weight[3] = 0.0
+            norm.bias[3] = 0.3
+    path = tmp_path_factory.mktemp("binary") / "binary.onnx"
+    return export_onnx(network, path, SHAPE, fold_bn=False)
+
+
+@pytest.fixture(scope="module")
+def compiled(binary_onnx):
+    return compile_network(binary_onnx, images_of(SHAPE, 32))
+
+
+def test_layers_of_one_bit_are_known(compiled):
+    choices = {layer.id: str(layer.usual) for layer in quantizable_layers(compiled.graph)}
+    assert [c for c in choices.values() if c != "w8a8"] == ["w1a1"] * 5
+    assert len(choices) == 7
+    assert not is_quantized(compiled.graph)
+
+
+@pytest.mark.parametrize("target", ["native", "llvm -mcpu=haswell", "llvm -mcpu=x86-64"])
+def test_the_library_computes_what_is_simulated(compiled, target, tmp_path):
+    manifest = check_library(compiled, tmp_path / "out", batch=2, target=target)
+    assert not manifest.float_audit
+
+
+def test_signs_are_those_of_the_float_network(compiled):
+    """Behind them rounding is another matter: signs amplify it, of random weights more than any."""
+    (reference,) = float_outputs(compiled)
+    found = Twin(canonical(compiled.graph).module)(torch.from_numpy(compiled.images))
+    assert sqnr_db(reference, found.detach().numpy()) > 80.0
+
+
+def test_the_float_build_computes_signs(compiled, tmp_path):
+    build(compiled.graph, out=tmp_path / "float", batch=2)
+    images = compiled.images[:2]
+    (found,) = as_tuple(load(tmp_path / "float")(images))
+    np.testing.assert_allclose(found, float_outputs(compiled)[0][:2], rtol=1e-3, atol=1e-3)
