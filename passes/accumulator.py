@@ -41,7 +41,7 @@ class Quantized:
         Scale and zero point came with a model of others: what is rounded to them is to be exact,
         with ties to even.
     strict : bool
-        Of a binary tensor: whether 0 is rounded down.
+        Of a binary tensor: whether its middle is rounded down.
     """
 
     expr: relax.Expr
@@ -85,6 +85,11 @@ class Quantized:
     def levels(self) -> int:
         """Number of integers that it may hold."""
         return self.qmax - self.qmin + 1
+
+    @property
+    def middle(self) -> float:
+        """What lies between the two levels of a binary tensor, as a real number."""
+        return self.scale * (self.qmin + 1 - self.zero_point)
 
     @property
     def rank(self) -> int:

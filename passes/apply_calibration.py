@@ -13,6 +13,9 @@ results that are kept as sums to `FixScales`.
 Signed symmetric activations that layers read are stored with zero point 2**(bits - 1), so that all
 of them share the container ``uint8``.
 
+The two levels of a binary activation are 0 and twice its scale (zero point 127) where nothing is
+negative, else the scale on either side of 0 (zero point 128).
+
 Tensors of one group (they meet in a concat) get one zero point, the one for which their steps grow
 least beyond what each would have by itself. Where a reader takes one scale they get one range, the
 union of theirs, unless that is `UNLIKE` times as wide as one of them: then it is cheaper to
@@ -32,7 +35,7 @@ from tvm import relax
 
 from tvmquant import formats
 from tvmquant.errors import QuantizationError
-from tvmquant.formats import INT32
+from tvmquant.formats import INT32, UBINARY, Binary
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of
 from tvmquant.passes import scale_factors
@@ -45,6 +48,7 @@ _Quantizer: TypeAlias = tuple[float, int, int, int]
 # Ranges of one group that are no more than so many times as wide as others get one scale where a
 # reader takes one scale: two bits of the narrowest are lost at most.
 UNLIKE = 4.0
+LEAST_SCALE = float(np.finfo(np.float32).tiny)
 
 
 class _Filler(DataflowRewriter):
@@ -113,7 +117,8 @@ class _Filler(DataflowRewriter):
         filled = {"qmin": qmin, "qmax": qmax}
         scales = np.asarray([scale])
         axis = scale_factors.channel_axis(self.producer, x)
-        if attrs["id"] in self.channel_factors and axis is not None:
+        one_bit = attrs["format"] == UBINARY.name
+        if attrs["id"] in self.channel_factors and axis is not None and not one_bit:
             scales = scale * np.asarray(self.channel_factors[attrs["id"]])
             filled["axis"] = axis
         return [scales.astype(np.float32), np.asarray([zero], np.int32)], filled
@@ -121,11 +126,20 @@ class _Filler(DataflowRewriter):
 
 def _quantizer(low: float, high: float, attrs: dict[str, Any]) -> _Quantizer:
     held = formats.parse(attrs["format"])
+    if isinstance(held, Binary):
+        return _binary_quantizer(low, high, held)
     scale, zero, qmin, qmax = affine_parameters(low, high, bits=held.bits, scheme=attrs["scheme"])
     if qmin < held.qmin:  # signed levels, in a container without signs
         half = 1 << (held.bits - 1)
         zero, qmin, qmax = zero + half, qmin + half, qmax + half
     return scale, zero, qmin, qmax
+
+
+def _binary_quantizer(low: float, high: float, held: Binary) -> _Quantizer:
+    """Return the quantizer whose levels are the ends of a range: 0 is one if nothing is below."""
+    if low >= 0.0:
+        return max(high / 2.0, LEAST_SCALE), held.qmin, held.qmin, held.qmax
+    return max(high, -low, LEAST_SCALE), held.middle, held.qmin, held.qmax
 
 
 def _with_one_zero_point(

@@ -284,11 +284,24 @@ class Integerizer(DataflowRewriter):
         return replace(to, expr=expr, factors=None)
 
     def _signs(self, x: relax.Expr, to: Quantized, name: str, call: relax.Call) -> Quantized:
-        """Return one of two levels for each number: by steps so small that only 0 rounds to 0."""
-        zero = to.zero_point
-        sign = replace(to, scale=float(np.finfo(np.float32).tiny), format=UINT8)
-        rounded = self._quantize(x, sign, name, call)
-        values = np.where(np.arange(256) >= zero + to.strict, to.qmax, to.qmin).astype(np.uint8)
+        """Return one of two levels for each number: by steps so small that only 0 rounds to 0.
+
+        Of levels that are 0 and 2 scales, those are the steps.
+        """
+        one_sided = to.zero_point == to.qmin
+        scale = 2.0 * to.scale if one_sided else float(np.finfo(np.float32).tiny)
+        zero = 0 if one_sided else to.zero_point
+        steps = replace(
+            to,
+            scale=scale,
+            zero_point=zero,
+            qmin=zero - (not one_sided),
+            qmax=zero + 1,
+            format=UINT8,
+        )
+        rounded = self._quantize(x, steps, name, call)
+        least = zero + (one_sided or to.strict)
+        values = np.where(np.arange(256) >= least, to.qmax, to.qmin).astype(np.uint8)
         table = {"id": name, "out_dtype": "uint8"}
         expr = self.emit(qop.emit(qop.TABLE, [rounded.expr, qop.constant(values)], table))
         return replace(to, expr=expr, factors=None)

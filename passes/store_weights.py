@@ -28,6 +28,7 @@ from tvm import relax
 
 from tvmquant import formats
 from tvmquant.arithmetic import Array
+from tvmquant.formats import BINARY, LEAST_BITS, Uniform
 from tvmquant.ir import quantized_ops as qop
 
 FUNCTION = "tvmquant_weight"
@@ -39,6 +40,8 @@ FORMATS = "tvmquant.weight_formats"
 LEAST_BYTES = 4096
 # but for those that packing makes smaller by so much: what describes one takes half of it.
 LEAST_SAVED = 256
+# What holds weights of one bit among zeros.
+TERNARY = Uniform(LEAST_BITS, signed=True)
 
 
 def digest(weight: Array) -> str:
@@ -104,7 +107,10 @@ class _Storer(relax.PyExprMutator):  # type: ignore[misc]  # TVM's classes are u
         """Return what the library holds of a constant; None where the executable keeps it."""
         data, named = array, ""
         if held and formats.parse(held).bits < container_bits(array):
-            packed = formats.parse(held).pack(values_of(array))
+            values = values_of(array)
+            if held == BINARY.name and not values.all():  # zeros, where extents are padded
+                held = TERNARY.name
+            packed = formats.parse(held).pack(values)
             if array.nbytes - packed.nbytes >= LEAST_SAVED:
                 data, named = packed, held
         if not named and array.nbytes < LEAST_BYTES:

@@ -11,7 +11,7 @@ name        levels                                     of
 ``int4g32`` as ``int4``, times a multiplier of 1 .. 16 weights in groups of 32 along a run
             that each group has                        (`tvmquant.run_layout`)
 ``binary``  -1, 1                                      weights
-``ubinary`` 127, 129: -1 and 1 about a zero point 128  activations
+``ubinary`` 127, 129                                   activations
 =========== ========================================== =====================================
 
 Integers are computed with in *containers* of 8, 16 or 32 bits. `Format.pack` puts them side by side
@@ -46,8 +46,8 @@ OUTPUT_BITS: Final = 16
 # Of results whose range is not known but by the sums that make them.
 SUM_BITS: Final = 32
 
-# Zero point of binary activations.
-BINARY_ZERO: Final = 128
+# Between the levels of binary activations.
+BINARY_MIDDLE: Final = 128
 
 # Weights that may share a multiplier, and the multipliers there are: 7 * 16 fits 8 bits.
 GROUP_SIZES: Final = (32, 64, 128)
@@ -260,14 +260,15 @@ class Uniform(Format):
 
 @dataclass(frozen=True)
 class Binary(Format):
-    """Two levels, one step below and one above the zero point: 0 is none of them.
+    """Two levels, two steps apart: what lies below their middle is the lower one.
 
-    A real number below 0 is the lower one, any other the upper one.
+    Where the zero point is the middle, as it always is of weights, they are one step below and one
+    above 0, which is none of them.
 
     Parameters
     ----------
     signed : bool
-        Levels -1 and 1, of weights; else 127 and 129, of activations, whose zero point is 128.
+        Levels -1 and 1, of weights; else 127 and 129, of activations.
 
     Examples
     --------
@@ -285,19 +286,19 @@ class Binary(Format):
         return "binary" if self.signed else "ubinary"
 
     @property
-    def zero_point(self) -> int:
-        """What stands for 0, between the levels."""
-        return 0 if self.signed else BINARY_ZERO
+    def middle(self) -> int:
+        """What lies between the levels."""
+        return 0 if self.signed else BINARY_MIDDLE
 
     @property
     def qmin(self) -> int:
         """The lower level."""
-        return self.zero_point - 1
+        return self.middle - 1
 
     @property
     def qmax(self) -> int:
         """The upper level."""
-        return self.zero_point + 1
+        return self.middle + 1
 
     @property
     def container(self) -> np.dtype[Any]:
@@ -309,8 +310,8 @@ class Binary(Format):
         return -(-count // 8)
 
     def round(self, steps: npt.NDArray[np.floating[Any]]) -> Integers:
-        """Return the upper level where steps are not below the zero point, else the lower one."""
-        rounded: Integers = np.where(steps >= self.zero_point, self.qmax, self.qmin)
+        """Return the upper level where steps are not below the middle, else the lower one."""
+        rounded: Integers = np.where(steps >= self.middle, self.qmax, self.qmin)
         return rounded.astype(self.container)
 
     def pack(self, integers: Integers) -> Bytes:

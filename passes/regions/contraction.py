@@ -121,7 +121,9 @@ def rounded_layer(
     integers = weight.round(weight.scale)
     if isinstance(to.format, Binary):
         flat = region.flattened()
-        chosen, offset = sign_multipliers(flat, name, strict=to.strict, span=dot_span(integers, x))
+        chosen, offset = sign_multipliers(
+            flat, name, strict=to.strict, middle=to.middle, span=dot_span(integers, x)
+        )
         return emitted_sums(integerizer, layer, name), chosen, offset
     step, *others = (t.scale.reshape(-1) for t in region.terms)
     to_scale, bias = to.scales.reshape(-1), region.bias.reshape(-1)

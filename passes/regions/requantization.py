@@ -54,7 +54,7 @@ def requantized(
     attrs: dict[str, Any] = {
         "acc_zero_point": first.zero_point,
         "residual_zero_point": others[0].zero_point if others else 0,
-        "output_zero_point": to.zero_point,
+        "output_zero_point": to.qmin + 1 if signs else to.zero_point,
         "qmin": to.qmin if signs else int(_clip_bound(region.low, to).min()),
         "qmax": to.qmax if signs else int(_clip_bound(region.high, to).max()),
         "axis": axis,
@@ -125,7 +125,7 @@ def _clip_bound(real: float, to: Quantized) -> Any:
 def _multipliers(region: Accumulator, to: Quantized, name: str) -> tuple[Multipliers, Any]:
     """Return the multipliers and the offset of a region without a contraction."""
     if isinstance(to.format, Binary):
-        return sign_multipliers(region, name, strict=to.strict)
+        return sign_multipliers(region, name, strict=to.strict, middle=to.middle)
     scales = to.scales
     ratios = [t.scale / scales for t in region.terms]
     bounds = [t.bound for t in region.terms]

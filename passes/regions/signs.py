@@ -1,8 +1,9 @@
 """How an accumulator ends in the format of one bit: equation (3) with thresholds.
 
-A binary tensor holds one step below its zero point where a region is below 0, else one above. With
-``t`` an integer that is below 0 exactly where the region is, equation (3) of `tvmquant.arithmetic`
-with a shift of 1 gives that: ``clip(((4 t + 1 + 1) >> 1) + z, z - 1, z + 1)``.
+A binary tensor holds the level below the middle ``m`` of the format where a region is below what
+that stands for, else the one above. With ``t`` an integer that is below 0 exactly where the region
+is, equation (3) of `tvmquant.arithmetic` with a shift of 1 gives that:
+``clip(((4 t + 1 + 1) >> 1) + m, m - 1, m + 1)``.
 
 Of one tensor ``scale * (acc - z_a) + bias``, ``t`` is its distance from a threshold, which is found
 exactly, in rational numbers: batch normalization before a sign is folded into it, whatever the sign
@@ -29,7 +30,12 @@ LEAST_SCALE = 2.0**-100
 
 
 def sign_multipliers(
-    region: Accumulator, name: str, *, strict: bool, span: tuple[Array, Array] | None = None
+    region: Accumulator,
+    name: str,
+    *,
+    strict: bool,
+    middle: float = 0.0,
+    span: tuple[Array, Array] | None = None,
 ) -> tuple[Multipliers, IntArray]:
     """Return multipliers, shift and offset of equation (3) that give the sign of a region.
 
@@ -40,7 +46,9 @@ def sign_multipliers(
     name : str
         Of the layer, for the error message.
     strict : bool
-        Whether 0 is below the threshold.
+        Whether the middle is below the threshold.
+    middle : float
+        What the middle of the format stands for.
     span : (integer array, integer array), optional
         Least and greatest value of the first term's integer less its zero point, where more is
         known than its bound.
@@ -48,16 +56,17 @@ def sign_multipliers(
     Raises
     ------
     QuantizationError
-        If a scale is not finite, or negative numbers have slopes that turn their sign for a
-        threshold that 0 is below.
+        If a scale is not finite, or negative numbers have slopes that turn their sign, and 0 is not
+        above the threshold.
     """
     if not all(np.all(np.isfinite(a)) for a in (region.bias, *(t.scale for t in region.terms))):
         raise QuantizationError(f"layer {name!r}: a scale or bias before its sign is not finite")
+    always, never = _constant(region, name, strict, middle)
+    region = region.shifted(np.asarray(-middle))
     if len(region.terms) > 1:
         chosen, offset = _of_sum(region, strict)
     else:
         chosen, offset = _of_one(region, strict, span)
-    always, never = _constant(region, name, strict)
     shape = np.broadcast_shapes(offset.shape, always.shape)
     kept = ~np.broadcast_to(always | never, shape)
     values = tuple(np.where(kept, value, 0) for value in chosen.values)
@@ -110,18 +119,19 @@ def _of_sum(region: Accumulator, strict: bool) -> tuple[Multipliers, IntArray]:
     return chosen, FACTOR * (distance - int(strict)) + 1
 
 
-def _constant(region: Accumulator, name: str, strict: bool) -> tuple[Array, Array]:
+def _constant(region: Accumulator, name: str, strict: bool, middle: float) -> tuple[Array, Array]:
     """Return where a region is never below its threshold, and where it always is."""
     shape = np.broadcast_shapes(region.bias.shape, *(t.scale.shape for t in region.terms))
-    above = region.low > 0.0 or (region.low == 0.0 and not strict)
-    below = region.high < 0.0 or (region.high == 0.0 and strict)
+    above = region.low > middle or (region.low == middle and not strict)
+    below = region.high < middle or (region.high == middle and strict)
     always, never = np.full(shape, above), np.full(shape, below)
     if region.slopes is not None:
-        if strict and np.any(region.slopes < 0.0):
+        zero_is_above = middle < 0.0 or (middle == 0.0 and not strict)
+        if np.any(region.slopes < 0.0) and not zero_is_above:
             raise QuantizationError(
                 f"layer {name!r}: negative numbers have negative slopes before a sign that 0 is "
                 "below; export the sign as x >= 0"
             )
-        turned = region.slopes < 0.0 if strict else region.slopes <= 0.0
-        always = always | turned
+        # 0 and what is turned to the side of positive numbers
+        always = always | ((region.slopes <= 0.0) & zero_is_above)
     return always, never & ~always

@@ -43,7 +43,7 @@ class Chain(Open):
         """Emit the table, half to even."""
         real = np.nan_to_num(self.values, nan=0.0, posinf=np.inf, neginf=-np.inf)
         if isinstance(to.format, Binary):
-            upper = real > 0.0 if to.strict else real >= 0.0
+            upper = real > to.middle if to.strict else real >= to.middle
             values = np.where(upper, to.qmax, to.qmin).astype(to.dtype)
         else:
             steps = np.rint(np.clip(real / to.scale, -(2.0**31), 2.0**31)) + to.zero_point

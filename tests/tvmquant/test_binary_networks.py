@@ -8,17 +8,25 @@ from torch import nn
 from benchmarks.models.exporter import export_onnx
 from benchmarks.models.initialise import randomise
 from tests.tvmquant.networks import (
+    MIXTURE_SHAPE,
+    Compiled,
     as_tuple,
     check_library,
     compile_network,
+    export_mixture,
     float_outputs,
     images_of,
     sqnr_db,
 )
+from tvmquant.bit_choice import BitChoice
 from tvmquant.deploy.build import build
 from tvmquant.deploy.loader import load
+from tvmquant.frontend import load_onnx
 from tvmquant.layers import is_quantized, quantizable_layers
 from tvmquant.levels import canonical
+from tvmquant.passes import pipeline
+from tvmquant.quantization import apply_calibration, calibrate
+from tvmquant.simulator import simulate
 from tvmquant.twin import Twin
 
 SHAPE = (3, 12, 12)
@@ -125,3 +133,22 @@ def test_the_float_build_computes_signs(compiled, tmp_path):
     images = compiled.images[:2]
     (found,) = as_tuple(load(tmp_path / "float")(images))
     np.testing.assert_allclose(found, float_outputs(compiled)[0][:2], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("choice", ["w1a8", "w4a1", "w1a1"])
+def test_layers_of_float_networks_can_have_one_bit(choice, mixture, tmp_path):
+    graph, calibration, images = mixture
+    choices = {layer.id: BitChoice.parse(choice) for layer in quantizable_layers(graph)}
+    annotated = apply_calibration(graph, calibration, choices=choices)
+    quantized = annotated.with_module(pipeline.integerize(annotated.module), "L2")
+    manifest = check_library(Compiled(graph, annotated, quantized, images), tmp_path / "out")
+    assert {layer.choice for layer in manifest.layers} - {""} == {choice}
+    rounded = Twin(annotated.module, mode="quantized")(torch.from_numpy(images))
+    assert sqnr_db(rounded.detach().numpy(), simulate(quantized, images)[0]) > 40.0
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    path = export_mixture(tmp_path_factory.mktemp("mixture") / "mixture.onnx")
+    graph, images = load_onnx(path), images_of(MIXTURE_SHAPE)
+    return graph, calibrate(graph, images, batch_size=8), images

@@ -148,10 +148,10 @@ def test_one_bit_packs_eight_in_a_byte(held, shape):
 
 @pytest.mark.parametrize("held", [BINARY, UBINARY], ids=str)
 def test_one_bit_holds_no_zero(held):
-    steps = np.asarray([-3.0, -0.01, 0.0, 0.4, 9.0]) + held.zero_point
+    steps = np.asarray([-3.0, -0.01, 0.0, 0.4, 9.0]) + held.middle
     low, high = held.qmin, held.qmax
     np.testing.assert_array_equal(held.round(steps), [low, low, high, high, high])
     with pytest.raises(QuantizationError, match=f"format {held}, which holds {low} and {high}"):
-        held.pack(np.asarray([low, held.zero_point]))
+        held.pack(np.asarray([low, held.middle]))
     with pytest.raises(QuantizationError, match="hold no tensor of shape"):
         held.unpack(np.zeros(2, np.uint8), (3,))

@@ -28,7 +28,7 @@ from tvmquant.twin import Edge, Twin
 
 DEFAULT_METHOD = "mse"
 # Narrower widths that ranges are chosen for as well.
-NARROW_BITS = WIDTHS[:-1]
+NARROW_BITS = (1, *WIDTHS[:-1])
 # 1.9 dB: what clipping has to gain in a tensor (`MSEObserver`). SQNR in dB of SqueezeNet, ResNet-20
 # and an audio network with a gain of 0.2: 31.0, 34.4, 24.8; 0.35: 32.4, 34.5, 24.4; 0.5: 31.8,
 # 34.5, 23.5; minmax: 31.8, 34.8, 23.3.

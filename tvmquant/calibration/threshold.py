@@ -43,7 +43,16 @@ class _ThresholdObserver(HistogramObserver):
         self.scheme = scheme
 
     def range_for(self, bits: int) -> tuple[float, float]:
-        """Return the range that suits a bit width, 2..8."""
+        """Return the range that suits a bit width, 1..8.
+
+        The two levels of 1 bit are 0 and the upper end where nothing is negative, else the ends:
+        the mean of |x| on either side of 0 has the least squared error (XNOR-Net, Rastegari et al.,
+        2016, eq. 6).
+        """
+        if bits == 1 and self.low < 0.0:
+            centres = (np.arange(len(self._magnitudes())) + 0.5) * self.width
+            mean = float(self._magnitudes() @ centres) / max(self.count, 1)
+            return -mean, mean
         other = copy.copy(self)
         other.bits = bits
         return other.range()

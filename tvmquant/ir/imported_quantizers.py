@@ -117,7 +117,7 @@ def imported_sign(
         "greatest": 0.0,
         "strict": int(strict),
     }
-    constants = np.asarray([scale], np.float32), np.asarray([held.zero_point], np.int32)
+    constants = np.asarray([scale], np.float32), np.asarray([held.middle], np.int32)
     return qop.emit(qop.FAKE_QUANT, [x, *map(qop.constant, constants)], attrs, span)
 
 

@@ -75,28 +75,42 @@ def fake_quantize_bounded(
     return (steps + excess) * scale
 
 
-def fake_quantize_sign(x: Tensor, scale: Tensor, axis: int = -1, *, strict: bool = False) -> Tensor:
-    """Return ``scale`` where a tensor is not below 0, else ``-scale``; with `strict`, of 0 too.
+def fake_quantize_sign(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    middle: int,
+    axis: int = -1,
+    *,
+    strict: bool = False,
+) -> Tensor:
+    """Round to the levels beside `middle`: ``(middle + 1 - zero_point) * scale`` or the lower one.
 
     Parameters
     ----------
     x : float32 tensor of any shape
-    scale : float32 tensor of shape (1,), or (C,) along `axis`; > 0
+    scale : float32 tensor of shape (1,), (C,) along `axis`, or that of `x`; > 0
+    zero_point : int32 tensor of shape (1,)
+    middle : int
+        What lies below it is rounded down.
     axis : int
         Axis of the channels of `x`; -1 where there is one scale for the tensor.
     strict : bool
+        Whether the middle itself is rounded down.
 
     Notes
     -----
-    The gradient passes between -1 and 1, and is 0 beyond (BinaryNet, Courbariaux et al., 2016).
+    The gradient passes within one step of the middle, and is 0 beyond: for a scale of 1 and zero
+    point in the middle, that of BinaryNet (Courbariaux et al., 2016).
     """
     scale = along_axis(scale, x, axis)
-    upper = x > 0 if strict else x >= 0
-    signs = torch.where(upper, scale, -scale)
+    centre = (middle - along_axis(zero_point, x, axis)) * scale
+    upper = x > centre if strict else x >= centre
+    levels = centre + torch.where(upper, scale, -scale)
     if not (torch.is_grad_enabled() and x.requires_grad):
-        return signs
-    passed = torch.clamp(x, -1.0, 1.0)
-    return signs + (passed - passed.detach())
+        return levels
+    passed = torch.minimum(torch.maximum(x, centre - scale), centre + scale)
+    return levels + (passed - passed.detach())
 
 
 def round_half_even(x: Tensor) -> Tensor:

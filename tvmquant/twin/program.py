@@ -240,7 +240,10 @@ def _quantizer(call: relax.Call, edge: Edge) -> FakeQuantize | FakeSign:
     )
     if isinstance(formats.parse(edge.format), formats.Binary):
         strict = bool(qop.attributes(call).get("strict", 0))
-        return FakeSign(scale, zero_point, edge.qmin, edge.qmax, axis=edge.axis, strict=strict)
+        return FakeSign(
+            scale, zero_point, edge.qmin, edge.qmax, axis=edge.axis,
+            multiplier=multiplier[0] if multiplier else None, strict=strict,
+        )  # fmt: skip
     return FakeQuantize(
         scale, zero_point, edge.qmin, edge.qmax, axis=edge.axis,
         multiplier=multiplier[0] if multiplier else None, bounded=edge.bounded,

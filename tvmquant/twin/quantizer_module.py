@@ -124,8 +124,10 @@ class FakeSign(torch.nn.Module):
     qmin, qmax : int
     axis : int
         Of the channels; -1 where there is one scale.
+    multiplier : tensor like what is quantized, optional
+        Of the scale at each value.
     strict : bool
-        Whether 0 is rounded down.
+        Whether the middle is rounded down.
 
     Attributes
     ----------
@@ -137,6 +139,7 @@ class FakeSign(torch.nn.Module):
     zero_point: Tensor
     qmin: Tensor
     qmax: Tensor
+    multiplier: Tensor | None
 
     def __init__(
         self,
@@ -146,6 +149,7 @@ class FakeSign(torch.nn.Module):
         qmax: int,
         *,
         axis: int = -1,
+        multiplier: Tensor | None = None,
         strict: bool = False,
     ) -> None:
         super().__init__()
@@ -154,7 +158,11 @@ class FakeSign(torch.nn.Module):
         self.register_buffer("zero_point", zero_point)
         self.register_buffer("qmin", torch.tensor(qmin, dtype=torch.int32))
         self.register_buffer("qmax", torch.tensor(qmax, dtype=torch.int32))
+        self.register_buffer("multiplier", multiplier)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the tensor's signs, times the scale."""
-        return fake_quantize_sign(x, self.scale, self.axis, strict=self.strict)
+        """Return the level of each number."""
+        scale, middle = self.scale, int(self.qmin) + 1
+        if self.multiplier is not None:
+            scale = along_axis(scale, x, self.axis) * self.multiplier
+        return fake_quantize_sign(x, scale, self.zero_point, middle, self.axis, strict=self.strict)

@@ -64,6 +64,15 @@ def test_a_zero_point():
     np.testing.assert_array_equal(levels(found, (reached, 7)), expected)
 
 
+@pytest.mark.parametrize(("low", "level"), [(0.0, None), (0.5, 129), (0.7, 129)])
+def test_levels_whose_middle_is_not_zero(low, level):
+    scale, bias = RNG.normal(size=50), RNG.normal(size=50)
+    made = region(scale, bias, low=low)
+    found = levels(sign_multipliers(made, "layer", strict=False, middle=0.5), (ACCUMULATORS, 0))
+    expected = exact(scale, bias - 0.5, ACCUMULATORS, False) if level is None else level
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_long_sums_take_64_bits():
     term = Term(np.ones(1), np.asarray([2**30]))
     found = sign_multipliers(Accumulator((term,), np.zeros(1)), "layer", strict=False)
