@@ -24,7 +24,7 @@ if not onnx_file.is_file():
 # width is known where it runs. Then an integer linear program finds the plan of least harm within
 # the budget: here, weights of 70 % of the bytes that 8 bits take. `--latency 0.8x` and `--bops`
 # work alike, and all can be combined. What layers may take besides w8a8 is w4a8 and w4a4, or what
-# `--choices w6a6,w4a8,w2a8` lists: weights and activations of any width from 2 to 8 bits.
+# `--choices w6a6,w4a8,w2a8` lists: weights and activations of any width from 1 to 8 bits.
 wishes = tvmquant.Wishes(size="0.7x", sensitivity="fisher")
 library = folder / "digits-mixed"
 done = tvmquant.compile_onnx(

@@ -109,8 +109,11 @@ class Layer:
     def expected(self) -> str:
         """What `allows` allows, in words."""
         if self.imported is not None:
-            return f"{self.imported}, as the model quantizes it; --requantize chooses anew"
-        widths = f"{WIDTHS[0]} to {WIDTHS[-1]} bits"
+            return (
+                f"{self.imported}, as it is in the model (of a quantized model, --requantize "
+                "chooses anew)"
+            )
+        widths = f"1 to {WIDTHS[-1]} bits"
         groups = "" if self.groupable else ", without groups"
         read = (
             f"activations in the model's own format {self.given}"

@@ -98,7 +98,7 @@ class NetworkLatency(BaseModel):
         Parameters
         ----------
         choices : mapping of str to BitChoice
-            By layer; w8a8 where not named.
+            By layer; w8a8 where not named, unless the model has another.
 
         Returns
         -------
@@ -115,6 +115,8 @@ class NetworkLatency(BaseModel):
         total = self.fixed_ms
         for layer, times in self.layers.items():
             choice = str(choices.get(layer, W8A8))
+            if layer not in choices and len(times) == 1:
+                (choice,) = times
             if choice not in times:
                 raise AllocationError(
                     f"layer {layer!r} was not measured with {choice}, only with {', '.join(times)}"
@@ -144,7 +146,8 @@ def uniform_choices(
     """Give every layer a choice, or what is nearest to it.
 
     Layers without a kernel for the choice, and layers tied to such one by their activation, take
-    8-bit activations, with weights of the choice where there is a kernel.
+    8-bit activations, with weights of the choice where there is a kernel. Layers that the model
+    gives a choice keep it.
 
     Parameters
     ----------
@@ -163,7 +166,7 @@ def uniform_choices(
     for layer in layers:
         wanted = with_wide_activations(choice) if layer.group in wide else choice
         possible = layer.id not in pinned and layer.allows(wanted)
-        result[layer.id] = wanted if possible else W8A8
+        result[layer.id] = layer.imported or (wanted if possible else W8A8)
     return result
 
 
@@ -335,9 +338,11 @@ def _terms(
         for network, plan in plans.items():
             by_choice.setdefault(str(plan[layer.id]), []).append(kernels[network][layer.id])
         table[layer.id] = {choice: float(np.median(runs)) for choice, runs in by_choice.items()}
-    narrow = sorted({choice for row in table.values() for choice in row} - {str(W8A8)})
+    # what every network has, such as the choices of a model's own, needs no correction
+    known = {str(choice) for choice in plans[W8A8].values()} | {str(W8A8)}
+    narrow = sorted({choice for row in table.values() for choice in row} - known)
     networks = [network for network in plans if network != W8A8]
-    sums = {network: dict.fromkeys([str(W8A8), *narrow], 0.0) for network in plans}
+    sums = {network: dict.fromkeys([*known, *narrow], 0.0) for network in plans}
     for network, plan in plans.items():
         for layer_id, choice in plan.items():
             sums[network][str(choice)] += table[layer_id][str(choice)]
@@ -348,7 +353,7 @@ def _terms(
     parts = np.array([[sums[network][choice] for choice in narrow] for network in networks])
     found = np.linalg.lstsq(parts, np.array(missing), rcond=None)[0]
     correction = np.clip(found, -LARGEST_CORRECTION, LARGEST_CORRECTION)
-    scale = {str(W8A8): 1.0, **dict(zip(narrow, (1.0 + correction).tolist(), strict=True))}
+    scale = dict.fromkeys(known, 1.0) | dict(zip(narrow, (1.0 + correction).tolist(), strict=True))
     return {
         layer_id: {choice: scale[choice] * milliseconds for choice, milliseconds in row.items()}
         for layer_id, row in table.items()

@@ -314,7 +314,7 @@ BAD_PLANS = {
     "no layer": (leave_out_a_layer, ["no choice", "right"]),
     "another model": (of_another_model, ["another model", "branches"]),
     "later version": (of_a_later_version, ["schema_version = 9", "reads 1"]),
-    "unknown choice": (choice_of("right", "w1a8"), ["right", "w1a8", "2 to 8 bits"]),
+    "unknown choice": (choice_of("right", "w0a8"), ["right", "w0a8", "1 to 8 bits"]),
     "no choice": (choice_of("right", "narrow"), ["right", "'narrow'", "a form such as w8a8"]),
     "null": (choice_of("right", None), ["right", "None"]),
     "number": (choice_of("right", 4), ["right", "= 4", "string"]),

@@ -26,6 +26,7 @@ from tvmquant.layers import is_quantized, quantizable_layers
 from tvmquant.levels import canonical
 from tvmquant.passes import pipeline
 from tvmquant.quantization import apply_calibration, calibrate
+from tvmquant.sensitivity import estimate_sensitivity
 from tvmquant.simulator import simulate
 from tvmquant.twin import Twin
 
@@ -152,3 +153,29 @@ def mixture(tmp_path_factory):
     path = export_mixture(tmp_path_factory.mktemp("mixture") / "mixture.onnx")
     graph, images = load_onnx(path), images_of(MIXTURE_SHAPE)
     return graph, calibrate(graph, images, batch_size=8), images
+
+
+ONE_BIT = [BitChoice.parse(name) for name in ("w8a8", "w4a4", "w1a1")]
+
+
+@pytest.mark.parametrize(("method", "growths"), [("hessian", 2.0), ("fisher", 1.0)])
+def test_one_bit_is_measured(method, growths, mixture):
+    """Whatever the method: by the growth of the loss."""
+    graph, calibration, images = mixture
+    options = {"choices": ONE_BIT, "max_probes": 4}
+    measured = estimate_sensitivity(graph, images, calibration, method="output", **options)
+    found = estimate_sensitivity(graph, images, calibration, method=method, **options)
+    for name, terms in measured.perturbation.items():
+        assert found.perturbation[name]["w1a1"] == pytest.approx(growths * terms["w1a1"], rel=1e-5)
+        assert found.perturbation[name]["w4a4"] != pytest.approx(growths * terms["w4a4"], rel=1e-5)
+
+
+def test_layers_of_the_models_own_choice_cost_nothing(compiled):
+    calibration = calibrate(compiled.graph, compiled.images)
+    found = estimate_sensitivity(
+        compiled.graph, compiled.images[:8], calibration, choices=ONE_BIT, max_probes=4
+    )
+    free = {layer.id for layer in quantizable_layers(compiled.graph) if layer.imported is None}
+    for name, terms in found.perturbation.items():
+        assert set(terms) == ({"w8a8", "w4a4", "w1a1"} if name in free else {"w1a1"})
+        assert (max(terms.values()) > 0.0) == (name in free)

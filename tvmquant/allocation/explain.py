@@ -124,7 +124,8 @@ class _Reasoner:
         if fixed:
             return "pinned" if layer.id in self.space.pinned else fixed
         choice = self.chosen[layer.id]
-        return self._narrow(layer, choice) if choice != W8A8 else self._wide(layer)
+        words = self._narrow(layer, choice) if choice != W8A8 else self._wide(layer)
+        return words + self._why_not_one_bit(layer, choice)
 
     def _narrow(self, layer: Layer, choice: BitChoice) -> str:
         amounts = [
@@ -158,6 +159,17 @@ class _Reasoner:
             return f"no budget asks for less: {cheapest} would add {added:.3g}"
         ranks_first = max(self._added(layer, c) for c in narrow) == self.most > 0.0
         return f"{'most ' if ranks_first else ''}sensitive: {cheapest} would add {added:.3g}"
+
+    def _why_not_one_bit(self, layer: Layer, choice: BitChoice) -> str:
+        """Explain what keeps a layer from one bit that could have it; empty where nothing does."""
+        bits = [c for c in self.space.options[layer.id] if c.weight.bits == c.activation.bits == 1]
+        if not bits or choice in bits:
+            return ""
+        (one,) = bits
+        quantity = self.quantities[0]
+        if not self._saves(layer, one, quantity):
+            return f"; one bit buys nothing here: {self._against(layer, one, quantity)}"
+        return f"; one bit would add {self._added(layer, one):.3g}, as measured"
 
     def _held(self, layer: Layer, tied: list[str]) -> str:
         """Explain a layer that is kept wide by those that read the same activation."""

@@ -77,6 +77,8 @@ class Space:
                     f"kernel; expected {layer.expected}"
                 )
             return [choice]
+        if layer.imported is not None:
+            return [layer.imported]
         if self.is_end(layer):
             return [W8A8]
         return [
@@ -103,6 +105,8 @@ class Space:
         layer, options = self.layers[name], self.options[name]
         if name in self.pinned:
             return f"pinned to {options[0]}"
+        if layer.imported is not None:
+            return f"{layer.imported} in the model"
         if self.is_end(layer):
             return f"{layer.position} layer"
         if len(options) > 1:
@@ -115,7 +119,7 @@ class Space:
 
     def is_end(self, layer: Layer) -> bool:
         """Whether a layer keeps w8a8 because it is the first or the last."""
-        return self.pin_ends and bool(layer.position)
+        return self.pin_ends and bool(layer.position) and layer.imported is None
 
     # -- totals ---------------------------------------------------------------------------------
 
@@ -130,8 +134,9 @@ class Space:
         return self.costs.total(quantity, list(self.layers.values()), plan)
 
     def reference(self, quantity: str) -> float:
-        """Return what uniform w8a8 takes."""
-        return self.total(quantity, dict.fromkeys(self.layers, W8A8))
+        """Return what w8a8 takes, of every layer whose choice is free."""
+        plan = {name: layer.imported or W8A8 for name, layer in self.layers.items()}
+        return self.total(quantity, plan)
 
     def extremes(self, quantity: str) -> tuple[float, float]:
         """Return the least and the most that any plan takes."""

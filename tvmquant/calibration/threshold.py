@@ -49,7 +49,7 @@ class _ThresholdObserver(HistogramObserver):
         the mean of |x| on either side of 0 has the least squared error (XNOR-Net, Rastegari et al.,
         2016, eq. 6).
         """
-        if bits == 1 and self.low < 0.0:
+        if bits == 1 and (self.low < 0.0 or self.scheme == "symmetric"):
             centres = (np.arange(len(self._magnitudes())) + 0.5) * self.width
             mean = float(self._magnitudes() @ centres) / max(self.count, 1)
             return -mean, mean

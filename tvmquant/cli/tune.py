@@ -38,7 +38,7 @@ def tune_model(
     choices: Annotated[
         str,
         typer.Option(
-            metavar="C,C,...", help="Bit widths to measure every layer with, of 2 to 8 bits."
+            metavar="C,C,...", help="Bit widths to measure every layer with, of 1 to 8 bits."
         ),
     ] = ",".join(default_choices.NAMES),
     trials: Annotated[

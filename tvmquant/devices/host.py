@@ -13,7 +13,8 @@ CPUINFO = Path("/proc/cpuinfo")
 CPUINFO_NAMES = {
     "sse3": "pni", "ssse3": "ssse3", "sse4.1": "sse4_1", "sse4.2": "sse4_2", "popcnt": "popcnt",
     "avx": "avx", "avx2": "avx2", "fma": "fma", "f16c": "f16c", "bmi": "bmi1", "bmi2": "bmi2",
-    "lzcnt": "abm", "movbe": "movbe", "sse4a": "sse4a", "adx": "adx", "gfni": "gfni",
+    "lzcnt": "abm", "movbe": "movbe", "sse4a": "sse4a", "xop": "xop",
+    "fma4": "fma4", "adx": "adx", "gfni": "gfni",
     "vaes": "vaes", "vpclmulqdq": "vpclmulqdq", "avxvnni": "avx_vnni", "avx512f": "avx512f",
     "avx512bw": "avx512bw", "avx512vl": "avx512vl", "avx512dq": "avx512dq",
     "avx512cd": "avx512cd", "avx512vnni": "avx512_vnni", "avx512vbmi": "avx512vbmi",

@@ -150,7 +150,8 @@ def check_wishes(layers: Sequence[Layer], wishes: Wishes) -> None:
     check_method(wishes.sensitivity)
     if wishes.latency is not None:
         Budget.parse(wishes.latency, "latency")
-    names = {str(choice): 0.0 for choice in wishes.measured}
+    imported = [layer.imported for layer in layers if layer.imported is not None]
+    names = {str(choice): 0.0 for choice in (*wishes.measured, *imported)}
     allocate(
         layers,
         {layer.id: names for layer in layers},

@@ -12,7 +12,9 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
+from tvmquant import formats
 from tvmquant.sensitivity.estimator import Estimator, Output, Terms
+from tvmquant.sensitivity.growth import Growth
 from tvmquant.sensitivity.loss import random_signs
 
 _LOG = logging.getLogger(__name__)
@@ -54,11 +56,21 @@ class Trace:
 
 
 class Curvature(Estimator):
-    """Passes over the data, with fresh probes each, until every trace is known well enough."""
+    """Passes over the data, with fresh probes each, until every trace is known well enough.
+
+    Attributes
+    ----------
+    growths : float
+        Of the loss, that a term stands for.
+    """
+
+    growths: float
 
     def run(self) -> None:
         """Fill in the terms."""
         found: dict[Key, Trace] = {}
+        # second derivatives say nothing of steps as wide as the tensor's range
+        self.one_bit = Growth(self, lambda name: formats.parse(name).bits == 1)
         while True:
             for x, y in self.batches(self.pass_size()):
                 self._add_batch(x, y, found)
@@ -78,6 +90,7 @@ class Curvature(Estimator):
         self.passes = self.done // self.count
         self.progress(self.done, self._total())
         self.finish(found)
+        self.one_bit.write(self.count, self.growths)
 
     def pass_size(self) -> int:
         """Return the items of a batch."""
@@ -106,6 +119,7 @@ class Curvature(Estimator):
         self.check_outputs(x, outputs)
         if self.probes == 0:
             self.begin({edge: value.detach() for edge, value in values.items()})
+            self.one_bit.add(x, outputs)
         weights = self.q.twin.weights
         tensors: dict[Key, Tensor] = {("weight", la.id): weights[la.id] for la in self.q.layers}
         tensors.update((("activation", edge), value) for edge, value in values.items())
@@ -153,6 +167,8 @@ class Curvature(Estimator):
 
 class Hessian(Curvature):
     """Equation (1)."""
+
+    growths = 2.0
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -224,6 +240,8 @@ class Hessian(Curvature):
 
 class Fisher(Curvature):
     """Equation (2)."""
+
+    growths = 1.0
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

@@ -26,6 +26,10 @@ hold ``v_i' H_ij v_j`` of all other tensors. Of ResNet-20, batches of 16, a samp
 deviation was 0.9 to 22 times the trace of weights and 6 to 56 times that of activations, against
 0.6 to 1.0 times for |J' L r|^2: for 5 %, up to a million products instead of 400.
 
+**One bit.** A quadratic model means nothing where a step is as wide as the tensor's range: the
+terms of formats of one bit are those of (3), with ``hessian`` twice, as (1) is twice the growth
+that the second derivatives foretell.
+
 **Fisher.** Without labels the diagonal is that of ``E J' S J``, the Fisher information of what the
 network predicts (no label need be drawn: L r replaces the gradient at one). With labels it is the
 empirical one, of each item's gradient.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tvmquant.data import Dataset, arrays_of, filled_up
 from tvmquant.errors import DataError, SensitivityError
+from tvmquant.layers import Layer
 from tvmquant.progress import Progress
 from tvmquant.sensitivity.loss import Loss, choose_loss
 from tvmquant.sensitivity.quantizers import Quantizers
@@ -197,6 +198,10 @@ class Estimator(ABC):
         original = self.q.twin.weights[layer].detach()
         return {name: rounded - original for name, rounded in self.q.weights[layer].items()}
 
+    def _given(self, layer: Layer) -> list[str]:
+        """Return the format of what the model gives a layer to read."""
+        return list(dict.fromkeys(c.activation.name for c in self.q.choices[layer.id]))
+
     def result(self, method: str, model: str, data: str | None) -> Sensitivity:
         """Return the record.
 
@@ -207,10 +212,12 @@ class Estimator(ABC):
         """
         layers, perturbation = {}, {}
         for layer in self.q.layers:
+            edges = [edge for edge in self.q.edges_of(layer) if edge in self.activation]
+            names = self.activation[edges[0]] if edges else self._given(layer)
             shares = {
-                name: math.fsum(self.activation[edge][name] for edge in self.q.edges_of(layer))
+                name: math.fsum(self.activation[edge][name] for edge in edges)
                 / self.q.readers[layer.edges[0]]
-                for name in self.activation[layer.edges[0]]
+                for name in names
             }
             trace, error = self.traces.get(layer.id, (None, None))
             for kind, terms in (("weight", self.weight[layer.id]), ("activation", shares)):

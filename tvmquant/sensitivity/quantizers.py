@@ -35,7 +35,7 @@ class Quantizers:
     weights : dict of str to (dict of str to tensor)
         Rounded weight by layer and name of the format.
     activations : dict of str to (dict of str to Quantizer)
-        By edge and name of the format.
+        By edge and name of the format. What the model rounds itself is none of them.
     readers : dict of str to int
         Layers that share an edge's activation width.
     ends : list of str
@@ -74,7 +74,10 @@ def make_quantizers(
     """
     layers = quantizable_layers(graph)
     wanted = list(dict.fromkeys([W8A8, *choices]))
-    able = {layer.id: [c for c in wanted if layer.allows(c)] for layer in layers}
+    able = {
+        layer.id: [layer.imported] if layer.imported else [c for c in wanted if layer.allows(c)]
+        for layer in layers
+    }
     weights: dict[str, dict[str, Tensor]] = {layer.id: {} for layer in layers}
     activations: dict[str, dict[str, Quantizer]] = {}
     wide_groups = {
@@ -92,7 +95,8 @@ def make_quantizers(
             wide = layer.group in wide_groups[choice.activation]
             read = W8A8.activation if wide else choice.activation
             taken = BitChoice(choice.weight, read)
-            plan[layer.id] = taken if layer.allows(taken) else BitChoice(W8A8.weight, read)
+            usual = layer.imported or BitChoice(W8A8.weight, read)
+            plan[layer.id] = taken if layer.allows(taken) else usual
         calibrated = apply_calibration(
             graph, calibration, choices=plan, activation_scheme=activation_scheme,
             weight_method=weight_method, bound_pairs=bound_pairs, correct_bias=False,
@@ -100,12 +104,13 @@ def make_quantizers(
         annotated = Twin(calibrated.module)
         twin = twin or annotated
         quantizers, edges = annotated.quantizers, annotated.weight_edges
+        fixed = {edge.id for edge in annotated.edges if edge.fixed}
         for layer in layers:
             name = plan[layer.id].weight.name
             if name not in weights[layer.id]:
                 weight = annotated.weights[layer.id].detach()
                 weights[layer.id][name] = quantizers[edges[layer.id]](weight).detach()
-            for edge in layer.edges:
+            for edge in (edge for edge in layer.edges if edge not in fixed):
                 activations.setdefault(edge, {}).setdefault(
                     plan[layer.id].activation.name, quantizers[edge]
                 )

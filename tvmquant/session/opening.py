@@ -97,9 +97,9 @@ def open_session(
 
 def _check_free(graph: Graph) -> None:
     """Reject budgets and plans of a model that is quantized already."""
-    from tvmquant.layers import quantizable_layers
+    from tvmquant.layers import is_quantized, quantizable_layers
 
-    for layer in quantizable_layers(graph):
+    for layer in quantizable_layers(graph) if is_quantized(graph) else ():
         if layer.imported is not None:
             raise AllocationError(
                 f"the model {graph.name!r} is quantized already: layer {layer.id!r} has "

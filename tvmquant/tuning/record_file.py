@@ -62,7 +62,8 @@ class RecordFile:
     def __init__(self, path: Path, header: Header) -> None:
         self.path = path
         self.skipped: list[str] = []
-        older = _older(path, header)
+        if not path.exists():  # before anything is made
+            _older(path, header)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
@@ -70,7 +71,7 @@ class RecordFile:
             raise self._error("cannot be opened", error) from error
         weakref.finalize(self, _close, self._connection, os.getpid())
         try:
-            self._prepare(header, older)
+            self._prepare(header)
             (content,) = self._connection.execute("SELECT document FROM header").fetchone()
             self.header = Header.model_validate_json(content)
         except sqlite3.OperationalError as error:
@@ -110,12 +111,12 @@ class RecordFile:
         except sqlite3.Error as error:
             raise self._error("cannot be written to", error) from error
 
-    def _prepare(self, header: Header, older: Lines | None) -> None:
+    def _prepare(self, header: Header) -> None:
         """Make the tables where the file is new."""
         with self._transaction():
             (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if not tables:
-                self._create(header, older)
+                self._create(header)
             marks = [self._pragma("application_id"), self._pragma("user_version")]
             if marks != [APPLICATION_ID, SCHEMA_VERSION]:
                 raise sqlite3.DatabaseError(f"of another program or version: {marks}")
@@ -124,7 +125,8 @@ class RecordFile:
             self._pragma("journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
 
-    def _create(self, header: Header, older: Lines | None) -> None:
+    def _create(self, header: Header) -> None:
+        older = _older(self.path, header)
         execute = self._connection.execute
         execute(f"PRAGMA application_id = {APPLICATION_ID}")
         execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -165,7 +167,7 @@ class RecordFile:
 def _older(path: Path, header: Header) -> Lines | None:
     """Return what JSON lines beside a file that is yet to be made have measured."""
     lines = path.with_suffix(LINES_SUFFIX)
-    if path.exists() or not lines.is_file():
+    if not lines.is_file():
         return None
     found = read_lines(lines)
     _check_header(found.header, header, lines)

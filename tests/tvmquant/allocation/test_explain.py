@@ -4,7 +4,7 @@ import pytest
 
 from tests.tvmquant.allocation.test_allocate import layer, network, omegas, times
 from tvmquant.allocation import Budget, allocate, pareto
-from tvmquant.bit_choice import W4A4, W4A8, W8A8
+from tvmquant.bit_choice import W4A4, W4A8, W8A8, BitChoice
 from tvmquant.errors import AllocationError
 
 
@@ -102,3 +102,40 @@ def test_a_frontier_within_another_budget():
         pareto(layers, omegas(layers), latency=times(layers), size="0.1x")
     with pytest.raises(AllocationError, match="frontier over latency needs measured"):
         pareto(layers, omegas(layers))
+
+
+W1A1 = BitChoice.parse("w1a1")
+
+
+def test_why_layers_have_one_bit_or_have_not():
+    layers = network(3)
+    perturbation = {
+        "l0": {"w8a8": 0.0, "w1a1": 0.5},
+        "l1": {"w8a8": 0.0, "w1a1": 7.0},
+        "l2": {"w8a8": 0.0, "w1a1": 0.0},
+    }
+    latency = {item.id: {"w8a8": 4.0, "w1a1": 1.0} for item in layers}
+    latency["l2"]["w1a1"] = 4.0
+    found = allocate(
+        layers, perturbation, latency=latency, latency_budget="9ms", choices=[W8A8, W1A1]
+    )
+    assert (found.choices["l0"], found.choices["l1"]) == (W1A1, W8A8)
+    assert found.reasons["l0"].startswith("saves 3ms, adds 0.5")
+    assert found.reasons["l1"].endswith("; one bit would add 7, as measured")
+
+
+def test_one_bit_that_is_no_faster():
+    layers = network(1)
+    latency = {"l0": {"w8a8": 1.0, "w1a1": 1.0}}
+    perturbation = {"l0": {"w8a8": 0.0, "w1a1": 3.0}}
+    found = allocate(layers, perturbation, latency=latency, choices=[W8A8, W1A1])
+    assert found.reasons["l0"].endswith("; one bit buys nothing here: w1a1 takes 1ms, w8a8 1ms")
+
+
+def test_choices_that_the_model_brings_are_kept():
+    layers = [*network(2), layer("binary", imported=W1A1)]
+    perturbation = omegas(layers) | {"binary": {"w1a1": 0.0}}
+    found = allocate(layers, perturbation, size="0.8x")
+    assert found.choices["binary"] == W1A1
+    assert found.reasons["binary"] == "w1a1 in the model"
+    assert found.totals["size"] <= 0.8 * found.reference["size"]

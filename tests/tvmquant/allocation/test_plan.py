@@ -48,7 +48,7 @@ def test_a_plan_is_edited_by_hand(plan, tmp_path):
     ("change", "message"),
     [
         (lambda c: c["layers"]["l1"].update(choice="int4"), r"layers\.l1\.choice = 'int4'.*w4a8"),
-        (lambda c: c["layers"]["l1"].update(choice="w1a8"), r"layers\.l1\.choice = 'w1a8'.*2 to 8"),
+        (lambda c: c["layers"]["l1"].update(choice="w0a8"), r"layers\.l1\.choice = 'w0a8'.*1 to 8"),
         (lambda c: c.update(schema_version=7), "schema_version = 7"),
         (lambda c: c.pop("layers"), "layers: Field required"),
         (lambda c: c["layers"]["l1"].update(bits=4), r"layers\.l1\.bits = 4"),
@@ -66,7 +66,7 @@ def test_damage_is_named(plan, tmp_path, change, message):
         (network(4), "no choice for 1 layers: l3"),
         (
             [*network(2), layer("l2", op="depthwise", groupable=False)],
-            r"'l2' \(depthwise\) w4a8g32, .* no kernel; expected weights of 2 to 8 bits, without",
+            r"'l2' \(depthwise\) w4a8g32, .* no kernel; expected weights of 1 to 8 bits, without",
         ),
     ],
 )

@@ -62,7 +62,7 @@ def test_wishes_are_what_the_options_say():
         ({"size": "0x"}, "size budget '0x'"),
         ({"choices": ""}, "bit choice ''"),
         ({"choices": "w4a8,"}, "bit choice ''"),
-        ({"choices": "w1a8"}, "'w1a8': expected weights and activations of 2 to 8 bits"),
+        ({"choices": "w0a8"}, "'w0a8': expected weights and activations of 1 to 8 bits"),
         ({"choices": "w8a8g32"}, "w8a8g32"),
         ({"pins": ["conv"]}, "expected LAYER=CHOICE"),
         ({"pins": ["=w8a8"]}, "expected LAYER=CHOICE"),

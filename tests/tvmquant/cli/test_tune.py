@@ -64,7 +64,7 @@ def test_weights_are_rounded_as_asked(tvmquant, small_onnx, tmp_path, monkeypatc
     ("option", "value", "message"),
     [
         ("--time", "soon", "--time 'soon'"),
-        ("--choices", "w1a8", "expected weights and activations of 2 to 8 bits"),
+        ("--choices", "w0a8", "expected weights and activations of 1 to 8 bits"),
         ("--rpc", "127.0.0.1:9190", "pass rpc_key (--rpc-key)"),
         ("--rpc-key", "board", "without a tracker"),
         ("--target", "no-such-cpu", "LLVM knows no processor"),

@@ -85,7 +85,7 @@ def test_neighbouring_kernels_of_a_node_are_one_row(manifest, record):
         ({"id": "elsewhere"}, "layer 'elsewhere' is not one of this library"),
         ({"choice": "w4a4"}, "choice w4a4, but the library has w8a8"),
         ({"choice": "narrow"}, "bit choice 'narrow'"),
-        ({"perturbation": {"w9a8": 1.0}}, "expected weights and activations of 2 to 8 bits"),
+        ({"perturbation": {"w9a8": 1.0}}, "expected weights and activations of 1 to 8 bits"),
     ],
 )
 def test_a_record_of_another_library_is_refused(manifest, record, change, message):
