@@ -236,8 +236,8 @@ class Term:
 class Accumulator:
     """A region: sum of terms plus a real bias, clipped to [low, high].
 
-    With slopes, what is below 0 is multiplied by them before it is clipped; the one term then has
-    no bias, or is a contraction, which takes it in.
+    With slopes, what is below 0 is multiplied by them, and ``shift`` is added, before it is
+    clipped; the one term then has no bias, or is a contraction, which takes it in.
 
     Scales and bias are arrays of the region's rank, with extent 1 along the batch.
     """
@@ -247,6 +247,14 @@ class Accumulator:
     low: float = -math.inf
     high: float = math.inf
     slopes: FloatArray | None = None
+    shift: FloatArray | None = None
+
+    @property
+    def offset(self) -> FloatArray:
+        """What is added last of all: with slopes the shift, else the bias."""
+        if self.slopes is None:
+            return self.bias
+        return np.zeros((1,) * self.bias.ndim) if self.shift is None else self.shift
 
     def clipped(self, low: float, high: float) -> Accumulator:
         """Clip further."""
@@ -259,10 +267,13 @@ class Accumulator:
             single = float(factor.reshape(-1)[0])
             bounds = {"low": self.low * single, "high": self.high * single}
         terms = tuple(replace(t, scale=t.scale * factor) for t in self.terms)
-        return replace(self, terms=terms, bias=self.bias * factor, **bounds)
+        shift = None if self.shift is None else self.shift * factor
+        return replace(self, terms=terms, bias=self.bias * factor, shift=shift, **bounds)
 
     def shifted(self, constant: FloatArray) -> Accumulator:
         """Add constants."""
+        if self.slopes is not None:
+            return replace(self, shift=self.offset + constant)
         return replace(self, bias=self.bias + constant)
 
     def of_rank(self, rank: int) -> Accumulator:
@@ -272,16 +283,16 @@ class Accumulator:
             return array.reshape((1,) * (rank - array.ndim) + array.shape)
 
         terms = tuple(replace(t, scale=grown(t.scale), bound=grown(t.bound)) for t in self.terms)
-        slopes = None if self.slopes is None else grown(self.slopes)
-        return replace(self, terms=terms, bias=grown(self.bias), slopes=slopes)
+        slopes, shift = (None if a is None else grown(a) for a in (self.slopes, self.shift))
+        return replace(self, terms=terms, bias=grown(self.bias), slopes=slopes, shift=shift)
 
     def flattened(self) -> Accumulator:
         """Return the region with arrays of shape (1,) or (O,), which vary along one axis."""
         terms = tuple(
             replace(t, scale=t.scale.reshape(-1), bound=np.reshape(t.bound, -1)) for t in self.terms
         )
-        slopes = None if self.slopes is None else self.slopes.reshape(-1)
-        return replace(self, terms=terms, bias=self.bias.reshape(-1), slopes=slopes)
+        slopes, shift = (None if a is None else a.reshape(-1) for a in (self.slopes, self.shift))
+        return replace(self, terms=terms, bias=self.bias.reshape(-1), slopes=slopes, shift=shift)
 
     def plus(self, other: Accumulator) -> Accumulator:
         """Add another region's terms."""

@@ -176,7 +176,7 @@ class _Chooser(Integerizer):
         if slopes is not None:  # the bias is a part of the sum
             inside, kept = np.rint(bias / (unit * np.sign(gain) * scale)), reserve / (unit * scale)
             span = span[0] + inside - np.ceil(kept), span[1] + inside + np.ceil(kept)
-            steps, slack = np.zeros(1), np.zeros(1)
+            steps, slack = region.offset.reshape(-1) / to_scale, np.zeros(1)
         chosen = choose_multipliers(
             [ratio, *(t.scale.reshape(-1) / to_scale for t in others)],
             [np.maximum(*np.abs(span)), *(t.bound.reshape(-1) for t in others)],

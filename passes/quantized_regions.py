@@ -187,7 +187,7 @@ class RegionFinder:
         if role != qop.OUTPUT:
             raise NotHeldError
         form = self.form(var)
-        return form.kind in ("accumulator", "clipped") or var in self.marked
+        return form.kind in ("accumulator", "sloped", "clipped") or var in self.marked
 
     def _imported(self, var: relax.Var, call: relax.Call) -> Form:
         """Note a fake_quant of the model."""

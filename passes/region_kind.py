@@ -32,7 +32,7 @@ class Form:
     ----------
     kind : str
         ``float``, ``input`` (a parameter of the graph, as float), ``quantized``, ``mover``,
-        ``accumulator``, ``clipped``, ``elementwise`` or ``extreme``.
+        ``accumulator``, ``sloped``, ``clipped``, ``elementwise`` or ``extreme``.
     sources : tuple of Var
         The tensors a mover moves or an extreme compares, or the one an elementwise chain is a
         function of.

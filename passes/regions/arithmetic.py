@@ -42,7 +42,7 @@ class ClipRegion(RegionKind):
         """Return a clipped accumulator."""
         operand = call.args[0]
         form = finder.form(operand)
-        if form.kind in ("accumulator", "clipped") and finder.absorbs(operand):
+        if form.kind in ("accumulator", "sloped", "clipped") and finder.absorbs(operand):
             return replace(form, kind="clipped")
         if finder.is_wide(operand):  # of 8 bits it is a table
             return Form("clipped")
@@ -78,9 +78,15 @@ class ConstantRegion(RegionKind):
         absorbs = finder.absorbs(tensor)
         if form.kind == "accumulator" and absorbs and is_linear(call, constant, first, form.axis):
             return form
+        shifts = qop.is_call(call, "relax.add") or (
+            qop.is_call(call, "relax.subtract") and not first
+        )
+        linear = is_linear(call, constant, first, form.axis)
+        if form.kind == "sloped" and shifts and linear and absorbs:
+            return form
         rescales = qop.is_call(call, "relax.multiply", "relax.divide") and not first
         positive = is_scalar(constant) and float(constant.reshape(())) > 0
-        if rescales and positive and form.kind == "clipped" and absorbs:
+        if rescales and positive and form.kind in ("sloped", "clipped") and absorbs:
             return form
         # one number is a part of a table, of 8 bits only
         if not is_linear(call, constant, first) or (

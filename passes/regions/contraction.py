@@ -136,6 +136,7 @@ def rounded_layer(
         steps = np.where(decided, 0.0, whole).astype(np.int64)
         step = np.where(decided, 0.0, step)
         bias = np.where(decided, np.where(bias < 0.0, bias * slopes, bias), 0.0)
+        bias = bias + region.offset.reshape(-1)
     span = tuple(end + steps for end in dot_span(integers, x))
     bound = np.maximum(*np.abs(span))
     chosen = choose_multipliers(

@@ -130,10 +130,10 @@ def _multipliers(region: Accumulator, to: Quantized, name: str) -> tuple[Multipl
     ratios = [t.scale / scales for t in region.terms]
     bounds = [t.bound for t in region.terms]
     chosen = choose_multipliers(
-        ratios, bounds, to.zero_point, region.bias / scales, name=name, slopes=region.slopes,
+        ratios, bounds, to.zero_point, region.offset / scales, name=name, slopes=region.slopes,
         reach=reach_of(region.slopes, to), imported=to.imported,
     )  # fmt: skip
-    offset = np.rint(np.ldexp(region.bias / scales, chosen.shift)).astype(np.int64)
+    offset = np.rint(np.ldexp(region.offset / scales, chosen.shift)).astype(np.int64)
     return chosen, offset
 
 

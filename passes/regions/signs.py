@@ -13,6 +13,7 @@ of its scale, 0 included. Of two tensors it is their sum with multipliers of `MU
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -56,13 +57,14 @@ def sign_multipliers(
     Raises
     ------
     QuantizationError
-        If a scale is not finite, or negative numbers have slopes that turn their sign, and 0 is not
-        above the threshold.
+        If a scale is not finite, or negative numbers have negative slopes and may cross the
+        threshold a second time.
     """
-    if not all(np.all(np.isfinite(a)) for a in (region.bias, *(t.scale for t in region.terms))):
+    arrays = (region.bias, region.offset, *(t.scale for t in region.terms))
+    if not all(np.all(np.isfinite(a)) for a in arrays):
         raise QuantizationError(f"layer {name!r}: a scale or bias before its sign is not finite")
     always, never = _constant(region, name, strict, middle)
-    region = region.shifted(np.asarray(-middle))
+    region = replace(region, bias=region.bias - _crossing(region, middle), slopes=None, shift=None)
     if len(region.terms) > 1:
         chosen, offset = _of_sum(region, strict)
     else:
@@ -72,6 +74,15 @@ def sign_multipliers(
     values = tuple(np.where(kept, value, 0) for value in chosen.values)
     offset = np.where(kept, offset, np.where(always, 1, 1 - FACTOR))
     return Multipliers(values, np.ones(shape, np.int64), chosen.compute_dtype), offset
+
+
+def _crossing(region: Accumulator, middle: float) -> FloatArray:
+    """Return what the sum is where slopes and shift make the middle of it."""
+    if region.slopes is None:
+        return np.full((1,) * region.bias.ndim, middle)
+    wanted, slopes = np.broadcast_arrays(middle - region.offset, region.slopes)
+    sloped = (wanted < 0.0) & (slopes > 0.0)
+    return np.asarray(np.where(sloped, wanted / np.where(sloped, slopes, 1.0), wanted))
 
 
 def _of_one(
@@ -121,17 +132,19 @@ def _of_sum(region: Accumulator, strict: bool) -> tuple[Multipliers, IntArray]:
 
 def _constant(region: Accumulator, name: str, strict: bool, middle: float) -> tuple[Array, Array]:
     """Return where a region is never below its threshold, and where it always is."""
-    shape = np.broadcast_shapes(region.bias.shape, *(t.scale.shape for t in region.terms))
+    arrays = (region.bias, region.offset, *(t.scale for t in region.terms))
+    shape = np.broadcast_shapes(*(a.shape for a in arrays))
     above = region.low > middle or (region.low == middle and not strict)
     below = region.high < middle or (region.high == middle and strict)
     always, never = np.full(shape, above), np.full(shape, below)
     if region.slopes is not None:
-        zero_is_above = middle < 0.0 or (middle == 0.0 and not strict)
-        if np.any(region.slopes < 0.0) and not zero_is_above:
+        # of 0, and of what slopes turn to the side of positive numbers
+        zero = region.offset > middle if strict else region.offset >= middle
+        zero_is_above = np.broadcast_to(zero, shape)
+        if np.any((region.slopes < 0.0) & ~zero_is_above):
             raise QuantizationError(
-                f"layer {name!r}: negative numbers have negative slopes before a sign that 0 is "
-                "below; export the sign as x >= 0"
+                f"layer {name!r}: negative numbers have negative slopes before a sign whose "
+                "threshold they may cross twice; keep the slopes of the PRelu positive"
             )
-        # 0 and what is turned to the side of positive numbers
         always = always | ((region.slopes <= 0.0) & zero_is_above)
     return always, never & ~always

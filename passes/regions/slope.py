@@ -36,11 +36,11 @@ class SlopeRegion(RegionKind):
         layer = form.kind == "accumulator" and form.axis is not None and not form.residual
         along_layer = qop.is_call(call, LEAKY_RELU) or form.axis == int(call.attrs.axis)
         if layer and along_layer and finder.absorbs(operand):
-            return replace(form, kind="clipped")
+            return replace(form, kind="sloped")
         if qop.is_call(call, LEAKY_RELU):
             return None
         finder.request(operand, qop.ACTIVATION)
-        return Form("clipped")
+        return Form("sloped")
 
     def value(
         self, integerizer: Integerizer, var: relax.Var, call: relax.Call, values: Sequence[Value]

@@ -130,6 +130,16 @@ def sloped(e, x):
     return e.conv(e(op.nn.prelu(pooled, slopes, 1)), 4, name="c")
 
 
+def shifted_slopes(e, x):
+    """RPReLUs, of a layer and of a sum, and what may follow in the same rounding."""
+    slopes = const(np.linspace(-0.3, 2, 8, dtype=np.float32))
+    shift = const(normal(8, 1, 1))
+    first = e(op.add(e(op.nn.prelu(e.conv(x, name="a"), slopes, 1)), shift))
+    total = e(op.nn.prelu(e(op.add(e.conv(first, name="b"), first)), slopes, 1))
+    half = e(op.multiply(e(op.subtract(total, shift)), const(np.float32(0.5))))
+    return e.conv(e.relu(half), 4, name="c")
+
+
 def leaky(e, x):
     """One slope of a layer, and of a sum."""
     first = e(op.nn.leakyrelu(e.conv(x, name="a"), 0.1))
@@ -436,6 +446,7 @@ CASES = {
     "slopes per channel": Case(
         sloped, f"{LAYER} {LAYER} requantize nn.max_pool2d requantize {LAYER}"
     ),
+    "shifts behind slopes": Case(shifted_slopes, f"{LAYER} {LAYER} requantize {LAYER}"),
     "sums that broadcast": Case(
         broadcast,
         f"{LAYER} pool_sum requantize {LAYER} strided_slice requantize requantize {LAYER}",

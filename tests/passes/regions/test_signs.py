@@ -115,6 +115,19 @@ def test_slopes_keep_signs():
     np.testing.assert_array_equal(found, exact(scale, bias, ACCUMULATORS, False))
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_shift_behind_slopes(strict):
+    scale, bias, shift = RNG.normal(size=(3, 90))
+    slopes = np.where(np.arange(90) % 5 == 0, 0.0, RNG.uniform(0.1, 2.0, 90))
+    made = region(scale, bias, slopes=slopes, shift=shift)
+    found = levels(sign_multipliers(made, "layer", strict=strict), (ACCUMULATORS, 0))
+    total = scale * ACCUMULATORS[:, None] + bias
+    value = np.where(total < 0.0, total * slopes, total) + shift
+    above = value > 0.0 if strict else value >= 0.0
+    clear = np.abs(value) > 1e-9
+    np.testing.assert_array_equal(found[clear], np.where(above, 129, 127)[clear])
+
+
 @pytest.mark.parametrize(
     ("made", "message"),
     [
