@@ -61,6 +61,7 @@ from tvm.s_tir import Schedule
 from tvmquant.errors import TargetError
 from tvmquant.machine import Machine
 from tvmquant.schedules import isa
+from tvmquant.schedules.conv2d_binary import LONGEST_COUNT, PACKED, counts, pack_bias
 from tvmquant.schedules.conv2d_compute import (
     COPIED,
     compute,
@@ -79,7 +80,7 @@ from tvmquant.schedules.conv2d_packing import (
 from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling
 from tvmquant.schedules.conv2d_tiling import default_tiling, tilings
 from tvmquant.schedules.epilogue import Epilogue, FloatEpilogue
-from tvmquant.schedules.isa import DotProduct, Stage, dot_products, fma
+from tvmquant.schedules.isa import DotProduct, Stage, binary_dot_products, dot_products, fma
 from tvmquant.schedules.kernel_facts import with_facts
 from tvmquant.schedules.patch_intrinsics import join_rows
 from tvmquant.schedules.skip_padding import asks, skip_padding
@@ -90,16 +91,19 @@ __all__ = [
     "check_narrow",
     "compute",
     "container_of",
+    "counts",
     "default_tiling",
     "group_scale",
     "input_shape",
     "kernel",
     "output_shape",
+    "pack_bias",
     "pack_scale",
     "pack_weight",
     "padded_outputs",
     "provable_chain",
     "schedule",
+    "target_dots",
     "target_tiling",
     "tilings",
 ]
@@ -147,6 +151,8 @@ def schedule(sch: Schedule, spec: Conv2DSpec, tiling: Tiling) -> None:
         sch.compute_at(patches, task, preserve_unit_loops=True)
     if not e.direct:
         _schedule_rows(sch, tiling, task)
+    if spec.binary:
+        _schedule_bits(sch, tiling)
     if spec.joined:  # last: where an intrinsic stands, no producer can be computed any more
         copy = join_rows(spec.kernel[0], spec.row, e.run, dot.input_dtype)
         sch.tensorize(sch.get_loops(patches)[-1], copy)
@@ -162,7 +168,9 @@ def schedule(sch: Schedule, spec: Conv2DSpec, tiling: Tiling) -> None:
         sch.vectorize(lane)
         for half in halves:
             sch.unroll(half)
-    if e.chained:
+    if dot.looks_up:
+        _schedule_counts(sch, tiling)
+    elif e.chained:
         _schedule_chain(sch, tiling, e)
     init = sch.decompose_reduction(acc, ry)
     *_, columns, channels, lanes = sch.get_loops(init)
@@ -171,7 +179,9 @@ def schedule(sch: Schedule, spec: Conv2DSpec, tiling: Tiling) -> None:
     sch.unroll(columns)
     if dot.tensorized:
         stage = Stage.DOT_NIBBLES if e.in_registers else Stage.DOT
-        if e.chained:
+        if dot.looks_up:
+            stage = Stage.WIDEN_COUNTS
+        elif e.chained:
             stage = Stage.SCALE if spec.w_group else Stage.WIDEN
         first, *_ = [*halves, lane]
         sch.tensorize(first, isa.intrinsic(dot, stage))
@@ -215,6 +225,34 @@ def _schedule_unpacking(sch: Schedule, block: Any, spec: Conv2DSpec, tiling: Til
     sch.vectorize(sch.fuse(lane, j))
 
 
+def _schedule_counts(sch: Schedule, tiling: Tiling) -> None:
+    """Keep the 8-bit sums of one tile in registers over all steps of a chain."""
+    part = sch.get_sblock("part")
+    w, pairs, odd, step = sch.get_loops(part)[-4:]
+    o_mid, pair = sch.split(pairs, [None, tiling.dot.lanes // 2])
+    step, steps = sch.split(step, [None, math.gcd(tiling.chain, 2)])
+    sch.reorder(step, steps, w, o_mid, pair, odd)
+    sch.unroll(steps)
+    init = sch.decompose_reduction(part, step)
+    *_, columns, channels, pairs, odds = sch.get_loops(init)
+    sch.vectorize(sch.fuse(pairs, odds))
+    sch.unroll(channels)
+    sch.unroll(columns)
+    sch.tensorize(pair, isa.intrinsic(tiling.dot, Stage.COUNT))
+    sch.unroll(w)
+    sch.unroll(o_mid)
+
+
+def _schedule_bits(sch: Schedule, tiling: Tiling) -> None:
+    """Pack the bits of the input before all tasks."""
+    *outer, elements = sch.get_loops(sch.get_sblock("bits"))
+    steps, packed = sch.split(elements, [None, PACKED // tiling.dot.values])
+    if tiling.parallel != "none":
+        sch.parallel(sch.fuse(*outer, steps))
+    if isa.offers(tiling.dot, Stage.PACK):
+        sch.tensorize(packed, isa.intrinsic(tiling.dot, Stage.PACK))
+
+
 def _schedule_rows(sch: Schedule, tiling: Tiling, task: Any) -> None:
     rows = sch.get_sblock("rows")
     if tiling.parallel == "channels":
@@ -248,6 +286,11 @@ def kernel(spec: Conv2DSpec, tiling: Tiling, operation: str = "conv2d") -> tirx.
     TargetError
         When the tiling adds up more products in 16 bits than the spec's chain proves to fit.
     """
+    if tiling.dot.looks_up and tiling.chain > LONGEST_COUNT:
+        raise TargetError(
+            f"tiling {tiling} of {operation} adds up {tiling.chain} counts in 8 bits, which hold "
+            f"{LONGEST_COUNT}; choose one of schedules.conv2d.tilings"
+        )
     if tiling.dot.saturates and tiling.chain > spec.chain:
         raise TargetError(
             f"tiling {tiling} of {operation} adds up {tiling.chain} steps in 16 bits, its weights "
@@ -293,12 +336,19 @@ def _types(spec: Conv2DSpec) -> str:
     """Return the types of input, weight (with its groups) and accumulator."""
     if spec.dtype == "float32":
         return "f32"
+    if spec.binary:
+        return "u1s1s32"
     groups = f"g{spec.w_group}" if spec.w_group else ""
     return f"u8s{spec.w_bits}{groups}s32"
 
 
 def target_tiling(spec: Conv2DSpec, machine: Machine) -> Tiling:
     """Choose the default tiling of a (flattened) layer for a machine."""
-    target = machine.target
-    dots = (fma(target),) if spec.dtype == "float32" else dot_products(target)
-    return default_tiling(spec, dots, machine)
+    return default_tiling(spec, target_dots(spec, machine), machine)
+
+
+def target_dots(spec: Conv2DSpec, machine: Machine) -> tuple[DotProduct, ...]:
+    """Return what a machine can multiply a layer with, the fastest first."""
+    if spec.binary:
+        return binary_dot_products(machine.target)
+    return (fma(machine.target),) if spec.dtype == "float32" else dot_products(machine.target)

@@ -7,6 +7,14 @@ from typing import Any, NamedTuple
 
 from tvm import te, tirx
 
+from tvmquant.schedules.conv2d_binary import (
+    bias_shape,
+    bits,
+    border,
+    counted,
+    differing,
+    table_placeholder,
+)
 from tvmquant.schedules.conv2d_packing import BIAS, scale_shape, weight_shape
 from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling
 from tvmquant.schedules.epilogue import apply_at, placeholders
@@ -18,7 +26,7 @@ COPIED = 32
 
 def input_shape(spec: Conv2DSpec, tiling: Tiling) -> tuple[int, ...]:
     """Return the shape in which the kernel takes its input: NHWC, or (N, H, W * C) if it copies."""
-    if Extents.of(spec, tiling).direct:
+    if Extents.of(spec, tiling).direct and not spec.binary:
         return (spec.batch, spec.height, spec.width, spec.channels)
     return (spec.batch, spec.height, spec.width * spec.channels)
 
@@ -36,11 +44,11 @@ def padded_outputs(spec: Conv2DSpec, tiling: Tiling) -> int:
 def compute(spec: Conv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     """Define the layer on padded extents.
 
-    Blocks: ``rows`` (unless direct), ``patches`` (of joined rows), ``unpacked`` (4-bit weights,
-    unless in registers), ``part`` (chains), ``acc`` and ``out``.
+    Blocks: ``bits`` (binary), ``rows`` (unless direct), ``patches`` (of joined rows), ``unpacked``
+    (4-bit weights, unless in registers), ``part`` (chains), ``acc`` and ``out``.
 
     Arguments of the function: x, weight (packed), with ``w_group`` the groups' factors (packed),
-    bias, the epilogue's vectors (each of `padded_outputs` entries), residual, residual multiplier,
+    where counts are looked up their table, bias, the epilogue's vectors (each of `padded_outputs` entries), residual, residual multiplier,
     table, and last the output.
     """
     e, dot = Extents.of(spec, tiling), tiling.dot
@@ -50,20 +58,34 @@ def compute(spec: Conv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     scale = None
     if spec.w_group:
         scale = te.placeholder(scale_shape(spec, tiling), "uint8", name="scale")
-    bias = te.placeholder((e.outputs,), dot.accumulator_dtype, name="bias")
+    table = table_placeholder() if dot.looks_up else None
+    if spec.binary:
+        bias = te.placeholder(bias_shape(spec, tiling), "int32", name="bias")
+    else:
+        bias = te.placeholder((e.outputs,), dot.accumulator_dtype, name="bias")
     out_shape = output_shape(spec, tiling)
     extra = placeholders(spec.epilogue, e.outputs, out_shape, spec.residual_dtype)
     operands = _Operands(
         _input_reader(x, spec, tiling), _weight_reader(weight, scale, spec, tiling)
     )
-    acc = _chained(operands, scale, spec, tiling) if e.chained else _summed(operands, spec, tiling)
+    if table is not None:
+        acc = counted(operands.input, weight, table, spec, tiling)
+    elif e.chained:
+        acc = _chained(operands, scale, spec, tiling)
+    else:
+        acc = _summed(operands, spec, tiling)
 
     def finish(n: Any, h: Any, w: Any, o: Any) -> Any:
-        total = acc[n, h, w, o] + bias[o]
+        if spec.binary:
+            of_class = bias[(*border(spec, tiling, h, w), o)]
+            total = of_class - 2 * acc[n, h, w, o].astype("int32")
+        else:
+            total = acc[n, h, w, o] + bias[o]
         return apply_at(spec.epilogue, total, extra, (n, h, w, o))
 
     out = te.compute(out_shape, finish, name="out")
-    return te.create_prim_func([x, weight, *([] if scale is None else [scale]), bias, *extra, out])
+    packed = [weight, *(tensor for tensor in (scale, table) if tensor is not None)]
+    return te.create_prim_func([x, *packed, bias, *extra, out])
 
 
 class _Operands(NamedTuple):
@@ -83,6 +105,8 @@ class _Operands(NamedTuple):
 
 def _input_reader(x: te.Tensor, spec: Conv2DSpec, tiling: Tiling) -> Callable[..., Any]:
     e = Extents.of(spec, tiling)
+    if spec.binary:
+        x = bits(x, spec, tiling.dot)
     rows = None if e.direct else _padded_rows(x, spec, e, tiling)
     if rows is not None and spec.joined:
         patches = _patches(rows, spec, tiling)
@@ -95,7 +119,7 @@ def _input_reader(x: te.Tensor, spec: Conv2DSpec, tiling: Tiling) -> Callable[..
         row, column = h * spec.strides[0], w * spec.strides[1]
         first = (o // group_outputs) * group_pixels if spec.groups > 1 else 0
         if rows is None:
-            return x[n, row, column, first + k]
+            return x[n, row, column * e.pixel + k] if spec.binary else x[n, row, column, first + k]
         column = (column + rt * spec.dilation[1]) * e.pixel
         return rows[n, row + ry * spec.dilation[0], column + first + k]
 
@@ -163,7 +187,12 @@ def _summed(operands: _Operands, spec: Conv2DSpec, tiling: Tiling) -> te.Tensor:
         )
         return te.sum(value * factor, axis=[ry, rt, *axes])
 
-    return te.compute((spec.batch, e.rows, e.columns, e.outputs), product, name="acc")
+    def difference(n: Any, h: Any, w: Any, o: Any) -> Any:
+        value, factor = operands.input(n, h, w, o, ry, rt, k), operands.weight(o, ry, rt, *at)
+        return te.sum(differing(value, factor, dot.accumulator_dtype), axis=[ry, rt, *axes])
+
+    term = difference if spec.binary else product
+    return te.compute((spec.batch, e.rows, e.columns, e.outputs), term, name="acc")
 
 
 def _chained(
@@ -217,8 +246,8 @@ def _padded_rows(x: te.Tensor, spec: Conv2DSpec, e: Extents, tiling: Tiling) -> 
         columns = reach + -(-e.run * spec.groups // e.pixel)
     top, left = spec.padding[:2]
     per_group = e.pixel // spec.groups
-    group_channels = spec.channels // spec.groups
-    zero = tirx.const(spec.input_zero_point, dot.input_dtype)
+    group_channels = spec.channels // spec.groups // dot.values
+    zero = tirx.const(0 if spec.binary else spec.input_zero_point, dot.input_dtype)
 
     def value(n: Any, h: Any, j: Any) -> Any:
         row = h - top

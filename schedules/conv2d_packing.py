@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tvmquant.errors import QuantizationError
+from tvmquant.schedules.conv2d_binary import bits_of
 from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling
 
 # Bits that kernels read a weight in.
@@ -51,16 +52,20 @@ def pack_weight(weight: npt.NDArray[Any], spec: Conv2DSpec, tiling: Tiling) -> n
     Parameters
     ----------
     weight : int8 or float32 array of shape (O, kh, kw, C / groups)
-        In [-7, 7] for ``w_bits`` 4; with ``w_group`` without the multipliers.
+        In [-7, 7] for ``w_bits`` 4; with ``w_group`` without the multipliers. Of `binary` layers -1
+        and 1.
 
     Returns
     -------
     array of shape (O' / lanes, rows, taps, steps, lanes, group)
         Of the dot product's weight type, zeros where extents are padded. For ``w_bits`` 4: uint8
-        with half as many steps, each byte of two.
+        with half as many steps, each byte of two. Of `binary` layers bits: words, or indices in the
+        order of `conv2d_binary.counted`.
     """
     e, dot = Extents.of(spec, tiling), tiling.dot
     runs = _runs(weight, spec)
+    if spec.binary:
+        runs = bits_of(runs, dot)
     outputs, rows = runs.shape[:2]
     length = e.run if spec.w_bits == 8 else (e.steps + e.steps % 2) * dot.group
     packed = np.zeros((e.outputs, rows, e.taps, length), dot.weight_dtype)
@@ -68,6 +73,8 @@ def pack_weight(weight: npt.NDArray[Any], spec: Conv2DSpec, tiling: Tiling) -> n
     blocks = packed.reshape(
         e.outputs // dot.lanes, dot.lanes, rows, e.taps, length // dot.group, dot.group
     ).transpose(0, 2, 3, 4, 1, 5)
+    if dot.looks_up:  # even bytes of the first half of the outputs, odd ones of the second
+        blocks = blocks.reshape(*blocks.shape[:4], 2, -1).swapaxes(4, 5).reshape(blocks.shape)
     if spec.w_bits == 4:
         nibbles = (blocks + BIAS).astype(np.uint8)
         blocks = nibbles[:, :, :, 0::2] | (nibbles[:, :, :, 1::2] << 4)

@@ -42,6 +42,9 @@ class Conv2DSpec:
         Sums of two products that may follow each other in a 16-bit accumulator without overflow,
         proven from the weights and the input's range (`conv2d_packing.provable_chain`). 0: not even
         one, or nothing is known.
+    binary : bool
+        Weights are -1 and +1, inputs 127 and 129 for the same, and padding stands for zero
+        (`schedules.conv2d_binary`). One group of a multiple of 32 channels.
     """
 
     batch: int
@@ -61,6 +64,7 @@ class Conv2DSpec:
     w_bits: int = 8
     w_group: int = 0
     chain: int = 0
+    binary: bool = False
 
     @property
     def out_height(self) -> int:
@@ -104,7 +108,8 @@ class Conv2DSpec:
         """
         shape = (self.outputs, self.channels, *self.kernel)
         near = self.merged and self.dilation[0] == 1
-        return self.dtype == "uint8" and near and RunLayout.of(shape).joined
+        bytes_ = self.dtype == "uint8" and not self.binary
+        return bytes_ and near and RunLayout.of(shape).joined
 
     @property
     def groupable(self) -> bool:
@@ -116,7 +121,8 @@ class Conv2DSpec:
     def skips_padding(self) -> bool:
         """Whether products with padding are zero, so that rows of padding need none."""
         padded = any(self.padding) and self.kernel != (1, 1)
-        return padded and self.input_zero_point == 0 and not self.joined
+        zero = self.input_zero_point == 0 and not self.binary
+        return padded and zero and not self.joined
 
     @property
     def row(self) -> int:
@@ -178,7 +184,8 @@ class Tiling:
         ``"rows"`` or ``"channels"``, or ``"none"``: the tasks, cut as for rows, follow each other.
     chain : int
         Steps whose products are added in 16 bits before they are widened to 32, at most the spec's
-        chain; 1: each is widened by itself. Above 1 with dot products that saturate only.
+        chain; 1: each is widened by itself. Above 1 with dot products that saturate only, and with
+        those that look counts up, whose sums of 8 bits are widened to 16.
     unpack : str
         Where 4-bit weights become operands: ``"block"``, once for all pixels that a task computes
         of a block of output channels, or ``"registers"``, in every tile.
@@ -212,7 +219,7 @@ class Extents:
     pixel : int
         Elements of an input pixel in the padded rows.
     chained : bool
-        Products are added in 16 bits first.
+        Products are added in fewer bits first.
     in_registers : bool
         4-bit weights are unpacked in every tile.
     steps : int
@@ -220,7 +227,7 @@ class Extents:
     run : int
         Elements of one run that they read.
     direct : bool
-        The input is read in place, without a padded copy.
+        The input (binary: its bits) is read in place, without a padded copy.
     taps_apart : bool
         The steps of each tap of a run have a loop of their own, around which padding is skipped.
     tap : str
@@ -247,20 +254,23 @@ class Extents:
     def of(cls, spec: Conv2DSpec, tiling: Tiling) -> Extents:
         """Return the extents of a spec cut by a tiling."""
         group = tiling.dot.group
-        chained = tiling.dot.saturates and (tiling.chain > 1 or spec.w_group > 0)
+        values = tiling.dot.values
+        pairs = tiling.dot.saturates and (tiling.chain > 1 or spec.w_group > 0)
+        chained = pairs or tiling.dot.looks_up
         in_registers = spec.w_bits == 4 and tiling.unpack == "registers"
         whole = tiling.chain if chained else 2 if in_registers else 1
-        steps = round_up(-(-spec.run // group), whole)
-        per_group = round_up(spec.channels // spec.groups, 1 if spec.merged else group)
+        run = spec.run // values
+        steps = round_up(-(-run // group), whole)
+        per_group = round_up(spec.channels // spec.groups // values, 1 if spec.merged else group)
         height, width = spec.out_extents(flat=tiling.flat)
         rows = round_up(height, tiling.row_block)
         columns = round_up(width, tiling.column_block)
         direct = (
             spec.kernel == (1, 1)
             and spec.padding == (0, 0, 0, 0)
-            and tiling.dot.input_dtype == spec.dtype
+            and (spec.binary or tiling.dot.input_dtype == spec.dtype)
             and (rows, columns) == (height, width)
-            and spec.run == steps * group
+            and run == steps * group
         )
         taps = 1 if spec.merged else spec.kernel[1]
         padded = spec.padding[1] > 0 or spec.padding[3] > 0

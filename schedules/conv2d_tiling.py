@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from tvmquant.machine import Caches, Machine
+from tvmquant.schedules.conv2d_binary import LONGEST_COUNT, countable
 from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling
 from tvmquant.schedules.conv2d_tasks import (
     RESIDENT,
@@ -145,6 +146,8 @@ def _columns(spec: Conv2DSpec, caches: Caches) -> Iterator[tuple[int, bool]]:
 
 def _usable(spec: Conv2DSpec, dots: tuple[DotProduct, ...]) -> list[DotProduct]:
     """Keep the dot products that suit weights and groups; narrow the generic one until it does."""
+    if spec.binary:
+        return [dot for dot in dots[:-1] if countable(spec, dot)] or [dots[-1]]
     allowed = [d for d in dots if d.tensorized and (spec.chain > 0 or not d.saturates)]
     if spec.groups == 1:
         return allowed or [dots[-1]]
@@ -158,6 +161,9 @@ def _chains(spec: Conv2DSpec, dot: DotProduct) -> list[int]:
 
     A chain must not leave its group of weights.
     """
+    if dot.looks_up:  # zeros beyond the run would differ from something
+        steps = spec.run // dot.values
+        return [max(d for d in range(1, min(steps, LONGEST_COUNT) + 1) if steps % d == 0)]
     if not dot.saturates:
         return [1]
     if spec.w_group:

@@ -6,6 +6,7 @@ registered in the list below.
 
 from tvmquant.schedules.isa.dot_product import (
     CHAIN_GROUP,
+    INDEX_BITS,
     DotProduct,
     IssueCost,
     Stage,
@@ -17,6 +18,7 @@ from tvmquant.schedules.isa.registry import (
     Level,
     VectorUnit,
     architecture,
+    binary_dot_products,
     byte_lookup,
     dot_products,
     fma,
@@ -34,6 +36,7 @@ from tvmquant.schedules.isa.x86 import X86
 
 __all__ = [
     "CHAIN_GROUP",
+    "INDEX_BITS",
     "X86",
     "ByteLookup",
     "DotProduct",
@@ -43,6 +46,7 @@ __all__ = [
     "Stage",
     "VectorUnit",
     "architecture",
+    "binary_dot_products",
     "byte_lookup",
     "dot_products",
     "fma",

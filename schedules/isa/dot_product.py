@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 # Products that one step of a chain adds up, in two sums of 16 bits: `Stage.CHAIN`.
 CHAIN_GROUP = 4
+# Bits of an index into a table of 16 counts, and of a word whose bits are counted.
+INDEX_BITS = 4
+WORD_BITS = 32
 
 
 class Stage(enum.Enum):
@@ -15,6 +18,9 @@ class Stage(enum.Enum):
     A convolution uses `DOT` alone, or, to add up products in 16 bits first, `CHAIN` and then
     `WIDEN` or `SCALE`; with 4-bit weights that it unpacks in registers, those with nibbles.
     `UNPACK_SCALED` makes operands of 4-bit weights in groups. A depthwise convolution uses `TAPS`.
+
+    A binary convolution uses `PACK`, and where its dot product looks counts up, `COUNT` and then
+    `WIDEN_COUNTS` (`binary_stages.describe`).
     """
 
     DOT = "dot"
@@ -25,6 +31,9 @@ class Stage(enum.Enum):
     SCALE = "scale"
     UNPACK_SCALED = "unpack_scaled"
     TAPS = "taps"
+    PACK = "pack"
+    COUNT = "count"
+    WIDEN_COUNTS = "widen_counts"
 
 
 @dataclass(frozen=True)
@@ -84,13 +93,16 @@ class DotProduct:
     tensorized : bool
         False where plain vector code is emitted and LLVM picks the instructions.
     accumulator_dtype : str
-        ``"int32"``, or ``"float32"`` with operands of that type.
+        ``"int32"``, or ``"float32"`` with operands of that type; of `looks_up` ``"uint16"``.
     saturates : bool
         Whether pairs of products are added in 16 bits, which is exact only for weights proven to
         fit; the group is `CHAIN_GROUP` then.
     part : int
         Words of a part of a register within which instructions interleave words, where taps are
         widened before (`taps.widens`); 0 where they are not.
+    values : int
+        Input channels that one element of an operand holds. Above 1 their values are bits, 1 for +1
+        and 0 for -1, and what is accumulated is how many differ (`binary_stages`).
     """
 
     name: str
@@ -105,12 +117,37 @@ class DotProduct:
     accumulator_dtype: str = "int32"
     saturates: bool = False
     part: int = 0
+    values: int = 1
+
+    @property
+    def binary(self) -> bool:
+        """Whether it counts the bits that differ."""
+        return self.values > 1
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether it looks counts up in a table, for as many bits as index it."""
+        return self.values == INDEX_BITS
 
 
 def generic(lanes: int) -> DotProduct:
     """Return what any target computes: one product a lane, of which LLVM makes what it can."""
     cost = IssueCost(0.5, 1, 4, _load(lanes), 4.0, scratch=2)
     return DotProduct("generic", lanes, 1, "uint8", "int8", 16, cost, tensorized=False)
+
+
+def popcount(name: str, lanes: int, registers: int, cost: IssueCost) -> DotProduct:
+    """Return what counts the bits of a word a lane, of which LLVM makes what it can."""
+    return DotProduct(
+        name, lanes, 1, "uint32", "uint32", registers, cost, tensorized=False, values=WORD_BITS
+    )
+
+
+def generic_popcount(lanes: int) -> DotProduct:
+    """Return what any target counts bits with: adds of neighbours, halves, bytes, and so on."""
+    return popcount(
+        "popcount", lanes, 16, IssueCost(0.5, 1, 16, _load(lanes), 4.0, scratch=6)
+    )
 
 
 def multiply_add(lanes: int, registers: int) -> DotProduct:

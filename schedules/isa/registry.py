@@ -14,8 +14,14 @@ from tvm import tirx
 from tvm.s_tir import TensorIntrin
 
 from tvmquant.errors import TargetError
-from tvmquant.schedules.isa import stages, taps
-from tvmquant.schedules.isa.dot_product import DotProduct, Stage, generic, multiply_add
+from tvmquant.schedules.isa import binary_stages, stages, taps
+from tvmquant.schedules.isa.dot_product import (
+    DotProduct,
+    Stage,
+    generic,
+    generic_popcount,
+    multiply_add,
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class InstructionSet:
         The first whose features a target has counts.
     stages : mapping of Stage to callable
         What returns the implementation of a stage for a dot product: a function with the signature
-        of `stages.describe`'s result. `Stage.TAPS` also takes the parameters of `taps.describe`.
+        of the result of `stages.describe`, or of bits `binary_stages.describe`. `Stage.TAPS` also takes the parameters of `taps.describe`.
         Kernels do without the stages that are missing.
     units : tuple of VectorUnit
         As of ``levels``.
@@ -99,6 +105,8 @@ class InstructionSet:
         the peak of a processor.
     lookups : tuple of ByteLookup
         As of ``levels``. Kernels look bytes up one by one where there are none.
+    binary : tuple of Level
+        As ``levels``, of dot products of bits.
     """
 
     name: str
@@ -108,6 +116,7 @@ class InstructionSet:
     units: tuple[VectorUnit, ...] = ()
     multiply_add: Callable[[DotProduct, Any, Any, Any], Any] | None = None
     lookups: tuple[ByteLookup, ...] = ()
+    binary: tuple[Level, ...] = ()
 
 
 _SETS: list[InstructionSet] = []
@@ -161,6 +170,11 @@ def byte_lookup(target: tvm.target.Target) -> ByteLookup | None:
     return found
 
 
+def _check_kind(target: tvm.target.Target) -> None:
+    if target.kind.name != "llvm":
+        raise TargetError(f"target kind {target.kind.name!r} has no integer kernels; use llvm")
+
+
 def dot_products(
     target: tvm.target.Target, stage: Stage = Stage.DOT, *, exact: bool = False
 ) -> tuple[DotProduct, ...]:
@@ -179,8 +193,7 @@ def dot_products(
     TargetError
         If the target is not compiled by LLVM.
     """
-    if target.kind.name != "llvm":
-        raise TargetError(f"target kind {target.kind.name!r} has no integer kernels; use llvm")
+    _check_kind(target)
     level: Level | None = _first(target, lambda instructions: instructions.levels)
     found = [
         dot
@@ -188,6 +201,19 @@ def dot_products(
         if offers(dot, stage) and not (exact and dot.saturates)
     ]
     return (*found, generic(vector_bits(target) // 32))
+
+
+def binary_dot_products(target: tvm.target.Target) -> tuple[DotProduct, ...]:
+    """Return the dot products of bits of a target, the fastest first; generic code ends the list.
+
+    Raises
+    ------
+    TargetError
+        If the target is not compiled by LLVM.
+    """
+    _check_kind(target)
+    level: Level | None = _first(target, lambda instructions: instructions.binary)
+    return (*(level.dots if level else ()), generic_popcount(vector_bits(target) // 32))
 
 
 def fma(target: tvm.target.Target) -> DotProduct:
@@ -203,7 +229,7 @@ def multiplies_in_pairs(target: tvm.target.Target) -> bool:
 
 def _set_of(dot: DotProduct) -> InstructionSet | None:
     for instructions in _SETS:
-        if any(dot in level.dots for level in instructions.levels):
+        if any(dot in level.dots for level in (*instructions.levels, *instructions.binary)):
             return instructions
     return None
 
@@ -240,7 +266,8 @@ def intrinsic(dot: DotProduct, stage: Stage = Stage.DOT) -> str:
         If no instruction set `offers` the stage.
     """
     name = f"tvmquant.{dot.name}.{stage.value}"
-    return _registered(name, dot, stage, lambda: stages.describe(dot, stage))
+    described = binary_stages if dot.binary else stages
+    return _registered(name, dot, stage, lambda: described.describe(dot, stage))
 
 
 def taps_intrinsic(dot: DotProduct, vectors: int, *, widened: bool, along: bool) -> str:
