@@ -49,6 +49,11 @@ def tasks(spec: Conv2DSpec, tiling: Tiling) -> int:
     return count
 
 
+def pixel_bytes(spec: Conv2DSpec, dot: DotProduct) -> int:
+    """Return how long a pixel of the input is where a dot product reads it."""
+    return spec.channels // dot.values * np.dtype(dot.input_dtype).itemsize
+
+
 def balance(count: int, threads: int) -> float:
     """Return the share of the threads' time in use when so many equal tasks are dealt out."""
     return count / (-(-count // threads) * threads)
@@ -77,10 +82,9 @@ def task_choices(spec: Conv2DSpec, tile: RegisterTile, machine: Machine) -> Iter
 def divided(spec: Conv2DSpec, tile: RegisterTile, machine: Machine) -> Tiling:
     """Divide the layer into tasks for the threads of a machine."""
     dot, threads, caches = tile.dot, machine.threads, machine.caches
-    item = np.dtype(dot.input_dtype).itemsize
-    window = spec.kernel[0] * spec.kernel[1] * spec.channels // spec.groups
+    window = spec.kernel[0] * spec.kernel[1] * spec.channels // spec.groups // dot.values
     weights = window * spec.outputs * np.dtype(dot.weight_dtype).itemsize
-    inputs = spec.batch * spec.height * spec.width * spec.channels * item
+    inputs = spec.batch * spec.height * spec.width * pixel_bytes(spec, dot)
     by_rows = _by_rows(spec, tile, machine)
     if spec.joined:
         return by_rows
@@ -140,10 +144,10 @@ def _by_rows(spec: Conv2DSpec, tile: RegisterTile, machine: Machine) -> Tiling:
         tiles = -(-width // tile.columns)
         shared = spec.w_bits == 4 and tile.unpack == "block"
         most = int(UNPACKED_CHUNK * caches.second_level) if shared else chunk
-        limit = max(1, most // (tile.columns * spec.channels * item))
+        limit = max(1, most // (tile.columns * pixel_bytes(spec, tile.dot)))
         row_block, column_block = 1, tile.columns * _chunk(tiles, limit, threads)
     else:
-        row_bytes = spec.width * spec.channels * item * spec.strides[0]
+        row_bytes = spec.width * pixel_bytes(spec, tile.dot) * spec.strides[0]
         limit = max(1, min(8, int(ROWS * caches.second_level) // row_bytes))
         row_block = _best_divisor(height, limit, spec.batch, threads)
         column_block = round_up(width, tile.columns)

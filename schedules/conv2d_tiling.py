@@ -22,6 +22,7 @@ from tvmquant.schedules.conv2d_tasks import (
     balance,
     divided,
     divisions,
+    pixel_bytes,
     task_choices,
     tasks,
 )
@@ -51,6 +52,8 @@ LONG_CHAIN = 8
 # 7x2 481 and 489; on the stack 6x4 takes 493 and 510).
 ON_HEAP = 0.06
 ASKING_ON_HEAP = 0.2
+# Instructions that widen a vector of counts into two, with loads and stores of these.
+WIDENING = 9
 # Cycles that unpacking takes for one vector of operands: with a store and a load, or in registers
 # (measured on a dense layer, 2048 to 1000, of one row: 43 against 28 microseconds)
 BLOCK_UNPACKING = 1.5
@@ -197,7 +200,7 @@ def _registers(spec: Conv2DSpec, tile: RegisterTile) -> int:
     accumulators = tile.columns * channels
     if spec.w_bits == 4 and tile.unpack == "registers":
         return accumulators + 2 * channels + 4  # two masks
-    if tile.chain > 1:
+    if tile.chain > 1 and not dot.looks_up:
         return accumulators + channels + (2 if channels > 1 else 1)
     return accumulators + channels + dot.cost.scratch
 
@@ -218,7 +221,17 @@ def _cost(spec: Conv2DSpec, tiling: Tiling, caches: Caches) -> float:
     tiles = e.rows * e.columns / columns
     products = columns * channels
     loads = columns * 0.5 + channels * cost.load
-    if e.chained:
+    if dot.looks_up:
+        # of each pixel the index is loaded and then its row; of 28x28 128->128 3x3 measured
+        # 549 GMAC/s with 4x2, 536 with 2x4, 518 with 5x2, 502 with 3x2, 486 with 2x2, 387 with 4x1
+        instructions = products * cost.instructions + 2 * columns + channels + 2
+        widening = products * WIDENING / tiling.chain
+        multiply = products * cost.multiplications * cost.multiplication
+        step = max(multiply, loads, (instructions + widening) / cost.total_per_cycle)
+        if e.steps * e.taps * spec.run_rows * channels * dot.lanes > caches.first_level:
+            step += 0.1 * channels
+        stores = 0.0
+    elif e.chained:
         # a chain ends with two instructions; accumulators that find no register go through memory
         spilled = 2 * products + channels + 2 > dot.registers
         instructions = 2 + (3.2 if spilled else 2.0) / tiling.chain
@@ -248,6 +261,8 @@ def _cost(spec: Conv2DSpec, tiling: Tiling, caches: Caches) -> float:
     finish = 8.0 if isinstance(spec.epilogue, Epilogue) else 2.0
     if spec.out_extents(flat=tiling.flat)[1] % columns:
         finish += 5.0  # each pixel is stored under a condition
+    # vectors of 32-bit accumulators for each of outputs
+    finish *= np.dtype("int32").itemsize if dot.looks_up else 1
     epilogue = products * finish / 4.0 + channels + stores
     if tiling.flat:
         epilogue += 4.0 * columns  # to find the row and column of each
@@ -262,6 +277,7 @@ def _streaming(spec: Conv2DSpec, tiling: Tiling) -> float:
         / spec.batch
         / spec.pixels
         * np.dtype(tiling.dot.weight_dtype).itemsize
+        / tiling.dot.values
         / THIRD_LEVEL_BANDWIDTH
     )
 
@@ -271,8 +287,8 @@ def _copying(spec: Conv2DSpec, tiling: Tiling) -> float:
     height = spec.out_height if tiling.flat else tiling.row_block
     reach = (height - 1) * spec.strides[0] + (spec.kernel[0] - 1) * spec.dilation[0] + 1
     rows = spec.out_height / height * reach
-    width = (spec.width + spec.padding[1] + spec.padding[3]) * spec.channels
-    bytes_ = rows * width * np.dtype(tiling.dot.input_dtype).itemsize
+    width = spec.width + spec.padding[1] + spec.padding[3]
+    bytes_: float = rows * width * pixel_bytes(spec, tiling.dot)
     if spec.joined:
         bytes_ += 40.0 * spec.pixels * spec.kernel[0]  # vectors that cross lines: 2.5 cycles a row
     # a parallel loop of its own, into a cache further away
