@@ -141,9 +141,7 @@ def border(spec: Conv2DSpec, tiling: Tiling, h: Any, w: Any) -> tuple[Any, Any]:
 def _borders(spec: Conv2DSpec, axis: int) -> tuple[int, int]:
     """Return how many first and last rows (columns) of the output read padding along an axis."""
     before = spec.padding[axis]
-    size, extent = (
-        (spec.height, spec.out_height) if axis == 0 else (spec.width, spec.out_width)
-    )
+    size, extent = (spec.height, spec.out_height) if axis == 0 else (spec.width, spec.out_width)
     window = (spec.kernel[axis] - 1) * spec.dilation[axis]
     last = (size - 1 + before - window) // spec.strides[axis]  # that reads nothing behind
     first = -(-before // spec.strides[axis])
@@ -154,9 +152,8 @@ def _representatives(spec: Conv2DSpec, axis: int) -> npt.NDArray[np.int64]:
     """Return one output row (column) of each class."""
     extent = spec.out_height if axis == 0 else spec.out_width
     before, after = _borders(spec, axis)
-    if before + after >= extent:
-        return np.arange(extent)
-    return np.r_[0 : before + 1, extent - after : extent]
+    first, last = (before + 1, after) if before + after < extent else (extent, 0)
+    return np.concatenate([np.arange(first), np.arange(extent - last, extent)])
 
 
 def bias_shape(spec: Conv2DSpec, tiling: Tiling) -> tuple[int, int, int]:

@@ -48,8 +48,8 @@ def compute(spec: Conv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     (4-bit weights, unless in registers), ``part`` (chains), ``acc`` and ``out``.
 
     Arguments of the function: x, weight (packed), with ``w_group`` the groups' factors (packed),
-    where counts are looked up their table, bias, the epilogue's vectors (each of `padded_outputs` entries), residual, residual multiplier,
-    table, and last the output.
+    where counts are looked up their table, bias, the epilogue's vectors (each of `padded_outputs`
+    entries), residual, residual multiplier, table, and last the output.
     """
     e, dot = Extents.of(spec, tiling), tiling.dot
     x = te.placeholder(input_shape(spec, tiling), spec.dtype, name="x")

@@ -224,10 +224,9 @@ def _cost(spec: Conv2DSpec, tiling: Tiling, caches: Caches) -> float:
     if dot.looks_up:
         # of each pixel the index is loaded and then its row; of 28x28 128->128 3x3 measured
         # 549 GMAC/s with 4x2, 536 with 2x4, 518 with 5x2, 502 with 3x2, 486 with 2x2, 387 with 4x1
-        instructions = products * cost.instructions + 2 * columns + channels + 2
-        widening = products * WIDENING / tiling.chain
+        issued = products * (cost.instructions + WIDENING / tiling.chain) + 2 * columns + channels
         multiply = products * cost.multiplications * cost.multiplication
-        step = max(multiply, loads, (instructions + widening) / cost.total_per_cycle)
+        step = max(multiply, loads, (issued + 2) / cost.total_per_cycle)
         if e.steps * e.taps * spec.run_rows * channels * dot.lanes > caches.first_level:
             step += 0.1 * channels
         stores = 0.0

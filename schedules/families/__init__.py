@@ -10,6 +10,7 @@ from __future__ import annotations
 from tvmquant.bit_choice import BitChoice
 from tvmquant.errors import QuantizationError, TargetError
 from tvmquant.machine import Machine
+from tvmquant.schedules.families.binary_conv2d import BinaryConv2DFamily, BinaryDenseFamily
 from tvmquant.schedules.families.contraction import (
     CONV2D,
     CONV2D_TRANSPOSE,
@@ -51,6 +52,8 @@ __all__ = [
 
 _FAMILIES: list[Family] = [
     DepthwiseConv2DFamily(),
+    BinaryConv2DFamily(),
+    BinaryDenseFamily(),
     Conv2DFamily(),
     DenseFamily(),
     TiledTransposeFamily(),

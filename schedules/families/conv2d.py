@@ -26,7 +26,7 @@ from tvmquant.schedules.families.contraction import (
     padded,
 )
 from tvmquant.schedules.families.family import Family, Tilings, finishing
-from tvmquant.schedules.isa import CHAIN_GROUP, dot_products, multiplies_in_pairs
+from tvmquant.schedules.isa import CHAIN_GROUP, multiplies_in_pairs
 from tvmquant.schedules.loops import divisors
 
 # Tiles that a task of a row of pixels may take.
@@ -47,7 +47,7 @@ class Conv2DFamily(Family):
         self, contraction: Contraction, choice: BitChoice, machine: Machine | None
     ) -> bool:
         """Whether groups of weights follow the runs."""
-        return _spec(contraction).groupable
+        return spec_of(contraction).groupable
 
     def lower(self, layer: Layer, machine: Machine, tilings: Tilings) -> Lowered:
         """Return the kernel of a layer, and its arguments."""
@@ -73,7 +73,7 @@ class Conv2DFamily(Family):
 
     def others(self, spec: Conv2DSpec, machine: Machine) -> Iterator[Tiling]:
         """Yield the register tiles that the schedule offers, each with more ways to cut tasks."""
-        offered = conv2d.tilings(spec, dot_products(machine.target), machine)
+        offered = conv2d.tilings(spec, conv2d.target_dots(spec, machine), machine)
         yield from offered
         tiles = dict.fromkeys(
             replace(t, row_block=1, column_block=t.column_tile, parallel="rows") for t in offered
@@ -104,7 +104,7 @@ class Conv2DFamily(Family):
             rows, columns = -(-columns // spec.out_width), spec.out_width
         reach = (rows - 1) * spec.strides[0] + spec.kernel[0]
         across = (columns - 1) * spec.strides[1] + spec.kernel[1]
-        reduced = spec.run_rows * extents.taps * extents.run
+        reduced = spec.run_rows * extents.taps * extents.run * tiling.dot.values
         return {
             "work": float(spec.batch * extents.rows * extents.columns * extents.outputs * reduced),
             "useful": float(spec.macs),
@@ -118,7 +118,8 @@ class Conv2DFamily(Family):
         return replace(super().timing(spec), chain=_timing_chain(spec))
 
 
-def _spec(contraction: Contraction) -> Conv2DSpec:
+def spec_of(contraction: Contraction) -> Conv2DSpec:
+    """Return the geometry of a convolution or dense layer."""
     return Conv2DSpec(
         contraction.batch, contraction.height, contraction.width, contraction.channels,
         contraction.outputs, contraction.kernel, contraction.strides, contraction.padding,
@@ -134,7 +135,7 @@ def _narrowed(layer: Layer, machine: Machine) -> tuple[Conv2DSpec, Any, Any]:
     one step: nibbles are unpacked for two.
     """
     spec = replace(
-        _spec(layer.contraction).flattened(),
+        spec_of(layer.contraction).flattened(),
         input_zero_point=layer.input_zero_point,
         epilogue=layer.epilogue,
         residual_dtype=layer.residual_dtype,

@@ -35,8 +35,9 @@ PACKED = 32
 def counts() -> npt.NDArray[np.uint8]:
     """Return the table of `Stage.COUNT`: at ``16 x + w`` the bits in which x and w differ."""
     index = np.arange(ROW)
-    differing = index[:, None] ^ index
-    return np.sum([differing >> bit & 1 for bit in range(INDEX_BITS)], axis=0).astype(np.uint8).ravel()
+    differing = (index[:, None] ^ index).reshape(-1, 1)
+    found: npt.NDArray[np.uint8] = (differing >> np.arange(INDEX_BITS) & 1).sum(1, dtype=np.uint8)
+    return found
 
 
 def element(dot: DotProduct, value: Callable[[int], Any]) -> tirx.PrimExpr:
@@ -60,29 +61,49 @@ def count(index: Any, weight: Any, table: Any) -> tirx.PrimExpr:
     return tirx.popcount(differing) + table[0]
 
 
-def describe(dot: DotProduct, stage: Stage) -> tirx.PrimFunc:
-    """Return what an intrinsic computes, as plain loops that any target runs."""
-    return _DESCRIPTIONS[stage](dot)
-
-
 def _describe_pack(dot: DotProduct) -> tirx.PrimFunc:
-    elements, values = PACKED // dot.values, dot.values
+    return _describe_pack_indices(dot) if dot.looks_up else _describe_pack_word(dot)
+
+
+def _describe_pack_indices(dot: DotProduct) -> tirx.PrimFunc:
+    indices = PACKED // dot.values
 
     def packed(channels: Any, at: Any) -> tirx.PrimExpr:
-        return element(dot, lambda i: channels[at * values + i])
+        return element(dot, lambda i: channels[at * dot.values + i])
 
     @T.prim_func(s_tir=True)
     def description(
         A: T.Buffer((PACKED,), "uint8", offset_factor=1),
-        C: T.Buffer((elements,), dot.input_dtype, offset_factor=1),
+        C: T.Buffer((indices,), dot.input_dtype, offset_factor=1),
     ) -> None:
         with T.sblock("root"):
             T.reads(A[0:PACKED])
-            T.writes(C[0:elements])
-            for i in T.serial(0, elements):
+            T.writes(C[0:indices])
+            for i in T.serial(0, indices):
                 with T.sblock("pack"):
                     vi = T.axis.remap("S", [i])
                     C[vi] = packed(A, vi)
+
+    return description
+
+
+def _describe_pack_word(dot: DotProduct) -> tirx.PrimFunc:
+    """Return the same of one element: a loop of one step has no axis in tensorization."""
+
+    def packed(channels: Any) -> tirx.PrimExpr:
+        return element(dot, lambda i: channels[i])
+
+    @T.prim_func(s_tir=True)
+    def description(
+        A: T.Buffer((PACKED,), "uint8", offset_factor=1),
+        C: T.Buffer((1,), dot.input_dtype, offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(A[0:PACKED])
+            T.writes(C[0:1])
+            for _ in T.serial(0, 1):
+                with T.sblock("pack"):
+                    C[0] = packed(A)
 
     return description
 
@@ -127,7 +148,7 @@ def _describe_widen_counts(dot: DotProduct) -> tirx.PrimFunc:
     return description
 
 
-_DESCRIPTIONS = {
+DESCRIPTIONS = {
     Stage.PACK: _describe_pack,
     Stage.COUNT: _describe_count,
     Stage.WIDEN_COUNTS: _describe_widen_counts,

@@ -20,7 +20,7 @@ class Stage(enum.Enum):
     `UNPACK_SCALED` makes operands of 4-bit weights in groups. A depthwise convolution uses `TAPS`.
 
     A binary convolution uses `PACK`, and where its dot product looks counts up, `COUNT` and then
-    `WIDEN_COUNTS` (`binary_stages.describe`).
+    `WIDEN_COUNTS` (`binary_stages`).
     """
 
     DOT = "dot"
@@ -145,9 +145,7 @@ def popcount(name: str, lanes: int, registers: int, cost: IssueCost) -> DotProdu
 
 def generic_popcount(lanes: int) -> DotProduct:
     """Return what any target counts bits with: adds of neighbours, halves, bytes, and so on."""
-    return popcount(
-        "popcount", lanes, 16, IssueCost(0.5, 1, 16, _load(lanes), 4.0, scratch=6)
-    )
+    return popcount("popcount", lanes, 16, IssueCost(0.5, 1, 16, _load(lanes), 4.0, scratch=6))
 
 
 def multiply_add(lanes: int, registers: int) -> DotProduct:

@@ -14,7 +14,7 @@ from tvm import tirx
 from tvm.s_tir import TensorIntrin
 
 from tvmquant.errors import TargetError
-from tvmquant.schedules.isa import binary_stages, stages, taps
+from tvmquant.schedules.isa import stages, taps
 from tvmquant.schedules.isa.dot_product import (
     DotProduct,
     Stage,
@@ -96,7 +96,7 @@ class InstructionSet:
         The first whose features a target has counts.
     stages : mapping of Stage to callable
         What returns the implementation of a stage for a dot product: a function with the signature
-        of the result of `stages.describe`, or of bits `binary_stages.describe`. `Stage.TAPS` also takes the parameters of `taps.describe`.
+        of `stages.describe`'s result. `Stage.TAPS` also takes the parameters of `taps.describe`.
         Kernels do without the stages that are missing.
     units : tuple of VectorUnit
         As of ``levels``.
@@ -266,8 +266,7 @@ def intrinsic(dot: DotProduct, stage: Stage = Stage.DOT) -> str:
         If no instruction set `offers` the stage.
     """
     name = f"tvmquant.{dot.name}.{stage.value}"
-    described = binary_stages if dot.binary else stages
-    return _registered(name, dot, stage, lambda: described.describe(dot, stage))
+    return _registered(name, dot, stage, lambda: stages.describe(dot, stage))
 
 
 def taps_intrinsic(dot: DotProduct, vectors: int, *, widened: bool, along: bool) -> str:

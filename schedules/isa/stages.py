@@ -1,7 +1,7 @@
 """What the intrinsics of dot products compute, as plain loops that any target runs.
 
 Four-bit weights lie two in a byte, as ``w + 8``, the low nibble first; ``NIBBLES`` stages unpack
-them themselves.
+them themselves. What dot products of bits do is in `binary_stages`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script import tirx as T  # noqa: N812  (TVMScript's customary name)
 
+from tvmquant.schedules.isa import binary_stages
 from tvmquant.schedules.isa.dot_product import DotProduct, Stage
 
 
@@ -184,4 +185,5 @@ _DESCRIPTIONS = {
     Stage.WIDEN: _describe_widen,
     Stage.SCALE: _describe_scale,
     Stage.UNPACK_SCALED: _describe_unpack_scaled,
+    **binary_stages.DESCRIPTIONS,
 }

@@ -40,9 +40,9 @@ def _word(channels: Any) -> Any:
 
 
 def _indices(channels: Any) -> Any:
-    """Return eight indices of 32 bytes, times 16: the sign bits of four bytes, 128 times 1, 2, 4, 8.
+    """Return eight indices of 32 bytes, times 16.
 
-    At most 15 * 128; the sums of two bytes fit 16 bits.
+    Of four bytes the sign bits, 128, times 1, 2, 4 and 8, at most 15 * 128.
     """
     signs = channels.vload([0], dtype="uint8x32") & T.broadcast(T.uint8(128), 32)
     places = T.reinterpret("int8x32", T.broadcast(T.int32(0x08040201), 8))
@@ -74,7 +74,7 @@ def _pack(dot: DotProduct) -> tirx.PrimFunc:
 
 
 def _count(dot: DotProduct) -> tirx.PrimFunc:
-    lanes = dot.lanes
+    lanes, vector = dot.lanes, f"uint8x{dot.lanes}"
 
     @T.prim_func(s_tir=True)
     def implementation(
@@ -86,10 +86,10 @@ def _count(dot: DotProduct) -> tirx.PrimFunc:
         with T.sblock("root"):
             T.reads(C[0 : lanes // 2, 0:2], A[0:1], B[0:lanes, 0:1], table[0:1])
             T.writes(C[0 : lanes // 2, 0:2])
-            C[0, T.ramp(T.int32(0), 1, lanes)] = C.vload([0, 0], dtype=f"uint8x{lanes}") + looked_up(
+            C[0, T.ramp(T.int32(0), 1, lanes)] = C.vload([0, 0], dtype=vector) + looked_up(
                 dot,
                 table.vload([T.cast(A[0], "int32")], dtype=f"uint8x{ROW}"),
-                B.vload([0, 0], dtype=f"uint8x{lanes}"),
+                B.vload([0, 0], dtype=vector),
             )
 
     return implementation

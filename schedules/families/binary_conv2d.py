@@ -1,0 +1,96 @@
+"""Convolutions and dense layers of weights and inputs of one bit (`schedules.conv2d_binary`)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from tvmquant.bit_choice import BitChoice
+from tvmquant.errors import QuantizationError
+from tvmquant.machine import Machine
+from tvmquant.schedules import conv2d
+from tvmquant.schedules.conv2d_binary import PACKED, ZERO_POINT
+from tvmquant.schedules.families.contraction import (
+    CONV2D,
+    DENSE,
+    Contraction,
+    Layer,
+    Lowered,
+    Operand,
+)
+from tvmquant.schedules.families.conv2d import Conv2DFamily, spec_of
+from tvmquant.schedules.families.family import Tilings, finishing
+
+
+class BinaryConv2DFamily(Conv2DFamily):
+    """Convolutions of one group whose bits fill words.
+
+    The accumulator is exact: counts of differing bits are at most the window's products, K. Chains
+    of 63 steps of 4 fit 8 bits, counts 16 where K < 2**16 and else 32, and what the bias adds may
+    wrap around (`conv2d_binary.pack_bias`).
+    """
+
+    name = "binary_conv2d"
+    operator = CONV2D
+
+    def accepts(self, contraction: Contraction, choice: BitChoice, machine: Machine | None) -> bool:
+        """Whether weight and input are bits that can be packed; other layers multiply bytes."""
+        bits = choice.weight.bits == choice.activation.bits == 1
+        packed = contraction.groups == 1 and contraction.channels % PACKED == 0
+        return bits and packed and contraction.operator == self.operator
+
+    def scales_groups(
+        self, contraction: Contraction, choice: BitChoice, machine: Machine | None
+    ) -> bool:
+        """Weights of one bit have no groups."""
+        return False
+
+    def lower(self, layer: Layer, machine: Machine, tilings: Tilings) -> Lowered:
+        """Return the kernel of a layer, and its arguments.
+
+        Raises
+        ------
+        QuantizationError
+            When weights are neither -1 nor 1, or padding is no zero.
+        """
+        if np.any(np.abs(layer.weight) != 1):
+            raise QuantizationError(
+                f"layer {layer.name!r}: weights in [{layer.weight.min()}, {layer.weight.max()}], "
+                f"expected -1 and 1 only; quantize the layer with 8-bit weights"
+            )
+        spec = replace(
+            spec_of(layer.contraction).flattened(),
+            input_zero_point=ZERO_POINT,
+            epilogue=layer.epilogue,
+            residual_dtype=layer.residual_dtype,
+            binary=True,
+        )
+        if any(spec.padding) and layer.input_zero_point != ZERO_POINT:
+            raise QuantizationError(
+                f"layer {layer.name!r}: pads bits with {layer.input_zero_point}, expected "
+                f"{ZERO_POINT}"
+            )
+        tiling = tilings(self.name, spec, layer.name) or self.default(spec, machine)
+        shape = conv2d.output_shape(spec, tiling)
+        arguments = (
+            Operand("input", conv2d.input_shape(spec, tiling)),
+            conv2d.pack_weight(layer.weight, spec, tiling),
+            *((conv2d.counts(),) if tiling.dot.looks_up else ()),
+            conv2d.pack_bias(layer.bias, layer.weight, spec, tiling),
+            *finishing(layer, conv2d.padded_outputs(spec, tiling), shape),
+        )
+        return Lowered(self.kernel(spec, tiling), arguments, shape)
+
+
+class BinaryDenseFamily(BinaryConv2DFamily):
+    """Dense layers."""
+
+    operation = "dense"
+    operator = DENSE
+
+    def kernel(self, spec: Any, tiling: Any) -> tirx.PrimFunc:
+        """Return the scheduled kernel."""
+        return conv2d.kernel(spec, tiling, self.operation)
