@@ -138,17 +138,21 @@ def kernels(
     threads: Threads = None,
     batch: Batch = 1,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each layer.")] = 100,
+    binary: Annotated[
+        bool, typer.Option("--binary", help="Layers of binary networks beside INT8 instead.")
+    ] = False,
     target: Target = "native",
     json: Json = None,
 ) -> None:
     """GMAC/s of each ResNet-50 layer against the machine's multiply peak."""
 
     def measure() -> list[Any]:
+        from benchmarks import binary_kernels
         from benchmarks import kernels as benchmark
         from tvmquant.cli.output import StageReporter
 
         with StageReporter()("measure") as progress:
-            return benchmark.run(
+            return (binary_kernels if binary else benchmark).run(
                 threads=threads or _physical_cores(),
                 target=target,
                 batch=batch,

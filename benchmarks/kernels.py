@@ -66,7 +66,7 @@ def resnet50_layers(batch: int = 1) -> list[Layer]:
     layers: list[Layer] = []
 
     def add(size: int, inputs: int, outputs: int, window: int, stride: int, **more: Any) -> None:
-        layers.append(_layer(batch, size, inputs, outputs, window, stride, **more))
+        layers.append(layer_of(batch, size, inputs, outputs, window, stride, **more))
 
     add(224, 3, 64, 7, 2)
     inputs, size = 64, 56
@@ -81,7 +81,7 @@ def resnet50_layers(batch: int = 1) -> list[Layer]:
         add(small, outputs, width, 1, 1, count=blocks - 1)
         add(small, width, outputs, 1, 1, count=blocks - 1, residual=True)
         inputs, size = outputs, small
-    dense = _layer(batch, 1, inputs, 1000, 1, 1)
+    dense = layer_of(batch, 1, inputs, 1000, 1, 1)
     return [*_merged(layers), dataclasses.replace(dense, name=f"dense {inputs}->1000")]
 
 
@@ -94,7 +94,7 @@ def _merged(layers: list[Layer]) -> list[Layer]:
     return [Layer(name, spec, count) for (name, spec), count in counts.items()]
 
 
-def _layer(
+def layer_of(
     batch: int,
     size: int,
     inputs: int,
@@ -168,7 +168,7 @@ def run(
     make = RowMaker("kernels", threads, facts)
     measured = []
     for index, layer in enumerate(chosen):
-        runner, name = _layer_runner(layer.spec, machine)
+        runner, name = layer_runner(layer.spec, machine)
         times = measure_interleaved({"peak": peak, "layer": runner}, repeats=repeats, warmup=5)
         medians = {key: float(np.median(seconds)) for key, seconds in times.items()}
         measured.append((layer, name, medians["layer"], peak_macs / medians["peak"]))
@@ -202,7 +202,7 @@ def _rows(make: RowMaker, measured: list[tuple[Layer, str, float, float]]) -> It
     yield make("resnet50", "tvmquant-int8", "fraction_of_peak", geomean, "", layer="geomean")
 
 
-def _layer_runner(spec: conv2d.Conv2DSpec, machine: Machine) -> tuple[Runner, str]:
+def layer_runner(spec: conv2d.Conv2DSpec, machine: Machine) -> tuple[Runner, str]:
     """Return a function that runs a layer once on random operands, and the kernel's name."""
     flat = spec.flattened()
     rng = np.random.default_rng(0)
@@ -212,19 +212,19 @@ def _layer_runner(spec: conv2d.Conv2DSpec, machine: Machine) -> tuple[Runner, st
     flat = dataclasses.replace(flat, chain=conv2d.provable_chain(weight, flat))
     tiling = conv2d.target_tiling(flat, machine)
     kernel = conv2d.kernel(flat, tiling)
-    arguments = [_random(rng, parameter) for parameter in kernel.params]
+    arguments = [random_argument(rng, parameter) for parameter in kernel.params]
     arguments[1] = tvm.runtime.tensor(conv2d.pack_weight(weight, flat, tiling))
-    return _bound(kernel, machine, arguments), str(kernel.attrs["tvmquant.kernel"])
+    return bound(kernel, machine, arguments), str(kernel.attrs["tvmquant.kernel"])
 
 
-def _random(rng: np.random.Generator, parameter: tirx.Var) -> tvm.runtime.Tensor:
+def random_argument(rng: np.random.Generator, parameter: tirx.Var) -> tvm.runtime.Tensor:
     shape, dtype = tuple(int(v) for v in parameter.ty.shape), str(parameter.ty.dtype)
     # 32-bit operands are multipliers and shifts: small, so that a shift is one
     high = 16 if dtype == "int32" else np.iinfo(dtype).max + 1
     return tvm.runtime.tensor(rng.integers(0, high, shape, dtype=dtype))
 
 
-def _bound(function: tirx.PrimFunc, machine: Machine, arguments: list[Any]) -> Runner:
+def bound(function: tirx.PrimFunc, machine: Machine, arguments: list[Any]) -> Runner:
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
     compiled = tvm.compile(module, target=machine.target)
     entry = compiled["main"]
@@ -301,7 +301,7 @@ def _peak_runner(dot: DotProduct, machine: Machine) -> tuple[Runner, int]:
     seeds = rng.integers(1, 1 << 20, (threads, accumulators, dot.lanes), dtype=np.int32)
     result = tvm.runtime.tensor(np.zeros_like(seeds))
     kernel = peak_kernel(dot, threads)
-    runner = _bound(kernel, machine, [tvm.runtime.tensor(seeds), result])
+    runner = bound(kernel, machine, [tvm.runtime.tensor(seeds), result])
     return runner, threads * PEAK_STEPS * accumulators * dot.lanes * dot.group
 
 

@@ -89,3 +89,32 @@ def test_targets_without_llvm_are_refused() -> None:
 def test_bytes_are_looked_up_by_whole_vectors(name: str, lanes: int) -> None:
     way = isa.byte_lookup(make_target(name))
     assert (way.lanes if way else 0) == lanes
+
+
+# processor: what counts bits, the fastest first, and the lanes of the generic code
+BINARY = {
+    "x86-64": ((), 4),
+    "nehalem": ((), 4),
+    "haswell": ((x86.LOOKUP_256,), 8),
+    "alderlake": ((x86.LOOKUP_256,), 8),
+    "skylake-avx512": ((x86.LOOKUP_512, x86.LOOKUP_256), 16),
+    "cascadelake": ((x86.LOOKUP_512, x86.LOOKUP_256), 16),
+    "icelake-server": ((x86.POPCNT_512, x86.POPCNT_256), 16),
+    "znver4": ((x86.POPCNT_512, x86.POPCNT_256), 16),
+}
+
+
+@pytest.mark.parametrize("processor", BINARY)
+def test_dot_products_of_bits(processor: str) -> None:
+    target = make_target({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": processor})
+    *found, generic = isa.binary_dot_products(target)
+    expected, lanes = BINARY[processor]
+    assert tuple(found) == expected
+    assert (generic.name, generic.lanes, generic.values) == ("popcount", lanes, 32)
+    assert all(dot.binary and dot.looks_up == (dot.values == 4) for dot in (*found, generic))
+    assert not any(dot.binary for dot in isa.dot_products(target))
+
+
+def test_other_architectures_count_bits_in_generic_code() -> None:
+    (generic,) = isa.binary_dot_products(aarch64("cortex-a76"))
+    assert (generic.name, generic.lanes) == ("popcount", 4)

@@ -1,0 +1,142 @@
+"""Layers of one bit: which of them the family computes, and that it does so exactly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.schedules import kernel_testing as kt
+from tests.schedules.conv2d_cases import accumulate
+from tvmquant.bit_choice import W8A8, BitChoice
+from tvmquant.errors import QuantizationError
+from tvmquant.formats import Binary
+from tvmquant.machine import Machine
+from tvmquant.schedules import families
+from tvmquant.schedules.conv2d import Conv2DSpec
+from tvmquant.schedules.epilogue import Epilogue
+from tvmquant.schedules.families import CONV2D, DENSE, Contraction, Layer, Operand, Vectors
+from tvmquant.schedules.kernel_facts import name_of, operation_of
+
+W1A1 = BitChoice.parse("w1a1")
+CONTRACTIONS = {
+    "3x3": Contraction(CONV2D, 1, 6, 7, 64, 24, (3, 3), (1, 1), (1, 1, 1, 1)),
+    "strided": Contraction(CONV2D, 3, 6, 5, 32, 5, (3, 3), (2, 2), (1, 1, 1, 1)),
+    "pointwise": Contraction(CONV2D, 2, 3, 3, 96, 100),
+    "row": Contraction(DENSE, 1, 1, 1, 512, 100),
+    "rows": Contraction(DENSE, 7, 1, 1, 64, 24),
+}
+
+
+def layer_of(contraction: Contraction, seed: int = 0) -> Layer:
+    rng = np.random.default_rng(seed)
+    window = (contraction.outputs, *contraction.kernel, contraction.channels)
+    weight = rng.choice([-1, 1], window).astype(np.int8)
+    bias = rng.integers(-99, 99, contraction.outputs) - 128 * weight.sum(axis=(1, 2, 3), dtype=int)
+    formats = Binary(signed=True), Binary(signed=False)
+    return Layer(
+        contraction, "layer", weight, bias.astype(np.int32), *formats,
+        input_zero_point=128, input_qmin=127, input_qmax=129,
+    )  # fmt: skip
+
+
+def family_of(contraction: Contraction, choice: BitChoice = W1A1) -> families.Family:
+    return families.family_of(contraction, choice, None, "layer")
+
+
+def run(layer: Layer, target: str, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the layer's kernel gives for random bits, and what it should."""
+    c = layer.contraction
+    machine = Machine.of(kt.make_target(target), threads)
+    lowered = family_of(c).lower(layer, machine, lambda *_: None)
+    rng = np.random.default_rng(1)
+    x = rng.choice([127, 129], (c.batch, c.height, c.width, c.channels)).astype(np.uint8)
+    acc = accumulate(
+        Conv2DSpec(
+            c.batch, c.height, c.width, c.channels, c.outputs, c.kernel, c.strides, c.padding,
+            c.dilation, input_zero_point=128,
+        ),
+        x, layer.weight, layer.bias,
+    )  # fmt: skip
+    residual = rng.integers(0, 256, acc.shape).astype(np.uint8)
+    tensors = {"input": x, "residual": residual}
+    arguments = [
+        tensors[a.name].reshape(a.shape) if isinstance(a, Operand) else a for a in lowered.arguments
+    ]
+    found = kt.run(lowered.kernel, machine.target, arguments).reshape(acc.shape)
+    if layer.epilogue is None:
+        return found, acc
+    v = layer.vectors
+    assert v is not None
+    added = (residual, v.residual) if layer.epilogue.residual else None
+    return found, kt.apply_epilogue(
+        layer.epilogue, acc, v.multiplier, v.offset, v.shift, residual=added
+    )
+
+
+@pytest.mark.parametrize("target", ["haswell", "x86-64"])
+@pytest.mark.parametrize("name", CONTRACTIONS)
+def test_layers_are_exact(name: str, target: str) -> None:
+    found, expected = run(layer_of(CONTRACTIONS[name]), target)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_epilogues_take_the_accumulator(residual: bool) -> None:
+    layer = layer_of(CONTRACTIONS["3x3"])
+    ones = np.ones(layer.contraction.outputs, np.int32)
+    vectors = Vectors(3 * ones, 700 * ones, 3 * ones, residual=5 * ones if residual else None)
+    epilogue = Epilogue("int32", "uint8", 0, 255, residual=residual)
+    found, expected = run(layer.finished(epilogue, vectors, "uint8"), "haswell", threads=2)
+    assert len(np.unique(expected)) > 20
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_accepts_whole_words_of_one_group() -> None:
+    contraction = CONTRACTIONS["3x3"]
+    assert family_of(contraction).name == "binary_conv2d"
+    assert family_of(contraction).operation == "conv2d"
+    assert family_of(CONTRACTIONS["row"]).operation == "dense"
+    assert family_of(contraction, W8A8).name == "conv2d"
+    bits, bytes_ = BitChoice(W1A1.weight, W8A8.activation), BitChoice(W8A8.weight, W1A1.activation)
+    for other in (bits, bytes_):
+        assert family_of(contraction, other).name == "conv2d"
+    for fields in ({"channels": 48}, {"groups": 2}, {"channels": 3}):
+        assert family_of(replace(contraction, **fields)).name == "conv2d"
+    assert not family_of(contraction).scales_groups(contraction, W1A1, None)
+
+
+def test_other_weights_and_padding_are_refused() -> None:
+    layer = layer_of(CONTRACTIONS["3x3"])
+    with pytest.raises(QuantizationError, match=r"layer 'layer': weights in \[-1, 1\], expected"):
+        run(replace(layer, weight=layer.weight * (np.arange(64) > 0)), "haswell")
+    with pytest.raises(QuantizationError, match="pads bits with 127, expected 128"):
+        run(replace(layer, input_zero_point=127), "haswell")
+
+
+def test_kernels_say_what_they_multiply() -> None:
+    machine = Machine.of("haswell", 1)
+    for name, operation in (("3x3", "conv2d"), ("row", "dense")):
+        layer = layer_of(CONTRACTIONS[name])
+        kernel = family_of(layer.contraction).lower(layer, machine, lambda *_: None).kernel
+        assert operation_of(kernel) == operation
+        assert name_of(kernel).startswith(f"{operation}_u1s1s32_vpshufb256_tile")
+
+
+@pytest.mark.parametrize("target", ["haswell", "x86-64", "znver4"])
+def test_tilings_of_records_compute_the_layer(target: str) -> None:
+    """Those of the spec without mere values, under the name of the family."""
+    family = families.kernels("binary_conv2d")
+    spec = Conv2DSpec(1, 8, 8, 64, 24, (3, 3), padding=(1, 1, 1, 1), binary=True)
+    spec = replace(spec, input_zero_point=128, epilogue=Epilogue("int32", "uint8", 3, 9))
+    timed = family.timing(spec)
+    assert timed == replace(spec, input_zero_point=0, epilogue=Epilogue("int32", "uint8", 0, 255))
+    machine = Machine.of(kt.make_target(target), 2)
+    tilings = family.tilings(timed, machine)
+    assert tilings[0] == family.default(spec, machine)
+    assert len(tilings) == len(set(tilings))
+    for tiling in tilings[::5]:
+        figures = family.figures(spec, tiling)
+        assert figures["work"] >= figures["useful"] > 0
+        assert min(figures.values()) >= 1
