@@ -36,14 +36,20 @@ Strategy
    Where a task has no more than a tile or two (a dense layer of one row) they are unpacked in
    registers. The integer factors of groups multiply the 16-bit sums while they are widened, in
    place of the ones (no instruction more), or else the operands while they are unpacked.
+8. *Bits* (`conv2d_binary`) are packed for all tasks before them, and counted where they differ: by
+   popcount of words, or, in chains of 8 bits, in a table of counts that fits a register
+   (`isa.binary_stages`).
 
 Measured on Zen 3 with the features of haswell, one thread, against our 8-bit kernels of the same
 layers of ResNet-50 (98 GMAC/s; registers alone allow 99): W4A4 1.47-1.55x, W4A8 1.26-1.47x, in
 groups of 32 1.22-1.34x (registers alone allow 1.68x for chains); 1.35x, 1.21x and 1.03x where 64
 channels make 256 and the epilogue counts; a dense layer of one row 1.02x, 0.98x and 0.94x from the
-third-level cache, at half the bytes. SqueezeNet as a whole: 1.35x, 1.27x and 1.19x.
+third-level cache, at half the bytes. SqueezeNet as a whole: 1.35x, 1.27x and 1.19x. W1A1, by counts
+looked up, 4.9-5.5x on 3x3 layers, 4.1x where 256 channels make 256 in 1x1 and 5.0x where 512 make
+512; counting the bytes of xor'ed words is at most 3.7x on registers alone.
 
-Rejected: keeping window rows unpadded with a predicate (tensorization refuses predicates).
+Rejected: packing the bits of each task within it (TVM's tensorization refuses what is computed at a
+loop over tasks). Keeping window rows unpadded with a predicate (tensorization refuses predicates).
 On AVX2, ``vpmaddubsw`` (96 GMAC/s on one 3x3 layer) is used where it is proven that it cannot
 saturate, else ``vpmaddwd`` on 16-bit words (77 GMAC/s, twice the weight bytes). Unpacking in
 registers in every tile (0.68 to 0.85 of the speed on 28x28 128->128 3x3), or once per block also

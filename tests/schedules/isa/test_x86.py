@@ -80,6 +80,8 @@ def test_only_pairs_of_bytes_saturate() -> None:
 def test_targets_without_llvm_are_refused() -> None:
     with pytest.raises(TargetError, match="'c' has no integer kernels; use llvm"):
         isa.dot_products(tvm.target.Target({"kind": "c"}))
+    with pytest.raises(TargetError, match="'c' has no integer kernels; use llvm"):
+        isa.binary_dot_products(tvm.target.Target({"kind": "c"}))
     assert not isa.multiplies_in_pairs(tvm.target.Target({"kind": "c"}))
 
 
