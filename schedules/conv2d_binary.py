@@ -9,6 +9,7 @@ values: the bias makes up for it. With K products, M of which differ,
 
     sum x w = K - 2 M + sum over taps in the padding of w                                       (2)
 
+of those that are computed: all, or all but those of rows in the padding (`skip_padding`).
 so the bias depends on which taps lie in the padding: on an output pixel's distance to the border.
 Pixels of equal bias are a *class*, of rows and of columns (`pack_bias`).
 
@@ -28,6 +29,7 @@ from tvm import te, tirx
 from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling
 from tvmquant.schedules.isa import INDEX_BITS, DotProduct
 from tvmquant.schedules.isa.binary_stages import ENTRIES, PACKED, count, counts, element
+from tvmquant.schedules.skip_padding import skips_rows
 
 # Steps of at most four differing bits that an 8-bit sum holds.
 LONGEST_COUNT = 255 // INDEX_BITS
@@ -184,10 +186,12 @@ def pack_bias(
         read = first[:, None] + np.arange(spec.kernel[axis]) * spec.dilation[axis]
         inside.append(((read >= 0) & (read < size)).astype(np.int64))
     taps = weight.sum(axis=3, dtype=np.int64)
-    whole = taps.sum(axis=(1, 2))
+    rows = inside[0] if skips_rows(spec, tiling) else np.ones_like(inside[0])
+    computed = np.einsum("ay,oyx->ao", rows, taps)[:, None]
     with_image = np.einsum("ay,bx,oyx->abo", *inside, taps)
-    products = weight[0].size
-    classes = bias.astype(np.int64) + ZERO_POINT * whole + products + (whole - with_image)
+    products = rows.sum(axis=1)[:, None, None] * spec.row
+    whole = bias.astype(np.int64) + ZERO_POINT * taps.sum(axis=(1, 2))
+    classes = whole + products + (computed - with_image)
     packed = np.zeros(bias_shape(spec, tiling), np.int32)
     packed[..., : len(bias)] = classes.astype(np.int32)
     return packed

@@ -121,7 +121,7 @@ class Conv2DSpec:
     def skips_padding(self) -> bool:
         """Whether products with padding are zero, so that rows of padding need none."""
         padded = any(self.padding) and self.kernel != (1, 1)
-        zero = self.input_zero_point == 0 and not self.binary
+        zero = self.input_zero_point == 0 or self.binary
         return padded and zero and not self.joined
 
     @property
@@ -278,6 +278,7 @@ class Extents:
             spec.skips_padding
             and padded
             and not chained
+            and not spec.binary
             and taps < spec.kernel[1]
             and spec.channels % (group * whole) == 0
         )

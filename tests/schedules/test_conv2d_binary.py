@@ -217,7 +217,7 @@ def test_longer_chains_are_refused() -> None:
 
 def test_rows_and_columns_of_equal_bias_are_classes() -> None:
     """A bias for each: what the taps in the padding add is taken out of it."""
-    tiling = Tiling(LOOKUP_256, 1, 1, 1, 8, "rows", 8)
+    tiling = Tiling(LOOKUP_256, 1, 1, 1, 64, "rows", 8, flat=True)
     spec = layer(1, 8, 8, 32, 5, (3, 3), (1, 1), (1, 1, 1, 1))
     weight = np.random.default_rng(0).choice([-1, 1], (5, 3, 3, 32)).astype(np.int8)
     biases = conv2d.pack_bias(np.zeros(5, np.int32), weight, spec, tiling)
@@ -228,6 +228,10 @@ def test_rows_and_columns_of_equal_bias_are_classes() -> None:
     np.testing.assert_array_equal(biases[0, 1, :5], whole + above)
     right = weight[:, :, 2].sum(axis=(1, 2), dtype=int)
     np.testing.assert_array_equal(biases[1, 2, :5], whole + right)
+    # where rows of the window that are in the padding are skipped, nothing is to make up for them
+    skipped = conv2d.pack_bias(np.zeros(5, np.int32), weight, spec, replace(tiling, flat=False))
+    np.testing.assert_array_equal(skipped[0, 1, :5], whole - 3 * 32)
+    np.testing.assert_array_equal(skipped[1, 2, :5], whole + right)
     small = replace(spec, height=2)
     assert conv2d.pack_bias(np.zeros(5, np.int32), weight, small, tiling).shape == (2, 3, 32)
 
