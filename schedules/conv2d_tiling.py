@@ -230,6 +230,9 @@ def _cost(spec: Conv2DSpec, tiling: Tiling, caches: Caches) -> float:
         if e.steps * e.taps * spec.run_rows * channels * dot.lanes > caches.first_level:
             step += 0.1 * channels
         stores = 0.0
+        if cost.stacked is not None and products > cost.stacked:
+            step *= 1 + ON_HEAP
+            stores = 2.0 * products
     elif e.chained:
         # a chain ends with two instructions; accumulators that find no register go through memory
         spilled = 2 * products + channels + 2 > dot.registers

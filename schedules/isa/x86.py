@@ -48,7 +48,7 @@ PMADDWD_256 = DotProduct(
 POPCNT_512 = popcount("vpopcntd512", 16, 32, IssueCost(1.0, 1, 3, 1.0, 2.0, scratch=3, stacked=16))
 POPCNT_256 = popcount("vpopcntd256", 8, 32, IssueCost(0.5, 1, 3, 0.5, 4.0, scratch=3))
 LOOKUP_512 = DotProduct(
-    "vpshufb512", 64, 1, "uint8", "uint8", 32, IssueCost(1.0, 1, 2, 1.0, 2.0, scratch=3),
+    "vpshufb512", 64, 1, "uint8", "uint8", 32, IssueCost(1.0, 1, 2, 1.0, 2.0, scratch=3, stacked=8),
     accumulator_dtype="uint16", values=INDEX_BITS,
 )  # fmt: skip
 LOOKUP_256 = DotProduct(

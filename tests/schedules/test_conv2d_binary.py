@@ -30,6 +30,7 @@ from tvmquant.machine import Machine
 from tvmquant.schedules import conv2d, isa
 from tvmquant.schedules.conv2d import Conv2DSpec, Tiling
 from tvmquant.schedules.conv2d_binary import LONGEST_COUNT, ZERO_POINT
+from tvmquant.schedules.conv2d_tasks import balance, tasks
 from tvmquant.schedules.epilogue import Epilogue
 from tvmquant.schedules.isa import DotProduct
 from tvmquant.schedules.isa.dot_product import generic_popcount
@@ -270,6 +271,27 @@ def test_uses_the_intended_instruction(target: str, instruction: str) -> None:
 def test_bits_are_packed_by_vectors(target: str, packs: str) -> None:
     lines = lines_of(LARGE, default(LARGE, target, 1), target)
     assert any(f"\t{packs}" in line for line in lines)
+
+
+def test_other_architectures_count_bits_by_vectors() -> None:
+    arm = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"}
+    target = make_target(arm)
+    tiling = conv2d.target_tiling(LARGE, Machine.of(target, 2))
+    lines = str(build(conv2d.kernel(LARGE, tiling), target).inspect_source("asm")).splitlines()
+    counted = [line for line in lines if "\tcnt\t" in line]
+    assert len(counted) >= tiling.column_tile * tiling.channel_tile
+    assert all(".16b" in line for line in counted)
+
+
+@pytest.mark.parametrize("threads", [2, 7])
+@pytest.mark.parametrize("target", ["haswell", "skylake-avx512", "znver4"])
+def test_every_thread_has_as_much_to_do(target: str, threads: int) -> None:
+    for size, channels in ((56, 128), (28, 256), (14, 256), (7, 512)):
+        for window in (1, 3):
+            border = (window // 2,) * 4
+            spec = layer(1, size, size, channels, channels, (window, window), (1, 1), border)
+            tiling = default(spec.flattened(), target, threads)
+            assert balance(tasks(spec.flattened(), tiling), threads) >= 0.9
 
 
 def test_names_tell_bits_from_bytes() -> None:
