@@ -9,9 +9,9 @@ values: the bias makes up for it. With K products, M of which differ,
 
     sum x w = K - 2 M + sum over taps in the padding of w                                       (2)
 
-of those that are computed: all, or all but those of rows in the padding (`skip_padding`).
-so the bias depends on which taps lie in the padding: on an output pixel's distance to the border.
-Pixels of equal bias are a *class*, of rows and of columns (`pack_bias`).
+of those taps that are computed: all, or all but those of rows in the padding (`skip_padding`). So
+the bias depends on an output pixel's distance to the border. Pixels of equal bias are a *class*, of
+rows and of columns (`pack_bias`).
 
 *Counts looked up* (`isa.binary_stages`) are added up in bytes: at most 4 a step, so `LONGEST_COUNT`
 steps fit 8 bits. They are widened into 16 bits, which hold every count of a window of less than
@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from tvm import te, tirx
 
+from tvmquant.formats import BINARY_ZERO
 from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling
 from tvmquant.schedules.isa import INDEX_BITS, DotProduct
 from tvmquant.schedules.isa.binary_stages import ENTRIES, PACKED, count, counts, element
@@ -33,13 +34,10 @@ from tvmquant.schedules.skip_padding import skips_rows
 
 # Steps of at most four differing bits that an 8-bit sum holds.
 LONGEST_COUNT = 255 // INDEX_BITS
-# Where the networks' bytes have their zero.
-ZERO_POINT = 128
 
 __all__ = [
     "LONGEST_COUNT",
     "PACKED",
-    "ZERO_POINT",
     "bias_shape",
     "bits",
     "bits_of",
@@ -177,7 +175,7 @@ def pack_bias(
 
     Notes
     -----
-    ``sum q w = sum x w + ZERO_POINT sum w``, padding included. Sums wrap around at 32 bits and so
+    ``sum q w = sum x w + BINARY_ZERO sum w``, padding included. Sums wrap around at 32 bits and so
     does the kernel's subtraction of 2 M: the accumulator is exact where it fits them.
     """
     inside = []
@@ -190,7 +188,7 @@ def pack_bias(
     computed = np.einsum("ay,oyx->ao", rows, taps)[:, None]
     with_image = np.einsum("ay,bx,oyx->abo", *inside, taps)
     products = rows.sum(axis=1)[:, None, None] * spec.row
-    whole = bias.astype(np.int64) + ZERO_POINT * taps.sum(axis=(1, 2))
+    whole = bias.astype(np.int64) + BINARY_ZERO * taps.sum(axis=(1, 2))
     classes = whole + products + (computed - with_image)
     packed = np.zeros(bias_shape(spec, tiling), np.int32)
     packed[..., : len(bias)] = classes.astype(np.int32)

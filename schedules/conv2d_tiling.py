@@ -228,7 +228,7 @@ def _cost(spec: Conv2DSpec, tiling: Tiling, caches: Caches) -> float:
         multiply = products * cost.multiplications * cost.multiplication
         step = max(multiply, loads, (issued + 2) / cost.total_per_cycle)
         if e.steps * e.taps * spec.run_rows * channels * dot.lanes > caches.first_level:
-            step += 0.1 * channels
+            step += 0.1 * channels  # weights from the second-level cache
         stores = 0.0
         if cost.stacked is not None and products > cost.stacked:
             step *= 1 + ON_HEAP

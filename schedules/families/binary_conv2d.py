@@ -10,9 +10,10 @@ from tvm import tirx
 
 from tvmquant.bit_choice import BitChoice
 from tvmquant.errors import QuantizationError
+from tvmquant.formats import BINARY_ZERO
 from tvmquant.machine import Machine
 from tvmquant.schedules import conv2d
-from tvmquant.schedules.conv2d_binary import PACKED, ZERO_POINT
+from tvmquant.schedules.conv2d_binary import PACKED
 from tvmquant.schedules.families.contraction import (
     CONV2D,
     DENSE,
@@ -63,15 +64,15 @@ class BinaryConv2DFamily(Conv2DFamily):
             )
         spec = replace(
             spec_of(layer.contraction).flattened(),
-            input_zero_point=ZERO_POINT,
+            input_zero_point=BINARY_ZERO,
             epilogue=layer.epilogue,
             residual_dtype=layer.residual_dtype,
             binary=True,
         )
-        if any(spec.padding) and layer.input_zero_point != ZERO_POINT:
+        if any(spec.padding) and layer.input_zero_point != BINARY_ZERO:
             raise QuantizationError(
                 f"layer {layer.name!r}: pads bits with {layer.input_zero_point}, expected "
-                f"{ZERO_POINT}"
+                f"{BINARY_ZERO}"
             )
         tiling = tilings(self.name, spec, layer.name) or self.default(spec, machine)
         shape = conv2d.output_shape(spec, tiling)

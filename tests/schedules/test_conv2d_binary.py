@@ -26,10 +26,11 @@ from tests.schedules.kernel_testing import (
 )
 from tests.schedules.random_windows import EXAMPLES, Window, windows
 from tvmquant.errors import TargetError
+from tvmquant.formats import BINARY_ZERO
 from tvmquant.machine import Machine
 from tvmquant.schedules import conv2d, isa
 from tvmquant.schedules.conv2d import Conv2DSpec, Tiling
-from tvmquant.schedules.conv2d_binary import LONGEST_COUNT, ZERO_POINT
+from tvmquant.schedules.conv2d_binary import LONGEST_COUNT
 from tvmquant.schedules.conv2d_tasks import balance, tasks
 from tvmquant.schedules.epilogue import Epilogue
 from tvmquant.schedules.isa import DotProduct
@@ -40,7 +41,7 @@ SHORT_ADD = Epilogue("int64", "int16", -32767, 32767, residual=True)
 
 
 def layer(*fields: Any, **more: Any) -> Conv2DSpec:
-    return Conv2DSpec(*fields, **more, input_zero_point=ZERO_POINT, binary=True)
+    return Conv2DSpec(*fields, **more, input_zero_point=BINARY_ZERO, binary=True)
 
 
 LAYERS = {
@@ -78,8 +79,8 @@ def case(spec: Conv2DSpec, tiling: Tiling, seed: int = 0) -> tuple[list[Any], An
     def lengthen(v: Any) -> Any:
         return np.concatenate([v, np.zeros(length - v.size, v.dtype)])
 
-    stored = (x + ZERO_POINT).astype(np.uint8)
-    folded = (bias - ZERO_POINT * weight.sum(axis=(1, 2, 3), dtype=int)).astype(np.int32)
+    stored = (x + BINARY_ZERO).astype(np.uint8)
+    folded = (bias - BINARY_ZERO * weight.sum(axis=(1, 2, 3), dtype=int)).astype(np.int32)
     inputs = [
         stored.reshape(conv2d.input_shape(spec, tiling)),
         conv2d.pack_weight(weight, spec, tiling),
@@ -192,7 +193,7 @@ def test_words_are_packed_by_what_every_vector_unit_has(name: str) -> None:
 @given(st.data(), windows())
 def test_random_windows_are_exact(data: st.DataObject, window: Window) -> None:
     channels, outputs = 32 * data.draw(st.integers(1, 3)), data.draw(st.integers(1, 40))
-    fields = {**window, "input_zero_point": ZERO_POINT}
+    fields = {**window, "input_zero_point": BINARY_ZERO}
     spec = Conv2DSpec(channels=channels, outputs=outputs, binary=True, **fields).flattened()
     target = data.draw(st.sampled_from(["haswell", "x86-64"]))
     check(spec, default(spec, target), target)
@@ -223,7 +224,7 @@ def test_rows_and_columns_of_equal_bias_are_classes() -> None:
     weight = np.random.default_rng(0).choice([-1, 1], (5, 3, 3, 32)).astype(np.int8)
     biases = conv2d.pack_bias(np.zeros(5, np.int32), weight, spec, tiling)
     assert biases.shape == (3, 3, 32)
-    whole = 9 * 32 + ZERO_POINT * weight.sum(axis=(1, 2, 3), dtype=int)
+    whole = 9 * 32 + BINARY_ZERO * weight.sum(axis=(1, 2, 3), dtype=int)
     np.testing.assert_array_equal(biases[1, 1, :5], whole)
     above = weight[:, 0].sum(axis=(1, 2), dtype=int)
     np.testing.assert_array_equal(biases[0, 1, :5], whole + above)
