@@ -3,15 +3,16 @@
 *Input.* The network's tensor holds bytes, 127 for -1 and 129 for +1. Its bits are packed first
 (block ``bits``), for all tasks; the padded rows of each are copied from there.
 
-*Padding* is a true zero, but a bit has no such value: it is padded with zero bits, -1. A tap that
-reads padding then adds -w in place of 0 for each of its weights w, which is the same for all input
-values: the bias makes up for it. With K products, M of which differ,
+*Padding* is the zero point, 128 where the bytes are signs. A bit has no such value: it is padded
+with zero bits, -1. A tap that reads padding adds -w in place of z w, z = zero_point - 128, for each
+of its weights w; that is the same for all input values, and the bias makes up for it. With K
+products, M of which differ,
 
-    sum x w = K - 2 M + sum over taps in the padding of w                                       (2)
+    sum x w = K - 2 M + sum over taps in the padding of (1 + z) w                               (2)
 
-of those taps that are computed: all, or all but those of rows in the padding (`skip_padding`). So
-the bias depends on an output pixel's distance to the border. Pixels of equal bias are a *class*, of
-rows and of columns (`pack_bias`).
+of those taps that are computed: all, or all but those of rows in the padding (`skip_padding`),
+whose z w the bias adds as well. So it depends on an output pixel's distance to the border. Pixels of equal
+bias are a *class*, of rows and of columns (`pack_bias`).
 
 *Counts looked up* (`isa.binary_stages`) are added up in bytes: at most 4 a step, so `LONGEST_COUNT`
 steps fit 8 bits. They are widened into 16 bits, which hold every count of a window of less than
@@ -26,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from tvm import te, tirx
 
-from tvmquant.formats import BINARY_ZERO
+from tvmquant.formats import BINARY_MIDDLE
 from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling
 from tvmquant.schedules.isa import INDEX_BITS, DotProduct
 from tvmquant.schedules.isa.binary_stages import ENTRIES, PACKED, count, counts, element
@@ -175,8 +176,8 @@ def pack_bias(
 
     Notes
     -----
-    ``sum q w = sum x w + BINARY_ZERO sum w``, padding included. Sums wrap around at 32 bits and so
-    does the kernel's subtraction of 2 M: the accumulator is exact where it fits them.
+    ``sum q w = sum x w + 128 sum w``, padding included. Sums wrap around at 32 bits and so does the
+    kernel's subtraction of 2 M: the accumulator is exact where it fits them.
     """
     inside = []
     for axis, size in ((0, spec.height), (1, spec.width)):
@@ -188,8 +189,9 @@ def pack_bias(
     computed = np.einsum("ay,oyx->ao", rows, taps)[:, None]
     with_image = np.einsum("ay,bx,oyx->abo", *inside, taps)
     products = rows.sum(axis=1)[:, None, None] * spec.row
-    whole = bias.astype(np.int64) + BINARY_ZERO * taps.sum(axis=(1, 2))
-    classes = whole + products + (computed - with_image)
+    whole = bias.astype(np.int64) + BINARY_MIDDLE * taps.sum(axis=(1, 2))
+    padding = (spec.input_zero_point - BINARY_MIDDLE) * (taps.sum(axis=(1, 2)) - with_image)
+    classes = whole + products + (computed - with_image) + padding
     packed = np.zeros(bias_shape(spec, tiling), np.int32)
     packed[..., : len(bias)] = classes.astype(np.int32)
     return packed

@@ -43,8 +43,8 @@ class Conv2DSpec:
         proven from the weights and the input's range (`conv2d_packing.provable_chain`). 0: not even
         one, or nothing is known.
     binary : bool
-        Weights are -1 and +1, inputs 127 and 129 for the same, and padding stands for zero
-        (`schedules.conv2d_binary`). One group of a multiple of 32 channels.
+        Weights are -1 and +1, inputs 127 and 129 (`schedules.conv2d_binary`). One group of a
+        multiple of 32 channels.
     """
 
     batch: int

@@ -10,7 +10,6 @@ from tvm import tirx
 
 from tvmquant.bit_choice import BitChoice
 from tvmquant.errors import QuantizationError
-from tvmquant.formats import BINARY_ZERO
 from tvmquant.machine import Machine
 from tvmquant.schedules import conv2d
 from tvmquant.schedules.conv2d_binary import PACKED
@@ -55,7 +54,7 @@ class BinaryConv2DFamily(Conv2DFamily):
         Raises
         ------
         QuantizationError
-            When weights are neither -1 nor 1, or padding is no zero.
+            When weights are neither -1 nor 1.
         """
         if np.any(np.abs(layer.weight) != 1):
             raise QuantizationError(
@@ -64,16 +63,11 @@ class BinaryConv2DFamily(Conv2DFamily):
             )
         spec = replace(
             spec_of(layer.contraction).flattened(),
-            input_zero_point=BINARY_ZERO,
+            input_zero_point=layer.input_zero_point,
             epilogue=layer.epilogue,
             residual_dtype=layer.residual_dtype,
             binary=True,
         )
-        if any(spec.padding) and layer.input_zero_point != BINARY_ZERO:
-            raise QuantizationError(
-                f"layer {layer.name!r}: pads bits with {layer.input_zero_point}, expected "
-                f"{BINARY_ZERO}"
-            )
         tiling = tilings(self.name, spec, layer.name) or self.default(spec, machine)
         shape = conv2d.output_shape(spec, tiling)
         arguments = (

@@ -1,4 +1,4 @@
-"""conv2d of values that are -1 or +1: equal to a direct sum with true zeros around the image."""
+"""conv2d of values that are -1 or +1: equal to a direct sum."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.schedules.kernel_testing import (
 )
 from tests.schedules.random_windows import EXAMPLES, Window, windows
 from tvmquant.errors import TargetError
-from tvmquant.formats import BINARY_ZERO
+from tvmquant.formats import BINARY_MIDDLE
 from tvmquant.machine import Machine
 from tvmquant.schedules import conv2d, isa
 from tvmquant.schedules.conv2d import Conv2DSpec, Tiling
@@ -36,12 +36,13 @@ from tvmquant.schedules.epilogue import Epilogue
 from tvmquant.schedules.isa import DotProduct
 from tvmquant.schedules.isa.dot_product import generic_popcount
 from tvmquant.schedules.isa.x86 import LOOKUP_256, LOOKUP_512, POPCNT_256, POPCNT_512
+from tvmquant.schedules.loops import round_up
 
 SHORT_ADD = Epilogue("int64", "int16", -32767, 32767, residual=True)
 
 
 def layer(*fields: Any, **more: Any) -> Conv2DSpec:
-    return Conv2DSpec(*fields, **more, input_zero_point=BINARY_ZERO, binary=True)
+    return Conv2DSpec(*fields, **more, input_zero_point=BINARY_MIDDLE, binary=True)
 
 
 LAYERS = {
@@ -79,15 +80,16 @@ def case(spec: Conv2DSpec, tiling: Tiling, seed: int = 0) -> tuple[list[Any], An
     def lengthen(v: Any) -> Any:
         return np.concatenate([v, np.zeros(length - v.size, v.dtype)])
 
-    stored = (x + BINARY_ZERO).astype(np.uint8)
-    folded = (bias - BINARY_ZERO * weight.sum(axis=(1, 2, 3), dtype=int)).astype(np.int32)
+    stored = (x + BINARY_MIDDLE).astype(np.uint8)
+    folded = (bias - BINARY_MIDDLE * weight.sum(axis=(1, 2, 3), dtype=int)).astype(np.int32)
     inputs = [
         stored.reshape(conv2d.input_shape(spec, tiling)),
         conv2d.pack_weight(weight, spec, tiling),
         *([conv2d.counts()] if tiling.dot.looks_up else []),
         conv2d.pack_bias(folded, weight, spec, tiling),
     ]
-    acc = accumulate(replace(spec, input_zero_point=0), x, weight, bias)
+    zero = spec.input_zero_point - BINARY_MIDDLE
+    acc = accumulate(replace(spec, input_zero_point=zero), x, weight, bias)
     acc = acc.reshape(conv2d.output_shape(spec, tiling))
     epilogue = spec.epilogue
     if epilogue is None:
@@ -122,6 +124,18 @@ def test_default_tiling_is_exact(name: str, target: str) -> None:
     tiling = default(spec, target)
     assert tiling.dot in isa.binary_dot_products(make_target(target))
     check(spec, tiling, target)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("zero_point", [127, 129, 0])
+@pytest.mark.parametrize("name", ["3x3", "more on one side"])
+def test_any_zero_point_pads(name: str, zero_point: int, flat: bool) -> None:
+    """Of activations that are never negative it is the lower level."""
+    spec = replace(LAYERS[name], input_zero_point=zero_point)
+    block = round_up(spec.pixels, 3) if flat else round_up(spec.out_width, 3)
+    chain = 24 if name == "3x3" else 40
+    check(spec, Tiling(LOOKUP_256, 3, 1, 1, block, "rows", chain, flat=flat), "haswell")
+    check(spec, Tiling(generic_popcount(4), 3, 1, 1, block, "rows", flat=flat), "x86-64")
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -193,7 +207,7 @@ def test_words_are_packed_by_what_every_vector_unit_has(name: str) -> None:
 @given(st.data(), windows())
 def test_random_windows_are_exact(data: st.DataObject, window: Window) -> None:
     channels, outputs = 32 * data.draw(st.integers(1, 3)), data.draw(st.integers(1, 40))
-    fields = {**window, "input_zero_point": BINARY_ZERO}
+    fields = {**window, "input_zero_point": BINARY_MIDDLE}
     spec = Conv2DSpec(channels=channels, outputs=outputs, binary=True, **fields).flattened()
     target = data.draw(st.sampled_from(["haswell", "x86-64"]))
     check(spec, default(spec, target), target)
@@ -224,7 +238,7 @@ def test_rows_and_columns_of_equal_bias_are_classes() -> None:
     weight = np.random.default_rng(0).choice([-1, 1], (5, 3, 3, 32)).astype(np.int8)
     biases = conv2d.pack_bias(np.zeros(5, np.int32), weight, spec, tiling)
     assert biases.shape == (3, 3, 32)
-    whole = 9 * 32 + BINARY_ZERO * weight.sum(axis=(1, 2, 3), dtype=int)
+    whole = 9 * 32 + BINARY_MIDDLE * weight.sum(axis=(1, 2, 3), dtype=int)
     np.testing.assert_array_equal(biases[1, 1, :5], whole)
     above = weight[:, 0].sum(axis=(1, 2), dtype=int)
     np.testing.assert_array_equal(biases[0, 1, :5], whole + above)
