@@ -11,8 +11,8 @@ products, M of which differ,
     sum x w = K - 2 M + sum over taps in the padding of (1 + z) w                               (2)
 
 of those taps that are computed: all, or all but those of rows in the padding (`skip_padding`),
-whose z w the bias adds as well. So it depends on an output pixel's distance to the border. Pixels of equal
-bias are a *class*, of rows and of columns (`pack_bias`).
+whose z w the bias adds as well. So it depends on an output pixel's distance to the border. Pixels
+of equal bias are a *class*, of rows and of columns (`pack_bias`).
 
 *Counts looked up* (`isa.binary_stages`) are added up in bytes: at most 4 a step, so `LONGEST_COUNT`
 steps fit 8 bits. They are widened into 16 bits, which hold every count of a window of less than
