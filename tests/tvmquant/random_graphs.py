@@ -97,7 +97,7 @@ class RandomGraph:
         return ((items + self.offset) * self.scale).astype(np.float32)
 
     def choices(self, imported: Any) -> dict[str, Any]:
-        """Return bit choices of 2 to 8 bits for the layers of every second graph; else none."""
+        """Return bit choices of 1 to 8 bits for the layers of every second graph; else none."""
         from tvmquant.bit_choice import BitChoice
         from tvmquant.layers import quantizable_layers
 
@@ -105,9 +105,9 @@ class RandomGraph:
             return {}
         found, read = {}, {}
         for layer in quantizable_layers(imported):
-            a_bits = 8 if layer.given else read.setdefault(layer.group, self.between(2, 8))
-            w_bits = self.between(2, 8)
-            groups = "g32" if layer.groupable and w_bits <= 4 and self.chance(0.5) else ""
+            a_bits = 8 if layer.given else read.setdefault(layer.group, self.between(1, 8))
+            w_bits = self.between(1, 8)
+            groups = "g32" if layer.groupable and 2 <= w_bits <= 4 and self.chance(0.5) else ""
             found[layer.id] = BitChoice.parse(f"w{w_bits}a{a_bits}{groups}")
         fixed = {layer.group for layer in quantizable_layers(imported) if layer.given}
         return {

@@ -33,12 +33,14 @@ class Style:
 # without colour: choices of one width for both differ in all three.
 _COLOURS: Final = {
     8: "#2f5f9e", 7: "#1d6a8c", 6: "#0b7a75", 5: "#5f6f1a", 4: "#b85c00", 3: "#a33b3b",
-    2: "#9c2f7f",
+    2: "#9c2f7f", 1: "#3d434b",
 }  # fmt: skip
 _PATTERNS: Final = ("", "/", "\\", "x", "-", "|", ".")
 _GROUPED: Final = "+"
+_BINARY: Final = "+"
 _SYMBOLS: Final = {
     8: "circle", 7: "square", 6: "pentagon", 5: "hexagon", 4: "diamond", 3: "star", 2: "cross",
+    1: "x",
 }  # fmt: skip
 # What groups of so many weights add to the symbol.
 _OPEN: Final = {0: "", 128: "-open", 64: "-dot", 32: "-open-dot"}
@@ -54,4 +56,6 @@ def style_of(choice: str) -> Style:
     weight, read = taken.weight, taken.activation
     place = (8 - weight.bits) + 3 * (8 - read.bits)
     pattern = _GROUPED if weight.group else _PATTERNS[place % len(_PATTERNS)]
+    if weight.bits == read.bits == 1:
+        pattern = _BINARY
     return Style(_COLOURS[weight.bits], pattern, _SYMBOLS[read.bits] + _OPEN[weight.group])

@@ -5,7 +5,7 @@ import pytest
 from tvmquant.formats import WIDTHS
 from tvmquant.report.styles import OTHER, style_of
 
-EVERY = [f"w{w}a{a}" for w in WIDTHS for a in WIDTHS]
+EVERY = [f"w{w}a{a}" for w in (1, *WIDTHS) for a in (1, *WIDTHS)]
 
 
 def test_every_choice_has_a_style_of_its_own():
@@ -18,7 +18,7 @@ def test_every_choice_has_a_style_of_its_own():
 
 @pytest.mark.parametrize("field", ["colour", "pattern", "symbol"])
 def test_uniform_widths_differ_in_everything(field):
-    found = [getattr(style_of(f"w{bits}a{bits}"), field) for bits in WIDTHS]
+    found = [getattr(style_of(f"w{bits}a{bits}"), field) for bits in (1, *WIDTHS)]
     assert len(set(found)) == len(found)
 
 
