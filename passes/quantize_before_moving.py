@@ -161,8 +161,9 @@ def _rounded(value: Any, to: relax.Call) -> float:
     scale, zero = (float(qop.constant_array(a).reshape(-1)[0]) for a in to.args[1:3])
     attrs = qop.attributes(to)
     if attrs["format"] == UBINARY.name:
-        upper = value > 0.0 if attrs["strict"] else value >= 0.0
-        return scale if upper else -scale
+        middle = scale * (attrs["qmin"] + 1 - zero)
+        upper = value > middle if attrs["strict"] else value >= middle
+        return float(middle + scale if upper else middle - scale)
     steps = np.clip(np.rint(value / scale), attrs["qmin"] - zero, attrs["qmax"] - zero)
     return float(steps * scale)
 

@@ -4,6 +4,7 @@ Before, ``c`` being one positive constant, ``w`` constants of one magnitude per 
 
     lv = sign(x)                                     sign(sign(x) + 0.1), of Larq
     lv = where(x >= 0, c, -c)                        x > 0, x < 0, x <= 0, not
+    lv = where(x >= c, 2 c, 0)
     lv = astype(x >= 0) * 2 c - c
     lv = (sign(x) - y) + y                           a straight-through gradient, exported
     lv1 = conv2d(lv * c, w)
@@ -29,6 +30,7 @@ import numpy.typing as npt
 import tvm
 from tvm import relax
 
+from tvmquant.formats import UBINARY
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.imported_quantizers import imported_sign, imported_weight
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, span_name, used_vars
@@ -53,12 +55,17 @@ LEAST_MAGNITUDE = float(np.finfo(np.float32).tiny)
 
 
 class _Signs(NamedTuple):
-    """A tensor of two values: ``scale`` where ``source - threshold`` is not below 0."""
+    """A tensor of two values: ``scale`` where ``source - threshold`` is not below 0.
+
+    With another ``zero_point`` than the middle the two values are 0 and twice the scale, or 0 and
+    its negative, and ``source`` is compared with what lies between.
+    """
 
     source: relax.Var
     scale: float
     strict: bool
     threshold: float = 0.0
+    zero_point: int = UBINARY.middle
 
 
 class _Recognizer(DataflowRewriter):
@@ -84,8 +91,9 @@ class _Recognizer(DataflowRewriter):
             source = self.emit(relax.op.add(source, constant))
         name = self._unique(span_name(value) or str(var.name))
         return imported_sign(
-            source, found.scale, name=name, strict=found.strict, span=getattr(value, "span", None)
-        )
+            source, found.scale, name=name, strict=found.strict, zero_point=found.zero_point,
+            span=getattr(value, "span", None),
+        )  # fmt: skip
 
     def _unique(self, name: str) -> str:
         unique, count = name, 1
@@ -127,15 +135,21 @@ class _Recognizer(DataflowRewriter):
         return _Signs(source, 1.0, False) if isinstance(source, relax.Var) else None
 
     def _selected(self, call: relax.Call) -> _Signs | None:
-        """Read a choice between a number and its negative."""
+        """Read a choice between a number and its negative, or 0 and twice the threshold."""
         above, below = _number(call.args[1]), _number(call.args[2])
         compared = self._comparison(call.args[0])
-        if compared is None or above is None or below is None or above != -below or above == 0.0:
+        if compared is None or above is None or below is None:
             return None
         source, upper, strict, threshold = compared
-        if (above > 0.0) != upper:
+        if not upper:
+            above, below = below, above
+        if below == 0.0 and above == 2.0 * threshold > 0.0:
+            return _Signs(source, threshold, strict, zero_point=UBINARY.qmin)
+        if above == 0.0 and below == 2.0 * threshold < 0.0:
+            return _Signs(source, -threshold, strict, zero_point=UBINARY.qmax)
+        if above != -below or above <= 0.0:
             return None
-        return _Signs(source, abs(above), strict, threshold)
+        return _Signs(source, above, strict, threshold)
 
     def _comparison(self, expr: relax.Expr) -> tuple[relax.Var, bool, bool, float] | None:
         """Return what is compared with which number, whether it is to be above, and strictly."""
@@ -157,6 +171,8 @@ class _Recognizer(DataflowRewriter):
     def _scaled(self, call: relax.Call) -> _Signs | None:
         factor, signs = _number(call.args[1]), self._signs(call.args[0])
         if factor is None or signs is None or factor <= 0.0:
+            return None
+        if signs.zero_point != UBINARY.middle:
             return None
         return signs._replace(scale=signs.scale * factor)
 
@@ -244,17 +260,24 @@ def signs_and_magnitudes(
 
 
 def _reaching_layers(function: relax.Function) -> set[relax.Var]:
-    """Return the tensors that a layer multiplies by its weight, as they are or moved."""
+    """Return the tensors that a layer multiplies by its weight: as they are, moved, or rounded."""
     found: set[relax.Var] = set()
     for var, value in reversed(list(bindings_of(function))):
         if qop.is_call(value, *qop.FLOAT_CONTRACTIONS):
             if isinstance(value.args[0], relax.Var):
                 found.add(value.args[0])
-        elif var in found and (
-            isinstance(value, relax.Var) or (isinstance(value, relax.Call) and is_mover(value))
-        ):
+        elif var in found and (isinstance(value, relax.Var) or _hands_on(value)):
             found.update(used_vars(value))
     return found
+
+
+def _hands_on(value: relax.Expr) -> bool:
+    if not isinstance(value, relax.Call):
+        return False
+    # of several scales, brought to one
+    scaled = qop.is_call(value, "relax.multiply") and len(used_vars(value)) == 1
+    chosen = qop.is_call(value, SELECT, "relax.logical_not", *COMPARISONS)
+    return scaled or chosen or is_mover(value) or qop.is_call(value, qop.FAKE_QUANT)
 
 
 def _number(expr: Any) -> float | None:

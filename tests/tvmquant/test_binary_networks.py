@@ -1,6 +1,7 @@
 """Networks with layers of one bit, from ONNX to libraries that compute in integers only."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -21,11 +22,12 @@ from tests.tvmquant.networks import (
 from tvmquant.bit_choice import BitChoice
 from tvmquant.deploy.build import build
 from tvmquant.deploy.loader import load
+from tvmquant.export import to_onnx
 from tvmquant.frontend import load_onnx
 from tvmquant.layers import is_quantized, quantizable_layers
 from tvmquant.levels import canonical
 from tvmquant.passes import pipeline
-from tvmquant.quantization import apply_calibration, calibrate
+from tvmquant.quantization import apply_calibration, calibrate, quantize
 from tvmquant.sensitivity import estimate_sensitivity
 from tvmquant.simulator import simulate
 from tvmquant.twin import Twin
@@ -179,3 +181,16 @@ def test_layers_of_the_models_own_choice_cost_nothing(compiled):
     for name, terms in found.perturbation.items():
         assert set(terms) == ({"w8a8", "w4a4", "w1a1"} if name in free else {"w1a1"})
         assert (max(terms.values()) > 0.0) == (name in free)
+
+
+def test_what_is_exported_and_imported_again_gives_the_same_integers(compiled):
+    model = to_onnx(compiled.annotated).model
+    onnx.checker.check_model(model, full_check=True)
+    again = load_onnx(model)
+    assert is_quantized(again)  # by the scales of its 8-bit layers
+    choices = [str(layer.usual) for layer in quantizable_layers(again)]
+    assert choices == [str(layer.usual) for layer in quantizable_layers(compiled.graph)]
+    images = compiled.images[:4]
+    (expected,) = simulate(compiled.quantized, images)
+    (found,) = simulate(quantize(again), images)
+    np.testing.assert_array_equal(found, expected)

@@ -23,9 +23,11 @@ from tvmquant.export.quantizers import (
     write_in_one_scale,
     write_input,
     write_rounding,
+    write_sign,
 )
 from tvmquant.export.reading import Reading
 from tvmquant.export.weights import WeightLayout, write_weight
+from tvmquant.formats import UBINARY
 from tvmquant.graph import Graph
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, count_uses, span_name
@@ -204,7 +206,11 @@ class NetworkWriter:
         first = self.reading.first_rounding.get(var)
         if first is not None:
             x = write_rounding(self.builder, x, first, f"{attrs['id']}/first", clips=True)
-        value = quantizer.write(self.builder, x, attrs["id"])
+        if attrs["format"] == UBINARY.name:
+            strict = bool(attrs.get("strict", 0))
+            value = write_sign(self.builder, x, quantizer, attrs["id"], strict=strict)
+        else:
+            value = quantizer.write(self.builder, x, attrs["id"])
         scales = quantizer.scale_of_rank(len(call.ty.shape.values))
         self.edges.append(WrittenEdge(attrs["id"], var, value, scales))
         return value

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from tvmquant.arithmetic import quantize_half_even
 from tvmquant.export import opsets
 from tvmquant.export.builder import OnnxBuilder
+from tvmquant.formats import Binary
 from tvmquant.passes.accumulator import Quantized
 from tvmquant.passes.scale_factors import varying_axes
 
@@ -108,6 +109,31 @@ class Quantizer:
         return builder.node("Clip", [x, *ends], f"{name}/Clip")
 
 
+def write_sign(builder: OnnxBuilder, x: str, to: Quantizer, name: str, *, strict: bool) -> str:
+    """Append the nodes that give the nearer of a binary tensor's two levels, and return its name.
+
+    They are numbers: no integer type of ONNX has two levels about 0.
+
+    Parameters
+    ----------
+    builder : OnnxBuilder
+    x : str
+    to : Quantizer
+    name : str
+        Of the nodes.
+    strict : bool
+        Whether what lies in the middle is rounded down.
+    """
+    reals = [np.float32(q - to.zero_point) * to.scale for q in (to.qmin + 1, to.qmax, to.qmin)]
+    middle, upper, lower = (
+        builder.constant(real, f"{name}/{label}")
+        for real, label in zip(reals, ("middle", "upper", "lower"), strict=True)
+    )
+    compared = "Greater" if strict else "GreaterOrEqual"
+    above = builder.node(compared, [x, middle], f"{name}/{compared}")
+    return builder.node("Where", [above, upper, lower], f"{name}/Where")
+
+
 def write_rounding(builder: OnnxBuilder, x: str, to: Quantized, name: str, *, clips: bool) -> str:
     """Append the nodes that round a value to the integers of a tensor, and return its name then.
 
@@ -149,6 +175,9 @@ def write_in_one_scale(builder: OnnxBuilder, x: str, held: Quantized, name: str)
     inverse = builder.constant(np.float32(1.0 / held.factors), f"{name}/inverse_factors")
     x = builder.node("Mul", [x, inverse], f"{name}/Mul")
     scale = np.asarray(held.scale, np.float32)
+    if isinstance(held.format, Binary):
+        to = Quantizer(scale, held.zero_point, held.format.qmin, held.format.qmax, held.dtype)
+        return write_sign(builder, x, to, name, strict=False)
     return Quantizer(scale, held.zero_point, *_levels(held), held.dtype).write(builder, x, name)
 
 

@@ -14,6 +14,7 @@ import tvm
 from tvm import relax
 
 from tvmquant.arithmetic import FloatArray
+from tvmquant.formats import Binary
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.passes.accumulator import Accumulator, Contraction, Quantized, Term
 from tvmquant.passes.insert_requantize import Integerizer
@@ -114,7 +115,7 @@ class Reading(Integerizer):
         self, layer: Contraction, region: Accumulator, to: Quantized, name: str
     ) -> tuple[relax.Expr, Multipliers, Any]:
         """Note the bias of a layer with slopes, which enters the sum whose sign decides."""
-        if region.slopes is not None:
+        if region.slopes is not None and not isinstance(to.format, Binary):
             step, bias = region.terms[0].scale.reshape(-1), region.bias.reshape(-1)
             steps = bias / np.where(step == 0.0, 1.0, step)
             moves = (np.rint(steps) - steps) * layer.x.scale * layer.weight.scale

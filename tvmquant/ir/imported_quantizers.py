@@ -86,7 +86,13 @@ def imported_activation(
 
 
 def imported_sign(
-    x: relax.Expr, scale: float, *, name: str, strict: bool = False, span: Any = None
+    x: relax.Expr,
+    scale: float,
+    *,
+    name: str,
+    strict: bool = False,
+    zero_point: int = UBINARY.middle,
+    span: Any = None,
 ) -> relax.Call:
     """Return the fake_quant that gives ``scale`` where a tensor is not below 0, else ``-scale``.
 
@@ -97,7 +103,9 @@ def imported_sign(
     name : str
         Id of the fake_quant, unique in the graph.
     strict : bool
-        Whether 0 gives ``-scale``.
+        Whether the middle is rounded down.
+    zero_point : int
+        With that of the lower level the levels are 0 and ``2 scale``, and their middle ``scale``.
     span : Span, optional
     """
     held = UBINARY
@@ -117,7 +125,7 @@ def imported_sign(
         "greatest": 0.0,
         "strict": int(strict),
     }
-    constants = np.asarray([scale], np.float32), np.asarray([held.middle], np.int32)
+    constants = np.asarray([scale], np.float32), np.asarray([zero_point], np.int32)
     return qop.emit(qop.FAKE_QUANT, [x, *map(qop.constant, constants)], attrs, span)
 
 

@@ -36,7 +36,9 @@ def check(network: Graph, images: np.ndarray, **options) -> Graph:
     return again
 
 
-@pytest.mark.parametrize("choice", ["w8a8", "w4a4", "w4a8g32", "w6a6", "w3a5", "w2a2"])
+@pytest.mark.parametrize(
+    "choice", ["w8a8", "w4a4", "w4a8g32", "w6a6", "w3a5", "w2a2", "w1a8", "w1a1"]
+)
 @pytest.mark.parametrize("packs", [True, False])
 def test_layers_of_every_operation_and_width(layers, choice, packs):
     graph, calibration, images = layers
