@@ -28,7 +28,7 @@ from tvm import relax
 
 from tvmquant import formats
 from tvmquant.arithmetic import Array
-from tvmquant.formats import BINARY, LEAST_BITS, Uniform
+from tvmquant.formats import BINARY, LEAST_BITS, Format, Uniform
 from tvmquant.ir import quantized_ops as qop
 
 FUNCTION = "tvmquant_weight"
@@ -49,21 +49,24 @@ def digest(weight: Array) -> str:
     return hashlib.sha256(np.ascontiguousarray(weight).tobytes()).hexdigest()
 
 
-def container_bits(weight: Array) -> int:
-    """Return the bits that each value of a kernel's weight takes: bytes hold two of them."""
-    return 4 if weight.dtype == np.uint8 else 8 * weight.dtype.itemsize
-
-
-def values_of(weight: Array) -> Array:
-    """Return the integers that a kernel's weight holds, in order.
+def container_bits(weight: Array, held: Format) -> int:
+    """Return the bits that each value of a kernel's weight takes.
 
     Parameters
     ----------
     weight : array
-        Of signed integers, or of uint8: two in a byte, each 8 more than it is, the lower half first
-        (`schedules.conv2d_packing`).
+        Of the integers of an unsigned format; of signed integers; or of signed ones in uint8: two
+        in a byte, each 8 more than it is, the lower half first (`schedules.conv2d_packing`).
+    held : Format
+        That its values fit.
     """
-    if container_bits(weight) > 4:
+    pairs = weight.dtype == np.uint8 and held.qmin < 0
+    return 4 if pairs else 8 * weight.dtype.itemsize
+
+
+def values_of(weight: Array, held: Format) -> Array:
+    """Return the integers that a kernel's weight holds, in order; parameters as above."""
+    if container_bits(weight, held) > 4:
         return weight.reshape(-1)
     halves = np.stack([weight & 15, weight >> 4], axis=-1).reshape(-1)
     return halves.astype(np.int8) - np.int8(8)
@@ -106,19 +109,21 @@ class _Storer(relax.PyExprMutator):  # type: ignore[misc]  # TVM's classes are u
     def _stored(self, array: Array, held: str) -> dict[str, Any] | None:
         """Return what the library holds of a constant; None where the executable keeps it."""
         data, named = array, ""
-        if held and formats.parse(held).bits < container_bits(array):
-            values = values_of(array)
-            if held == BINARY.name and not values.all():  # zeros, where extents are padded
-                held = TERNARY.name
-            packed = formats.parse(held).pack(values)
+        format = formats.parse(held) if held else None
+        width = container_bits(array, format) if format else 0
+        if format is not None and format.bits < width:
+            values = values_of(array, format)
+            if format == BINARY and not values.all():  # zeros, where extents are padded
+                format = TERNARY
+            packed = format.pack(values)
             if array.nbytes - packed.nbytes >= LEAST_SAVED:
-                data, named = packed, held
+                data, named = packed, format.name
         if not named and array.nbytes < LEAST_BYTES:
             return None
         shape, dtype = list(array.shape), str(array.dtype)
         return {
             "data": tvm.runtime.tensor(data), "shape": shape, "dtype": dtype, "format": named,
-            "width": container_bits(array) if named else 0,
+            "width": width if named else 0,
         }  # fmt: skip
 
 

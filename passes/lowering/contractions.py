@@ -87,7 +87,7 @@ def _contract(lowerer: Lowerer, call: relax.Call) -> relax.Expr:
     def argument(value: Any) -> relax.Expr:
         if isinstance(value, Weight):
             held = choice.weight if value.bits == choice.weight.bits else INT8
-            return lowerer.weight(value.packed, held)
+            return lowerer.weight(value.packed, value.held or held)
         if not isinstance(value, Operand):
             return qop.constant(value)
         tensor = tensors[value.name]

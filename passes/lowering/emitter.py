@@ -102,7 +102,7 @@ class Lowerer(KernelEmitter):
 
     def weight(self, packed: Array, held: Format) -> relax.Expr:
         """Return a kernel's weight, noting its format where the library can hold it in less."""
-        if held.bits < min(INT8.bits, container_bits(packed)):
+        if held.bits < min(INT8.bits, container_bits(packed, held)):
             self.formats[digest(packed)] = held.name
         return qop.constant(packed)
 

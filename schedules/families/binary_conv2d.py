@@ -10,19 +10,24 @@ from tvm import tirx
 
 from tvmquant.bit_choice import BitChoice
 from tvmquant.errors import QuantizationError
+from tvmquant.formats import Uniform
 from tvmquant.machine import Machine
 from tvmquant.schedules import conv2d
 from tvmquant.schedules.conv2d_binary import PACKED
+from tvmquant.schedules.conv2d_spec import Tiling
 from tvmquant.schedules.families.contraction import (
     CONV2D,
     DENSE,
+    Array,
     Contraction,
     Layer,
     Lowered,
     Operand,
+    Weight,
 )
 from tvmquant.schedules.families.conv2d import Conv2DFamily, spec_of
 from tvmquant.schedules.families.family import Tilings, finishing
+from tvmquant.schedules.isa import INDEX_BITS
 
 
 class BinaryConv2DFamily(Conv2DFamily):
@@ -72,12 +77,19 @@ class BinaryConv2DFamily(Conv2DFamily):
         shape = conv2d.output_shape(spec, tiling)
         arguments = (
             Operand("input", conv2d.input_shape(spec, tiling)),
-            conv2d.pack_weight(layer.weight, spec, tiling),
+            _stored(conv2d.pack_weight(layer.weight, spec, tiling), tiling),
             *((conv2d.counts(),) if tiling.dot.looks_up else ()),
             conv2d.pack_bias(layer.bias, layer.weight, spec, tiling),
             *finishing(layer, conv2d.padded_outputs(spec, tiling), shape),
         )
         return Lowered(self.kernel(spec, tiling), arguments, shape)
+
+
+def _stored(packed: Array, tiling: Tiling) -> Weight | Array:
+    """Return a weight as the library is to hold it: one bit for each."""
+    if not tiling.dot.looks_up:
+        return packed
+    return Weight(packed, INDEX_BITS, Uniform(INDEX_BITS, signed=False))
 
 
 class BinaryDenseFamily(BinaryConv2DFamily):

@@ -182,10 +182,13 @@ class Weight:
         Of signed integers, or of uint8: two of 4 bits in a byte (`schedules.conv2d_packing`).
     bits : int
         That its values fit.
+    held : Format, optional
+        Of its elements, where these are not the layer's weights.
     """
 
     packed: Array
     bits: int
+    held: Format | None = None
 
 
 @dataclass(frozen=True)

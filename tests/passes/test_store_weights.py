@@ -9,7 +9,7 @@ import pytest
 import tvm
 from tvm import relax, tirx
 
-from tvmquant.formats import Uniform
+from tvmquant.formats import Uniform, parse
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.passes.store_weights import (
     FORMATS,
@@ -89,10 +89,10 @@ def test_weights_are_held_at_their_own_width(bits: int, container: str) -> None:
     if container == "nibbles":
         halves = (np.clip(values, -8, 7) + 8).astype(np.uint8).reshape(-1, 2)
         kept, values = halves[:, 0] | halves[:, 1] << 4, np.clip(values, -8, 7)
-    np.testing.assert_array_equal(values_of(kept), values)
+    np.testing.assert_array_equal(values_of(kept, held), values)
     before = module([kept]).with_attr(FORMATS, {digest(kept): held.name})
     after = StoreWeights()(before)
-    narrow = bits < container_bits(kept)
+    narrow = bits < container_bits(kept, held)
     if not narrow:
         tvm.ir.assert_structural_equal(after, before)  # 4096 bytes at most
         return
@@ -100,6 +100,27 @@ def test_weights_are_held_at_their_own_width(bits: int, container: str) -> None:
     assert (str(found["format"]), str(found["dtype"])) == (held.name, str(kept.dtype))
     assert [int(extent) for extent in found["shape"]] == list(kept.shape)
     np.testing.assert_array_equal(found["data"].numpy(), held.pack(values))
+
+
+def test_unsigned_values_lie_one_in_a_byte() -> None:
+    held = Uniform(4, signed=False)
+    kept = np.resize(np.arange(16), (64, 64)).astype(np.uint8)
+    (found,) = StoreWeights()(module([kept]).with_attr(FORMATS, {digest(kept): held.name})).attrs[
+        WEIGHTS
+    ]
+    assert (str(found["format"]), int(found["width"])) == ("uint4", 8)
+    np.testing.assert_array_equal(found["data"].numpy(), held.pack(kept))
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_one_bit_is_kept_where_there_are_no_zeros(zeros: bool) -> None:
+    values = np.resize([1, -1, -1], 4096).astype(np.int8)
+    values[:8] *= not zeros
+    (found,) = StoreWeights()(
+        module([values]).with_attr(FORMATS, {digest(values): "binary"})
+    ).attrs[WEIGHTS]
+    assert str(found["format"]) == ("int2" if zeros else "binary")
+    np.testing.assert_array_equal(parse(str(found["format"])).pack(values), found["data"].numpy())
 
 
 def test_what_packing_hardly_makes_smaller_stays() -> None:

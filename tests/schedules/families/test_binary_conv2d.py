@@ -62,7 +62,8 @@ def run(layer: Layer, target: str, threads: int = 1) -> tuple[np.ndarray, np.nda
     residual = rng.integers(0, 256, acc.shape).astype(np.uint8)
     tensors = {"input": x, "residual": residual}
     arguments = [
-        tensors[a.name].reshape(a.shape) if isinstance(a, Operand) else a for a in lowered.arguments
+        tensors[a.name].reshape(a.shape) if isinstance(a, Operand) else getattr(a, "packed", a)
+        for a in lowered.arguments
     ]
     found = kt.run(lowered.kernel, machine.target, arguments).reshape(acc.shape)
     if layer.epilogue is None:
