@@ -20,6 +20,7 @@ from benchmarks.models.efficientnet_lite import EfficientNetLite0
 from benchmarks.models.exporter import Style, export_onnx
 from benchmarks.models.inception import InceptionV3
 from benchmarks.models.initialise import randomise, synthetic_images
+from benchmarks.models.mobilenetv1 import MobileNetV1
 from benchmarks.models.mobilenetv2 import MobileNetV2
 from benchmarks.models.mobilenetv3 import MobileNetV3Small
 from benchmarks.models.resnet import resnet18, resnet50
@@ -53,6 +54,7 @@ _MODELS = {
     "resnet18": _Model(resnet18),
     "resnet50": _Model(resnet50),
     "inceptionv3": _Model(InceptionV3, image_size=299, smallest=75),
+    "mobilenetv1": _Model(MobileNetV1),
     "mobilenetv2": _Model(MobileNetV2),
     "efficientnet-lite0": _Model(EfficientNetLite0),
     "mobilenetv3-small": _Model(MobileNetV3Small),

@@ -15,6 +15,7 @@ PUBLISHED = {
     "resnet18": (11_689_512, 1.814e9),
     "resnet50": (25_557_032, 4.089e9),
     "inceptionv3": (23_834_568, 5.713e9),
+    "mobilenetv1": (4_231_976, 0.5687e9),
     "mobilenetv2": (3_504_872, 0.3008e9),
     # 407 M in the announcement, which counts the normalizations too
     "efficientnet-lite0": (4_652_008, 0.385e9),
