@@ -64,6 +64,8 @@ MAY_IMPORT = {
         "allocation", "arithmetic", "bit_choice", "data", "graph", "ir", "passes", "resize",
         "simulator", "weight_pairs",
     },
+    # networks of one bit, to be trained with torch and exported
+    "nn": set(),
     # from float to integers
     "calibration": {
         "arithmetic", "data", "graph", "ir", "passes", "quantizer", "twin", "weight_pairs",
