@@ -23,7 +23,10 @@ from benchmarks.models.initialise import randomise, synthetic_images
 from benchmarks.models.mobilenetv1 import MobileNetV1
 from benchmarks.models.mobilenetv2 import MobileNetV2
 from benchmarks.models.mobilenetv3 import MobileNetV3Small
-from benchmarks.models.resnet import resnet18, resnet50
+from benchmarks.models.quicknet import QuickNetSmall
+from benchmarks.models.reactnet import reactnet18, reactnet20, reactnet_a
+from benchmarks.models.resnet import bwn_resnet18, resnet18, resnet50
+from benchmarks.models.xnor_resnet import XNORResNet18
 
 __all__ = ["architecture", "build", "export", "input_shape", "names", "synthetic_images"]
 
@@ -61,6 +64,12 @@ _MODELS = {
     "densenet121": _Model(DenseNet121),
     "unet": _Model(unet.unet, smallest=16, multiple=8),
     "unet-resize": _Model(unet.unet_resize, smallest=16, multiple=8),
+    "reactnet-a": _Model(reactnet_a, multiple=32),
+    "reactnet18": _Model(reactnet18, multiple=32),
+    "reactnet20-cifar": _Model(reactnet20, image_size=32, smallest=16, multiple=4),
+    "xnor-resnet18": _Model(XNORResNet18),
+    "bwn-resnet18": _Model(bwn_resnet18),
+    "quicknet-small": _Model(QuickNetSmall, smallest=96),
 }
 
 

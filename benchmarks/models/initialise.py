@@ -5,8 +5,9 @@ grow or shrink from layer to layer; and where a normalization precedes every rec
 any error, so that 8 bits leave little of the logits. Here the convolutions follow He et al. (2015);
 each channel's normalization has its own scale and shift and the statistics of image-like data;
 shifts before activations are positive, which leaves these nearly linear, so that they pass errors
-on and amplify them little, and residual branches are small beside what they are added to. The last
-layer is scaled so that its logits are centred over images and spread by about `LOGIT_STD`.
+on and amplify them little, and residual branches are small beside what they are added to, those of
+signs above all. The last layer is scaled so that its logits are centred over images and spread by
+about `LOGIT_STD`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.models.layers import ConvBNAct, SqueezeExcitation
+from benchmarks.models.layers import CentredBatchNorm2d, ConvBNAct, SqueezeExcitation
+from tvmquant.nn import RPReLU, RSign
 
 LOGIT_STD = 2.0
 # most scales within [0.5, 2]
@@ -27,6 +29,10 @@ _BETA_STD = 0.25
 # a ReLU then clears about one value in six, and ReLU6 cuts off some of the largest
 _BETA_BEFORE_ACTIVATION = 1.0
 _RESIDUAL_GAMMA = 0.3
+# smaller where branches begin with signs, which make large differences of small ones
+_BINARY_RESIDUAL_GAMMA = 0.1
+# of learned thresholds of signs, and of where and with which slopes rectifiers bend
+_SHIFT_STD = 0.1
 # a gate that hardly depends on the image keeps products of activations from running away
 _GATE_GAIN = 0.3
 # images that the statistics come from: few do not represent others, many take long
@@ -117,9 +123,16 @@ def _randomise_layer(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_in))
         if module.bias is not None:
             nn.init.normal_(module.bias, std=_BETA_STD)
-    elif isinstance(module, nn.BatchNorm2d):
+    elif isinstance(module, RSign | RPReLU):
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter).mul_(_SHIFT_STD))
+        if isinstance(module, RPReLU):  # bends there, and is the identity above
+            module.gamma.sub_(_BETA_BEFORE_ACTIVATION)
+            module.zeta.sub_(_BETA_BEFORE_ACTIVATION)
+    elif isinstance(module, nn.BatchNorm2d) and module.affine:
         module.weight.copy_(torch.randn_like(module.weight).mul_(_GAMMA_LOG_STD).exp_())
-        nn.init.normal_(module.bias, mean=_BETA_BEFORE_ACTIVATION, std=_BETA_STD)
+        mean = 0.0 if isinstance(module, CentredBatchNorm2d) else _BETA_BEFORE_ACTIVATION
+        nn.init.normal_(module.bias, mean=mean, std=_BETA_STD)
 
 
 def _calm(module: nn.Module) -> None:
@@ -130,7 +143,11 @@ def _calm(module: nn.Module) -> None:
         module.norm.bias.sub_(_BETA_BEFORE_ACTIVATION)
     residual_norm = getattr(module, "residual_norm", None)
     if residual_norm is not None:
-        residual_norm.weight.mul_(_RESIDUAL_GAMMA)
+        signs = isinstance(residual_norm, CentredBatchNorm2d)
+        residual_norm.weight.mul_(_BINARY_RESIDUAL_GAMMA if signs else _RESIDUAL_GAMMA)
+    residual_convolution = getattr(module, "residual_convolution", None)
+    if residual_convolution is not None:
+        residual_convolution.weight.mul_(_BINARY_RESIDUAL_GAMMA)
 
 
 def _estimate_statistics(network: nn.Module, images: Tensor) -> None:

@@ -7,6 +7,10 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 
+class CentredBatchNorm2d(nn.BatchNorm2d):
+    """A normalization behind which no rectifier stands, but a sum or signs."""
+
+
 class ConvBNAct(nn.Sequential):
     """Convolve without bias, normalize, activate.
 
@@ -25,6 +29,8 @@ class ConvBNAct(nn.Sequential):
         Builds the activation; None ends with the normalization.
     eps : float
         Added to the variance by the normalization.
+    convolution : callable
+        Builds the convolution, as `torch.nn.Conv2d`.
     """
 
     def __init__(
@@ -38,13 +44,14 @@ class ConvBNAct(nn.Sequential):
         groups: int = 1,
         activation: Callable[[], nn.Module] | None = nn.ReLU,
         eps: float = 1e-5,
+        convolution: Callable[..., nn.Module] = nn.Conv2d,
     ) -> None:
         if isinstance(kernel_size, int):
             kernel_size = (kernel_size, kernel_size)
         if padding is None:
             padding = (kernel_size[0] // 2, kernel_size[1] // 2)
         layers: list[nn.Module] = [
-            nn.Conv2d(
+            convolution(
                 in_channels,
                 out_channels,
                 kernel_size,
