@@ -9,6 +9,8 @@ from torch import nn
 
 from benchmarks import models
 from benchmarks.models.exporter import export_onnx
+from benchmarks.models.quicknet import BlurPool
+from tvmquant.nn import BinaryConv2d
 
 # parameters, multiplications at the published size (convolutions and dense layers)
 PUBLISHED = {
@@ -21,8 +23,18 @@ PUBLISHED = {
     "efficientnet-lite0": (4_652_008, 0.385e9),
     "mobilenetv3-small": (2_542_856, 0.0565e9),
     "densenet121": (7_978_856, 2.834e9),
+    "bwn-resnet18": (11_689_512, 1.814e9),
 }
-SMALL = {"inceptionv3": 75, "densenet121": 64, "unet": 64, "unet-resize": 64}
+# Multiplications of signs, and of real numbers: Liu et al. (2020), table 1, where the second has
+# the numbers of Bi-Real-18
+PUBLISHED_BINARY = {"reactnet-a": (4.82e9, 0.012e9), "reactnet18": (1.68e9, 0.139e9)}
+SMALL = {"inceptionv3": 75, "densenet121": 64, "unet": 64, "unet-resize": 64, "quicknet-small": 96}
+# of which the exporter leaves normalizations: they stand before a convolution or after a transposed
+# one, or after one whose weight is not a constant to it
+UNFOLDED = (
+    "densenet121", "unet", "reactnet-a", "reactnet18", "reactnet20-cifar", "xnor-resnet18",
+    "bwn-resnet18", "quicknet-small",
+)  # fmt: skip
 CLASSES = 20
 # opset, and whether normalization is folded: all but what is exported by default
 OTHER_EXPORTS = [(11, True), (11, False), (17, False), (21, True), (21, False)]
@@ -49,11 +61,13 @@ def _define(name):
     return models._find(name).define(1000).eval()
 
 
-def _multiplications(network, shape):
+def _multiplications(network, shape, kind=nn.Module):
     total = 0
 
     def count(module, inputs, output):
         nonlocal total
+        if not isinstance(module, kind):
+            return
         if isinstance(module, nn.Conv2d):
             total += output[0].numel() * module.weight[0].numel()
         elif isinstance(module, nn.Linear):
@@ -73,6 +87,38 @@ def test_parameters_and_multiplications_are_the_published_ones(name):
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters
     counted = _multiplications(network, models.input_shape(name))
     assert counted == pytest.approx(multiplications, rel=2e-3)
+
+
+@pytest.mark.parametrize("name", PUBLISHED_BINARY)
+def test_binary_multiplications_are_the_published_ones(name):
+    binary, real = PUBLISHED_BINARY[name]
+    network, shape = _define(name), models.input_shape(name)
+    counted = _multiplications(network, shape, BinaryConv2d)
+    assert counted == pytest.approx(binary, rel=4e-3)
+    assert _multiplications(network, shape) - counted == pytest.approx(real, rel=2e-2)
+
+
+def test_quicknet_small_has_the_parameters_of_larq_zoo():
+    """It counts blurs, and two numbers per channel of every normalization."""
+    network = _define("quicknet-small")
+    tensors = [*network.parameters()]
+    for module in network.modules():
+        if isinstance(module, BlurPool):
+            tensors.append(module.kernel)
+        elif isinstance(module, nn.BatchNorm2d) and not module.affine:
+            tensors += [module.running_mean, module.running_var]
+    assert sum(tensor.numel() for tensor in tensors) == 12_655_688
+
+
+def test_reactnet_a_halves_the_picture_and_doubles_the_channels():
+    shapes = []
+    network = _define("reactnet-a")
+    for block in network.blocks:
+        block.register_forward_hook(lambda _module, _inputs, y: shapes.append(tuple(y.shape[1:3])))
+    network(torch.zeros(1, 3, 224, 224))
+    assert shapes == [
+        (64, 112), *[(128, 56)] * 2, *[(256, 28)] * 2, *[(512, 14)] * 6, *[(1024, 7)] * 2
+    ]  # fmt: skip
 
 
 def test_resnet50_strides_in_the_3x3_convolutions():
@@ -98,7 +144,7 @@ def test_activations_neither_die_nor_explode(small):
     for hook in hooks:
         hook.remove()
     assert len(spreads) > 10
-    assert min(spreads) > 0.3
+    assert min(spreads) > 0.15  # of residual branches behind signs
     assert max(spreads) < 4
 
 
@@ -162,8 +208,7 @@ def _check_torchscript_export(name, size, network, opset, fold_bn, tmp_path):
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
     if not fold_bn:
         assert nodes["BatchNormalization"] == norms
-    elif name not in ("densenet121", "unet"):
-        # those normalize before a convolution, or after a transposed one, which nothing folds
+    elif name not in UNFOLDED:
         assert nodes["BatchNormalization"] == 0
     assert list(tmp_path.iterdir()) == [path]
 

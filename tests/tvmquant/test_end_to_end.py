@@ -12,6 +12,8 @@ from tvmquant.data import open_data
 from tvmquant.deploy.build import build
 from tvmquant.deploy.loader import load
 from tvmquant.errors import QuantizationError
+from tvmquant.frontend import load_onnx
+from tvmquant.layers import quantizable_layers
 from tvmquant.passes.verify_integer_only import float_audit
 from tvmquant.simulator import simulate
 
@@ -27,10 +29,26 @@ MODELS = {
     "densenet121": (32, 12),
     "unet": (16, 22),
     "unet-resize": (16, 22),
+    "reactnet-a": (32, 5),
+    "reactnet18": (32, 12),
+    "reactnet20-cifar": (32, 20),
+    "xnor-resnet18": (32, 15),
+    "bwn-resnet18": (32, 18),
+    "quicknet-small": (96, 14),
 }
 
-# those that are built in every run: of plain, depthwise and transposed convolutions
-BUILT = ("resnet18", "mobilenetv3-small", "unet-resize")
+# those that are built in every run: of plain, depthwise, transposed and binary convolutions
+BUILT = ("resnet18", "mobilenetv3-small", "unet-resize", "reactnet20-cifar")
+
+# 3x3 and 1x1 convolutions of one bit or with binary weights, which the others have at 8 bits
+BINARY = {
+    "reactnet-a": ("w1a1", 13 + 18),
+    "reactnet18": ("w1a1", 16),
+    "reactnet20-cifar": ("w1a1", 18),
+    "xnor-resnet18": ("w1a1", 16),
+    "bwn-resnet18": ("w1a8", 16),
+    "quicknet-small": ("w1a1", 16),
+}
 
 REAL_MODELS = {
     "squeezenet1.1-imagenet": ("imagenet-1000.tar", "squeezenet-caffe", 20),
@@ -77,11 +95,22 @@ def compile_architecture(name, folder):
     return compile_network(path, networks.images_of((3, size, size)))
 
 
-@pytest.mark.parametrize("name", ["mobilenetv2", "efficientnet-lite0", "unet"])
+@pytest.mark.parametrize(
+    "name", ["mobilenetv2", "efficientnet-lite0", "unet", "quicknet-small", "xnor-resnet18"]
+)
 def test_known_architectures_become_integers(tmp_path, name):
     network = compile_architecture(name, tmp_path)
     assert float_audit(network.quantized.module) == []
     check_accuracy(network, MODELS[name][1])
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_binary_layers_are_known(tmp_path, name):
+    choice, count = BINARY[name]
+    path = models.export(name, tmp_path / "n.onnx", image_size=MODELS[name][0], num_classes=10)
+    choices = [str(layer.usual) for layer in quantizable_layers(load_onnx(path))]
+    assert choices.count(choice) == count
+    assert set(choices) == {choice, "w8a8"}
 
 
 @pytest.mark.parametrize(

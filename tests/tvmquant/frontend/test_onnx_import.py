@@ -388,7 +388,7 @@ def test_normalization_folded_by_the_exporter_or_by_us(
 # the new exporter takes seconds: one network of many operators stands for the others
 DYNAMO = [
     pytest.param(name, "dynamo", marks=() if name == "mobilenetv3-small" else pytest.mark.slow)
-    for name in ("resnet50", "mobilenetv2", "mobilenetv3-small", "unet")
+    for name in ("resnet50", "mobilenetv2", "mobilenetv3-small", "unet", "reactnet20-cifar")
 ]
 
 
@@ -398,7 +398,7 @@ DYNAMO = [
 )
 def test_known_architectures(tmp_path, name, style):
     """The torch twin of the graph computes what ONNX Runtime does, in exports of both styles."""
-    size = 75 if name == "inceptionv3" else 32
+    size = {"inceptionv3": 75, "quicknet-small": 96}.get(name, 32)
     opset, fold_bn = (18, False) if style == "dynamo" else (11, True)
     path = tmp_path / "net.onnx"
     models.export(
