@@ -65,7 +65,7 @@ class _BasicBlock(nn.Module):
 class _SeparableBlock(nn.Module):
     """A 3x3 convolution of equal channels and one or two 1x1, instead of a separable convolution.
 
-    Two where the channels double: both read the same signs, and are concatenated (figure 3).
+    Two where the channels double: both read the same signs, and are concatenated (section 4.1).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:

@@ -12,8 +12,8 @@ from tvmquant.nn.signs import sign
 class RSign(nn.Module):
     """The sign of what is above a learned threshold of each channel.
 
-    ``h(x) = 1 if x >= alpha_c else -1``: Liu et al. (2020), "ReActNet", eq. (1), where 0 is left
-    open.
+    ``h(x) = 1 if x >= alpha_c else -1``: Liu et al. (2020), "ReActNet", section 4.2. The paper has
+    -1 at the threshold itself.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class RPReLU(nn.Module):
     """Two slopes that meet in a learned point of each channel.
 
     ``f(x) = x - gamma_c + zeta_c if x > gamma_c else beta_c (x - gamma_c) + zeta_c``: Liu et al.
-    (2020), "ReActNet", eq. (2).
+    (2020), "ReActNet", section 4.2.
 
     Parameters
     ----------

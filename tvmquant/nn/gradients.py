@@ -7,8 +7,8 @@ it, whose own derivative is left out, unless said otherwise.
 References
 ----------
 Hubara et al. (2016), "Binarized Neural Networks", eq. (4); Rastegari et al. (2016), "XNOR-Net",
-section 3.1; Liu et al. (2018), "Bi-Real Net", sections 3.2 and 3.3; Darabi et al. (2018), "BNN+",
-eq. (4); Liu et al. (2020), "ReActNet".
+section 3.1; Liu et al. (2018), "Bi-Real Net", section 3.3; Darabi et al. (2018), "BNN+"; Liu et al.
+(2020), "ReActNet".
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tvmquant.nn.gradients import Gradient, count_per_output, gradient_named
 
-# Of ternary weights, relative to the mean magnitude: Li et al. (2016), eq. (6).
+# Of ternary weights, relative to the mean magnitude: Li et al. (2016).
 TERNARY_THRESHOLD = 0.7
 
 
@@ -94,7 +94,7 @@ def ternarize_weight(weight: Tensor) -> Tensor:
 
     Notes
     -----
-    Li et al. (2016), "Ternary Weight Networks", eq. (4) to (6).
+    Li et al. (2016), "Ternary Weight Networks": ``a`` minimizes the distance to w, given d.
     """
     ternary: Tensor = _Ternarize.apply(weight)  # type: ignore[no-untyped-call]
     return ternary

@@ -17,12 +17,12 @@ def indicator(x):
 
 
 def triangle(x):
-    """Liu et al. (2018), eq. (7): of the polynomial that is a sign but between -1 and 1."""
+    """Liu et al. (2018), of the polynomial that is a sign but between -1 and 1."""
     return 2.0 + 2.0 * x if -1.0 <= x < 0.0 else 2.0 - 2.0 * x if 0.0 <= x < 1.0 else 0.0
 
 
 def swish(x, beta=5.0):
-    """Darabi et al. (2018), eq. (4)."""
+    """Darabi et al. (2018)."""
     return beta * (2.0 - beta * x * math.tanh(beta * x / 2.0)) / (1.0 + math.cosh(beta * x))
 
 
