@@ -175,7 +175,7 @@ def check(network, path, name, **options):
     choices = [str(layer.usual) for layer in quantizable_layers(compiled.graph)]
     assert choices == ["w8a8", *NETWORKS[name][1], "w8a8"]
     (found,) = float_outputs(compiled)
-    expected = network(torch.from_numpy(compiled.images)).numpy()
+    expected = network(torch.from_numpy(compiled.images)).detach().numpy()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
     return compiled
 
@@ -186,6 +186,17 @@ def test_exported_layers_are_known_and_become_integers(name, tmp_path):
     assert not check_library(compiled, tmp_path / "library", batch=2).float_audit
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_parameter_has_a_gradient(name):
+    network = network_of(name).train().requires_grad_(True)
+    network(torch.from_numpy(images_of(SHAPE))).square().sum().backward()
+    for parameter in network.parameters():
+        assert torch.isfinite(parameter.grad).all()
+    for layer in network.layers:
+        for parameter in layer.parameters():
+            assert parameter.grad.abs().max() > 0.0
+
+
 @pytest.mark.parametrize("opset", [11, 21])
 @pytest.mark.parametrize("name", ["binary", "reactnet", "ternary"])
 def test_other_opsets(name, opset, tmp_path):
@@ -194,7 +205,8 @@ def test_other_opsets(name, opset, tmp_path):
 
 @pytest.mark.parametrize("name", ["binary, 1 around", "reactnet", "xnor", "ternary"])
 def test_the_other_exporter(name, tmp_path):
-    check(network_of(name), tmp_path / "net.onnx", name, style="dynamo", opset=18)
+    network = network_of(name).requires_grad_(True)  # as after training
+    check(network, tmp_path / "net.onnx", name, style="dynamo", opset=18)
 
 
 @pytest.mark.parametrize("name", ["binary", "reactnet", "ternary", "dense", "xnor"])
