@@ -129,6 +129,7 @@ def _randomise_layer(module: nn.Module) -> None:
         if isinstance(module, RPReLU):  # bends there, and is the identity above
             module.gamma.sub_(_BETA_BEFORE_ACTIVATION)
             module.zeta.sub_(_BETA_BEFORE_ACTIVATION)
+            module.beta.abs_()  # or a sign behind has two thresholds
     elif isinstance(module, nn.BatchNorm2d) and module.affine:
         module.weight.copy_(torch.randn_like(module.weight).mul_(_GAMMA_LOG_STD).exp_())
         mean = 0.0 if isinstance(module, CentredBatchNorm2d) else _BETA_BEFORE_ACTIVATION

@@ -142,7 +142,7 @@ def shifted():
     layers = [RPReLU(CHANNELS), RSign(CHANNELS), RPReLU(OUTPUTS)]
     for layer in layers:
         for parameter in layer.parameters():
-            nn.init.normal_(parameter, parameter.mean().item(), 0.2)
+            parameter.data.add_(torch.empty_like(parameter).uniform_(-0.2, 0.2))
     conv = convolution(BinaryConv2d, binarize_input=False, gradient="reactnet")
     return [*layers[:2], conv, layers[2]]
 
