@@ -40,7 +40,7 @@ class Block(nn.Module):
 
 
 network = nn.Sequential(
-    nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32),
+    nn.Conv2d(1, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32),
     Block(32), Block(32), nn.MaxPool2d(2),
     nn.Conv2d(32, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(),
     tnn.TernaryConv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64),
@@ -48,7 +48,7 @@ network = nn.Sequential(
 )  # fmt: skip
 
 # %% Train it
-# A quarter of a minute. Real weights are trained; the signs of these compute.
+# Real weights are trained; the signs of these compute.
 data = tvmquant.open_data(folder / "train.npz", RECIPE, input_shape=(1, 16, 16), batch_size=64)
 batches = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in data]
 optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
@@ -95,7 +95,7 @@ print(f"{', '.join(chosen)}; {len(manifest.float_audit)} operators in float")
 # is all that separates it from the network in float.
 test = tvmquant.open_data(folder / "test.npz", RECIPE, input_shape=(1, 16, 16))
 found = tvmquant.evaluate(tvmquant.load(library), test, reference=graph)
-print(f"top-1 {100 * found.top1:.1f} %, of the network in float {100 * found.reference_top1:.1f} %")
+print(f"top-1 {found.top1:.1f} %, of the network in float {found.reference_top1:.1f} %")
 image = next(iter(test))[0][:1]
 (expected,) = tvmquant.simulate(quantized, image)
 assert np.array_equal(tvmquant.load(library)(image), expected)
