@@ -8,6 +8,7 @@ with the ONNX node it came from and the reason; in strict mode it is an error.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import tvm
@@ -16,7 +17,8 @@ from tvm import relax
 from tvmquant.errors import QuantizationError
 from tvmquant.ir import dynamic_ops as dyn
 from tvmquant.ir import quantized_ops as qop
-from tvmquant.ir.rewriter import bindings_of, span_name
+from tvmquant.ir.rewriter import bindings_of, span_name, used_vars
+from tvmquant.ir.tensor_types import dtype_of
 from tvmquant.passes.elementwise import ELEMENTWISE, LOGICAL, SELECT
 from tvmquant.passes.recurrent import RECURRENT
 from tvmquant.passes.region_operators import is_mover
@@ -39,6 +41,7 @@ REASONS = {
 BORDERS = (qop.QUANTIZE, qop.DEQUANTIZE, qop.TABLE, *dyn.INTEGER)
 MATMUL, PERMUTE = "relax.matmul", "relax.permute_dims"
 UNSCALED_REASON = "the model brings no scale for its input or weight, or several for one channel"
+UNSCALED_SUMS_REASON = "what it reads has no scale in the model; calibrate it with data"
 PRODUCT_REASON = "a product of two activations: one would have to be packed for every input"
 CONSTANT_REASON = "its constant differs along the batch, or gives the result further axes"
 FUNCTION_REASON = "it is a function of what a float operator gives, or is read by one"
@@ -64,7 +67,8 @@ def float_audit(module: tvm.IRModule) -> list[FloatOp]:
     Quantize and dequantize, and what they change the layout by, are not listed.
     """
     found = []
-    for _, value in bindings_of(module["main"]):
+    made = dict(bindings_of(module["main"]))
+    for value in made.values():
         if not isinstance(value, relax.Call) or qop.is_call(value, *BORDERS):
             continue
         if qop.is_call(value, PERMUTE) and not span_name(value):
@@ -75,10 +79,16 @@ def float_audit(module: tvm.IRModule) -> list[FloatOp]:
                 FloatOp(
                     name.removeprefix("relax.").removeprefix("nn."),
                     span_name(value) or "unnamed",
-                    _reason(value),
+                    UNSCALED_SUMS_REASON if _reads_sums(value, made) else _reason(value),
                 )
             )
     return found
+
+
+def _reads_sums(call: relax.Call, made: Mapping[relax.Var, relax.Expr]) -> bool:
+    """Whether an operator reads the sums of a layer whose result has no scale."""
+    read = [made.get(operand) for operand in used_vars(call)]
+    return any(qop.is_call(v, qop.DEQUANTIZE) and dtype_of(v.args[0]) == "int32" for v in read)
 
 
 def _reason(call: relax.Call) -> str:

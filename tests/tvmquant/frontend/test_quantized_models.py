@@ -364,6 +364,14 @@ def test_a_layer_without_scales_stays_float():
     agreement(g.model(y), 1e-4, floats={"conv2d"})
 
 
+def test_a_function_of_sums_says_that_they_have_no_scale():
+    g = Qdq()
+    y = g.node("Conv", g.pair("x"), g.weight((4, 4, 1, 1)))
+    graph = tvmquant.quantize(load_onnx(g.model(g.node("GlobalAveragePool", y))))
+    (entry,) = float_audit(graph.module)
+    assert "has no scale in the model; calibrate it with data" in str(entry)
+
+
 def test_calibration_gives_scales_to_what_has_none():
     g = Qdq()
     y = g.node("Conv", g.pair("x"), g.weight((4, 4, 1, 1)))
@@ -388,7 +396,7 @@ def test_a_given_weight_has_no_other_choice():
     g = Qdq()
     y = g.pair(g.node("Conv", g.pair("x"), g.weight((4, 4, 1, 1))))
     graph = load_onnx(g.model(y))
-    with pytest.raises(QuantizationError, match="as the model quantizes it; --requantize"):
+    with pytest.raises(QuantizationError, match=r"as it is in the model \(of a quantized model, --requantize"):
         tvmquant.quantize(graph, choices={"n3": BitChoice.parse("w4a8")})
 
 

@@ -248,5 +248,56 @@ def test_a_network_becomes_integers_of_its_widths(make_model):
     assert widths == ["int4", "int2"]
 
 
+def test_one_file_of_one_two_four_and_eight_bits(make_model, tmp_path):
+    """Each layer computes with its own; the library gives what QONNX defines."""
+    rng = np.random.default_rng(0)
+    shapes = {"w8": (32, 3, 3, 3), "w1": (40, 32, 3, 3), "w2": (24, 40, 1, 1), "w4": (10, 24)}
+    constants = {name: rng.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
+    scales = {"s8": 0.019, "t1": 0.37, "s2": 0.83, "s4": 0.291}
+    steps = {"x8": 0.023, "a4": 1.913, "a8": 0.97, "b8": 0.217, "y8": 0.811}
+    constants |= {name: np.float32(v) for name, v in (scales | steps).items()}
+    constants["s1"] = rng.uniform(0.1, 0.4, (40, 1, 1, 1)).astype(np.float32)
+    constants |= {f"bits{n}": np.float32(n) for n in (2, 4, 8)}
+    constants["z"] = np.float32(0)
+
+    def quantized(x, scale, bits, result, **attributes):
+        inputs = [x, scale, "z", f"bits{bits}"]
+        return helper.make_node("Quant", inputs, [result], domain=QONNX, **attributes)
+
+    def bipolar(x, scale, result):
+        return helper.make_node("BipolarQuant", [x, scale], [result], domain=QONNX)
+
+    nodes = [
+        quantized("x", "x8", 8, "xq"),
+        quantized("w8", "s8", 8, "w8q", narrow=1),
+        helper.make_node("Conv", ["xq", "w8q"], ["c8"], name="eight", pads=[1] * 4),
+        bipolar("c8", "t1", "c8q"),
+        bipolar("w1", "s1", "w1q"),
+        helper.make_node("Conv", ["c8q", "w1q"], ["c1"], name="one", pads=[1] * 4),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        quantized("r1", "a4", 4, "r1q", signed=0),
+        quantized("w2", "s2", 2, "w2q", narrow=1),
+        helper.make_node("Conv", ["r1q", "w2q"], ["c2"], name="two"),
+        quantized("c2", "a8", 8, "c2q"),
+        helper.make_node("GlobalAveragePool", ["c2q"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        quantized("f", "b8", 8, "fq"),
+        quantized("w4", "s4", 4, "w4q", narrow=1),
+        helper.make_node("Gemm", ["fq", "w4q"], ["o"], name="four", transB=1),
+        quantized("o", "y8", 8, "y"),
+    ]
+    model = make_model(nodes, {"x": ("N", 3, 6, 6)}, constants=constants, domains=DOMAINS)
+    graph = load_onnx(model)
+    choices = [str(layer.usual) for layer in tvmquant.quantizable_layers(graph)]
+    assert choices == ["w8a8", "w1a1", "w2a4", "w4a8"]
+    integer = tvmquant.quantize(graph, strict=True)
+    x = rng.standard_normal((16, 3, 6, 6)).astype(np.float32)
+    (expected,) = ReferenceEvaluator(model, new_ops=OPERATORS).run(None, {"x": x})
+    (found,) = simulate(integer, x)
+    assert np.mean(np.abs(found - expected) < 1e-4) > 0.95  # means lie on ties
+    tvmquant.build(integer, out=tmp_path / "library", batch=16)
+    np.testing.assert_array_equal(tvmquant.load(tmp_path / "library")(x), found)
+
+
 def is_weight(value):
     return qop.is_call(value, qop.FAKE_QUANT) and value.attrs["role"] == qop.WEIGHT
