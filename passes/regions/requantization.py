@@ -15,7 +15,7 @@ from tvmquant.ir.rewriter import span_name
 from tvmquant.passes.accumulator import Accumulator, Quantized, Term
 from tvmquant.passes.multipliers import Multipliers, choose_multipliers, has_ties
 from tvmquant.passes.region_operators import output_axis
-from tvmquant.passes.regions.signs import sign_multipliers
+from tvmquant.passes.regions.signs import by_direction, sign_multipliers
 from tvmquant.passes.scale_factors import compressed, varying_axes
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ def requantized(
             "fit a kernel: annotate the graph with AnnotateQuantization, which keeps the others"
         )
     signs = isinstance(to.format, Binary)
+    sides = by_direction(region, to.middle, strict=to.strict) if signs else None
+    if sides is not None:
+        exprs = [requantized(integerizer, side, to, name, call).expr for side in sides]
+        return replace(to, expr=integerizer.emit(relax.op.maximum(*exprs), "y_q"))
     if first.contraction is not None:
         axis = output_axis(first.contraction.call)
         name = span_name(first.contraction.call) or name

@@ -57,13 +57,16 @@ def sign_multipliers(
     Raises
     ------
     QuantizationError
-        If a scale is not finite, or negative numbers have negative slopes and may cross the
-        threshold a second time.
+        If a scale is not finite.
+
+    Notes
+    -----
+    Negative slopes are to be left out (`by_direction`).
     """
     arrays = (region.bias, region.offset, *(t.scale for t in region.terms))
     if not all(np.all(np.isfinite(a)) for a in arrays):
         raise QuantizationError(f"layer {name!r}: a scale or bias before its sign is not finite")
-    always, never = _constant(region, name, strict, middle)
+    always, never = _constant(region, strict, middle)
     region = replace(region, bias=region.bias - _crossing(region, middle), slopes=None, shift=None)
     if len(region.terms) > 1:
         chosen, offset = _of_sum(region, strict)
@@ -74,6 +77,30 @@ def sign_multipliers(
     values = tuple(np.where(kept, value, 0) for value in chosen.values)
     offset = np.where(kept, offset, np.where(always, 1, 1 - FACTOR))
     return Multipliers(values, np.ones(shape, np.int64), chosen.compute_dtype), offset
+
+
+def by_direction(
+    region: Accumulator, middle: float, *, strict: bool
+) -> tuple[Accumulator, Accumulator] | None:
+    """Return two regions without negative slopes, one of which has a region's sign if it is above.
+
+    Below 0 a region with a negative slope grows again, and may cross the middle there. None where
+    no channel does: what a negative slope turns is above then as 0 is.
+    """
+    if region.slopes is None:
+        return None
+    zero = region.offset > middle if strict else region.offset >= middle
+    turned = (region.slopes < 0.0) & ~zero
+    if not np.any(turned):
+        return None
+    slopes = np.where(turned, region.slopes, 0.0)
+    falling = replace(
+        region.scaled(slopes),
+        bias=np.where(turned, region.bias * slopes + region.offset, middle - 1.0),
+        slopes=None,
+        shift=None,
+    )
+    return replace(region, slopes=np.maximum(region.slopes, 0.0)), falling
 
 
 def _crossing(region: Accumulator, middle: float) -> FloatArray:
@@ -130,7 +157,7 @@ def _of_sum(region: Accumulator, strict: bool) -> tuple[Multipliers, IntArray]:
     return chosen, FACTOR * (distance - int(strict)) + 1
 
 
-def _constant(region: Accumulator, name: str, strict: bool, middle: float) -> tuple[Array, Array]:
+def _constant(region: Accumulator, strict: bool, middle: float) -> tuple[Array, Array]:
     """Return where a region is never below its threshold, and where it always is."""
     arrays = (region.bias, region.offset, *(t.scale for t in region.terms))
     shape = np.broadcast_shapes(*(a.shape for a in arrays))
@@ -140,11 +167,5 @@ def _constant(region: Accumulator, name: str, strict: bool, middle: float) -> tu
     if region.slopes is not None:
         # of 0, and of what slopes turn to the side of positive numbers
         zero = region.offset > middle if strict else region.offset >= middle
-        zero_is_above = np.broadcast_to(zero, shape)
-        if np.any((region.slopes < 0.0) & ~zero_is_above):
-            raise QuantizationError(
-                f"layer {name!r}: negative numbers have negative slopes before a sign whose "
-                "threshold they may cross twice; keep the slopes of the PRelu positive"
-            )
-        always = always | ((region.slopes <= 0.0) & zero_is_above)
+        always = always | ((region.slopes <= 0.0) & zero)
     return always, never & ~always

@@ -20,6 +20,7 @@ from tvmquant.bit_choice import BitChoice
 from tvmquant.errors import QuantizationError
 from tvmquant.formats import GROUP_LEVELS, UINT8
 from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.imported_quantizers import imported_sign
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, span_name
 from tvmquant.passes.annotate_quantization import AnnotateQuantization
 from tvmquant.passes.apply_calibration import ApplyCalibration
@@ -138,6 +139,13 @@ def shifted_slopes(e, x):
     total = e(op.nn.prelu(e(op.add(e.conv(first, name="b"), first)), slopes, 1))
     half = e(op.multiply(e(op.subtract(total, shift)), const(np.float32(0.5))))
     return e.conv(e.relu(half), 4, name="c")
+
+
+def signs_of_slopes(e, x):
+    """What is below 0 may be above a threshold again."""
+    slopes = const(np.linspace(-1.5, 2, 8, dtype=np.float32))
+    y = e(op.add(e(op.nn.prelu(e.conv(x, name="a"), slopes, 1)), const(normal(8, 1, 1))))
+    return e.conv(e(imported_sign(y, 1.0, name="signs")), 4, name="b")
 
 
 def leaky(e, x):
@@ -447,6 +455,9 @@ CASES = {
         sloped, f"{LAYER} {LAYER} requantize nn.max_pool2d requantize {LAYER}"
     ),
     "shifts behind slopes": Case(shifted_slopes, f"{LAYER} {LAYER} requantize {LAYER}"),
+    "signs of slopes": Case(
+        signs_of_slopes, "qconv2d requantize qconv2d requantize maximum qconv2d requantize"
+    ),
     "sums that broadcast": Case(
         broadcast,
         f"{LAYER} pool_sum requantize {LAYER} strided_slice requantize requantize {LAYER}",

@@ -7,7 +7,7 @@ import pytest
 
 from tvmquant.errors import QuantizationError
 from tvmquant.passes.accumulator import Accumulator, Term
-from tvmquant.passes.regions.signs import sign_multipliers
+from tvmquant.passes.regions.signs import by_direction, sign_multipliers
 
 RNG = np.random.default_rng(0)
 BOUND = 40
@@ -128,11 +128,29 @@ def test_a_shift_behind_slopes(strict):
     np.testing.assert_array_equal(found[clear], np.where(above, 129, 127)[clear])
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_negative_slopes_cross_thresholds_twice(strict):
+    scale, bias, shift = RNG.normal(size=(3, 90))
+    slopes = RNG.uniform(-2.0, 2.0, 90)
+    made = region(scale, bias, slopes=slopes, shift=shift)
+    sides = by_direction(made, 0.1, strict=strict)
+    found = np.maximum(
+        *(
+            levels(sign_multipliers(side, "layer", strict=strict, middle=0.1), (ACCUMULATORS, 0))
+            for side in sides
+        )
+    )
+    total = scale * ACCUMULATORS[:, None] + bias
+    value = np.where(total < 0.0, total * slopes, total) + shift - 0.1
+    clear = np.abs(value) > 1e-9
+    np.testing.assert_array_equal(found[clear], np.where(value > 0.0, 129, 127)[clear])
+    assert by_direction(region(scale, bias, slopes=np.abs(slopes)), 0.0, strict=strict) is None
+
+
 @pytest.mark.parametrize(
     ("made", "message"),
     [
         (region(np.nan, 0.0), "'layer': a scale or bias before its sign is not finite"),
-        (region(1.0, 0.0, slopes=np.asarray([-0.5])), "'layer': .* negative slopes"),
     ],
 )
 def test_errors(made, message):

@@ -396,7 +396,9 @@ def test_a_given_weight_has_no_other_choice():
     g = Qdq()
     y = g.pair(g.node("Conv", g.pair("x"), g.weight((4, 4, 1, 1))))
     graph = load_onnx(g.model(y))
-    with pytest.raises(QuantizationError, match=r"as it is in the model \(of a quantized model, --requantize"):
+    with pytest.raises(
+        QuantizationError, match=r"as it is in the model \(of a quantized model, --requantize"
+    ):
         tvmquant.quantize(graph, choices={"n3": BitChoice.parse("w4a8")})
 
 
