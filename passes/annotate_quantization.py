@@ -62,7 +62,13 @@ from tvm import relax
 from tvmquant.formats import INT8, INT16, INT32, UINT8
 from tvmquant.ir import dynamic_ops as dyn
 from tvmquant.ir import quantized_ops as qop
-from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, span_name, used_vars
+from tvmquant.ir.rewriter import (
+    DataflowRewriter,
+    bindings_of,
+    span_name,
+    unused_name,
+    used_vars,
+)
 from tvmquant.passes.constants_as_tensors import constants_as_tensors
 from tvmquant.passes.quantized_regions import RegionFinder
 from tvmquant.passes.region_operators import EXACT_INPUTS
@@ -153,14 +159,6 @@ class _Annotator(DataflowRewriter):
                 self.precise[operand] = operand
                 self.replace(operand, self.emit(self._fake_quant(operand, operand, operand, role)))
 
-    def _unique(self, name: str) -> str:
-        unique, count = name, 1
-        while unique in self.names:
-            count += 1
-            unique = f"{name}:{count}"
-        self.names.add(unique)
-        return unique
-
     def _source(self, value: relax.Expr) -> relax.Expr:
         """Return what names a value: of a normalization the layer, into which it may be folded."""
         while isinstance(value, relax.TupleGetItem):
@@ -175,7 +173,7 @@ class _Annotator(DataflowRewriter):
             name = span_name(self._source(value)) or str(var.name)
             if role == qop.OUTPUT and qop.ACTIVATION in self.finder.marked[var]:
                 name = f"{name}.output"
-            self.ids[var, role] = self._unique(name)
+            self.ids[var, role] = unused_name(name, self.names)
         return self.ids[var, role]
 
     def _fake_quant(
@@ -244,7 +242,7 @@ class _Annotator(DataflowRewriter):
         weight = _uncalibrated(
             call.args[1],
             {
-                "id": self._unique(f"{name}.weight"),
+                "id": unused_name(f"{name}.weight", self.names),
                 "role": qop.WEIGHT,
                 "format": INT8.name,
                 "scheme": "symmetric",

@@ -33,7 +33,13 @@ from tvm import relax
 from tvmquant.formats import UBINARY
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.imported_quantizers import imported_sign, imported_weight
-from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, span_name, used_vars
+from tvmquant.ir.rewriter import (
+    DataflowRewriter,
+    bindings_of,
+    span_name,
+    unused_name,
+    used_vars,
+)
 from tvmquant.passes.region_operators import is_mover
 
 FloatArray = npt.NDArray[np.float64]
@@ -89,19 +95,11 @@ class _Recognizer(DataflowRewriter):
         if found.threshold:
             constant = qop.constant(np.float32(-found.threshold))
             source = self.emit(relax.op.add(source, constant))
-        name = self._unique(span_name(value) or str(var.name))
+        name = unused_name(span_name(value) or str(var.name), self.names)
         return imported_sign(
             source, found.scale, name=name, strict=found.strict, zero_point=found.zero_point,
             span=getattr(value, "span", None),
         )  # fmt: skip
-
-    def _unique(self, name: str) -> str:
-        unique, count = name, 1
-        while unique in self.names:
-            count += 1
-            unique = f"{name}:{count}"
-        self.names.add(unique)
-        return unique
 
     # -- signs ------------------------------------------------------------------------------------
 

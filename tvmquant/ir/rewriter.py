@@ -88,6 +88,16 @@ def span_name(call: Any) -> str:
     return str(span.source_name.name) if span is not None else ""
 
 
+def unused_name(name: str, taken: set[str]) -> str:
+    """Return a name, numbered where it is taken, and take it."""
+    unique, count = name, 1
+    while unique in taken:
+        count += 1
+        unique = f"{name}:{count}"
+    taken.add(unique)
+    return unique
+
+
 class DataflowRewriter:
     """Rebuild ``main`` of a module binding by binding.
 

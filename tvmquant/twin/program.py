@@ -110,7 +110,7 @@ class Program:
         From the layer (ONNX node) to the name of its weight.
     names : dict of relax.Expr to str
         From each constant of the function to its name.
-    quantizers : dict of str to FakeQuantize or FakeSign
+    quantizers : dict of str to FakeQuantize
         By the id of the edge.
     """
 
@@ -122,7 +122,7 @@ class Program:
     trained: frozenset[str]
     weights: dict[str, str]
     names: dict[relax.Expr, str]
-    quantizers: dict[str, FakeQuantize | FakeSign]
+    quantizers: dict[str, FakeQuantize]
 
 
 def record(module: tvm.IRModule) -> Program:
@@ -161,7 +161,7 @@ class _Recorder:
         self.trained: set[str] = set()
         self.weights: dict[str, str] = {}
         self.names: dict[Any, str] = {}
-        self.quantizers: dict[str, FakeQuantize | FakeSign] = {}
+        self.quantizers: dict[str, FakeQuantize] = {}
         self._layers = _layers_of_weights(function)
 
     def steps(self, var: relax.Var, value: relax.Expr) -> Iterator[Step]:
@@ -234,7 +234,7 @@ class _Recorder:
         return unused
 
 
-def _quantizer(call: relax.Call, edge: Edge) -> FakeQuantize | FakeSign:
+def _quantizer(call: relax.Call, edge: Edge) -> FakeQuantize:
     scale, zero_point, *multiplier = (
         torch.from_numpy(np.array(qop.constant_array(arg))) for arg in call.args[1:]
     )

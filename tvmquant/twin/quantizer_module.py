@@ -113,33 +113,16 @@ class FakeQuantize(torch.nn.Module):
         return fake_quantize_half_even(x, scale, self.zero_point, self.qmin, self.qmax, self.axis)
 
 
-class FakeSign(torch.nn.Module):
+class FakeSign(FakeQuantize):
     """Round to the two levels of one bit, with the gradient of a clip.
 
     Parameters
     ----------
-    scale : float32 tensor of shape (1,), or (C,) along `axis`
-        0 where the edge is not calibrated yet.
-    zero_point : int32 tensor of shape (1,)
-    qmin, qmax : int
-    axis : int
-        Of the channels; -1 where there is one scale.
-    multiplier : tensor like what is quantized, optional
-        Of the scale at each value.
+    scale, zero_point, qmin, qmax, axis, multiplier
+        As of `FakeQuantize`.
     strict : bool
         Whether the middle is rounded down.
-
-    Attributes
-    ----------
-    scale, zero_point, qmin, qmax : tensors
-        Buffers, which can be set.
     """
-
-    scale: Tensor
-    zero_point: Tensor
-    qmin: Tensor
-    qmax: Tensor
-    multiplier: Tensor | None
 
     def __init__(
         self,
@@ -152,13 +135,8 @@ class FakeSign(torch.nn.Module):
         multiplier: Tensor | None = None,
         strict: bool = False,
     ) -> None:
-        super().__init__()
-        self.axis, self.strict = axis, strict
-        self.register_buffer("scale", scale)
-        self.register_buffer("zero_point", zero_point)
-        self.register_buffer("qmin", torch.tensor(qmin, dtype=torch.int32))
-        self.register_buffer("qmax", torch.tensor(qmax, dtype=torch.int32))
-        self.register_buffer("multiplier", multiplier)
+        super().__init__(scale, zero_point, qmin, qmax, axis=axis, multiplier=multiplier)
+        self.strict = strict
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the level of each number."""
