@@ -130,15 +130,17 @@ def _unified(
     """Bring the inputs of a concat to one zero point and type, where these differ.
 
     They then have the scale of the one with the widest range. What came with a model is not rounded
-    where the model does not: it is held in 16 bits without zero points, each in its own scale; None
-    of what has more than 8 bits already.
+    where the model does not: it is held in 16 bits without zero points, each in its own scale, as
+    what was joined so before is; None of other tensors of more than 8 bits.
     """
     if len({(v.zero_point, v.dtype) for v in inputs}) == 1:
         return inputs
     if any(v.imported for v in inputs):
-        if any(v.format.bits > MOST_BITS for v in inputs):
+        if any(v.format.bits > MOST_BITS and (v.format != INT16 or v.zero_point) for v in inputs):
             return None
-        return [_without_zero_point(integerizer, v, call) for v in inputs]
+        return [
+            v if v.format == INT16 else _without_zero_point(integerizer, v, call) for v in inputs
+        ]
     widest = replace(max(inputs, key=lambda v: v.scale), factors=None)
     return [integerizer.rescaled(v, widest, span_name(call), call) for v in inputs]
 

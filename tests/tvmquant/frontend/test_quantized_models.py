@@ -481,11 +481,14 @@ def test_scales_for_each_channel_of_an_activation(groups):
     agreement(g.model(g.pair(y, 0.0313)), 0.0313, floats=floats)
 
 
+@pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("reader", ["affine", "layer"])
-def test_a_concat_of_several_zero_points_rounds_nothing(reader):
+def test_a_concat_of_several_zero_points_rounds_nothing(reader, nested):
     """As NNCF leaves it, without a quantizer of its own; a layer behind it stays float."""
     g = Qdq()
     parts = [g.pair("x", 0.0513, 20), g.pair("x", 0.0317, 200), g.pair("x", 0.11, 90)]
+    if nested:  # as in a DenseNet
+        parts = [g.node("Concat", *parts[:2], axis=1), parts[2]]
     joined = g.node("Concat", *parts, axis=1)
     if reader == "affine":
         rng = np.random.default_rng(0)
