@@ -15,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.brief_tuning import brief_tuning
+from tests.warm_workers import warm_workers
 
 CLASSES = 10
 
@@ -58,6 +59,13 @@ def _equal_modules_are_compiled_once(tmp_path_factory: pytest.TempPathFactory) -
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "compile_in_worker", compile_once)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _workers_are_forked() -> Iterator[None]:
+    """Let worker processes of TVM start without importing everything anew."""
+    with warm_workers():
         yield
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tvm.support.popen_pool import PopenWorker
 
 from tests.rpc_devices import LOOPBACK, free_port, kill, running_devices
 from tests.tvmquant.tuning.kernels import conv, depthwise
+from tests.warm_workers import COLD_START
 from tvmquant.devices.tracker import Tracker
 from tvmquant.errors import DeviceError
 from tvmquant.machine import Machine
@@ -118,12 +120,13 @@ def test_times_are_settled_when_the_least_agree():
     assert not worker.settled([1.0])
 
 
+@pytest.mark.usefixtures("brief_tuning")
 def test_a_farm_measures_until_its_last_device_is_lost(tracker_port, builder, tmp_path):
     machine = Machine.of("native", 1)
     workloads = count([conv(), depthwise()])
     with running_devices(tracker_port, "farm", 2) as servers:
-        farm = Tracker(LOOPBACK, tracker_port, "farm", wait_seconds=8)
-        runner = DeviceRunner(farm, threads=1, session_seconds=20)
+        farm = Tracker(LOOPBACK, tracker_port, "farm", wait_seconds=4)
+        runner = DeviceRunner(farm, threads=1, session_seconds=8)
         database = Database(tmp_path, machine, cpu=runner.cpu)
         borrowed = {"builder": Borrowed(builder), "runner": Borrowed(runner)}
         done = Tuner(database, workloads, **borrowed).run(trials=6)
@@ -156,7 +159,8 @@ def test_an_unreachable_tracker_and_an_unknown_key_are_errors(tracker_port):
         DeviceRunner(Tracker(LOOPBACK, tracker_port, "nothing"), 1)
 
 
-def test_builders_leave_nothing_behind():
+def test_builders_leave_nothing_behind(monkeypatch):
+    monkeypatch.setattr(PopenWorker, "_start", COLD_START)
     builder = KernelBuilder(Machine.of("native"), workers=1)
     (artifact,) = builder.build(candidates(conv()))
     assert artifact.path.is_file()
