@@ -23,6 +23,7 @@ MODELS = {
     "resnet18": (32, 18),
     "resnet50": (32, 12),
     "inceptionv3": (75, 8),
+    "mobilenetv1": (32, 11),
     "mobilenetv2": (32, 11),
     "efficientnet-lite0": (32, 10),
     "mobilenetv3-small": (32, 12),
@@ -37,8 +38,9 @@ MODELS = {
     "quicknet-small": (96, 14),
 }
 
-# those that are built in every run: of plain, depthwise, transposed and binary convolutions
-BUILT = ("resnet18", "mobilenetv3-small", "unet-resize", "reactnet20-cifar")
+# those that are built in every run: of gates, depthwise, transposed and binary convolutions; of plain
+# ones is the real ResNet-20
+BUILT = ("mobilenetv3-small", "unet-resize", "reactnet20-cifar")
 
 # 3x3 and 1x1 convolutions of one bit or with binary weights, which the others have at 8 bits
 BINARY = {
@@ -96,7 +98,15 @@ def compile_architecture(name, folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["mobilenetv2", "efficientnet-lite0", "unet", "quicknet-small", "xnor-resnet18"]
+    "name",
+    [
+        "mobilenetv2",
+        "unet",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("efficientnet-lite0", "quicknet-small", "xnor-resnet18")
+        ),
+    ],
 )
 def test_known_architectures_become_integers(tmp_path, name):
     network = compile_architecture(name, tmp_path)
@@ -104,7 +114,10 @@ def test_known_architectures_become_integers(tmp_path, name):
     check_accuracy(network, MODELS[name][1])
 
 
-@pytest.mark.parametrize("name", BINARY)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in BUILT else pytest.mark.slow) for name in BINARY],
+)
 def test_binary_layers_are_known(tmp_path, name):
     choice, count = BINARY[name]
     path = models.export(name, tmp_path / "n.onnx", image_size=MODELS[name][0], num_classes=10)
@@ -143,8 +156,15 @@ def test_real_networks(tmp_path, shared_dir, name):
     check_accuracy(network, floor)
 
 
-@pytest.mark.parametrize("style", ["torchscript", "dynamo"])
-@pytest.mark.parametrize("fold_bn", [True, False])
+@pytest.mark.parametrize(
+    ("style", "fold_bn"),
+    [
+        ("torchscript", False),
+        ("dynamo", True),
+        pytest.param("torchscript", True, marks=pytest.mark.slow),
+        pytest.param("dynamo", False, marks=pytest.mark.slow),
+    ],
+)
 def test_both_exporters(tmp_path, style, fold_bn):
     opset = 18 if style == "dynamo" else 11
     path = networks.export_mixture(
