@@ -11,6 +11,7 @@ import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.pairwise import pairwise
 from tests.schedules.conv2d_cases import (
     LAYERS,
     NARROW,
@@ -119,9 +120,12 @@ def plain_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("plain_instructions")
-@pytest.mark.parametrize("dot", DOTS, ids=lambda d: d.name)
 @pytest.mark.parametrize(
-    "name", ["3x3", "stem", "stem, rows joined", "pointwise", "grouped", "dense"]
+    *pairwise(
+        strength=1,
+        name=["3x3", "stem", "stem, rows joined", "pointwise", "grouped", "dense"],
+        dot=DOTS,
+    )
 )
 def test_schedules_of_other_processors_are_exact(name: str, dot: DotProduct) -> None:
     spec = LAYERS[name].flattened()

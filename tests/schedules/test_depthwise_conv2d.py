@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm.s_tir import TensorIntrin
 
+from tests.pairwise import pairwise
 from tests.schedules import kernel_testing as kt
 from tests.schedules.random_windows import EXAMPLES, windows
 from tvmquant.machine import Machine
@@ -114,9 +115,7 @@ def test_largest_magnitudes_do_not_saturate(target):
     check(SPECS[0], target, extreme=True)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("spec", SPECS[:3] + SPECS[6:7], ids=range(4))
-@pytest.mark.parametrize("epilogue", EPILOGUES, ids=["int32", "residual", "table"])
+@pytest.mark.parametrize(*pairwise(spec=SPECS[:3] + SPECS[6:7], epilogue=EPILOGUES, target=TARGETS))
 def test_epilogue(spec, epilogue, target):
     check(replace(spec, epilogue=epilogue), target)
 
@@ -129,10 +128,13 @@ def test_random_shapes(data, window):
     check(replace(spec, epilogue=data.draw(st.sampled_from([None, *EPILOGUES]))), "haswell")
 
 
-@pytest.mark.parametrize("column_tile", [1, 3, 5])
-@pytest.mark.parametrize(("vectors", "row_tile"), [(1, 1), (2, 2), (1, 4), (2, 3)])
-@pytest.mark.parametrize("stride", [1, 2, 3])
-def test_any_tiling_gives_the_same(vectors, row_tile, column_tile, stride):
+@pytest.mark.parametrize(
+    *pairwise(
+        vectors_and_rows=[(1, 1), (2, 2), (1, 4), (2, 3)], column_tile=[1, 3, 5], stride=[1, 2, 3]
+    )
+)
+def test_any_tiling_gives_the_same(vectors_and_rows, column_tile, stride):
+    vectors, row_tile = vectors_and_rows
     spec = replace(SPECS[0], epilogue=Epilogue("int32", "uint8", 0, 255), height=11, width=11)
     spec = replace(spec, strides=(stride, stride))
     default = depthwise.default_tiling(spec, Machine.of("haswell", 2))
@@ -147,10 +149,11 @@ def test_any_tiling_gives_the_same(vectors, row_tile, column_tile, stride):
     check(spec, "haswell", tiling)
 
 
-@pytest.mark.parametrize("dot", [PMADDWD_512, VNNI_256, VNNI_512], ids=lambda d: d.name)
-@pytest.mark.parametrize("vectors", [1, 2])
-@pytest.mark.parametrize("channels", [19, 32])
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    *pairwise(
+        dot=[PMADDWD_512, VNNI_256, VNNI_512], vectors=[1, 2], channels=[19, 32], stride=[1, 2]
+    )
+)
 def test_schedule_of_other_instructions_by_their_description(
     dot, vectors, channels, stride, monkeypatch
 ):

@@ -9,6 +9,7 @@ import pytest
 import tvm_ffi
 from tvm import tirx
 
+from tests.pairwise import pairwise
 from tests.schedules.conv2d_cases import NARROW, case
 from tests.schedules.kernel_testing import make_target, run
 from tvmquant.machine import Machine
@@ -76,17 +77,16 @@ def always_asking(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("always_asking")
-@pytest.mark.parametrize("flat", [False, True])
-@pytest.mark.parametrize("products", PRODUCTS)
-@pytest.mark.parametrize("name", SPECS)
-def test_what_is_left_out_is_zero(name: str, products: str, flat: bool) -> None:
+@pytest.mark.parametrize(
+    *pairwise(name=SPECS, products=PRODUCTS, flat=[False, True], columns=[3, 4])
+)
+def test_what_is_left_out_is_zero(name: str, products: str, flat: bool, columns: int) -> None:
     changed, fields = PRODUCTS[products]
     spec = replace(SPECS[name], **changed)
-    for columns in (3, 4):
-        tiling = tiling_of(spec, columns, flat=flat, **fields)
-        inputs, expected = case(spec, tiling)
-        actual = run(conv2d.kernel(spec, tiling), make_target("haswell"), inputs)
-        np.testing.assert_array_equal(actual, expected)
+    tiling = tiling_of(spec, columns, flat=flat, **fields)
+    inputs, expected = case(spec, tiling)
+    actual = run(conv2d.kernel(spec, tiling), make_target("haswell"), inputs)
+    np.testing.assert_array_equal(actual, expected)
 
 
 def counted(spec: Conv2DSpec, tiling: Tiling) -> float:
