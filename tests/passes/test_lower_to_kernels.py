@@ -9,6 +9,7 @@ import pytest
 import tvm
 from tvm import relax
 
+from tests.pairwise import pairwise
 from tests.passes.graphs import calls, const, graph, kernel_graph, normal, quantize
 from tests.schedules.kernel_testing import EXECUTED, make_target
 from tvmquant.bit_choice import BitChoice
@@ -135,8 +136,13 @@ def test_what_moves_extents_of_1_only_is_a_view_also_in_float() -> None:
     assert operators[:2] == ["relax.reshape", "relax.nn.relu"]
 
 
-@pytest.mark.parametrize("processor", EXECUTED)
-@pytest.mark.parametrize("choice", ["w8a4", "w4a8", "w4a4", "w4a8g32", "w2a6", "w6a5", "w3a7g64"])
+@pytest.mark.parametrize(
+    *pairwise(
+        strength=1,
+        choice=["w8a4", "w4a8", "w4a4", "w4a8g32", "w2a6", "w6a5", "w3a7g64"],
+        processor=EXECUTED,
+    )
+)
 def test_kernels_compute_what_is_simulated(choice: str, processor: str) -> None:
     module, x = integers(choice)
     np.testing.assert_array_equal(run(module, x, processor), simulate(module, x)[0])

@@ -1,9 +1,13 @@
+import importlib
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
 
+from tvmquant.tuning import tune
+
+TRIALS = 6
 TUTORIALS = sorted((Path(__file__).resolve().parents[2] / "tutorials").glob("[0-9]*.py"))
 
 
@@ -13,10 +17,17 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("tutorials")
 
 
+def tune_briefly(*arguments, trials, **options):
+    """Tune with some of the trials that readers are shown."""
+    return tune(*arguments, trials=min(trials, TRIALS), **options)
+
+
 @pytest.mark.usefixtures("brief_timing", "brief_tuning")
 @pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.stem)
 def test_tutorial_runs(tutorial, folder, monkeypatch, capsys):
     """In this process: importing everything anew would take as long as the tutorials."""
+    # the package's name for the module is the function
+    monkeypatch.setattr(importlib.import_module("tvmquant.tuning.tune"), "tune", tune_briefly)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", [str(tutorial)])
     runpy.run_path(str(tutorial), run_name="__main__")

@@ -38,8 +38,8 @@ MODELS = {
     "quicknet-small": (96, 14),
 }
 
-# those that are built in every run: of gates, depthwise, transposed and binary convolutions; of plain
-# ones is the real ResNet-20
+# those that are built in every run: of gates, depthwise, transposed and binary convolutions; of
+# plain ones is the real ResNet-20
 BUILT = ("mobilenetv3-small", "unet-resize", "reactnet20-cifar")
 
 # 3x3 and 1x1 convolutions of one bit or with binary weights, which the others have at 8 bits

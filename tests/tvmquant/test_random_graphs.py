@@ -18,7 +18,7 @@ def check(seed: int, length: int, *, built: bool) -> None:
     assert not found.wrong, f"{found.kind}: {found.text}"
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(SEEDS, LENGTH)
 def test_random_graphs_compute_what_they_should(seed: int, length: int) -> None:
     check(seed, length, built=False)

@@ -22,7 +22,14 @@ from tvmquant.passes import pipeline
 from tvmquant.quantization import apply_calibration
 
 SHAPE = (3, 8, 8)
-NAMES = ("w2a2", "w3a3", "w5a6", "w6a6", "w7a8", "w2a8g32")
+NAMES = (
+    "w2a2",
+    pytest.param("w3a3", marks=pytest.mark.slow),
+    "w5a6",
+    pytest.param("w6a6", marks=pytest.mark.slow),
+    "w7a8",
+    "w2a8g32",
+)
 
 
 class Network(nn.Module):

@@ -59,12 +59,26 @@ def test_of_equal_integers_nothing_is_left_to_say(layers):
     assert told["rounding"]["count"] == sum(s["count"] for s in told["roundings"].values())
 
 
-@settings(max_examples=25)
-@given(
+GRAPHS = given(
     st.integers(0, 2**32 - 1), st.integers(LENGTHS[0], LENGTHS[-1]), st.integers(13, 25),
     st.sampled_from(["asymmetric", "symmetric", "auto"]), st.booleans(),
 )  # fmt: skip
+
+
+@settings(max_examples=10)
+@GRAPHS
 def test_random_graphs(seed, length, opset, scheme, packs):
+    check_random_graph(seed, length, opset, scheme, packs)
+
+
+@pytest.mark.slow
+@settings(max_examples=50)
+@GRAPHS
+def test_many_random_graphs(seed, length, opset, scheme, packs):
+    check_random_graph(seed, length, opset, scheme, packs)
+
+
+def check_random_graph(seed, length, opset, scheme, packs):
     drawn = RandomGraph(seed, length)
     try:
         graph = load_onnx(drawn.model)

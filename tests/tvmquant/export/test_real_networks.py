@@ -40,7 +40,6 @@ def opened(shared_dir: Path):
 @pytest.mark.parametrize(
     ("name", "choice", "opset"),
     [
-        ("squeezenet", "w8a8", 21),
         ("resnet20", "w8a8", 13),
         ("resnet20", "w4a4", 21),
         *(

@@ -37,9 +37,14 @@ def check(network: Graph, images: np.ndarray, **options) -> Graph:
 
 
 @pytest.mark.parametrize(
-    "choice", ["w8a8", "w4a4", "w4a8g32", "w6a6", "w3a5", "w2a2", "w1a8", "w1a1"]
+    ("choice", "packs"),
+    [
+        *((c, True) for c in ("w8a8", "w4a4", "w4a8g32", "w6a6", "w3a5", "w2a2", "w1a8", "w1a1")),
+        ("w4a4", False),
+        ("w4a8g32", False),
+        *(pytest.param(c, False, marks=pytest.mark.slow) for c in ("w8a8", "w6a6", "w3a5", "w2a2")),
+    ],
 )
-@pytest.mark.parametrize("packs", [True, False])
 def test_layers_of_every_operation_and_width(layers, choice, packs):
     graph, calibration, images = layers
     choices = choices_of(graph, choice)
@@ -60,12 +65,26 @@ def test_every_operator_that_becomes_a_kernel(mixture, scheme):
     check(apply_calibration(graph, calibration, activation_scheme=scheme), images[:4], opset=25)
 
 
-@settings(max_examples=25)
-@given(
+GRAPHS = given(
     st.integers(0, 2**32 - 1), st.integers(LENGTHS[0], LENGTHS[-1]),
     st.sampled_from(["asymmetric", "symmetric", "auto"]), st.booleans(),
 )  # fmt: skip
+
+
+@settings(max_examples=8)
+@GRAPHS
 def test_random_graphs(seed, length, scheme, packs):
+    check_random_graph(seed, length, scheme, packs)
+
+
+@pytest.mark.slow
+@settings(max_examples=50)
+@GRAPHS
+def test_many_random_graphs(seed, length, scheme, packs):
+    check_random_graph(seed, length, scheme, packs)
+
+
+def check_random_graph(seed, length, scheme, packs):
     drawn = RandomGraph(seed, length)
     try:
         graph = load_onnx(drawn.model)

@@ -385,16 +385,30 @@ def test_normalization_folded_by_the_exporter_or_by_us(
 # Real networks
 
 
-# the new exporter takes seconds: one network of many operators stands for the others
-DYNAMO = [
-    pytest.param(name, "dynamo", marks=() if name == "mobilenetv3-small" else pytest.mark.slow)
-    for name in ("resnet50", "mobilenetv2", "mobilenetv3-small", "unet", "reactnet20-cifar")
+# those that are imported in every run: of every operator that the others have
+IMPORTED = {
+    "torchscript": (
+        "inceptionv3", "mobilenetv3-small", "densenet121", "unet", "unet-resize",
+        "reactnet20-cifar",
+    ),
+    "dynamo": ("unet",),  # this exporter takes seconds
+}  # fmt: skip
+EXPORTS = [
+    *((name, "torchscript") for name in models.names()),
+    *(
+        (name, "dynamo")
+        for name in ("resnet50", "mobilenetv2", "mobilenetv3-small", "unet", "reactnet20-cifar")
+    ),
 ]
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("name", "style"), [*((name, "torchscript") for name in models.names()), *DYNAMO]
+    ("name", "style"),
+    [
+        pytest.param(name, style, marks=() if name in IMPORTED[style] else pytest.mark.slow)
+        for name, style in EXPORTS
+    ],
 )
 def test_known_architectures(tmp_path, name, style):
     """The torch twin of the graph computes what ONNX Runtime does, in exports of both styles."""

@@ -62,8 +62,9 @@ def test_chains_are_equal_where_no_tiling_could_tell_them_apart():
         workload = Workload.of("conv2d", dataclasses.replace(layer, chain=chain))
         assert workload.spec.chain <= chain
         assert Workload.of("conv2d", workload.spec) == workload
-        for tiling in workload.tilings(haswell()).values():
-            assert tiling.chain <= max(chain, 1)
+        if workload.key not in keys:  # the shortest chain of those that are equal
+            for tiling in workload.tilings(haswell()).values():
+                assert tiling.chain <= max(chain, 1)
         keys.setdefault(workload.key, []).append(chain)
     assert len(keys) < 20
     assert [*range(48, 200)] in keys.values()
