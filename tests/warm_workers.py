@@ -36,7 +36,7 @@ class _Forker:
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="tvmquant-workers.")
-        self._address = str(Path(self._folder.name, "socket"))
+        self._address = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
@@ -51,6 +51,8 @@ class _Forker:
 
     def _start(self) -> subprocess.Popen[bytes]:
         with socket.socket(socket.AF_UNIX) as listener:
+            # a test's own process may have been the first to start one
+            self._address = str(Path(self._folder.name, str(os.getpid())))
             listener.bind(self._address)
             listener.listen()
             # it ends with its standard input, and that with this process
@@ -65,6 +67,7 @@ class _Forker:
     def close(self) -> None:
         """End the process; workers live on until they are closed or killed."""
         if self._process is not None:
+            self._process.kill()
             self._process.communicate()
         self._folder.cleanup()
 
