@@ -8,6 +8,7 @@ Run it from anywhere: `python tutorials/06_a_network_of_one_bit.py`. It writes i
 # `tvmquant.nn` has layers whose weights, and inputs, are -1 and +1 times a scale, with the
 # gradients of the papers. The rest is plain PyTorch: a first convolution and a classifier of real
 # numbers.
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -67,10 +68,12 @@ for _ in range(epochs):
 # `freeze` replaces the weights by what they stand for. The file is plain ONNX: comparisons, Where,
 # Conv. So signs and weights of a few values are found in other exporters' files too.
 onnx_file = folder / "one-bit.onnx"
-torch.onnx.export(
-    tnn.freeze(network), (batches[0][0][:2],), onnx_file, dynamo=False,
-    input_names=["image"], output_names=["logits"], dynamic_axes={"image": {0: "batch"}},
-)  # fmt: skip
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # either exporter serves; the older one needs no onnxscript
+    torch.onnx.export(
+        tnn.freeze(network), (batches[0][0][:2],), onnx_file, dynamo=False,
+        input_names=["image"], output_names=["logits"], dynamic_axes={"image": {0: "batch"}},
+    )  # fmt: skip
 graph = tvmquant.load_onnx(onnx_file)
 for layer in tvmquant.quantizable_layers(graph):
     print(f"{layer.id:28} {layer.usual}")

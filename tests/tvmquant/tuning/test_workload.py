@@ -137,7 +137,9 @@ def test_kernels_follow_how_weights_are_rounded(mixture):
 
 
 def test_an_unknown_family_is_an_error():
-    with pytest.raises(TargetError, match="expected one of depthwise_conv2d, conv2d, "):
+    with pytest.raises(
+        TargetError, match="expected one of depthwise_conv2d, binary_conv2d, conv2d, "
+    ):
         families.kernels("conv3d")
 
 
