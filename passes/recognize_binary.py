@@ -15,7 +15,8 @@ After::
     lv1 = conv2d(lv, fake_quant(w) {format: "binary", fixed: 1})
 
 Of what reaches a layer only. ``sign`` gives 0 of 0 and has three values: as in the networks that
-are trained so, 0 counts as positive. A weight that holds zeros as well is ternary: ``int2``.
+are trained so, 0 counts as positive, unless 0 is what a clip leaves of all numbers of one sign. A
+weight that holds zeros as well is ternary: ``int2``.
 
 Requires canonical form with batch normalization folded, which leaves the magnitude of each output
 channel one. Exporters' arithmetic on constants in float32 may spread magnitudes by `SPREAD`.
@@ -40,6 +41,7 @@ from tvmquant.ir.rewriter import (
     unused_name,
     used_vars,
 )
+from tvmquant.passes.elementwise import scalar_bound
 from tvmquant.passes.region_operators import is_mover
 
 FloatArray = npt.NDArray[np.float64]
@@ -130,7 +132,18 @@ class _Recognizer(DataflowRewriter):
             step, first = _number(inner.args[1]), self._made(inner.args[0])
             if step is not None and 0.0 < abs(step) < 1.0 and qop.is_call(first, SIGN):
                 return _Signs(first.args[0], 1.0, step < 0.0)
-        return _Signs(source, 1.0, False) if isinstance(source, relax.Var) else None
+        if not isinstance(source, relax.Var) or self._has_one_sign(source):
+            return None  # then it has 0 and 1, and 0 counts
+        return _Signs(source, 1.0, False)
+
+    def _has_one_sign(self, expr: relax.Expr) -> bool:
+        """Whether a tensor is clipped at 0, and holds 0 where it would have the other sign."""
+        made = self._made(expr)
+        while isinstance(made, relax.Call) and is_mover(made) and len(used_vars(made)) == 1:
+            made = self._made(used_vars(made)[0])
+        if qop.is_call(made, "relax.clip"):
+            return scalar_bound(made.args[1]) >= 0.0 or scalar_bound(made.args[2]) <= 0.0
+        return qop.is_call(made, "relax.nn.relu", "relax.abs")
 
     def _selected(self, call: relax.Call) -> _Signs | None:
         """Read a choice between a number and its negative, or 0 and twice the threshold."""
@@ -237,16 +250,16 @@ def signs_and_magnitudes(
         None where a channel has several magnitudes, where all numbers have one sign, or where there
         are hardly more numbers than channels, as of a matrix that only picks inputs.
     """
-    rows = weight.reshape(len(weight), -1).astype(np.float64)
-    if rows.shape[1] < 2 or not np.all(np.isfinite(rows)):
+    rows = weight.reshape(len(weight), -1)
+    # the first channel tells most weights, of millions of numbers, from those
+    if rows.shape[1] < 2 or _upper(rows[:1]) is None:
         return None
+    upper = _upper(rows)
+    if upper is None:
+        return None
+    rows = rows.astype(np.float64)
     magnitudes = np.abs(rows)
     scale = magnitudes.max(axis=1)
-    spread = np.maximum(scale * SPREAD, SPREAD_OF_TERMS)
-    spread = np.minimum(spread, scale * LEAST_DISTINCTION)[:, None]
-    upper, zero = magnitudes >= scale[:, None] - 2.0 * spread, magnitudes <= spread
-    if not np.all(upper | zero):
-        return None
     empty = scale == 0.0  # their sign does not matter
     steps = np.where(empty[:, None] | (upper & (rows > 0.0)), 1, np.where(upper, -1, 0))
     several = (steps != 0).sum(axis=1) > 1
@@ -255,6 +268,17 @@ def signs_and_magnitudes(
     counted = np.where(upper, magnitudes, 0.0).sum(axis=1) / np.maximum(upper.sum(axis=1), 1)
     scale = np.where(empty, LEAST_MAGNITUDE, counted)
     return steps.reshape(weight.shape).astype(np.int64), scale
+
+
+def _upper(rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
+    """Return which numbers have the greatest magnitude of their row; None unless others are 0."""
+    magnitudes = np.abs(rows.astype(np.float64))
+    scale = magnitudes.max(axis=1, keepdims=True)
+    spread = np.maximum(scale * SPREAD, SPREAD_OF_TERMS)
+    spread = np.minimum(spread, scale * LEAST_DISTINCTION)
+    upper = magnitudes >= scale - 2.0 * spread
+    few = np.all(np.isfinite(magnitudes)) and np.all(upper | (magnitudes <= spread))
+    return upper if few else None
 
 
 def _reaching_layers(function: relax.Function) -> set[relax.Var]:

@@ -94,8 +94,10 @@ def by_direction(
     if not np.any(turned):
         return None
     slopes = np.where(turned, region.slopes, 0.0)
+    # the clip is of the result, and stays
     falling = replace(
-        region.scaled(slopes),
+        region,
+        terms=tuple(replace(t, scale=t.scale * slopes) for t in region.terms),
         bias=np.where(turned, region.bias * slopes + region.offset, middle - 1.0),
         slopes=None,
         shift=None,

@@ -123,7 +123,15 @@ def other_difference(emit, x):
     return op.add(difference, x)
 
 
-@pytest.mark.parametrize("form", [other_ends, other_difference])
+def step(emit, x):
+    return op.sign(emit(nn.relu(x)))
+
+
+def moved_step(emit, x):
+    return op.sign(emit(nn.max_pool2d(emit(op.clip(x, 0.0, 6.0)), (3, 3), (1, 1), 1)))
+
+
+@pytest.mark.parametrize("form", [other_ends, other_difference, step, moved_step])
 def test_what_is_no_sign(form):
     module, found = recognized(lambda emit, x: layer(emit, emit(form(emit, x))))
     tvm.ir.assert_structural_equal(found, module)

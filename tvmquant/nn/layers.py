@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor, nn
 
 from tvmquant.errors import QuantizationError
@@ -11,7 +13,7 @@ from tvmquant.nn.signs import binarize_weight, sign, ternarize_weight
 Size = int | tuple[int, int]
 
 
-class LayerOfFewValues(nn.Module):
+class LayerOfFewValues(nn.Module, ABC):
     """What the layers below have in common.
 
     Attributes
@@ -25,9 +27,9 @@ class LayerOfFewValues(nn.Module):
     weight: Tensor
     frozen = False
 
+    @abstractmethod
     def few_values(self) -> Tensor:
         """Return the weight's two or three values per output channel, (O, ...)."""
-        raise NotImplementedError
 
     def freeze(self) -> None:
         """Forget the real numbers that the few values come from, and keep these."""

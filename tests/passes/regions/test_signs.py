@@ -128,11 +128,13 @@ def test_a_shift_behind_slopes(strict):
     np.testing.assert_array_equal(found[clear], np.where(above, 129, 127)[clear])
 
 
+@pytest.mark.parametrize("limits", [{}, {"low": -1.0, "high": 1.0}])
 @pytest.mark.parametrize("strict", [False, True])
-def test_negative_slopes_cross_thresholds_twice(strict):
+def test_negative_slopes_cross_thresholds_twice(strict, limits):
     scale, bias, shift = RNG.normal(size=(3, 90))
     slopes = RNG.uniform(-2.0, 2.0, 90)
-    made = region(scale, bias, slopes=slopes, shift=shift)
+    slopes[0] = 0.5  # of the first channel the falling side has none
+    made = region(scale, bias, slopes=slopes, shift=shift, **limits)
     sides = by_direction(made, 0.1, strict=strict)
     found = np.maximum(
         *(
