@@ -1,9 +1,10 @@
 """Convolutions of one bit beside our own of eight, and against what counts bits in the first cache.
 
 The shapes are those of binary ResNet-18 and ReActNet that have 128 channels or more. All run by
-turns: a layer of bits, the same of bytes (its INT8 kernel), and two loop nests over operands that
-stay in the first-level cache, with the register tile of a layer but without packing, padding,
-chains or epilogue: one of the instructions that the layers use, one of xor and popcount.
+turns: a layer of bits with the kernel that packs them, the same of bytes (its INT8 kernel), and two
+loop nests over operands that stay in the first-level cache, with the register tile of a layer but
+without packing, padding, chains or epilogue: one of the instructions that the layers use, one of
+xor and popcount.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from benchmarks.rows import Row, RowMaker, machine_facts
 from tvmquant.benchmark import measure_interleaved
 from tvmquant.machine import Machine
 from tvmquant.progress import Progress
-from tvmquant.schedules import conv2d, isa
+from tvmquant.schedules import conv2d, isa, pack_bits
 from tvmquant.schedules.isa import DotProduct
 from tvmquant.schedules.isa.binary_stages import ROW
 from tvmquant.schedules.isa.x86_binary import looked_up
@@ -132,17 +133,33 @@ def _row(make: RowMaker, metric: str, value: float, layer: str, **more: Any) -> 
 
 
 def _binary_runner(spec: conv2d.Conv2DSpec, machine: Machine) -> tuple[Runner, str]:
-    """Return a function that runs a layer of bits once on random ones, and the kernel's name."""
+    """Return a function that packs random signs and runs a layer of them, and its kernel's name."""
     flat = dataclasses.replace(spec, binary=True).flattened()
     rng = np.random.default_rng(0)
     weight = rng.choice([-1, 1], (spec.outputs, *spec.kernel, spec.channels)).astype(np.int8)
     tiling = conv2d.target_tiling(flat, machine)
     kernel = conv2d.kernel(flat, tiling)
+    packing = pack_bits.kernel(
+        pack_bits.PackSpec(spec.batch * spec.height * spec.width, spec.channels, tiling.dot),
+        machine,
+    )
+    signs = [random_argument(rng, parameter) for parameter in packing.params]
+    signs[2] = tvm.runtime.tensor(np.zeros_like(signs[2].numpy()))
+    pack = bound(packing, machine, signs)
+    pack()
     arguments = [random_argument(rng, parameter) for parameter in kernel.params]
+    elements = signs[-1].numpy().reshape(conv2d.input_shape(flat, tiling))
+    arguments[0] = tvm.runtime.tensor(elements)
     arguments[1] = tvm.runtime.tensor(conv2d.pack_weight(weight, flat, tiling))
     if tiling.dot.looks_up:
         arguments[2] = tvm.runtime.tensor(conv2d.counts())
-    return bound(kernel, machine, arguments), str(kernel.attrs["tvmquant.kernel"])
+    layer = bound(kernel, machine, arguments)
+
+    def both() -> None:
+        pack()
+        layer()
+
+    return both, str(kernel.attrs["tvmquant.kernel"])
 
 
 # -- loop nests over the first-level cache ---------------------------------------------------------

@@ -36,7 +36,7 @@ Strategy
    Where a task has no more than a tile or two (a dense layer of one row) they are unpacked in
    registers. The integer factors of groups multiply the 16-bit sums while they are widened, in
    place of the ones (no instruction more), or else the operands while they are unpacked.
-8. *Bits* (`conv2d_binary`) are packed for all tasks before them, and counted where they differ: by
+8. *Bits* (`conv2d_binary`) come packed (`pack_bits`), and are counted where they differ: by
    popcount of words, or, in chains of 8 bits, in a table of counts that fits a register
    (`isa.binary_stages`).
 
@@ -48,12 +48,12 @@ third-level cache, at half the bytes. SqueezeNet as a whole: 1.35x, 1.27x and 1.
 looked up, 4.9-5.5x on 3x3 layers, 4.1x where 256 channels make 256 in 1x1 and 5.0x where 512 make
 512; counting the bytes of xor'ed words is at most 3.7x on registers alone.
 
-Rejected: packing the bits of each task within it (TVM's tensorization refuses what is computed at a
-loop over tasks). Keeping window rows unpadded with a predicate (tensorization refuses predicates).
-On AVX2, ``vpmaddubsw`` (96 GMAC/s on one 3x3 layer) is used where it is proven that it cannot
-saturate, else ``vpmaddwd`` on 16-bit words (77 GMAC/s, twice the weight bytes). Unpacking in
-registers in every tile (0.68 to 0.85 of the speed on 28x28 128->128 3x3), or once per block also
-for a single pixel (0.65 of the speed in registers).
+Rejected: packing bits in the kernel (each of two layers that read the same signs packs them, and a
+sign cannot be a comparison of bytes). Keeping window rows unpadded with a predicate (tensorization
+refuses predicates). On AVX2, ``vpmaddubsw`` (96 GMAC/s on one 3x3 layer) is used where it is proven
+that it cannot saturate, else ``vpmaddwd`` on 16-bit words (77 GMAC/s, twice the weight bytes).
+Unpacking in registers in every tile (0.68 to 0.85 of the speed on 28x28 128->128 3x3), or once per
+block also for a single pixel (0.65 of the speed in registers).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ from tvm.s_tir import Schedule
 from tvmquant.errors import TargetError
 from tvmquant.machine import Machine
 from tvmquant.schedules import isa
-from tvmquant.schedules.conv2d_binary import LONGEST_COUNT, PACKED, counts, pack_bias
+from tvmquant.schedules.conv2d_binary import LONGEST_COUNT, counts, pack_bias
 from tvmquant.schedules.conv2d_compute import (
     COPIED,
     compute,
@@ -157,8 +157,6 @@ def schedule(sch: Schedule, spec: Conv2DSpec, tiling: Tiling) -> None:
         sch.compute_at(patches, task, preserve_unit_loops=True)
     if not e.direct:
         _schedule_rows(sch, tiling, task)
-    if spec.binary:
-        _schedule_bits(sch, tiling)
     if spec.joined:  # last: where an intrinsic stands, no producer can be computed any more
         copy = join_rows(spec.kernel[0], spec.row, e.run, dot.input_dtype)
         sch.tensorize(sch.get_loops(patches)[-1], copy)
@@ -247,16 +245,6 @@ def _schedule_counts(sch: Schedule, tiling: Tiling) -> None:
     sch.tensorize(pair, isa.intrinsic(tiling.dot, Stage.COUNT))
     sch.unroll(w)
     sch.unroll(o_mid)
-
-
-def _schedule_bits(sch: Schedule, tiling: Tiling) -> None:
-    """Pack the bits of the input before all tasks."""
-    *outer, elements = sch.get_loops(sch.get_sblock("bits"))
-    steps, packed = sch.split(elements, [None, PACKED // tiling.dot.values])
-    if tiling.parallel != "none":
-        sch.parallel(sch.fuse(*outer, steps))
-    if isa.offers(tiling.dot, Stage.PACK):
-        sch.tensorize(packed, isa.intrinsic(tiling.dot, Stage.PACK))
 
 
 def _schedule_rows(sch: Schedule, tiling: Tiling, task: Any) -> None:

@@ -1,7 +1,7 @@
 """Convolutions of values that are -1 or +1: bits that differ are counted.
 
-*Input.* The network's tensor holds bytes, 127 for -1 and 129 for +1. Its bits are packed first
-(block ``bits``), for all tasks; the padded rows of each are copied from there.
+*Input.* The network's tensor holds bytes, 127 for -1 and 129 for +1; the kernel is given its bits
+(`schedules.pack_bits`).
 
 *Padding* is the zero point, 128 where the bytes are signs. A bit has no such value: it is padded
 with zero bits, -1. A tap that reads padding adds -w in place of z w, z = zero_point - 128, for each
@@ -30,7 +30,7 @@ from tvm import te, tirx
 from tvmquant.formats import BINARY_MIDDLE
 from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling
 from tvmquant.schedules.isa import INDEX_BITS, DotProduct
-from tvmquant.schedules.isa.binary_stages import ENTRIES, PACKED, count, counts, element
+from tvmquant.schedules.isa.binary_stages import ENTRIES, count, counts
 from tvmquant.schedules.skip_padding import skips_rows
 
 # Steps of at most four differing bits that an 8-bit sum holds.
@@ -38,9 +38,7 @@ LONGEST_COUNT = 255 // INDEX_BITS
 
 __all__ = [
     "LONGEST_COUNT",
-    "PACKED",
     "bias_shape",
-    "bits",
     "bits_of",
     "border",
     "countable",
@@ -64,16 +62,6 @@ def countable(spec: Conv2DSpec, dot: DotProduct) -> bool:
 def table_placeholder() -> te.Tensor:
     """Return the argument in which `counts` are looked up."""
     return te.placeholder((ENTRIES,), "uint8", name="table_of_counts")
-
-
-def bits(x: te.Tensor, spec: Conv2DSpec, dot: DotProduct) -> te.Tensor:
-    """Define the packed bits of the input."""
-
-    def value(n: Any, h: Any, j: Any) -> Any:
-        return element(dot, lambda i: x[n, h, j * dot.values + i])
-
-    elements = spec.width * spec.channels // dot.values
-    return te.compute((spec.batch, spec.height, elements), value, name="bits")
 
 
 def differing(value: Any, weight: Any, dtype: str) -> Any:
@@ -197,8 +185,8 @@ def pack_bias(
     return packed
 
 
-def bits_of(weight: npt.NDArray[np.int8], dot: DotProduct) -> npt.NDArray[Any]:
-    """Return the elements of a weight, ``dot.values`` neighbours of the last axis in each."""
-    positive = (weight > 0).reshape(*weight.shape[:-1], -1, dot.values)
+def bits_of(values: npt.NDArray[Any], dot: DotProduct) -> npt.NDArray[Any]:
+    """Return which values are positive, ``dot.values`` neighbours of the last axis an element."""
+    positive = (values > 0).reshape(*values.shape[:-1], -1, dot.values)
     places = 1 << np.arange(dot.values, dtype=np.int64)
     return np.asarray((positive @ places).astype(dot.weight_dtype))

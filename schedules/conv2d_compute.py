@@ -9,7 +9,6 @@ from tvm import te, tirx
 
 from tvmquant.schedules.conv2d_binary import (
     bias_shape,
-    bits,
     border,
     counted,
     differing,
@@ -25,10 +24,14 @@ COPIED = 32
 
 
 def input_shape(spec: Conv2DSpec, tiling: Tiling) -> tuple[int, ...]:
-    """Return the shape in which the kernel takes its input: NHWC, or (N, H, W * C) if it copies."""
-    if Extents.of(spec, tiling).direct and not spec.binary:
-        return (spec.batch, spec.height, spec.width, spec.channels)
-    return (spec.batch, spec.height, spec.width * spec.channels)
+    """Return the shape in which the kernel takes its input: NHWC, or (N, H, W * C) if it copies.
+
+    Of a binary one C counts elements of bits (`schedules.pack_bits`).
+    """
+    elements = spec.channels // tiling.dot.values
+    if Extents.of(spec, tiling).direct:
+        return (spec.batch, spec.height, spec.width, elements)
+    return (spec.batch, spec.height, spec.width * elements)
 
 
 def output_shape(spec: Conv2DSpec, tiling: Tiling) -> tuple[int, int, int, int]:
@@ -44,15 +47,16 @@ def padded_outputs(spec: Conv2DSpec, tiling: Tiling) -> int:
 def compute(spec: Conv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     """Define the layer on padded extents.
 
-    Blocks: ``bits`` (binary), ``rows`` (unless direct), ``patches`` (of joined rows), ``unpacked``
-    (4-bit weights, unless in registers), ``part`` (chains), ``acc`` and ``out``.
+    Blocks: ``rows`` (unless direct), ``patches`` (of joined rows), ``unpacked`` (4-bit weights,
+    unless in registers), ``part`` (chains), ``acc`` and ``out``.
 
     Arguments of the function: x, weight (packed), with ``w_group`` the groups' factors (packed),
     where counts are looked up their table, bias, the epilogue's vectors (each of `padded_outputs`
     entries), residual, residual multiplier, table, and last the output.
     """
     e, dot = Extents.of(spec, tiling), tiling.dot
-    x = te.placeholder(input_shape(spec, tiling), spec.dtype, name="x")
+    dtype = dot.input_dtype if spec.binary else spec.dtype
+    x = te.placeholder(input_shape(spec, tiling), dtype, name="x")
     stored = "uint8" if spec.w_bits == 4 else dot.weight_dtype
     weight = te.placeholder(weight_shape(spec, tiling), stored, name="weight")
     scale = None
@@ -105,8 +109,6 @@ class _Operands(NamedTuple):
 
 def _input_reader(x: te.Tensor, spec: Conv2DSpec, tiling: Tiling) -> Callable[..., Any]:
     e = Extents.of(spec, tiling)
-    if spec.binary:
-        x = bits(x, spec, tiling.dot)
     rows = None if e.direct else _padded_rows(x, spec, e, tiling)
     if rows is not None and spec.joined:
         patches = _patches(rows, spec, tiling)
@@ -119,7 +121,7 @@ def _input_reader(x: te.Tensor, spec: Conv2DSpec, tiling: Tiling) -> Callable[..
         row, column = h * spec.strides[0], w * spec.strides[1]
         first = (o // group_outputs) * group_pixels if spec.groups > 1 else 0
         if rows is None:
-            return x[n, row, column * e.pixel + k] if spec.binary else x[n, row, column, first + k]
+            return x[n, row, column, first + k]
         column = (column + rt * spec.dilation[1]) * e.pixel
         return rows[n, row + ry * spec.dilation[0], column + first + k]
 

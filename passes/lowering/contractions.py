@@ -15,6 +15,7 @@ from tvmquant.formats import INT8
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import span_name
 from tvmquant.ir.tensor_types import static_shape
+from tvmquant.passes.lowering.bits import packed
 from tvmquant.passes.lowering.emitter import Handler, Lowerer
 from tvmquant.passes.lowering.epilogues import epilogue_of
 from tvmquant.schedules import structural
@@ -84,14 +85,18 @@ def _contract(lowerer: Lowerer, call: relax.Call) -> relax.Expr:
     found = family.lower(layer, lowerer.machine, lowerer.tilings)
     tensors = {"input": x, "residual": epilogue and epilogue.residual}
 
+    def operand(value: Operand) -> relax.Expr:
+        if value.bits is not None:
+            tensor = packed(lowerer, operands[0], value.bits, call)
+        else:
+            tensor = tensors[value.name]
+        return tensor if value.shape is None else lowerer.reshaped(tensor, value.shape)
+
     def argument(value: Any) -> relax.Expr:
         if isinstance(value, Weight):
             held = choice.weight if value.bits == choice.weight.bits else INT8
             return lowerer.weight(value.packed, value.held or held)
-        if not isinstance(value, Operand):
-            return qop.constant(value)
-        tensor = tensors[value.name]
-        return tensor if value.shape is None else lowerer.reshaped(tensor, value.shape)
+        return operand(value) if isinstance(value, Operand) else qop.constant(value)
 
     out = relax.TensorType(found.shape, attrs["out_dtype"])
     result = lowerer.call(found.kernel, [argument(a) for a in found.arguments], out, call)

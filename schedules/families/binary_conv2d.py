@@ -13,7 +13,6 @@ from tvmquant.errors import QuantizationError
 from tvmquant.formats import Uniform
 from tvmquant.machine import Machine
 from tvmquant.schedules import conv2d
-from tvmquant.schedules.conv2d_binary import PACKED
 from tvmquant.schedules.conv2d_spec import Tiling
 from tvmquant.schedules.families.contraction import (
     CONV2D,
@@ -28,6 +27,7 @@ from tvmquant.schedules.families.contraction import (
 from tvmquant.schedules.families.conv2d import Conv2DFamily, spec_of
 from tvmquant.schedules.families.family import Tilings, finishing
 from tvmquant.schedules.isa import INDEX_BITS
+from tvmquant.schedules.isa.binary_stages import PACKED
 
 
 class BinaryConv2DFamily(Conv2DFamily):
@@ -76,7 +76,7 @@ class BinaryConv2DFamily(Conv2DFamily):
         tiling = tilings(self.name, spec, layer.name) or self.default(spec, machine)
         shape = conv2d.output_shape(spec, tiling)
         arguments = (
-            Operand("input", conv2d.input_shape(spec, tiling)),
+            Operand("input", conv2d.input_shape(spec, tiling), tiling.dot),
             _stored(conv2d.pack_weight(layer.weight, spec, tiling), tiling),
             *((conv2d.counts(),) if tiling.dot.looks_up else ()),
             conv2d.pack_bias(layer.bias, layer.weight, spec, tiling),

@@ -12,6 +12,7 @@ from tvm import tirx
 
 from tvmquant.formats import INT8, UINT8, Format
 from tvmquant.schedules.epilogue import Epilogue
+from tvmquant.schedules.isa import DotProduct
 
 Array = npt.NDArray[Any]
 
@@ -201,10 +202,13 @@ class Operand:
         ``"input"`` or ``"residual"``.
     shape : tuple of int, optional
         In which the kernel takes it, where that is another view.
+    bits : DotProduct, optional
+        Which reads its bits: `schedules.pack_bits` makes them.
     """
 
     name: str
     shape: tuple[int, ...] | None = None
+    bits: DotProduct | None = None
 
 
 @dataclass(frozen=True)

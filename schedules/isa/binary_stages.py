@@ -40,15 +40,20 @@ def counts() -> npt.NDArray[np.uint8]:
     return found
 
 
-def element(dot: DotProduct, value: Callable[[int], Any]) -> tirx.PrimExpr:
-    """Return the input's element of ``dot.values`` channels, uint8 above 127 where they are +1."""
+def signs(dot: DotProduct, positive: Callable[[Any], Any], at: Any) -> tirx.PrimExpr:
+    """Return an element of the input, given which channels are +1."""
     first = INDEX_BITS if dot.looks_up else 0
     bits = [
-        (value(i) >> tirx.const(7, "uint8")).astype(dot.input_dtype)
+        positive(at * dot.values + i).astype(dot.input_dtype)
         << tirx.const(first + i, dot.input_dtype)
         for i in range(dot.values)
     ]
     return functools.reduce(operator.or_, bits)
+
+
+def shifted(indices: npt.NDArray[Any], dot: DotProduct) -> npt.NDArray[Any]:
+    """Return the bits of channels as elements of an input: indices times 16, words as they are."""
+    return indices << INDEX_BITS if dot.looks_up else indices
 
 
 def count(index: Any, weight: Any, table: Any) -> tirx.PrimExpr:
@@ -68,21 +73,20 @@ def _describe_pack(dot: DotProduct) -> tirx.PrimFunc:
 def _describe_pack_indices(dot: DotProduct) -> tirx.PrimFunc:
     indices = PACKED // dot.values
 
-    def packed(channels: Any, at: Any) -> tirx.PrimExpr:
-        return element(dot, lambda i: channels[at * dot.values + i])
-
     @T.prim_func(s_tir=True)
     def description(
         A: T.Buffer((PACKED,), "uint8", offset_factor=1),
+        least: T.Buffer((PACKED,), "uint8", offset_factor=1),
+        turned: T.Buffer((indices,), dot.input_dtype, offset_factor=1),
         C: T.Buffer((indices,), dot.input_dtype, offset_factor=1),
     ) -> None:
         with T.sblock("root"):
-            T.reads(A[0:PACKED])
+            T.reads(least[0:PACKED], A[0:PACKED], turned[0:indices])
             T.writes(C[0:indices])
             for i in T.serial(0, indices):
                 with T.sblock("pack"):
                     vi = T.axis.remap("S", [i])
-                    C[vi] = packed(A, vi)
+                    C[vi] = signs(dot, lambda c: least[c] <= A[c], vi) ^ turned[vi]
 
     return description
 
@@ -90,20 +94,19 @@ def _describe_pack_indices(dot: DotProduct) -> tirx.PrimFunc:
 def _describe_pack_word(dot: DotProduct) -> tirx.PrimFunc:
     """Return the same of one element: a loop of one step has no axis in tensorization."""
 
-    def packed(channels: Any) -> tirx.PrimExpr:
-        return element(dot, lambda i: channels[i])
-
     @T.prim_func(s_tir=True)
     def description(
         A: T.Buffer((PACKED,), "uint8", offset_factor=1),
+        least: T.Buffer((PACKED,), "uint8", offset_factor=1),
+        turned: T.Buffer((1,), dot.input_dtype, offset_factor=1),
         C: T.Buffer((1,), dot.input_dtype, offset_factor=1),
     ) -> None:
         with T.sblock("root"):
-            T.reads(A[0:PACKED])
+            T.reads(least[0:PACKED], A[0:PACKED], turned[0:1])
             T.writes(C[0:1])
             for _ in T.serial(0, 1):
                 with T.sblock("pack"):
-                    C[0] = packed(A)
+                    C[0] = signs(dot, lambda c: least[c] <= A[c], 0) ^ turned[0]
 
     return description
 

@@ -19,8 +19,8 @@ class Stage(enum.Enum):
     `WIDEN` or `SCALE`; with 4-bit weights that it unpacks in registers, those with nibbles.
     `UNPACK_SCALED` makes operands of 4-bit weights in groups. A depthwise convolution uses `TAPS`.
 
-    A binary convolution uses `PACK`, and where its dot product looks counts up, `COUNT` and then
-    `WIDEN_COUNTS` (`binary_stages`).
+    Bits are made by `PACK`; where a dot product of them looks counts up, a binary convolution uses
+    `COUNT` and then `WIDEN_COUNTS` (`binary_stages`).
     """
 
     DOT = "dot"

@@ -31,20 +31,27 @@ def looked_up(dot: DotProduct, row: Any, indices: Any) -> Any:
     return T.reinterpret(f"uint8x{dot.lanes}", found)
 
 
-def _word(channels: Any) -> Any:
+def _signs(channels: Any, least: Any) -> Any:
+    """Return 128 for each of 32 bytes from its least on, else 0."""
+    vector = f"uint8x{PACKED}"
+    positive = channels.vload([0], dtype=vector) >= least.vload([0], dtype=vector)
+    high, low = (T.broadcast(T.uint8(value), PACKED) for value in (128, 0))
+    return T.Select(positive, high, low)
+
+
+def _word(signs: Any) -> Any:
     """Return the sign bits of 32 bytes."""
-    signs = T.reinterpret("int8x32", channels.vload([0], dtype="uint8x32"))
+    signs = T.reinterpret("int8x32", signs)
     return T.reinterpret(
         "uint32", T.call_llvm_pure_intrin("int32", "llvm.x86.avx2.pmovmskb", signs)
     )
 
 
-def _indices(channels: Any) -> Any:
+def _indices(signs: Any) -> Any:
     """Return eight indices of 32 bytes, times 16.
 
     Of four bytes the sign bits, 128, times 1, 2, 4 and 8, at most 15 * 128.
     """
-    signs = channels.vload([0], dtype="uint8x32") & T.broadcast(T.uint8(128), 32)
     places = T.reinterpret("int8x32", T.broadcast(T.int32(0x08040201), 8))
     pairs = T.call_llvm_pure_intrin(
         "int16x16", "llvm.x86.avx2.pmadd.ub.sw", T.reinterpret("int8x32", signs), places
@@ -59,16 +66,19 @@ def _pack(dot: DotProduct) -> tirx.PrimFunc:
     elements = PACKED // dot.values
     at = T.ramp(T.int32(0), 1, elements) if dot.looks_up else 0
     packed = _indices if dot.looks_up else _word
+    dtype = f"{dot.input_dtype}x{elements}" if dot.looks_up else dot.input_dtype
 
     @T.prim_func(s_tir=True)
     def implementation(
         A: T.Buffer((PACKED,), "uint8", offset_factor=1),
+        least: T.Buffer((PACKED,), "uint8", offset_factor=1),
+        turned: T.Buffer((elements,), dot.input_dtype, offset_factor=1),
         C: T.Buffer((elements,), dot.input_dtype, offset_factor=1),
     ) -> None:
         with T.sblock("root"):
-            T.reads(A[0:PACKED])
+            T.reads(A[0:PACKED], least[0:PACKED], turned[0:elements])
             T.writes(C[0:elements])
-            C[at] = packed(A)
+            C[at] = packed(_signs(A, least)) ^ turned.vload([0], dtype=dtype)
 
     return implementation
 

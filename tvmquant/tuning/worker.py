@@ -69,7 +69,8 @@ def fill(dtype: str, shape: tuple[int, ...], rng: np.random.Generator) -> npt.ND
     """Return an argument of a kernel.
 
     The time of integer kernels does not depend on values, but shifts must be valid: 32- and 64-bit
-    integers (bias, multiplier, offset, shift) are within 1..19.
+    integers (bias, multiplier, offset, shift) are within 1..19, and bytes are multiples of 16,
+    which are where the rows of a table begin.
     """
     if dtype.startswith("float"):
         return rng.standard_normal(shape).astype(dtype)
@@ -77,7 +78,8 @@ def fill(dtype: str, shape: tuple[int, ...], rng: np.random.Generator) -> npt.ND
         return rng.integers(1, 20, shape).astype(dtype)
     limits = np.iinfo(dtype)
     low, high = max(limits.min, -128), min(limits.max, 255)
-    return rng.integers(low, high + 1, shape).astype(dtype)
+    values = rng.integers(low, high + 1, shape)
+    return (values & ~15 if dtype == "uint8" else values).astype(dtype)
 
 
 def allocate(device: Any, arguments: Any, repeat: int) -> list[list[Any]]:

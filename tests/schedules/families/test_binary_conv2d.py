@@ -18,6 +18,7 @@ from tvmquant.schedules.conv2d import Conv2DSpec
 from tvmquant.schedules.epilogue import Epilogue
 from tvmquant.schedules.families import CONV2D, DENSE, Contraction, Layer, Operand, Vectors
 from tvmquant.schedules.kernel_facts import name_of, operation_of
+from tvmquant.schedules.pack_bits import elements_of
 
 W1A1 = BitChoice.parse("w1a1")
 CONTRACTIONS = {
@@ -61,9 +62,14 @@ def run(layer: Layer, target: str, threads: int = 1) -> tuple[np.ndarray, np.nda
     )  # fmt: skip
     residual = rng.integers(0, 256, acc.shape).astype(np.uint8)
     tensors = {"input": x, "residual": residual}
+
+    def tensor(operand: Operand) -> np.ndarray:
+        values = tensors[operand.name]
+        found = values if operand.bits is None else elements_of(values > 128, operand.bits)
+        return found.reshape(operand.shape)
+
     arguments = [
-        tensors[a.name].reshape(a.shape) if isinstance(a, Operand) else getattr(a, "packed", a)
-        for a in lowered.arguments
+        tensor(a) if isinstance(a, Operand) else getattr(a, "packed", a) for a in lowered.arguments
     ]
     found = kt.run(lowered.kernel, machine.target, arguments).reshape(acc.shape)
     if layer.epilogue is None:
