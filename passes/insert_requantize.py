@@ -37,7 +37,7 @@ from tvm import relax
 from tvmquant import formats
 from tvmquant.arithmetic import quantize_half_even
 from tvmquant.errors import QuantizationError
-from tvmquant.formats import INT16, UINT8, Binary
+from tvmquant.formats import INT16, INT32, UINT8, Binary
 from tvmquant.ir import dynamic_ops as dyn
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, span_name, used_vars
@@ -349,7 +349,7 @@ def _takes(kind: RegionKind, call: relax.Call, value: Value) -> bool:
     """Whether a kind of region reads a tensor: kernels compute with 8 bits."""
     if not isinstance(value, Quantized) or value.format.bits <= formats.MOST_BITS or is_mover(call):
         return True
-    return kind.takes_wide and value.imported and value.format == INT16
+    return kind.takes_wide and value.imported and value.format in (INT16, INT32)
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="InsertRequantize")

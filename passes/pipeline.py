@@ -35,6 +35,7 @@ from tvmquant.passes.fuse_layer_norm import FuseLayerNorm
 from tvmquant.passes.fuse_real_epilogue import FuseRealEpilogue
 from tvmquant.passes.fuse_softmax import FuseSoftmax
 from tvmquant.passes.insert_requantize import InsertRequantize
+from tvmquant.passes.keep_binary_sums import KeepBinarySums
 from tvmquant.passes.keep_signals_as_images import KeepSignalsAsImages
 from tvmquant.passes.legalizations import LEGALIZATIONS
 from tvmquant.passes.lower_fake_quants import LowerFakeQuants
@@ -100,7 +101,10 @@ def annotate(
     dynamic: bool = False,
 ) -> tvm.IRModule:
     """Canonical L0 -> L1, uncalibrated."""
-    passes = [AnnotateQuantization(activation_scheme, calibrates=calibrates, dynamic=dynamic)]
+    passes = [
+        KeepBinarySums(),
+        AnnotateQuantization(activation_scheme, calibrates=calibrates, dynamic=dynamic),
+    ]
     return _run("2-annotated", passes, module)
 
 

@@ -14,9 +14,14 @@ After::
     lv = fake_quant(x, [c]) {format: "ubinary", fixed: 1}
     lv1 = conv2d(lv, fake_quant(w) {format: "binary", fixed: 1})
 
+    lv2 = conv2d(lv, fake_quant(w1) {format: "binary"}) + conv2d(lv, fake_quant(w2) {...})
+
+the last where ``w`` is a sum of two or three such weights (`sums_of_signs`) and ``lv`` are signs.
+
 Of what reaches a layer only. ``sign`` gives 0 of 0 and has three values: as in the networks that
-are trained so, 0 counts as positive, unless 0 is what a clip leaves of all numbers of one sign. A
-weight that holds zeros as well is ternary: ``int2``.
+are trained so, 0 counts as positive, unless 0 is what a clip leaves of all numbers of one sign.
+Clips whose ends lie on either side of a threshold are passed over. A weight that holds zeros as
+well is ternary: ``int2``.
 
 Requires canonical form with batch normalization folded, which leaves the magnitude of each output
 channel one. Exporters' arithmetic on constants in float32 may spread magnitudes by `SPREAD`.
@@ -40,11 +45,14 @@ from tvmquant.ir.rewriter import (
     span_name,
     unused_name,
     used_vars,
+    with_span,
 )
 from tvmquant.passes.elementwise import scalar_bound
 from tvmquant.passes.region_operators import is_mover
+from tvmquant.passes.sums_of_signs import sums_of_signs
 
 FloatArray = npt.NDArray[np.float64]
+Array = npt.NDArray[np.int64]
 
 SIGN, SELECT, CAST = "relax.sign", "relax.where", "relax.astype"
 # of x and a constant: whether what holds is the upper side, and whether 0 is a part of it
@@ -93,6 +101,7 @@ class _Recognizer(DataflowRewriter):
         found = self._signs(var) if var in self.feeding else None
         if found is None:
             return None
+        found = self._without_clip(found)
         source = self.lookup(found.source)
         if found.threshold:
             constant = qop.constant(np.float32(-found.threshold))
@@ -102,6 +111,22 @@ class _Recognizer(DataflowRewriter):
             source, found.scale, name=name, strict=found.strict, zero_point=found.zero_point,
             span=getattr(value, "span", None),
         )  # fmt: skip
+
+    def _without_clip(self, found: _Signs) -> _Signs:
+        """Pass over a clip whose ends lie on either side of the threshold."""
+        source, threshold = found.source, found.threshold
+        made = self._made(source)
+        if qop.is_call(made, "relax.add"):
+            shift = _number(made.args[1])
+            if shift is None:
+                return found
+            made, threshold = self._made(made.args[0]), threshold - shift
+        if not qop.is_call(made, "relax.clip") or found.zero_point != UBINARY.middle:
+            return found
+        low, high = (scalar_bound(end) for end in made.args[1:])
+        if not low < threshold < high:
+            return found
+        return self._without_clip(found._replace(source=made.args[0], threshold=threshold))
 
     # -- signs ------------------------------------------------------------------------------------
 
@@ -215,7 +240,7 @@ class _Recognizer(DataflowRewriter):
 
     # -- weights ----------------------------------------------------------------------------------
 
-    def _with_few_values(self, call: relax.Call) -> relax.Call | None:
+    def _with_few_values(self, call: relax.Call) -> relax.Expr | None:
         """Return a layer with its weight held by signs and magnitudes; None if it has others."""
         transposed = qop.is_call(call, "relax.nn.conv2d_transpose")
         weight = qop.constant_array(call.args[1])
@@ -223,16 +248,45 @@ class _Recognizer(DataflowRewriter):
         if weight is None or weight.ndim not in (2, 4) or (transposed and groups > 1):
             return None
         axis = 0 if qop.is_call(call, "relax.nn.conv2d") else 1
-        found = signs_and_magnitudes(np.moveaxis(weight, axis, 0))
-        if found is None:
+        rows = np.moveaxis(weight, axis, 0)
+        found = signs_and_magnitudes(rows)
+        if found is not None:
+            return self._held(call, *found, axis, span_name(call))
+        sums = None if transposed or not self._is_binary(call.args[0]) else sums_of_signs(rows)
+        if sums is None:
             return None
-        steps, scale = np.moveaxis(found[0], 0, axis), found[1].astype(np.float32)
+        total: relax.Expr | None = None
+        name = span_name(call)
+        for index, (signs, magnitudes) in enumerate(zip(*sums, strict=True)):
+            own = f"{name}:{index + 1}" if index else name
+            layer = self._held(call, signs, magnitudes, axis, own)
+            layer = self.emit(with_span(layer, own))
+            total = (
+                layer if total is None else self.emit(with_span(relax.op.add(total, layer), name))
+            )
+        return total
+
+    def _held(
+        self, call: relax.Call, signs: Array, magnitudes: FloatArray, axis: int, name: str
+    ) -> relax.Call:
+        """Return a layer whose weight is signs, output channels first, times magnitudes."""
+        scale = magnitudes.astype(np.float32)
         held = imported_weight(
-            steps, scale, np.zeros(scale.shape, np.int64), axis=axis, groups=groups,
-            name=span_name(call),
+            np.moveaxis(signs, 0, axis), scale, np.zeros(scale.shape, np.int64), axis=axis,
+            groups=int(getattr(call.attrs, "groups", 1)), name=name,
         )  # fmt: skip
         args = [self.lookup(call.args[0]), self.emit(held, "weight_q")]
         return relax.Call(call.op, args, call.attrs, call.ty_args, call.span)
+
+    def _is_binary(self, expr: relax.Expr) -> bool:
+        """Whether a tensor is signs, or what is moved or picked of them."""
+        made = self._made(expr)
+        while isinstance(made, relax.Call) and is_mover(made) and len(used_vars(made)) == 1:
+            expr = used_vars(made)[0]
+            made = self._made(expr)
+        if qop.is_call(made, qop.FAKE_QUANT):
+            return str(qop.attributes(made)["format"]) == UBINARY.name
+        return self._signs(expr) is not None
 
 
 def signs_and_magnitudes(

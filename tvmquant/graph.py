@@ -139,16 +139,6 @@ class Graph:
         return self.once(_fingerprint)
 
 
-def make_span(name: str) -> tvm.ir.Span:
-    """Return a span that carries a layer's name."""
-    return tvm.ir.Span(tvm.ir.SourceName(name), 0, 0, 0, 0)
-
-
-def with_span(call: relax.Call, name: str) -> relax.Call:
-    """Return ``call`` under the layer name ``name``."""
-    return relax.Call(call.op, call.args, call.attrs, call.ty_args, make_span(name))
-
-
 def layer_name(call: relax.Call) -> str:
     """Return the name of the ONNX node that ``call`` came from, or ``""`` if it has none."""
     return "" if call.span is None else str(call.span.source_name.name)

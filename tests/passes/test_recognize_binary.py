@@ -175,6 +175,40 @@ def test_a_weight_with_zeros_is_ternary():
     assert call.attrs["format"] == "int2"
 
 
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_weight_that_is_a_sum_of_signs(signed):
+    """It is taken apart where the input is signs: else 8 bits are faster."""
+    weight = SIGNS * SCALE[:, None, None, None] + 0.2 * np.sign(FREE)
+
+    def body(emit, x):
+        return layer(emit, emit(op.sign(x)) if signed else x, weight)
+
+    module, found = recognized(body)
+    if not signed:
+        tvm.ir.assert_structural_equal(found, module)
+        return
+    assert calls(found) == ["fake_quant", "fake_quant", "conv2d", "fake_quant", "conv2d", "add"]
+    assert [q.attrs["format"] for q in quantizers(found)] == ["ubinary", "binary", "binary"]
+    x = normal(*SHAPE)
+    np.testing.assert_allclose(
+        run_twin(found, [x])[0], run_twin(module, [x])[0], rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("high", "passed"), [(1.0, True), (0.5, False)])
+def test_clips_on_either_side_of_the_threshold(high, passed):
+    def body(emit, x):
+        clipped = emit(op.clip(x, 0.0, high))
+        return layer(emit, emit(op.sign(emit(op.add(clipped, const(np.float32(-0.5)))))))
+
+    _, found = recognized(body)
+    assert ("clip" in calls(found)) != passed
+    x, signs = normal(*SHAPE), []
+    for each in (found, graph(lambda emit, x: layer(emit, emit(choice(emit, x))), SHAPE)):
+        signs.append(run_twin(each, [x - 0.5 if signs else x])[0])
+    np.testing.assert_allclose(*signs, rtol=1e-5, atol=1e-5)
+
+
 def test_an_output_that_is_multiplied_by_zero():
     weight = SIGNS * SCALE[:, None, None, None]
     weight[2] = 0.0

@@ -6,7 +6,8 @@ import tvm
 from tvm import relax, tirx
 
 from tvmquant.errors import ModelError
-from tvmquant.graph import Graph, layer_name, make_span, with_span
+from tvmquant.graph import Graph, layer_name
+from tvmquant.ir.rewriter import make_span, with_span
 
 
 def build(scale=2.0, layer="scaled", tuple_output=False):

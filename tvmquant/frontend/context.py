@@ -24,8 +24,8 @@ from tvmquant.frontend.node import Node
 from tvmquant.frontend.quantized_tensor import QuantizedTensor
 from tvmquant.frontend.ranged_tensor import RangedTensor, RangeParameter
 from tvmquant.frontend.stored_integers import MOVERS, StoredIntegers
-from tvmquant.graph import with_span
 from tvmquant.ir.imported_quantizers import imported_weight
+from tvmquant.ir.rewriter import with_span
 
 # A numpy array is a constant or a shape; a Var a tensor computed at run time, a QuantizedTensor or
 # RangedTensor one of integers of the file, the latter with RangeParameters; None left out.

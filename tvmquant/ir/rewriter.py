@@ -88,6 +88,16 @@ def span_name(call: Any) -> str:
     return str(span.source_name.name) if span is not None else ""
 
 
+def make_span(name: str) -> tvm.ir.Span:
+    """Return a span that carries a layer's name."""
+    return tvm.ir.Span(tvm.ir.SourceName(name), 0, 0, 0, 0)
+
+
+def with_span(call: relax.Call, name: str) -> relax.Call:
+    """Return ``call`` under the layer name ``name``."""
+    return relax.Call(call.op, call.args, call.attrs, call.ty_args, make_span(name))
+
+
 def unused_name(name: str, taken: set[str]) -> str:
     """Return a name, numbered where it is taken, and take it."""
     unique, count = name, 1

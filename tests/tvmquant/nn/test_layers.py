@@ -15,6 +15,7 @@ from tests.tvmquant.networks import check_library, compile_network, float_output
 from tvmquant.errors import QuantizationError
 from tvmquant.layers import quantizable_layers
 from tvmquant.nn import (
+    ABCConv2d,
     BinaryConv2d,
     BinaryLinear,
     RPReLU,
@@ -82,6 +83,55 @@ def test_binary_dense_layer():
     x = torch.randn(2, 7)
     weight = signs(layer.weight) * layer.weight.abs().mean(1, keepdim=True)
     torch.testing.assert_close(layer(x), signs(x) @ weight.T + layer.bias)
+
+
+def test_a_sum_of_signs():
+    layer = ABCConv2d(4, 6, 3, padding=1, bias=True, weight_terms=3, input_terms=2)
+    x, weight = torch.randn(2, 4, 5, 5), layer.weight.detach()
+    centred, deviation = weight - weight.mean(), weight.std(correction=0)
+    planes = torch.stack([signs(centred + u * deviation) for u in (-1.0, 0.0, 1.0)])
+    scales = torch.linalg.lstsq(planes.flatten(1).T, weight.flatten()[:, None]).solution
+    whole = (planes.flatten(1).T @ scales).reshape(weight.shape)
+    torch.testing.assert_close(layer.few_values(), whole)
+    shifts = layer.input_shift.detach()
+    torch.testing.assert_close(0.5 - shifts, torch.tensor([-0.25, 0.25]))
+    inputs = sum(0.5 * signs(torch.clamp(x + v, 0.0, 1.0) - 0.5) for v in shifts)
+    expected = functional.conv2d(inputs, whole, layer.bias, padding=1)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_gradients_of_a_sum_of_signs():
+    layer = ABCConv2d(4, 6, 3, weight_terms=2, input_terms=2)
+    x = torch.randn(2, 4, 5, 5, requires_grad=True)
+    layer(x).sum().backward()
+    first, second = layer._terms()
+    whole = (first + second).detach().requires_grad_()
+    real = x.detach().requires_grad_()
+    shifts, scales = layer.input_shift.detach(), layer.input_scale.detach()
+    inputs = sum(b * signs(real + v - 0.5) for b, v in zip(scales, shifts, strict=True))
+    total = functional.conv2d(inputs.detach().requires_grad_(), whole)
+    (of_whole,) = torch.autograd.grad(total.sum(), whole)
+    magnitudes = first.abs().max() + second.abs().max()
+    torch.testing.assert_close(layer.weight.grad, of_whole * magnitudes.detach())
+    box = functional.conv_transpose2d(torch.ones_like(total), whole.detach())
+    passed = sum(b * ((x + v >= 0.0) & (x + v <= 1.0)) for b, v in zip(scales, shifts, strict=True))
+    torch.testing.assert_close(x.grad, box * passed)
+
+
+@pytest.mark.parametrize("terms", [{"weight_terms": 0}, {"input_terms": 0}])
+def test_a_sum_of_nothing(terms):
+    with pytest.raises(QuantizationError, match="expected at least one of each"):
+        ABCConv2d(3, 4, 3, **terms)
+
+
+def test_a_sum_that_other_processors_compute(tmp_path):
+    layers = [convolution(ABCConv2d, weight_terms=3, input_terms=2, stride=2)]
+    network = Network(*layers).eval().requires_grad_(False)
+    randomise(network, SHAPE, seed=0)
+    path = export_onnx(network, tmp_path / "net.onnx", SHAPE)
+    compiled = compile_network(path, images_of(SHAPE))
+    target = "llvm -mcpu=haswell"
+    assert not check_library(compiled, tmp_path / "library", target=target).float_audit
 
 
 def test_a_network_learns():
@@ -159,6 +209,8 @@ NETWORKS = {
     "xnor": (lambda: [convolution(XNORConv2d, stride=2)], ["w8a8", "w1a1"]),
     "xnor without K": (lambda: [convolution(XNORConv2d, input_scale=False)], ["w1a1"]),
     "ternary": (lambda: [convolution(TernaryConv2d)], ["w2a8"]),
+    "sum": (lambda: [convolution(ABCConv2d, weight_terms=3)], ["w1a1"] * 3),
+    "sum of inputs": (lambda: [convolution(ABCConv2d, input_terms=2)], ["w1a1"] * 4),
     "dense": (lambda: dense(), ["w1a1"]),
     "dense, real inputs": (lambda: dense(binarize_input=False, bias=True), ["w1a8"]),
 }
@@ -198,18 +250,18 @@ def test_every_parameter_has_a_gradient(name):
 
 
 @pytest.mark.parametrize("opset", [11, 21])
-@pytest.mark.parametrize("name", ["binary", "reactnet", "ternary"])
+@pytest.mark.parametrize("name", ["binary", "reactnet", "ternary", "sum"])
 def test_other_opsets(name, opset, tmp_path):
     check(network_of(name), tmp_path / "net.onnx", name, opset=opset, fold_bn=False)
 
 
-@pytest.mark.parametrize("name", ["binary, 1 around", "reactnet", "xnor", "ternary"])
+@pytest.mark.parametrize("name", ["binary, 1 around", "reactnet", "xnor", "ternary", "sum"])
 def test_the_other_exporter(name, tmp_path):
     network = network_of(name).requires_grad_(True)  # as after training
     check(network, tmp_path / "net.onnx", name, style="dynamo", opset=18)
 
 
-@pytest.mark.parametrize("name", ["binary", "reactnet", "ternary", "dense", "xnor"])
+@pytest.mark.parametrize("name", ["binary", "reactnet", "ternary", "dense", "xnor", "sum"])
 def test_frozen_networks_hold_constants(name, tmp_path):
     network = network_of(name)
     frozen = freeze(network)
@@ -221,4 +273,4 @@ def test_frozen_networks_hold_constants(name, tmp_path):
     has_signs = name != "ternary"
     assert (nodes["GreaterOrEqual"], nodes["Where"]) == (has_signs, has_signs)
     assert nodes["Abs"] == (name == "xnor")
-    assert nodes["Mul"] == (name == "xnor")
+    assert nodes["Mul"] == (name in ("xnor", "sum"))  # by K, by b
