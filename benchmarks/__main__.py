@@ -439,6 +439,44 @@ def tuning(
     _report(json, measure)
 
 
+@app.command("binary_training")
+def binary_training(
+    data: Data = DEFAULT_DATA,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the 50,000 images.")] = 20,
+    checkpoint: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="Written after each epoch; training goes on from it."),
+    ] = Path("build/reactnet20-cifar-wide.pt"),
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compiled/--eager",
+            help="Let torch compile the network (needs g++) and compute in bfloat16.",
+        ),
+    ] = False,
+    target: Target = "native",
+    threads: Threads = None,
+    json: Json = None,
+) -> None:
+    """Train a ReActNet on CIFAR-10, deploy it, compare all logits with the exact twin's."""
+
+    def measure() -> list[Any]:
+        from benchmarks import binary_training as benchmark
+        from tvmquant.cli.output import StageReporter
+
+        return benchmark.run(
+            data,
+            stage=StageReporter(),
+            epochs=epochs,
+            checkpoint=checkpoint,
+            compiled=compiled,
+            target=target,
+            threads=threads or _physical_cores(),
+        )
+
+    _report(json, measure)
+
+
 @app.command("compile_time")
 def compile_time(
     model: Annotated[str, typer.Option(help="Random network to compile.")] = "resnet50",

@@ -123,14 +123,15 @@ def reactnet18(num_classes: int) -> nn.Module:
     return _Classifier(stem, blocks, 512, num_classes)
 
 
-def reactnet20(num_classes: int) -> nn.Module:
+def reactnet20(num_classes: int, width: int = 16) -> nn.Module:
     """Define ReActNet-20 for images of CIFAR-10: ResNet-20 (He et al., 2016) of ReActNet's blocks.
 
-    Its shortcuts have no weights: channels double by concatenation. H and W are multiples of 4.
+    Its shortcuts have no weights: channels double by concatenation, from ``width`` to four times
+    that. H and W are multiples of 4.
     """
-    stem = ConvBNAct(3, 16, 3, activation=None)
-    blocks = _basic_blocks((16, 32, 64), 6, _duplicated)
-    return _Classifier(stem, blocks, 64, num_classes)
+    stem = ConvBNAct(3, width, 3, activation=None)
+    blocks = _basic_blocks((width, 2 * width, 4 * width), 6, _duplicated)
+    return _Classifier(stem, blocks, 4 * width, num_classes)
 
 
 def _basic_blocks(
