@@ -121,7 +121,9 @@ def schedule(sch: Schedule, spec: Conv2DSpec, tiling: Tiling) -> None:
     acc, out = sch.get_sblock("acc"), sch.get_sblock("out")
 
     # 1. cut the loops; ``steps`` are around a tile, ``products`` within its instructions
-    n, h, w, o, ry, rt, *reduced = sch.get_loops(acc)
+    loops = sch.get_loops(acc)
+    planes = [loops.pop(3)] if spec.binary else []
+    n, h, w, o, ry, rt, *reduced = loops
     halves = []
     if e.chained:
         steps, *products = reduced
@@ -138,7 +140,7 @@ def schedule(sch: Schedule, spec: Conv2DSpec, tiling: Tiling) -> None:
         w, [None, tiling.column_block // tiling.column_tile, tiling.column_tile]
     )
     o_out, o_mid, lane = sch.split(o, [None, tiling.channel_tile, dot.lanes])
-    inner = [h_in, w_out, ry, rt, *taps, steps, w_in, o_mid, *halves, lane, *products]
+    inner = [h_in, w_out, ry, rt, *taps, steps, w_in, *planes, o_mid, *halves, lane, *products]
 
     # 2. tasks, and in each the blocks of output channels
     if tiling.parallel == "channels":
@@ -149,6 +151,8 @@ def schedule(sch: Schedule, spec: Conv2DSpec, tiling: Tiling) -> None:
         task, block = sch.fuse(n, h_out, w_block), o_out
 
     # 3. the epilogue on each tile, the chains of a tile, the padded rows once per task
+    if spec.planes > 1:
+        _schedule_planes(sch, w_out, tiling)
     sch.reverse_compute_at(out, w_out, preserve_unit_loops=True)
     if e.chained:
         sch.compute_at(sch.get_sblock("part"), steps, preserve_unit_loops=True)
@@ -177,10 +181,10 @@ def schedule(sch: Schedule, spec: Conv2DSpec, tiling: Tiling) -> None:
     elif e.chained:
         _schedule_chain(sch, tiling, e)
     init = sch.decompose_reduction(acc, ry)
-    *_, columns, channels, lanes = sch.get_loops(init)
+    *outer, lanes = sch.get_loops(init)
     sch.vectorize(lanes)
-    sch.unroll(channels)
-    sch.unroll(columns)
+    for loop in outer[-2 - len(planes) :]:
+        sch.unroll(loop)
     if dot.tensorized:
         stage = Stage.DOT_NIBBLES if e.in_registers else Stage.DOT
         if dot.looks_up:
@@ -189,8 +193,8 @@ def schedule(sch: Schedule, spec: Conv2DSpec, tiling: Tiling) -> None:
             stage = Stage.SCALE if spec.w_group else Stage.WIDEN
         first, *_ = [*halves, lane]
         sch.tensorize(first, isa.intrinsic(dot, stage))
-    sch.unroll(w_in)
-    sch.unroll(o_mid)
+    for loop in (w_in, *planes, o_mid):
+        sch.unroll(loop)
 
 
 def _schedule_chain(sch: Schedule, tiling: Tiling, e: Extents) -> None:
@@ -232,26 +236,38 @@ def _schedule_unpacking(sch: Schedule, block: Any, spec: Conv2DSpec, tiling: Til
 def _schedule_counts(sch: Schedule, tiling: Tiling) -> None:
     """Keep the 8-bit sums of one tile in registers over all steps of a chain."""
     part = sch.get_sblock("part")
-    w, pairs, odd, step = sch.get_loops(part)[-4:]
+    w, plane, pairs, odd, step = sch.get_loops(part)[-5:]
     o_mid, pair = sch.split(pairs, [None, tiling.dot.lanes // 2])
     step, steps = sch.split(step, [None, math.gcd(tiling.chain, 2)])
-    sch.reorder(step, steps, w, o_mid, pair, odd)
+    sch.reorder(step, steps, w, plane, o_mid, pair, odd)
     sch.unroll(steps)
     init = sch.decompose_reduction(part, step)
-    *_, columns, channels, pairs, odds = sch.get_loops(init)
+    *_, columns, planes, channels, pairs, odds = sch.get_loops(init)
     sch.vectorize(sch.fuse(pairs, odds))
-    sch.unroll(channels)
-    sch.unroll(columns)
+    for loop in (channels, planes, columns):
+        sch.unroll(loop)
     sch.tensorize(pair, isa.intrinsic(tiling.dot, Stage.COUNT))
-    sch.unroll(w)
-    sch.unroll(o_mid)
+    for loop in (w, plane, o_mid):
+        sch.unroll(loop)
+
+
+def _schedule_planes(sch: Schedule, tile: Any, tiling: Tiling) -> None:
+    """Add up the counts of all planes of a tile."""
+    counts = sch.get_sblock("counts")
+    sch.reverse_compute_at(counts, tile, preserve_unit_loops=True)
+    column, channel, plane = sch.get_loops(counts)[-3:]
+    block, lane = sch.split(channel, [None, tiling.dot.lanes])
+    sch.reorder(column, block, plane, lane)
+    for loop in (column, block, plane):
+        sch.unroll(loop)
+    sch.vectorize(lane)
 
 
 def _schedule_rows(sch: Schedule, tiling: Tiling, task: Any) -> None:
     rows = sch.get_sblock("rows")
     if tiling.parallel == "channels":
-        n, h, _ = sch.get_loops(rows)
-        sch.parallel(sch.fuse(n, h))
+        *outer, _ = sch.get_loops(rows)
+        sch.parallel(sch.fuse(*outer))
     else:
         sch.compute_at(rows, task, preserve_unit_loops=True)
     # the border is peeled off, so that the interior is copied vector by vector
@@ -331,7 +347,7 @@ def _types(spec: Conv2DSpec) -> str:
     if spec.dtype == "float32":
         return "f32"
     if spec.binary:
-        return "u1s1s32"
+        return f"u{spec.input_planes}s{spec.weight_planes}s32"  # ternary weights have two bits
     groups = f"g{spec.w_group}" if spec.w_group else ""
     return f"u8s{spec.w_bits}{groups}s32"
 

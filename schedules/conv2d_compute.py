@@ -11,7 +11,9 @@ from tvmquant.schedules.conv2d_binary import (
     bias_shape,
     border,
     counted,
-    differing,
+    counted_words,
+    padding_bits,
+    subtracted,
     table_placeholder,
 )
 from tvmquant.schedules.conv2d_packing import BIAS, scale_shape, weight_shape
@@ -26,12 +28,13 @@ COPIED = 32
 def input_shape(spec: Conv2DSpec, tiling: Tiling) -> tuple[int, ...]:
     """Return the shape in which the kernel takes its input: NHWC, or (N, H, W * C) if it copies.
 
-    Of a binary one C counts elements of bits (`schedules.pack_bits`).
+    Of a binary one C counts elements of bits, and planes come first (`schedules.pack_bits`).
     """
     elements = spec.channels // tiling.dot.values
+    images = (*((spec.input_planes,) if spec.binary else ()), spec.batch, spec.height)
     if Extents.of(spec, tiling).direct:
-        return (spec.batch, spec.height, spec.width, elements)
-    return (spec.batch, spec.height, spec.width * elements)
+        return (*images, spec.width, elements)
+    return (*images, spec.width * elements)
 
 
 def output_shape(spec: Conv2DSpec, tiling: Tiling) -> tuple[int, int, int, int]:
@@ -48,7 +51,8 @@ def compute(spec: Conv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     """Define the layer on padded extents.
 
     Blocks: ``rows`` (unless direct), ``patches`` (of joined rows), ``unpacked`` (4-bit weights,
-    unless in registers), ``part`` (chains), ``acc`` and ``out``.
+    unless in registers), ``part`` (chains), ``acc``, ``counts`` (of several planes of bits) and
+    ``out``.
 
     Arguments of the function: x, weight (packed), with ``w_group`` the groups' factors (packed),
     where counts are looked up their table, bias, the epilogue's vectors (each of `padded_outputs`
@@ -74,15 +78,18 @@ def compute(spec: Conv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     )
     if table is not None:
         acc = counted(operands.input, weight, table, spec, tiling)
+    elif spec.binary:
+        acc = counted_words(operands.input, weight, spec, tiling)
     elif e.chained:
         acc = _chained(operands, scale, spec, tiling)
     else:
         acc = _summed(operands, spec, tiling)
 
+    counts = subtracted(acc, spec) if spec.binary else None
+
     def finish(n: Any, h: Any, w: Any, o: Any) -> Any:
-        if spec.binary:
-            of_class = bias[(*border(spec, tiling, h, w), o)]
-            total = of_class - 2 * acc[n, h, w, o].astype("int32")
+        if counts is not None:
+            total = bias[(*border(spec, tiling, h, w), o)] - counts(n, h, w, o)
         else:
             total = acc[n, h, w, o] + bias[o]
         return apply_at(spec.epilogue, total, extra, (n, h, w, o))
@@ -98,7 +105,8 @@ class _Operands(NamedTuple):
     Attributes
     ----------
     input : function of (n, h, w, o, ry, rt, k)
-        Element k of the run that output (h, w, o) reads with its window's row ry and tap rt.
+        Element k of the run that output (h, w, o) reads with its window's row ry and tap rt; of
+        bits, of the plane that is given last.
     weight : function of (o, ry, rt, step, half, j)
         Element j of a step; with nibbles in registers of the byte ``step``, by half.
     """
@@ -115,15 +123,15 @@ def _input_reader(x: te.Tensor, spec: Conv2DSpec, tiling: Tiling) -> Callable[..
         return lambda n, h, w, _o, _ry, _rt, k: patches[n, h, w, k]
     group_outputs, group_pixels = spec.outputs // spec.groups, e.pixel // spec.groups
 
-    def value(n: Any, h: Any, w: Any, o: Any, ry: Any, rt: Any, k: Any) -> Any:
+    def value(n: Any, h: Any, w: Any, o: Any, ry: Any, rt: Any, k: Any, *plane: Any) -> Any:
         if tiling.flat:
             h, w = w // spec.out_width, w % spec.out_width
         row, column = h * spec.strides[0], w * spec.strides[1]
         first = (o // group_outputs) * group_pixels if spec.groups > 1 else 0
         if rows is None:
-            return x[n, row, column, first + k]
+            return x[(*plane, n, row, column, first + k)]
         column = (column + rt * spec.dilation[1]) * e.pixel
-        return rows[n, row + ry * spec.dilation[0], column + first + k]
+        return rows[(*plane, n, row + ry * spec.dilation[0], column + first + k)]
 
     return value
 
@@ -189,12 +197,7 @@ def _summed(operands: _Operands, spec: Conv2DSpec, tiling: Tiling) -> te.Tensor:
         )
         return te.sum(value * factor, axis=[ry, rt, *axes])
 
-    def difference(n: Any, h: Any, w: Any, o: Any) -> Any:
-        value, factor = operands.input(n, h, w, o, ry, rt, k), operands.weight(o, ry, rt, *at)
-        return te.sum(differing(value, factor, dot.accumulator_dtype), axis=[ry, rt, *axes])
-
-    term = difference if spec.binary else product
-    return te.compute((spec.batch, e.rows, e.columns, e.outputs), term, name="acc")
+    return te.compute((spec.batch, e.rows, e.columns, e.outputs), product, name="acc")
 
 
 def _chained(
@@ -249,10 +252,15 @@ def _padded_rows(x: te.Tensor, spec: Conv2DSpec, e: Extents, tiling: Tiling) -> 
     top, left = spec.padding[:2]
     per_group = e.pixel // spec.groups
     group_channels = spec.channels // spec.groups // dot.values
-    zero = tirx.const(0 if spec.binary else spec.input_zero_point, dot.input_dtype)
+    planes = (spec.input_planes,) if spec.binary else ()
 
-    def value(n: Any, h: Any, j: Any) -> Any:
+    def value(*at: Any) -> Any:
+        *plane, n, h, j = at
         row = h - top
+        if plane:
+            zero = padding_bits(spec, dot, *plane)
+        else:
+            zero = tirx.const(spec.input_zero_point, dot.input_dtype)
         if per_group == group_channels:
             source = j - left * e.pixel
             inside = [source >= 0, source < spec.width * e.pixel]
@@ -261,11 +269,12 @@ def _padded_rows(x: te.Tensor, spec: Conv2DSpec, e: Extents, tiling: Tiling) -> 
             inside = [column >= 0, column < spec.width, channel % per_group < group_channels]
             channel = channel // per_group * group_channels + channel % per_group
             source = column * spec.channels + channel
-        run = te.if_then_else(tirx.all(*inside), x[n, row, source].astype(dot.input_dtype), zero)
+        read = x[(*plane, n, row, source)].astype(dot.input_dtype)
+        run = te.if_then_else(tirx.all(*inside), read, zero)
         return te.if_then_else(tirx.all(row >= 0, row < spec.height), run, zero)
 
     width = round_up(columns * e.pixel, COPIED)
-    return te.compute((spec.batch, height, width), value, name="rows")
+    return te.compute((*planes, spec.batch, height, width), value, name="rows")
 
 
 def _patches(rows: te.Tensor, spec: Conv2DSpec, tiling: Tiling) -> te.Tensor:

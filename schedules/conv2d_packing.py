@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tvmquant.errors import QuantizationError
-from tvmquant.schedules.conv2d_binary import bits_of
+from tvmquant.schedules.conv2d_binary import interleaved, weight_bits
 from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling
 
 # Bits that kernels read a weight in.
@@ -37,7 +37,8 @@ def weight_shape(spec: Conv2DSpec, tiling: Tiling) -> tuple[int, ...]:
     """Return the shape of the weight, as stored or (8 bits) as multiplied."""
     e, dot = Extents.of(spec, tiling), tiling.dot
     steps = -(-e.steps // (8 // spec.w_bits))
-    return (e.outputs // dot.lanes, spec.run_rows, e.taps, steps, dot.lanes, dot.group)
+    blocks = e.outputs // dot.lanes * spec.weight_planes
+    return (blocks, spec.run_rows, e.taps, steps, dot.lanes, dot.group)
 
 
 def scale_shape(spec: Conv2DSpec, tiling: Tiling) -> tuple[int, ...]:
@@ -53,19 +54,25 @@ def pack_weight(weight: npt.NDArray[Any], spec: Conv2DSpec, tiling: Tiling) -> n
     ----------
     weight : int8 or float32 array of shape (O, kh, kw, C / groups)
         In [-7, 7] for ``w_bits`` 4; with ``w_group`` without the multipliers. Of `binary` layers -1
-        and 1.
+        and 1, and with ``weight_planes`` 2 also 0.
 
     Returns
     -------
-    array of shape (O' / lanes, rows, taps, steps, lanes, group)
+    array of `weight_shape`: (O' / lanes, rows, taps, steps, lanes, group)
         Of the dot product's weight type, zeros where extents are padded. For ``w_bits`` 4: uint8
         with half as many steps, each byte of two. Of `binary` layers bits: words, or indices in the
-        order of `conv2d_binary.counted`.
+        order of `conv2d_binary.counted`, of each block those of one plane after the other.
     """
-    e, dot = Extents.of(spec, tiling), tiling.dot
     runs = _runs(weight, spec)
     if spec.binary:
-        runs = bits_of(runs, dot)
+        planes = weight_bits(runs, spec, tiling.dot)
+        return interleaved([_pack_runs(bits, spec, tiling) for bits in planes])
+    return _pack_runs(runs, spec, tiling)
+
+
+def _pack_runs(runs: npt.NDArray[Any], spec: Conv2DSpec, tiling: Tiling) -> npt.NDArray[Any]:
+    """Pack weights of shape (O, rows, taps, run)."""
+    e, dot = Extents.of(spec, tiling), tiling.dot
     outputs, rows = runs.shape[:2]
     length = e.run if spec.w_bits == 8 else (e.steps + e.steps % 2) * dot.group
     packed = np.zeros((e.outputs, rows, e.taps, length), dot.weight_dtype)

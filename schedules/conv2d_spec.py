@@ -43,8 +43,12 @@ class Conv2DSpec:
         proven from the weights and the input's range (`conv2d_packing.provable_chain`). 0: not even
         one, or nothing is known.
     binary : bool
-        Weights are -1 and +1, inputs 127 and 129 (`schedules.conv2d_binary`). One group of a
-        multiple of 32 channels.
+        Bits are counted (`schedules.conv2d_binary`): inputs are 127 and 129, or have a few bits,
+        and weights are -1 and +1. One group of a multiple of 32 channels.
+    input_planes : int
+        Bits of `binary` layers' inputs. 1: they are 127 and 129.
+    weight_planes : int
+        2 where the weights of `binary` layers are -1, 0 and +1; inputs have one bit then.
     """
 
     batch: int
@@ -65,6 +69,13 @@ class Conv2DSpec:
     w_group: int = 0
     chain: int = 0
     binary: bool = False
+    input_planes: int = 1
+    weight_planes: int = 1
+
+    @property
+    def planes(self) -> int:
+        """Sums of an output: of each plane of bits."""
+        return self.input_planes * self.weight_planes
 
     @property
     def out_height(self) -> int:

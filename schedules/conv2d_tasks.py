@@ -51,7 +51,8 @@ def tasks(spec: Conv2DSpec, tiling: Tiling) -> int:
 
 def pixel_bytes(spec: Conv2DSpec, dot: DotProduct) -> int:
     """Return how long a pixel of the input is where a dot product reads it."""
-    return spec.channels // dot.values * np.dtype(dot.input_dtype).itemsize
+    elements = spec.input_planes * spec.channels // dot.values
+    return elements * np.dtype(dot.input_dtype).itemsize
 
 
 def balance(count: int, threads: int) -> float:
@@ -83,7 +84,7 @@ def divided(spec: Conv2DSpec, tile: RegisterTile, machine: Machine) -> Tiling:
     """Divide the layer into tasks for the threads of a machine."""
     dot, threads, caches = tile.dot, machine.threads, machine.caches
     window = spec.kernel[0] * spec.kernel[1] * spec.channels // spec.groups // dot.values
-    weights = window * spec.outputs * np.dtype(dot.weight_dtype).itemsize
+    weights = window * spec.weight_planes * spec.outputs * np.dtype(dot.weight_dtype).itemsize
     inputs = spec.batch * spec.height * spec.width * pixel_bytes(spec, dot)
     by_rows = _by_rows(spec, tile, machine)
     if spec.joined:

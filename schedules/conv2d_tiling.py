@@ -197,12 +197,12 @@ def _registers(spec: Conv2DSpec, tile: RegisterTile) -> int:
     and the intermediate sums: measured as what still runs without spilling.
     """
     dot, channels = tile.dot, tile.channels
-    accumulators = tile.columns * channels
+    accumulators = tile.columns * channels * spec.planes
     if spec.w_bits == 4 and tile.unpack == "registers":
         return accumulators + 2 * channels + 4  # two masks
     if tile.chain > 1 and not dot.looks_up:
         return accumulators + channels + (2 if channels > 1 else 1)
-    return accumulators + channels + dot.cost.scratch
+    return accumulators + channels * spec.weight_planes + dot.cost.scratch
 
 
 # -- cost -----------------------------------------------------------------------------------------
@@ -219,16 +219,17 @@ def _cost(spec: Conv2DSpec, tiling: Tiling, caches: Caches) -> float:
     )  # fmt: skip
     e = Extents.of(spec, tiling)
     tiles = e.rows * e.columns / columns
-    products = columns * channels
-    loads = columns * 0.5 + channels * cost.load
+    products = columns * channels * spec.planes
+    read, weights = columns * spec.input_planes, channels * spec.weight_planes
+    loads = read * 0.5 + weights * cost.load
     if dot.looks_up:
         # of each pixel the index is loaded and then its row; of 28x28 128->128 3x3 measured
         # 549 GMAC/s with 4x2, 536 with 2x4, 518 with 5x2, 502 with 3x2, 486 with 2x2, 387 with 4x1
-        issued = products * (cost.instructions + WIDENING / tiling.chain) + 2 * columns + channels
+        issued = products * (cost.instructions + WIDENING / tiling.chain) + 2 * read + weights
         multiply = products * cost.multiplications * cost.multiplication
         step = max(multiply, loads, (issued + 2) / cost.total_per_cycle)
-        if e.steps * e.taps * spec.run_rows * channels * dot.lanes > caches.first_level:
-            step += 0.1 * channels  # weights from the second-level cache
+        if e.steps * e.taps * spec.run_rows * weights * dot.lanes > caches.first_level:
+            step += 0.1 * weights  # from the second-level cache
         stores = 0.0
         if cost.stacked is not None and products > cost.stacked:
             step *= 1 + ON_HEAP
@@ -239,18 +240,18 @@ def _cost(spec: Conv2DSpec, tiling: Tiling, caches: Caches) -> float:
         instructions = 2 + (3.2 if spilled else 2.0) / tiling.chain
         multiply = products * (1 + 1 / tiling.chain) * cost.multiplication
         issue = products * instructions / cost.per_cycle
-        weights = e.steps * e.taps * spec.run_rows * channels * dot.lanes * dot.group
-        if weights > RESIDENT_WEIGHTS * caches.first_level:
+        bytes_ = e.steps * e.taps * spec.run_rows * channels * dot.lanes * dot.group
+        if bytes_ > RESIDENT_WEIGHTS * caches.first_level:
             loads += channels * dot.lanes * dot.group / SECOND_LEVEL_BANDWIDTH
         # of the least times of 13 tiles with chains of 8 and 96
         step = max(multiply, loads, 1.3 * issue) + 0.05 * (columns + channels) + 0.15
         stores = 1.5 * columns  # few channels at a time: the lines of the output come again
     else:
         multiply = products * cost.multiplications * cost.multiplication
-        issue = (products * cost.instructions + columns + channels + 2) / cost.total_per_cycle
+        issue = (products * cost.instructions + read + weights + 2) / cost.total_per_cycle
         # operands compete with the products for ports, weights from the second-level cache most:
         # measured 98 GMAC/s with 5x2, 97 with 4x2 and 3x3, 94 with 2x4 and 7x1
-        step = max(multiply, loads, issue) + 0.19 * columns + 0.25 * channels
+        step = max(multiply, loads, issue) + 0.19 * read + 0.25 * weights
         stores = 0.0
         if cost.stacked is not None and products > cost.stacked:
             step *= 1 + (ASKING_ON_HEAP if asks(spec, tiling) else ON_HEAP)
@@ -265,7 +266,7 @@ def _cost(spec: Conv2DSpec, tiling: Tiling, caches: Caches) -> float:
         finish += 5.0  # each pixel is stored under a condition
     # vectors of 32-bit accumulators for each of outputs
     finish *= np.dtype("int32").itemsize if dot.looks_up else 1
-    epilogue = products * finish / 4.0 + channels + stores
+    epilogue = columns * channels * finish / 4.0 + channels + stores
     if tiling.flat:
         epilogue += 4.0 * columns  # to find the row and column of each
     computed = tiles * e.outputs / (channels * dot.lanes) * (step * steps + epilogue + 8.0)
@@ -276,6 +277,7 @@ def _streaming(spec: Conv2DSpec, tiling: Tiling) -> float:
     """Estimate the cycles in which weights come from beyond the second-level cache."""
     return (
         spec.macs
+        * spec.weight_planes
         / spec.batch
         / spec.pixels
         * np.dtype(tiling.dot.weight_dtype).itemsize

@@ -1,4 +1,4 @@
-"""Bits of signs, for the layers that read bits; the bytes of a sign are dead then."""
+"""Bits of tensors, for the layers that read bits; the bytes of a sign are dead then."""
 
 from __future__ import annotations
 
@@ -41,33 +41,38 @@ class _Signs:
     node: relax.Call
 
 
-def packed(lowerer: Lowerer, tensor: relax.Expr, dot: DotProduct, node: relax.Call) -> relax.Expr:
-    """Return the bits of a tensor of signs, those of each once for all that read them.
+def packed(
+    lowerer: Lowerer, tensor: relax.Expr, dot: DotProduct, planes: int, node: relax.Call
+) -> relax.Expr:
+    """Return the bits of a tensor, those of each once for all that read them.
 
     Parameters
     ----------
     lowerer : Lowerer
     tensor : Expr
-        Of the old graph: bytes below or above the middle.
+        Of the old graph: bytes below or above the middle, or of several bits.
     dot : DotProduct
         What reads the bits.
+    planes : int
+        Bits of a byte; 1 for signs.
     node : Call
         The layer that does.
     """
-    key = tensor, dot.name
+    key = tensor, dot.name, planes
     if key not in lowerer.bits:
         shape = static_shape(tensor)
-        signs = _signs(lowerer, tensor) or _Signs(
+        found = _signs(lowerer, tensor) if planes == 1 else None
+        signs = found or _Signs(
             tensor, np.full(shape[-1], BINARY_MIDDLE), np.zeros(shape[-1], np.bool_), node
         )
-        spec = pack_bits.PackSpec(math.prod(shape[:-1]), shape[-1], dot)
+        spec = pack_bits.PackSpec(math.prod(shape[:-1]), shape[-1], dot, planes)
         source = lowerer.reshaped(lowerer.lookup(signs.source), (spec.pixels, spec.channels))
         arguments = [
             source,
             qop.constant(signs.least.astype(np.uint8)[None]),
             qop.constant(pack_bits.elements_of(signs.turned, dot)[None]),
         ]
-        out = relax.TensorType((spec.pixels, spec.elements), dot.input_dtype)
+        out = relax.TensorType((planes, spec.pixels, spec.elements), dot.input_dtype)
         kernel = pack_bits.kernel(spec, lowerer.machine)
         lowerer.bits[key] = lowerer.call(kernel, arguments, out, signs.node)
     return lowerer.bits[key]

@@ -87,7 +87,7 @@ def _contract(lowerer: Lowerer, call: relax.Call) -> relax.Expr:
 
     def operand(value: Operand) -> relax.Expr:
         if value.bits is not None:
-            tensor = packed(lowerer, operands[0], value.bits, call)
+            tensor = packed(lowerer, operands[0], value.bits, value.planes, call)
         else:
             tensor = tensors[value.name]
         return tensor if value.shape is None else lowerer.reshaped(tensor, value.shape)

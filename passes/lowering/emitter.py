@@ -87,7 +87,7 @@ class Lowerer(KernelEmitter):
     uses, producer : mapping
         How often a variable is read, and the value that it is bound to.
     bits : dict
-        Packed signs (`lowering.bits`), by the bytes and the name of what reads them.
+        Packed bits (`lowering.bits`), by the bytes, the name of what reads them and the planes.
     """
 
     def __init__(self, module: tvm.IRModule, machine: Machine, tilings: Tilings) -> None:
@@ -96,7 +96,7 @@ class Lowerer(KernelEmitter):
         self.uses = count_uses(self.function)
         self.producer = dict(bindings_of(self.function))
         self.formats: dict[str, str] = {}
-        self.bits: dict[tuple[relax.Expr, str], relax.Expr] = {}
+        self.bits: dict[tuple[relax.Expr, str, int], relax.Expr] = {}
 
     def rewrite(self) -> tvm.IRModule:
         """Build the new module, which says of what formats its weights are."""

@@ -204,11 +204,14 @@ class Operand:
         In which the kernel takes it, where that is another view.
     bits : DotProduct, optional
         Which reads its bits: `schedules.pack_bits` makes them.
+    planes : int
+        How many bits it has.
     """
 
     name: str
     shape: tuple[int, ...] | None = None
     bits: DotProduct | None = None
+    planes: int = 1
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ class Conv2DFamily(Family):
             "work": float(spec.batch * extents.rows * extents.columns * extents.outputs * reduced),
             "useful": float(spec.macs),
             "tasks": float(tasks(spec, tiling)),
-            "accumulators": float(tiling.column_tile * tiling.channel_tile),
+            "accumulators": float(tiling.column_tile * tiling.channel_tile * spec.planes),
             "task_bytes": float(reach * across * spec.channels),
         }
 

@@ -1,4 +1,4 @@
-"""conv2d of values that are -1 or +1: equal to a direct sum."""
+"""conv2d of bits, of values that are -1 or +1 and of codes of a few: equal to a direct sum."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tvmquant.schedules.isa import DotProduct
 from tvmquant.schedules.isa.dot_product import generic_popcount
 from tvmquant.schedules.isa.x86 import LOOKUP_256, LOOKUP_512, POPCNT_256, POPCNT_512
 from tvmquant.schedules.loops import round_up
-from tvmquant.schedules.pack_bits import elements_of
+from tvmquant.schedules.pack_bits import planes_of
 
 SHORT_ADD = Epilogue("int64", "int16", -32767, 32767, residual=True)
 
@@ -63,6 +63,21 @@ LAYERS = {
     "row": layer(1, 1, 1, 512, 100, epilogue=NARROW),
     "seven rows": layer(7, 1, 1, 96, 5),
 }
+A2, A3, W2 = {"input_planes": 2}, {"input_planes": 3}, {"weight_planes": 2}
+SEVERAL = {
+    "3x3, 3 bits": replace(LAYERS["3x3"], **A3, input_zero_point=1),
+    "many channels, 2 bits": replace(LAYERS["many channels"], **A2, input_zero_point=3),
+    "batch, residual, 3 bits": replace(LAYERS["batch, residual"], **A3, input_zero_point=3),
+    "strided, 2 bits": replace(LAYERS["strided"], **A2, input_zero_point=2),
+    "strided, ternary": replace(LAYERS["strided"], **W2),
+    "dilated, ternary": replace(LAYERS["dilated"], **W2),
+    "window larger than image, ternary": replace(LAYERS["window larger than image"], **W2),
+    "taps beyond both sides, 3 bits": replace(
+        LAYERS["taps beyond both sides"], **A3, input_zero_point=4
+    ),
+    "seven rows, ternary": replace(LAYERS["seven rows"], **W2),
+}
+LAYERS |= SEVERAL
 DOTS = (LOOKUP_512, LOOKUP_256, POPCNT_512, POPCNT_256)
 
 
@@ -72,24 +87,28 @@ def case(spec: Conv2DSpec, tiling: Tiling, seed: int = 0) -> tuple[list[Any], An
     The first outputs differ from the first image in all bits, or in none.
     """
     rng = np.random.default_rng(seed)
-    x = rng.choice([-1, 1], (spec.batch, spec.height, spec.width, spec.channels))
-    weight = rng.choice([-1, 1], (spec.outputs, *spec.kernel, spec.channels)).astype(np.int8)
-    weight[0], weight[-1], x[0] = 1, -1, 1
+    least, step = (127, 2) if spec.input_planes == 1 else (0, 1)
+    levels = least + step * np.arange(1 << spec.input_planes)
+    x = rng.choice(levels, (spec.batch, spec.height, spec.width, spec.channels)).astype(np.uint8)
+    values = [-1, 1] if spec.weight_planes == 1 else [-1, 0, 1]
+    weight = rng.choice(values, (spec.outputs, *spec.kernel, spec.channels)).astype(np.int8)
+    weight[0], weight[-1], x[0] = 1, -1, levels[-1]
     bias = rng.integers(-500, 500, spec.outputs)
     length = conv2d.padded_outputs(spec, tiling)
 
     def lengthen(v: Any) -> Any:
         return np.concatenate([v, np.zeros(length - v.size, v.dtype)])
 
-    folded = (bias - BINARY_MIDDLE * weight.sum(axis=(1, 2, 3), dtype=int)).astype(np.int32)
+    middle = (levels[0] + levels[-1]) // 2
+    folded = (bias - middle * weight.sum(axis=(1, 2, 3), dtype=int)).astype(np.int32)
+    bits = planes_of((x - least) // step, tiling.dot, spec.input_planes)
     inputs = [
-        elements_of(x > 0, tiling.dot).reshape(conv2d.input_shape(spec, tiling)),
+        bits.reshape(conv2d.input_shape(spec, tiling)),
         conv2d.pack_weight(weight, spec, tiling),
         *([conv2d.counts()] if tiling.dot.looks_up else []),
         conv2d.pack_bias(folded, weight, spec, tiling),
     ]
-    zero = spec.input_zero_point - BINARY_MIDDLE
-    acc = accumulate(replace(spec, input_zero_point=zero), x, weight, bias)
+    acc = accumulate(spec, x, weight, folded)
     acc = acc.reshape(conv2d.output_shape(spec, tiling))
     epilogue = spec.epilogue
     if epilogue is None:
@@ -127,11 +146,16 @@ def test_default_tiling_is_exact(name: str, target: str) -> None:
 
 
 @pytest.mark.parametrize("flat", [False, True])
-@pytest.mark.parametrize("zero_point", [127, 129, 0])
-@pytest.mark.parametrize("name", ["3x3", "more on one side"])
-def test_any_zero_point_pads(name: str, zero_point: int, flat: bool) -> None:
+@pytest.mark.parametrize("zero_point", [127, 129, 0, 3])
+@pytest.mark.parametrize(
+    ("name", "planes"),
+    [("3x3", {}), ("more on one side", {}), ("3x3", W2), ("more on one side", A2)],
+)
+def test_any_zero_point_pads(
+    name: str, planes: dict[str, int], zero_point: int, flat: bool
+) -> None:
     """Of activations that are never negative it is the lower level."""
-    spec = replace(LAYERS[name], input_zero_point=zero_point)
+    spec = replace(LAYERS[name], **planes, input_zero_point=zero_point)
     block = round_up(spec.pixels, 3) if flat else round_up(spec.out_width, 3)
     chain = 24 if name == "3x3" else 40
     check(spec, Tiling(LOOKUP_256, 3, 1, 1, block, "rows", chain, flat=flat), "haswell")
@@ -140,7 +164,10 @@ def test_any_zero_point_pads(name: str, zero_point: int, flat: bool) -> None:
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("parallel", ["rows", "channels", "none"])
-@pytest.mark.parametrize("name", ["3x3", "pointwise", "batch, residual", "more on one side"])
+@pytest.mark.parametrize(
+    "name",
+    ["3x3", "pointwise", "batch, residual", "more on one side", "strided, 2 bits"],
+)
 def test_tasks_of_threads_are_exact(name: str, parallel: str, threads: int) -> None:
     spec = LAYERS[name].flattened()
     tiling = replace(default(spec, "haswell", threads), parallel=parallel)
@@ -152,8 +179,8 @@ def test_tasks_of_threads_are_exact(name: str, parallel: str, threads: int) -> N
     check(spec, tiling, "haswell")
 
 
-def check_listed(target: str, step: int) -> None:
-    spec = layer(1, 5, 5, 32, 40, (3, 3), (1, 1), (1, 1, 1, 1))
+def check_listed(target: str, step: int, **planes: int) -> None:
+    spec = layer(1, 5, 5, 32, 40, (3, 3), (1, 1), (1, 1, 1, 1), **planes)
     machine = Machine.of(make_target(target), 2)
     dots = conv2d.target_dots(spec, machine)
     listed = conv2d.tilings(spec, dots, machine)
@@ -170,9 +197,10 @@ def test_listed_tilings_are_exact(target: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("planes", [{}, A2, A3, W2], ids=["1", "2", "3", "ternary"])
 @pytest.mark.parametrize("target", ["haswell", "x86-64"])
-def test_every_listed_tiling_is_exact(target: str) -> None:
-    check_listed(target, 1)
+def test_every_listed_tiling_is_exact(target: str, planes: dict[str, int]) -> None:
+    check_listed(target, 1, **planes)
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -184,7 +212,10 @@ def test_tiles_past_the_edge_are_exact(flat: bool) -> None:
 
 
 @pytest.mark.parametrize("dot", DOTS, ids=lambda dot: dot.name)
-@pytest.mark.parametrize("name", ["3x3", "many channels", "seven rows", "strided"])
+@pytest.mark.parametrize(
+    "name",
+    ["3x3", "many channels", "seven rows", "strided", "3x3, 3 bits", "strided, ternary"],
+)
 def test_schedules_of_other_processors_are_exact(
     name: str, dot: DotProduct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,17 +238,22 @@ def test_words_are_counted_by_what_every_vector_unit_has(name: str) -> None:
 @given(st.data(), windows())
 def test_random_windows_are_exact(data: st.DataObject, window: Window) -> None:
     channels, outputs = 32 * data.draw(st.integers(1, 3)), data.draw(st.integers(1, 40))
-    fields = {**window, "input_zero_point": BINARY_MIDDLE}
+    planes = data.draw(st.sampled_from([{}, A2, A3, W2]))
+    zero = BINARY_MIDDLE if planes.get("input_planes", 1) == 1 else data.draw(st.integers(0, 3))
+    fields = {**window, **planes, "input_zero_point": zero}
     spec = Conv2DSpec(channels=channels, outputs=outputs, binary=True, **fields).flattened()
     target = data.draw(st.sampled_from(["haswell", "x86-64"]))
     check(spec, default(spec, target), target)
 
 
 @pytest.mark.parametrize("target", ["haswell", "x86-64"])
-@pytest.mark.parametrize("channels", [(1 << 16) - 32, 1 << 16, 1 << 20])
-def test_counts_of_long_windows_fit(channels: int, target: str) -> None:
-    """All bits differ: 16 bits hold fewer than 2**16, words add up in 32."""
-    spec = layer(1, 1, 2, channels, 5)
+@pytest.mark.parametrize(
+    ("channels", "planes"),
+    [((1 << 16) - 32, {}), (1 << 16, {}), (1 << 20, {}), ((1 << 16) - 32, A3), (1 << 20, A3)],
+)
+def test_counts_of_long_windows_fit(channels: int, planes: dict[str, int], target: str) -> None:
+    """All bits differ: 16 bits hold fewer than 2**16, words add up in 32; each plane of its own."""
+    spec = layer(1, 1, 2, channels, 5, **planes)
     tiling = default(spec, target)
     assert (tiling.dot == LOOKUP_256) == (target == "haswell" and channels < 1 << 16)
     check(spec, tiling, target)

@@ -1,4 +1,4 @@
-"""Bits of signs of bytes: equal to a comparison."""
+"""Bits of bytes: equal to comparisons and shifts."""
 
 from __future__ import annotations
 
@@ -26,13 +26,24 @@ def check(pixels: int, channels: int, dot: DotProduct, target: str, threads: int
     )
     inputs = [x, least[None], pack_bits.elements_of(turned, dot)[None]]
     expected = pack_bits.elements_of((x >= least) ^ turned, dot)
-    np.testing.assert_array_equal(run(kernel, make_target(target), inputs), expected)
+    np.testing.assert_array_equal(run(kernel, make_target(target), inputs)[0], expected)
 
 
 @pytest.mark.parametrize("target", ["haswell", "x86-64", NATIVE])
 @pytest.mark.parametrize(("pixels", "channels"), SHAPES)
 def test_bits_are_signs_by_thresholds(pixels: int, channels: int, target: str) -> None:
     check(pixels, channels, isa.binary_dot_products(make_target(target))[0], target)
+
+
+@pytest.mark.parametrize("target", ["haswell", "x86-64", NATIVE])
+@pytest.mark.parametrize("planes", [2, 3])
+def test_every_bit_of_a_byte_is_a_plane(planes: int, target: str) -> None:
+    machine = Machine.of(make_target(target), 2)
+    spec = PackSpec(49, 96, isa.binary_dot_products(machine.target)[0], planes)
+    x = np.random.default_rng(0).integers(0, 1 << planes, (49, 96)).astype(np.uint8)
+    least, turned = np.full(96, 128, np.uint8), np.zeros(spec.elements, spec.dot.input_dtype)
+    found = run(pack_bits.kernel(spec, machine), machine.target, [x, least[None], turned[None]])
+    np.testing.assert_array_equal(found, pack_bits.planes_of(x, spec.dot, planes))
 
 
 def test_tasks_of_threads_are_exact() -> None:
