@@ -90,7 +90,7 @@ def _verdict(quality: BlockQuality) -> str:
         )
     return (
         f"SQNR is only {quality.sqnr_db:.1f} dB; check the calibration data and their "
-        "preprocessing, or try --calibration-method minmax"
+        "preprocessing, try --calibration-method minmax, or give layers of few bits more"
     )
 
 

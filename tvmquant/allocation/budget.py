@@ -90,4 +90,4 @@ def format_amount(quantity: str, value: float) -> str:
     for scale, unit in scales:
         if value >= scale:
             return f"{value / scale:.4g}{unit}"
-    return f"{value:.4g}"
+    return f"{value:.4g}{'B' if quantity == 'size' else ''}"
