@@ -19,6 +19,7 @@ from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of
 from tvmquant.machine import Machine
 from tvmquant.passes.annotate_quantization import AnnotateQuantization
+from tvmquant.passes.apply_before_concat import ApplyBeforeConcat
 from tvmquant.passes.apply_calibration import ApplyCalibration
 from tvmquant.passes.arrange_matmuls import ArrangeMatmuls
 from tvmquant.passes.assign_bit_widths import AssignBitWidths
@@ -86,6 +87,7 @@ def canonicalize(module: tvm.IRModule, *, fold_batch_norm: bool = True) -> tvm.I
         SplitReductions(),
         ArrangeMatmuls(),
         *folded,
+        ApplyBeforeConcat(),
         RecognizeBinary(),
         QuantizeBeforeMoving(),
         CropKernels(),

@@ -146,7 +146,9 @@ class SumRegion(RegionKind):
         plain = alike and all(finder.form(v).axis is None for v in open_terms)
         if plain and not finder.calibrates and len(set(open_terms)) == 2:
             return Form("accumulator", residual=True)
-        kept = open_terms[-1] if open_terms and alike else None
+        # a layer ends in the sum, and reads the other tensor while it does
+        layers = [v for v in open_terms if finder.form(v).axis is not None]
+        kept = (layers or open_terms)[-1] if open_terms and alike else None
         for operand in tensors:
             if kept is None or not operand.same_as(kept):
                 finder.request(operand, qop.ACTIVATION)
