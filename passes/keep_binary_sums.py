@@ -7,8 +7,8 @@ Before, ``b`` being a sign and ``w1``, ``w2``, ``w3`` weights of one magnitude p
 After::
 
     s1 = fake_quant(conv2d(b, w1)) {format: "int32"}       # of the scale of b times that of w1
-    s2 = fake_quant(conv2d(b, w2) + s1) {format: "int32"}
-    lv1 = (conv2d(b, w3) + s2) + c
+    s2 = fake_quant(s1 + conv2d(b, w2)) {format: "int32"}
+    lv1 = (s2 + conv2d(b, w3)) + c
 
 so that weights, or inputs, that are sums of ``a_i B_i``, each of one bit, make one accumulator that
 is rounded once. What several layers give is counted in whole numbers of the first, exactly; of more
@@ -150,7 +150,7 @@ class _Keeper(DataflowRewriter):
             largest = largest + term.scale * term.bound
             scale, bound = term.scale, float(term.bound)
             if total is not None:
-                value = self._added(value, total, call)
+                value = self._added(total, value, call)
                 _, exponent = np.frexp(largest / scale)
                 scale = np.ldexp(scale, exponent - BITS)
                 bound = float(2**BITS)

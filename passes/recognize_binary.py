@@ -4,7 +4,7 @@ Before, ``c`` being one positive constant, ``w`` constants of one magnitude per 
 
     lv = sign(x)                                     sign(sign(x) + 0.1), of Larq
     lv = where(x >= 0, c, -c)                        x > 0, x < 0, x <= 0, not
-    lv = where(x >= c, 2 c, 0)
+    lv = where(x >= t, c, 0)                         astype(x >= t) * c
     lv = astype(x >= 0) * 2 c - c
     lv = (sign(x) - y) + y                           a straight-through gradient, exported
     lv1 = conv2d(lv * c, w)
@@ -74,7 +74,7 @@ class _Signs(NamedTuple):
     """A tensor of two values: ``scale`` where ``source - threshold`` is not below 0.
 
     With another ``zero_point`` than the middle the two values are 0 and twice the scale, or 0 and
-    its negative, and ``source`` is compared with what lies between.
+    its negative, and ``source - threshold`` is compared with what lies between.
     """
 
     source: relax.Var
@@ -144,6 +144,10 @@ class _Recognizer(DataflowRewriter):
             return self._sign(call)
         if qop.is_call(call, SELECT):
             return self._selected(call)
+        if qop.is_call(call, CAST):
+            compared = self._comparison(call.args[0])
+            known = compared is not None and compared[1]
+            return _step(compared[0], 1.0, compared[2], compared[3]) if known else None
         if qop.is_call(call, "relax.multiply"):
             return self._scaled(call)
         if qop.is_call(call, "relax.add"):
@@ -171,7 +175,7 @@ class _Recognizer(DataflowRewriter):
         return qop.is_call(made, "relax.nn.relu", "relax.abs")
 
     def _selected(self, call: relax.Call) -> _Signs | None:
-        """Read a choice between a number and its negative, or 0 and twice the threshold."""
+        """Read a choice between a number and its negative, or 0."""
         above, below = _number(call.args[1]), _number(call.args[2])
         compared = self._comparison(call.args[0])
         if compared is None or above is None or below is None:
@@ -179,10 +183,11 @@ class _Recognizer(DataflowRewriter):
         source, upper, strict, threshold = compared
         if not upper:
             above, below = below, above
-        if below == 0.0 and above == 2.0 * threshold > 0.0:
-            return _Signs(source, threshold, strict, zero_point=UBINARY.qmin)
-        if above == 0.0 and below == 2.0 * threshold < 0.0:
-            return _Signs(source, -threshold, strict, zero_point=UBINARY.qmax)
+        if below == 0.0 < above:
+            return _step(source, above, strict, threshold)
+        if above == 0.0 > below:
+            scale = -below / 2.0
+            return _Signs(source, scale, strict, threshold + scale, UBINARY.qmax)
         if above != -below or above <= 0.0:
             return None
         return _Signs(source, above, strict, threshold)
@@ -208,9 +213,10 @@ class _Recognizer(DataflowRewriter):
         factor, signs = _number(call.args[1]), self._signs(call.args[0])
         if factor is None or signs is None or factor <= 0.0:
             return None
-        if signs.zero_point != UBINARY.middle:
-            return None
-        return signs._replace(scale=signs.scale * factor)
+        # where 0 is a level, what lies between the levels moves with their scale
+        ends = UBINARY.middle - signs.zero_point
+        threshold = signs.threshold - ends * signs.scale * (factor - 1.0)
+        return signs._replace(scale=signs.scale * factor, threshold=threshold)
 
     def _straight_through(self, call: relax.Call) -> _Signs | None:
         """Read ``(signs - y) + y``, of which a forward pass is the signs."""
@@ -287,6 +293,11 @@ class _Recognizer(DataflowRewriter):
         if qop.is_call(made, qop.FAKE_QUANT):
             return str(qop.attributes(made)["format"]) == UBINARY.name
         return self._signs(expr) is not None
+
+
+def _step(source: relax.Var, height: float, strict: bool, threshold: float) -> _Signs:
+    """Return what is 0 below a threshold, else ``height``."""
+    return _Signs(source, height / 2.0, strict, threshold - height / 2.0, UBINARY.qmin)
 
 
 def signs_and_magnitudes(

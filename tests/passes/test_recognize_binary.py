@@ -113,9 +113,34 @@ def test_comparisons_with_thresholds_and_scales(scale):
     np.testing.assert_array_equal(run_twin(found, [x])[0], run_twin(module, [x])[0])
 
 
+def above(emit, x, threshold):
+    return emit(op.greater(x, const(np.float32(threshold))))
+
+
+STEPS = {
+    "up": lambda emit, x: op.where(above(emit, x, 0.25), const(3.0), const(0.0)),
+    "to 0": lambda emit, x: op.where(above(emit, x, 0.25), const(0.0), const(-2.0)),
+    "cast": lambda emit, x: op.astype(above(emit, x, -0.5), "float32"),
+    "cast and scaled": lambda emit, x: op.multiply(
+        emit(op.astype(above(emit, x, 0.5), "float32")), const(0.25)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_steps_from_or_to_zero(name):
+    module, found = recognized(lambda emit, x: layer(emit, emit(STEPS[name](emit, x))))
+    (call,) = quantizers(found)
+    assert call.attrs["format"] == "ubinary"
+    x = np.round(normal(*SHAPE) * 4) / 4  # thresholds among them
+    np.testing.assert_allclose(
+        run_twin(found, [x])[0], run_twin(module, [x])[0], rtol=1e-5, atol=1e-5
+    )
+
+
 def other_ends(emit, x):
     condition = emit(op.greater(x, const(np.float32(0.0))))
-    return op.where(condition, const(np.float32(1.0)), const(np.float32(0.0)))
+    return op.where(condition, const(np.float32(1.0)), const(np.float32(-0.5)))
 
 
 def other_difference(emit, x):

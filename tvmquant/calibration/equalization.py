@@ -267,5 +267,7 @@ class _Finder:
             return None
         attrs = qop.attributes(quantized)
         ordered = outputs_first(weight.astype(np.float64), attrs["axis"], attrs["groups"])
+        if attrs["fixed"] and ordered.shape[1] > 1:
+            return None  # the model's integers are not multiplied
         channels = probe.reshape(-1).astype(np.int64) - 1
         return [Reader(span_name(call), ordered, attrs["groups"], channels)]

@@ -110,6 +110,9 @@ NEVER = {
         e(op.nn.conv2d(e(op.max(y, [1], keepdims=True)), const(normal(2, 1, 1, 1))), "third"),
     ),
     "no layer": lambda e, y: e(op.nn.avg_pool2d(y, (2, 2))),
+    "a weight of the model's own": lambda e, y: e(
+        op.nn.conv2d(y, const(np.sign(normal(5, 6, 3, 3)))), "second"
+    ),
     "a product": lambda e, y: (convolved(e, y), e(op.multiply(y, y))),
 }
 
