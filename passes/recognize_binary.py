@@ -29,6 +29,7 @@ channel one. Exporters' arithmetic on constants in float32 may spread magnitudes
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -205,8 +206,8 @@ class _Recognizer(DataflowRewriter):
         if isinstance(right, relax.Var):
             left, right, upper = right, left, not upper
         threshold = _number(right)
-        if threshold is None or not isinstance(left, relax.Var):
-            return None
+        if threshold is None or not (math.isfinite(threshold) and isinstance(left, relax.Var)):
+            return None  # what is compared with infinity is no number
         return left, upper, upper != holds, threshold
 
     def _scaled(self, call: relax.Call) -> _Signs | None:

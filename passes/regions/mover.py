@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tvm import relax
 
+from tvmquant.errors import ModelError, QuantizationError
 from tvmquant.formats import INT16, MOST_BITS, UINT8, Binary
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import span_name, used_vars
@@ -23,6 +25,9 @@ from tvmquant.passes.region_operators import (
     is_mover,
 )
 
+# In steps: scales are stored in float32.
+MOST_PAD_ERROR = 2.0**-16
+
 if TYPE_CHECKING:
     from tvmquant.passes.insert_requantize import Integerizer
     from tvmquant.passes.quantized_regions import RegionFinder
@@ -35,12 +40,24 @@ class MoverRegion(RegionKind):
     takes_wide = True
 
     def form(self, finder: RegionFinder, call: relax.Call) -> Form | None:
-        """Return a mover of tensors that are, or will be, held; inputs of a concat are grouped."""
+        """Return a mover of tensors that are, or will be, held; inputs of a concat are grouped.
+
+        Raises
+        ------
+        ModelError
+            If it pads with what is no number; names the node.
+        """
         operands = used_vars(call)
         if not is_mover(call) or not operands or len(operands) != len(_tensor_fields(call)):
             return None  # a constant among the inputs of a concat
         if all(finder.form(v).kind == "float" for v in operands):
             return None
+        value = float(getattr(call.attrs, "pad_value", 0.0))
+        if not math.isfinite(value):
+            raise ModelError(
+                f"node {span_name(call)!r} pads a tensor that is quantized with {value}; expected "
+                "a finite number"
+            )
         if not all(finder.is_float(v) for v in operands):
             role = UNDECIDED if qop.is_call(call, *RESHAPES) else qop.ACTIVATION
             for operand in operands:
@@ -153,13 +170,24 @@ def _without_zero_point(integerizer: Integerizer, x: Quantized, call: relax.Call
 
 
 def _padded(x: Quantized, call: relax.Call) -> tuple[relax.Expr, list[Quantized]]:
-    """Return the call, and tensors that hold the integers of its result between them."""
+    """Return the call, and tensors that hold the integers of its result between them.
+
+    Raises
+    ------
+    QuantizationError
+        If signs are padded with what is no whole number of their magnitude; names the node.
+    """
     value = float(getattr(call.attrs, "pad_value", 0.0))
-    steps = value / x.scale + x.zero_point
-    if isinstance(x.format, Binary) and steps not in (x.qmin, x.qmax):  # such as true zeros
-        x = replace(x, format=UINT8)
-    steps = int(x.format.round(np.asarray(steps)))
     widths, mode = [int(v) for v in call.attrs.pad_width], str(call.attrs.pad_mode)
+    steps = value / x.scale + x.zero_point
+    if isinstance(x.format, Binary) and mode == "constant" and steps not in (x.qmin, x.qmax):
+        if abs(steps - np.rint(steps)) > MOST_PAD_ERROR or not 0 <= steps <= UINT8.qmax:
+            raise QuantizationError(
+                f"node {span_name(call)!r} pads a tensor of two values with {value:g}; expected a "
+                f"whole number of steps of {x.scale:g}, such as 0 or one of the values"
+            )
+        x = replace(x, format=UINT8)  # such as true zeros
+    steps = int(x.format.round(np.asarray(steps)))
     padded = relax.op.nn.pad(x.expr, widths, pad_mode=mode, pad_value=float(steps))
     return padded, [x, replace(x, qmin=steps, qmax=steps)] if mode == "constant" else [x]
 
