@@ -146,9 +146,7 @@ class _Recognizer(DataflowRewriter):
         if qop.is_call(call, SELECT):
             return self._selected(call)
         if qop.is_call(call, CAST):
-            compared = self._comparison(call.args[0])
-            known = compared is not None and compared[1]
-            return _step(compared[0], 1.0, compared[2], compared[3]) if known else None
+            return self._mask(call)
         if qop.is_call(call, "relax.multiply"):
             return self._scaled(call)
         if qop.is_call(call, "relax.add"):
@@ -192,6 +190,14 @@ class _Recognizer(DataflowRewriter):
         if above != -below or above <= 0.0:
             return None
         return _Signs(source, above, strict, threshold)
+
+    def _mask(self, call: relax.Call) -> _Signs | None:
+        """Read 1 where a comparison holds, else 0."""
+        compared = self._comparison(call.args[0])
+        if compared is None or not compared[1]:
+            return None
+        source, _, strict, threshold = compared
+        return _step(source, 1.0, strict, threshold)
 
     def _comparison(self, expr: relax.Expr) -> tuple[relax.Var, bool, bool, float] | None:
         """Return what is compared with which number, whether it is to be above, and strictly."""

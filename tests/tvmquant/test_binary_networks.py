@@ -19,9 +19,11 @@ from tests.tvmquant.networks import (
     images_of,
     sqnr_db,
 )
+from tvmquant import nn as nn_of_one_bit
 from tvmquant.bit_choice import BitChoice
 from tvmquant.deploy.build import build
 from tvmquant.deploy.loader import load
+from tvmquant.errors import TVMQuantError
 from tvmquant.export import to_onnx
 from tvmquant.frontend import load_onnx
 from tvmquant.layers import is_quantized, quantizable_layers
@@ -136,6 +138,76 @@ def test_the_float_build_computes_signs(compiled, tmp_path):
     images = compiled.images[:2]
     (found,) = as_tuple(load(tmp_path / "float")(images))
     np.testing.assert_allclose(found, float_outputs(compiled)[0][:2], rtol=1e-3, atol=1e-3)
+
+
+class UnusualNetwork(nn.Module):
+    """Channels that fill no words, groups, borders of other kinds, thresholds out of reach."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 40, 3, 1, 1)
+        self.layers = nn.ModuleList(
+            nn_of_one_bit.BinaryConv2d(40, 40, 3, 1, 1, groups=groups) for groups in (1, 40, 2)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(40) for _ in self.layers)
+        self.widen = nn_of_one_bit.BinaryConv2d(40, 64, 1)
+        self.reflected = nn_of_one_bit.BinaryConv2d(64, 64, 3, binarize_input=False)
+        self.stepped = nn_of_one_bit.BinaryConv2d(64, 32, 3, 2, 1, binarize_input=False)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, image):
+        x = self.stem(image)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = norm(layer(x))
+        x = nn_of_one_bit.sign(self.widen(x))
+        x = self.reflected(nn.functional.pad(x, (1, 1, 1, 1), mode="reflect"))
+        x = self.stepped((x > 0.5).to(torch.float32) * 0.25)
+        return self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(torch.relu(x), 1), 1))
+
+
+@pytest.mark.parametrize("target", ["native", "llvm -mcpu=haswell"])
+def test_unusual_layers_are_exact(target, tmp_path):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = UnusualNetwork().eval().requires_grad_(False)
+    randomise(network, SHAPE, seed=0)
+    for norm in network.norms:
+        norm.weight[::5] *= -1.0
+        norm.weight[1:3], norm.bias[1], norm.bias[2] = 0.0, 0.5, -0.5
+        norm.bias[3], norm.bias[4] = 1e6, -1e6  # no sum of products reaches the threshold
+    path = export_onnx(network, tmp_path / "net.onnx", SHAPE, fold_bn=False)
+    compiled = compile_network(path, images_of(SHAPE))
+    choices = [str(layer.usual) for layer in quantizable_layers(compiled.graph)]
+    assert choices == ["w8a8", *["w1a1"] * 6, "w8a8"]
+    manifest = check_library(compiled, tmp_path / "out", target=target)
+    assert not manifest.float_audit
+    assert sum("u1s1" in layer.kernel for layer in manifest.layers) == 2  # words of 64 channels
+
+
+class Padded(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+        self.stem = nn.Conv2d(3, 32, 3)
+        self.conv = nn_of_one_bit.BinaryConv2d(32, 32, 3, binarize_input=False)
+
+    def forward(self, image):
+        signs = 0.375 * nn_of_one_bit.sign(self.stem(image))
+        return self.conv(nn.functional.pad(signs, (1, 1, 1, 1), value=self.value)).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (1.0, "Pad' pads a tensor of two values with 1; expected a whole number of steps of 0.375"),
+        (float("nan"), "Pad' pads a tensor that is quantized with nan"),
+        (float("inf"), "Pad' pads a tensor that is quantized with inf"),
+    ],
+)
+def test_padding_of_no_known_meaning(value, message, tmp_path):
+    path = export_onnx(Padded(value).eval(), tmp_path / "net.onnx", SHAPE)
+    with pytest.raises(TVMQuantError, match=message):
+        compile_network(path, images_of(SHAPE))
 
 
 @pytest.mark.parametrize("choice", ["w1a8", "w4a1", "w1a1"])

@@ -172,16 +172,23 @@ class DataflowRewriter:
         """Build the new module; other functions of the module are kept as they are."""
         main = self.function
         with self.builder.function("main", self.parameters(), attrs=dict(main.attrs or {})):
-            with self.builder.dataflow():
-                for var, value in bindings_of(main):
-                    new = self.visit_binding(var, value)
-                    if new is None:
-                        new = self.copy(value)
-                    if isinstance(new, relax.Call | relax.TupleGetItem):
-                        new = self.emit(new, str(var.name))
-                    self.replace(var, new)
-                results = [self.builder.emit_output(self.visit_output(o)) for o in self.results()]
+            try:
+                results = self._rewrite_bindings()
+            except Exception:
+                self.builder._end_block()  # TVM would warn of it, beside the error
+                raise
             several = len(results) > 1 or isinstance(main.body.body, relax.Tuple)
             self.builder.emit_func_output(relax.Tuple(results) if several else results[0])
         module = self.builder.finalize()
         return relax.transform.DeadCodeElimination(["main"])(module)
+
+    def _rewrite_bindings(self) -> list[relax.Var]:
+        with self.builder.dataflow():
+            for var, value in bindings_of(self.function):
+                new = self.visit_binding(var, value)
+                if new is None:
+                    new = self.copy(value)
+                if isinstance(new, relax.Call | relax.TupleGetItem):
+                    new = self.emit(new, str(var.name))
+                self.replace(var, new)
+            return [self.builder.emit_output(self.visit_output(o)) for o in self.results()]
