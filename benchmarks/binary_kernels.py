@@ -1,10 +1,12 @@
-"""Convolutions of one bit beside our own of eight, and against what counts bits in the first cache.
+"""Convolutions of one bit, or few, beside our own of eight and what counts bits in the cache.
 
 The shapes are those of binary ResNet-18 and ReActNet that have 128 channels or more. All run by
-turns: a layer of bits with the kernel that packs them, the same of bytes (its INT8 kernel), and two
-loop nests over operands that stay in the first-level cache, with the register tile of a layer but
-without packing, padding, chains or epilogue: one of the instructions that the layers use, one of
-xor and popcount.
+turns: layers of bits with the kernels that pack them, the same of bytes (its INT8 kernel) and of
+4-bit weights and activations, and two loop nests over operands that stay in the first-level cache,
+with the register tile of a layer but without packing, padding, chains or epilogue: one of the
+instructions that the layers use, one of xor and popcount. Where more pairs of planes of weight and
+activation than `families.binary_conv2d.PLANES` has would have to be counted, the nest bounds what
+a kernel could reach: `BOUNDED`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tvm
 from tvm import tirx
 from tvm.script import tirx as T  # noqa: N812  (TVMScript's customary name)
@@ -29,9 +32,13 @@ from benchmarks.kernels import (
 )
 from benchmarks.rows import Row, RowMaker, machine_facts
 from tvmquant.benchmark import measure_interleaved
+from tvmquant.bit_choice import BitChoice
+from tvmquant.formats import BINARY, BINARY_MIDDLE
 from tvmquant.machine import Machine
 from tvmquant.progress import Progress
-from tvmquant.schedules import conv2d, isa, pack_bits
+from tvmquant.schedules import conv2d, families, isa, pack_bits
+from tvmquant.schedules.epilogue import Epilogue
+from tvmquant.schedules.families import Contraction, Operand, Vectors, Weight
 from tvmquant.schedules.isa import DotProduct
 from tvmquant.schedules.isa.binary_stages import ROW
 from tvmquant.schedules.isa.x86_binary import looked_up
@@ -45,6 +52,13 @@ SHAPES = (
     (14, 512, 512, 1),
     (7, 512, 512, 3),
 )
+# Layers of bits, and the narrowest that are multiplied
+CHOICES = tuple(map(BitChoice.parse, ("w1a1", "w1a2", "w1a3", "w2a1", "w4a4")))
+# Layers that are not counted, and the pairs of planes that would be: weights of 2 bits are two
+# planes of signs, of 3 bits three of bits.
+BOUNDED = {"w2a2": 4, "w1a4": 4, "w2a3": 6, "w3a3": 9}
+COUNTED = {"w1a1": 1, "w1a2": 2, "w1a3": 3, "w2a1": 2}
+MOST = "most_ratio_to_int8"
 # Pixels and vectors of outputs of the nests' tiles, of 16 registers and of 32.
 TILES = {16: (4, 2), 32: (4, 4)}
 # Steps whose operands stay in the cache, and how often they are repeated: about 0.2 ms.
@@ -66,7 +80,7 @@ def run(
     progress: Progress | None = None,
     chosen: list[Layer] | None = None,
 ) -> list[Row]:
-    """Measure layers of bits and of bytes.
+    """Measure layers of bits, of bytes and of what is between.
 
     Parameters
     ----------
@@ -85,9 +99,10 @@ def run(
     Returns
     -------
     list of Row
-        For each layer and their ``geomean``: ``gmacs_per_s``, ``ratio_to_int8`` (of times: how much
-        faster than the INT8 kernel) and ``fraction_of_peak`` (of the nest of its instructions); and
-        of both nests ``gmacs_per_s``.
+        For each choice, each layer and their ``geomean``: ``gmacs_per_s``, ``ratio_to_int8`` (of
+        times: how much faster than the INT8 kernel), and of bits ``fraction_of_peak``, of the nest
+        of its instructions for each pair of planes; of what is `BOUNDED` ``most_ratio_to_int8``,
+        that the nest allows; and of both nests ``gmacs_per_s``.
     """
     machine = Machine.of(target, threads)
     dot = isa.binary_dot_products(machine.target)[0]
@@ -97,69 +112,103 @@ def run(
     chosen = layers(batch) if chosen is None else chosen
     make = RowMaker("kernels", threads, machine_facts(target))
     rows: list[Row] = []
-    figures: dict[str, list[float]] = {}
+    figures: dict[tuple[str, str], list[float]] = {}
     rates: dict[str, list[float]] = {name: [] for name in nests}
     for index, layer in enumerate(chosen):
-        int8, _ = layer_runner(layer.spec, machine)
-        binary, kernel = _binary_runner(layer.spec, machine)
-        runners = {**{name: runner for name, (runner, _) in nests.items()}, "int8": int8}
-        times = measure_interleaved({**runners, "binary": binary}, repeats=repeats, warmup=5)
+        runners = {name: runner for name, (runner, _) in nests.items()}
+        runners["int8"], _ = layer_runner(layer.spec, machine)
+        kernels = {}
+        for choice in map(str, CHOICES):
+            runners[choice], kernels[choice] = _choice_runner(layer, choice, machine)
+        times = measure_interleaved(runners, repeats=repeats, warmup=5)
         least = {name: min(seconds) for name, seconds in times.items()}
         for name, (_, macs) in nests.items():
             rates[name].append(macs / least[name])
-        rate = layer.spec.useful_macs / least["binary"]
-        found = {
-            "gmacs_per_s": rate / 1e9,
-            "ratio_to_int8": least["int8"] / least["binary"],
-            "fraction_of_peak": rate / rates["peak"][-1],
-        }
-        more = {"us": least["binary"] * 1e6, "int8_us": least["int8"] * 1e6, "kernel": kernel}
-        rows += [_row(make, name, value, layer.name, **more) for name, value in found.items()]
-        for name, value in found.items():
-            figures.setdefault(name, []).append(value)
+        int8, macs = least["int8"], layer.spec.useful_macs
+        for choice, kernel in kernels.items():
+            rate = macs / least[choice]
+            found = {"gmacs_per_s": rate / 1e9, "ratio_to_int8": int8 / least[choice]}
+            if choice in COUNTED:
+                found["fraction_of_peak"] = rate * COUNTED[choice] / rates["peak"][-1]
+            more = {"us": least[choice] * 1e6, "int8_us": int8 * 1e6, "kernel": kernel}
+            for name, value in found.items():
+                rows.append(_row(make, choice, name, value, layer.name, **more))
+                figures.setdefault((choice, name), []).append(value)
+        for choice, pairs in BOUNDED.items():
+            most = rates["peak"][-1] / pairs * int8 / macs
+            rows.append(_row(make, choice, MOST, most, layer.name, pairs=pairs))
+            figures.setdefault((choice, MOST), []).append(most)
         if progress is not None:
             progress(index + 1, len(chosen))
-    for name, values in figures.items():
-        rows.append(_row(make, name, math.exp(np.log(values).mean()), "geomean"))
+    for (choice, name), values in figures.items():
+        rows.append(_row(make, choice, name, math.exp(np.log(values).mean()), "geomean"))
     for name, found_rates in rates.items():
         rate = float(np.median(found_rates)) / 1e9
         rows.append(make("binary", "peak", "gmacs_per_s", rate, "GMAC/s", layer=name))
     return rows
 
 
-def _row(make: RowMaker, metric: str, value: float, layer: str, **more: Any) -> Row:
+def _row(make: RowMaker, choice: str, metric: str, value: float, layer: str, **more: Any) -> Row:
     unit = "GMAC/s" if metric == "gmacs_per_s" else ""
-    return make("binary", "tvmquant-w1a1", metric, value, unit, layer=layer, **more)
+    return make("binary", f"tvmquant-{choice}", metric, value, unit, layer=layer, **more)
 
 
-def _binary_runner(spec: conv2d.Conv2DSpec, machine: Machine) -> tuple[Runner, str]:
-    """Return a function that packs random signs and runs a layer of them, and its kernel's name."""
-    flat = dataclasses.replace(spec, binary=True).flattened()
-    rng = np.random.default_rng(0)
-    weight = rng.choice([-1, 1], (spec.outputs, *spec.kernel, spec.channels)).astype(np.int8)
-    tiling = conv2d.target_tiling(flat, machine)
-    kernel = conv2d.kernel(flat, tiling)
-    packing = pack_bits.kernel(
-        pack_bits.PackSpec(spec.batch * spec.height * spec.width, spec.channels, tiling.dot),
-        machine,
-    )
-    signs = [random_argument(rng, parameter) for parameter in packing.params]
-    signs[2] = tvm.runtime.tensor(np.zeros_like(signs[2].numpy()))
-    pack = bound(packing, machine, signs)
-    pack()
-    arguments = [random_argument(rng, parameter) for parameter in kernel.params]
-    elements = signs[-1].numpy().reshape(conv2d.input_shape(flat, tiling))
-    arguments[0] = tvm.runtime.tensor(elements)
-    arguments[1] = tvm.runtime.tensor(conv2d.pack_weight(weight, flat, tiling))
-    if tiling.dot.looks_up:
-        arguments[2] = tvm.runtime.tensor(conv2d.counts())
-    layer = bound(kernel, machine, arguments)
+def _choice_runner(layer: Layer, name: str, machine: Machine) -> tuple[Runner, str]:
+    """Return a function that runs a layer once on random numbers, and the kernel's name.
+
+    Where the kernel reads bits, the function packs them first.
+    """
+    spec, choice, rng = layer.spec, BitChoice.parse(name), np.random.default_rng(0)
+    contraction = Contraction(
+        families.CONV2D, spec.batch, spec.height, spec.width, spec.channels, spec.outputs,
+        spec.kernel, spec.strides, spec.padding,
+    )  # fmt: skip
+    levels = np.arange(choice.weight.qmin, choice.weight.qmax + 1)
+    values = levels[levels != 0] if choice.weight == BINARY else levels
+    weight = rng.choice(values, (spec.outputs, *spec.kernel, spec.channels)).astype(np.int8)
+    ones, low = np.ones(spec.outputs, np.int32), choice.activation.qmin
+    quantized = families.Layer(
+        contraction, layer.name, weight, ones, choice.weight, choice.activation,
+        input_zero_point=BINARY_MIDDLE if choice.activation.bits == 1 else low,
+        input_qmin=low, input_qmax=choice.activation.qmax,
+    )  # fmt: skip
+    if isinstance(spec.epilogue, Epilogue):
+        quantized = quantized.finished(spec.epilogue, Vectors(ones, ones, ones), "uint8")
+    family = families.family_of(contraction, choice, machine, layer.name)
+    lowered = family.lower(quantized, machine, lambda *_: None)
+    shape = (spec.batch, spec.height, spec.width, spec.channels)
+    x = rng.choice([low, choice.activation.qmax], shape).astype(np.uint8)
+    steps: list[Runner] = []
+
+    def argument(value: Operand | Weight | npt.NDArray[Any]) -> tvm.runtime.Tensor:
+        if isinstance(value, Weight):
+            return tvm.runtime.tensor(value.packed)
+        if not isinstance(value, Operand):
+            return tvm.runtime.tensor(value)
+        if value.bits is None:
+            return tvm.runtime.tensor(x.reshape(value.shape))
+        dot, pixels = value.bits, math.prod(shape[:-1])
+        packing = pack_bits.PackSpec(pixels, spec.channels, dot, value.planes)
+        least = np.full((1, spec.channels), BINARY_MIDDLE, np.uint8)
+        turned = np.zeros((1, packing.elements), dot.input_dtype)
+        bits = np.zeros((packing.planes, pixels, packing.elements), dot.input_dtype)
+        made = [tvm.runtime.tensor(a) for a in (x.reshape(pixels, -1), least, turned, bits)]
+        steps.append(bound(pack_bits.kernel(packing, machine), machine, made))
+        steps[0]()
+        return tvm.runtime.tensor(made[-1].numpy().reshape(value.shape))
+
+    arguments = [argument(value) for value in lowered.arguments]
+    out = np.zeros(lowered.shape, np.int32 if spec.epilogue is None else np.uint8)
+    steps.append(bound(lowered.kernel, machine, [*arguments, tvm.runtime.tensor(out)]))
+    if len(steps) == 1:
+        return steps[0], str(lowered.kernel.attrs["tvmquant.kernel"])
+    pack, convolve = steps
 
     def both() -> None:
         pack()
-        layer()
+        convolve()
 
-    return both, str(kernel.attrs["tvmquant.kernel"])
+    return both, str(lowered.kernel.attrs["tvmquant.kernel"])
 
 
 # -- loop nests over the first-level cache ---------------------------------------------------------

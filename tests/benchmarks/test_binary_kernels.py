@@ -22,11 +22,14 @@ def test_rows_relate_layers_to_int8_and_to_the_peak(monkeypatch: pytest.MonkeyPa
         kernels.Layer("b", dataclasses.replace(spec, channels=64), 1),
     ]
     found = binary_kernels.run(threads=1, repeats=3, chosen=chosen, target="llvm -mcpu=haswell")
-    for metric in ("gmacs_per_s", "ratio_to_int8", "fraction_of_peak"):
+    metrics = ("gmacs_per_s", "ratio_to_int8", "fraction_of_peak")
+    named = [(choice, metric) for choice in ("w1a1", "w1a2", "w1a3", "w2a1") for metric in metrics]
+    named += [("w4a4", "ratio_to_int8"), ("w2a2", "most_ratio_to_int8")]
+    for choice, metric in named:
         values = {
             row["layer"]: float(row["value"] or 0)
             for row in found
-            if (row["config"], row["metric"]) == ("tvmquant-w1a1", metric)
+            if (row["config"], row["metric"]) == (f"tvmquant-{choice}", metric)
         }
         assert set(values) == {"a", "b", "geomean"}
         assert min(values.values()) > 0
