@@ -148,6 +148,14 @@ def run(
     return rows
 
 
+def peak_macs(target: str, threads: int, repeats: int = 50) -> float:
+    """Return the multiply-accumulates a second of the nest of a target's binary kernels."""
+    machine = Machine.of(target, threads)
+    dot = isa.binary_dot_products(machine.target)[0]
+    runner, macs = _nest_runner(nest_of(dot), dot, machine)
+    return macs / min(measure_interleaved({"peak": runner}, repeats=repeats, warmup=3)["peak"])
+
+
 def _row(make: RowMaker, choice: str, metric: str, value: float, layer: str, **more: Any) -> Row:
     unit = "GMAC/s" if metric == "gmacs_per_s" else ""
     return make("binary", f"tvmquant-{choice}", metric, value, unit, layer=layer, **more)

@@ -258,25 +258,6 @@ def peak_macs(dot: DotProduct, target: str, threads: int, repeats: int = 50) -> 
     return macs / min(seconds)
 
 
-def network_peaks(target: str, threads: int) -> tuple[float, float]:
-    """Return the peaks of what multiplies in networks: byte and (depthwise) word products.
-
-    Returns
-    -------
-    float, float
-        Multiply-accumulates a second of the target's fastest dot product, and of its fastest one of
-        two products, or where it has none of the first.
-
-    Raises
-    ------
-    TargetError
-        As of `peak_kernel`.
-    """
-    dots = isa.dot_products(Machine.of(target).target)
-    words = next((dot for dot in dots if dot.group == 2), dots[0])
-    return peak_macs(dots[0], target, threads), peak_macs(words, target, threads)
-
-
 def useful_macs(module: tvm.IRModule, batch: int) -> dict[str, int]:
     """Return the multiply-accumulates of every convolution of an L2 module, without padding."""
     found = {}

@@ -24,7 +24,6 @@ from tvmquant.cli.output import print_warning
 from tvmquant.deploy.manifest import LayerInfo
 from tvmquant.errors import DataError, TargetError
 from tvmquant.progress import Stage
-from tvmquant.schedules.families import sums_one_channel
 
 if TYPE_CHECKING:
     from tvmquant.graph import Graph
@@ -244,17 +243,15 @@ def measure(case: Case) -> tuple[dict[str, Latency], float, int]:
 def _limit(case: Case, layers: Sequence[LayerInfo], graph: Graph) -> float:
     """Return the seconds of a network's multiplications at the peak, or nan without a known one."""
     from benchmarks import kernels
+    from benchmarks.peaks import network_peaks
 
     time.sleep(REST_SECONDS)
     try:
-        byte_macs, word_macs = kernels.network_peaks(case.target, case.threads)
+        peaks = network_peaks(case.target, case.threads)
     except TargetError:
         return float("nan")
     useful = kernels.useful_macs(graph.module, case.batch)
-    return sum(
-        useful.get(i.id, i.macs) / (word_macs if sums_one_channel(i.op) else byte_macs)
-        for i in layers
-    )
+    return sum(useful.get(i.id, i.macs) / peaks.of(i) for i in layers)
 
 
 def restrict_openvino(target: str) -> dict[str, str]:

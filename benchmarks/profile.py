@@ -3,7 +3,8 @@
 A call cannot be faster than its multiplications at the measured peak of the multipliers
 (`benchmarks.kernels`), nor than its operands and result at the measured speed of reading memory.
 The larger of the two is its limit. A depthwise convolution cannot sum products over channels: its
-limit is that of the word products (half as many as byte products at a time) where it uses them.
+limit is that of the word products (half as many as byte products at a time) where it uses them. The
+limit of a layer that counts bits is that of the loop nest of `benchmarks.binary_kernels`.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import latency
+from benchmarks.peaks import Peaks, network_peaks
 from benchmarks.rows import Row, RowMaker, machine_facts, target_rounding
 from tvmquant.deploy.manifest import LIBRARY_NAME, LayerInfo, Manifest
 from tvmquant.devices.cpu import CpuDevice
 from tvmquant.errors import DataError
 from tvmquant.progress import Stage
-from tvmquant.schedules.families import sums_one_channel
 
 CONFIG = "tvmquant-int8"
 # of the array whose reading gives the memory's speed: what the caches keep of a network's weights
@@ -56,16 +57,15 @@ class Profile:
         Every kernel call in execution order, with the size of its operands and result.
     network : float
         Seconds of a whole run, the median.
-    byte_macs, word_macs : float
-        Peak of the multipliers, in multiply-accumulates a second, on bytes and on words.
+    peaks : Peaks
+        Of the multipliers.
     bandwidth : float
         Bytes read a second.
     """
 
     calls: list[tuple[LayerInfo, float, int]]
     network: float
-    byte_macs: float
-    word_macs: float
+    peaks: Peaks
     bandwidth: float
 
 
@@ -176,7 +176,7 @@ def measure(case: Case) -> Profile:
             for (info, time_), size in zip(calls, sizes, strict=True)
         ],
         float(np.median(seconds)),
-        *kernels.network_peaks(case.target, case.threads),
+        network_peaks(case.target, case.threads),
         bandwidth,
     )
 
@@ -204,8 +204,7 @@ def _rows(
     total = sum(seconds for _, seconds, _ in profile.calls)
     limits, seen = [], dict[str, int]()
     for info, seconds, size in profile.calls:
-        peak = profile.word_macs if sums_one_channel(info.op) else profile.byte_macs
-        multiplies, memory = info.macs / peak, size / profile.bandwidth
+        multiplies, memory = info.macs / profile.peaks.of(info), size / profile.bandwidth
         limits.append(max(multiplies, memory))
         # a layer may have several calls
         seen[info.id] = number = seen.get(info.id, 0) + 1
