@@ -16,7 +16,7 @@ from tvmquant.frontend.quantized_tensor import QuantizedTensor
 from tvmquant.frontend.ranged_tensor import RangedTensor
 from tvmquant.frontend.registry import converter
 from tvmquant.ir import quantized_ops as qop
-from tvmquant.ir.imported_quantizers import imported_activation, integer_range
+from tvmquant.ir.imported_quantizers import FEW_BITS, imported_activation, integer_range
 from tvmquant.passes.elementwise import scalar_bound
 
 # So far from a whole step float32 may put a bound of 16 bits.
@@ -64,19 +64,25 @@ def _convert_dequantize(ctx: Context, node: Node) -> relax.Expr:
 def _without_clip(
     ctx: Context, data: relax.Expr, wanted: QuantizedTensor
 ) -> tuple[relax.Expr, tuple[int, int] | None]:
-    """Return what a clip to whole steps of 16 bits reads, and between which integers it ends.
+    """Return what a clip to whole steps reads, and between which integers it ends.
 
-    Runtimes clip no integers of 16 bits, so that files hold this instead.
+    Of integers of 2 or 3 bits, which have no type of their own, and of 16 bits, of which runtimes
+    clip none: files hold this instead.
     """
     made = ctx.builder.lookup_binding(data) if isinstance(data, relax.Var) else None
-    if not qop.is_call(made, "relax.clip") or wanted.dtype != "int16" or wanted.axis >= 0:
+    if not qop.is_call(made, "relax.clip") or wanted.axis >= 0:
         return data, None
     bounds = np.asarray([scalar_bound(end) for end in made.args[1:]])
     steps = bounds / np.float64(wanted.scale[0]) + wanted.zero_point
     whole = np.rint(steps)
     if not np.all(np.abs(whole) < 2**15) or np.any(np.abs(steps - whole) > WHOLE):
         return data, None
-    return made.args[0], (int(whole[0]), int(whole[1]))
+    _, least, greatest = integer_range(wanted.dtype)
+    low, high = int(whole[0]), int(whole[1])
+    few = (high - low).bit_length() <= FEW_BITS and not ctx.requantize
+    if not least <= low < high <= greatest or not (few or wanted.dtype == "int16"):
+        return data, None
+    return made.args[0], (low, high)
 
 
 def clipped(ctx: Context, value: QuantizedTensor, low: float, high: float) -> QuantizedTensor:

@@ -27,6 +27,10 @@ from tvmquant.ir import quantized_ops as qop
 
 Array = npt.NDArray[Any]
 
+# Of activations that are counted from their least level on, whatever their type: kernels read their
+# bits (`schedules.conv2d_binary`).
+FEW_BITS = 3
+
 KNOWN = {"scheme": "asymmetric", "group": "", "calibrated": 1, "fixed": 1}
 
 
@@ -65,6 +69,8 @@ def imported_activation(
     offset = (int(np.iinfo(held.container).min) if held == INT16 else 0) - low
     low, high = limits or (low, high)
     if held != INT16:
+        if (high - low).bit_length() <= FEW_BITS and low <= zero_point <= high:
+            offset = -low
         held = Uniform(max((high + offset).bit_length(), LEAST_BITS), signed=False)
     attrs: dict[str, Any] = {
         **KNOWN,
