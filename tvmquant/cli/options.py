@@ -88,7 +88,7 @@ Choices = Annotated[
     typer.Option(
         "--choices",
         metavar="C,C,...",
-        help="Bit widths that layers may take besides w8a8: weights and activations of 2 to 8 "
+        help="Bit widths that layers may take besides w8a8: weights and activations of 1 to 8 "
         "bits, such as w6a6, w2a8 or (in groups of 32, 64 or 128 weights) w4a8g32. Default: "
         f"{','.join(default_choices.NAMES[1:])}.",
     ),
