@@ -115,6 +115,7 @@ IMPORTED_AS = {
     "apache-tvm-ffi": "tvm_ffi",
     "pillow": "PIL",
     "protobuf": "google",
+    "pyyaml": "yaml",
     "scikit-learn": "sklearn",
 }
 # Needed without an import: pulp calls this solver.

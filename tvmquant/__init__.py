@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from tvmquant.sensitivity import estimate_sensitivity as estimate_sensitivity
     from tvmquant.session import reopen as reopen
     from tvmquant.simulator import simulate as simulate
+    from tvmquant.training import Recipe as Recipe
+    from tvmquant.training import Trained as Trained
+    from tvmquant.training import train as train
     from tvmquant.tuning.tune import tune as tune
 
 _EXPORTS: Final = {
@@ -70,6 +73,9 @@ _EXPORTS: Final = {
     "quantize": "tvmquant.quantization",
     "reopen": "tvmquant.session",
     "simulate": "tvmquant.simulator",
+    "Recipe": "tvmquant.training",
+    "Trained": "tvmquant.training",
+    "train": "tvmquant.training",
     "tune": "tvmquant.tuning.tune",
     "write_report": "tvmquant.report",
 }

@@ -45,5 +45,9 @@ class SensitivityError(TVMQuantError):
     """The sensitivity of a layer cannot be estimated."""
 
 
+class TrainingError(TVMQuantError):
+    """A recipe is not valid, or a training cannot go on."""
+
+
 class DeviceError(TVMQuantError):
     """A device cannot be reached, is lost, or does not run what was compiled."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,6 +12,7 @@ from tvm import relax
 
 from tvmquant.errors import DataError, QuantizationError
 from tvmquant.passes.insert_requantize import InsertRequantize
+from tvmquant.twin.operators import BatchNorm, Operator
 from tvmquant.twin.program import Edge, KeyTree, Program, Step, record
 from tvmquant.twin.quantizer_module import Quantizer
 from tvmquant.twin.write_back import written_back
@@ -121,6 +122,26 @@ class Twin(torch.nn.Module):
     def _integers(self) -> Program:
         rounding = tvm.transform.Sequential([InsertRequantize()])
         return record(rounding(self.write_back()))
+
+    @property
+    def live_batch_norm(self) -> bool:
+        """Whether normalizations take, and move towards, the statistics of the batch; can be set.
+
+        In the mode "exact" they never do.
+        """
+        return any(norm.live for norm in self._norms())
+
+    @live_batch_norm.setter
+    def live_batch_norm(self, live: bool) -> None:
+        for norm in self._norms():
+            norm.live = live
+
+    def _norms(self) -> Iterator[BatchNorm]:
+        for step in self._program.steps:
+            if isinstance(step.function, Operator) and isinstance(
+                step.function.function, BatchNorm
+            ):
+                yield step.function.function
 
     @property
     def weights(self) -> dict[str, torch.nn.Parameter]:

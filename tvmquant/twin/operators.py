@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F  # noqa: N812  torch's own name for it
@@ -32,8 +33,11 @@ from tvmquant.twin.windows import WINDOW_OPERATORS
 
 Maker = Callable[[relax.Call], Callable[..., Any]]
 
+# Of the batch's statistics in the running ones; that of torch.
+MOMENTUM: Final = 0.1
 
-def make_function(call: relax.Call) -> Callable[..., Any]:
+
+def make_function(call: relax.Call) -> Operator:
     """Return the torch function of a call.
 
     Raises
@@ -51,17 +55,25 @@ def make_function(call: relax.Call) -> Callable[..., Any]:
         )
     label = f"node {span_name(call)!r}, operator {name}"
     try:
-        function = maker(call)
+        return Operator(label, maker(call))
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{label}: {error}") from None
 
-    def compute(*operands: Any) -> Any:
-        try:
-            return function(*operands)
-        except NotImplementedError as error:
-            raise UnsupportedModelError(f"{label}: {error}; cast what it reads before") from None
 
-    return compute
+@dataclass(frozen=True)
+class Operator:
+    """The torch function of a call, and what messages name the call."""
+
+    label: str
+    function: Callable[..., Any]
+
+    def __call__(self, *operands: Any) -> Any:
+        """Compute the result from the operands."""
+        try:
+            return self.function(*operands)
+        except NotImplementedError as error:
+            message = f"{self.label}: {error}; cast what it reads before"
+            raise UnsupportedModelError(message) from None
 
 
 def _plain(function: Callable[..., Any]) -> Maker:
@@ -120,20 +132,40 @@ def _product(call: relax.Call) -> Callable[[Tensor], Tensor]:
     return lambda x: functools.reduce(lambda y, axis: torch.prod(y, axis, keepdim=keep), order, x)
 
 
-def _batch_norm(call: relax.Call) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+@dataclass
+class BatchNorm:
+    """Batch normalization by the statistics of the model, or of the batch.
+
+    Attributes
+    ----------
+    axis : int
+        Of the channels.
+    epsilon : float
+    live : bool
+        Whether the batch's statistics normalize, and move the model's towards themselves, in place,
+        by `MOMENTUM` of the way.
+    """
+
+    axis: int
+    epsilon: float
+    live: bool = False
+
+    def __call__(
+        self, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the normalized tensor, like x, and the statistics (C,) of the model."""
+        y = F.batch_norm(
+            x.movedim(self.axis, 1), mean, variance, gamma, beta, self.live, MOMENTUM, self.epsilon
+        )
+        return y.movedim(1, self.axis), mean, variance
+
+
+def _batch_norm(call: relax.Call) -> BatchNorm:
     if bool(call.attrs.training):
         raise UnsupportedModelError(
             "normalizes by the statistics of the batch; export the model in inference mode"
         )
-    axis, epsilon = int(call.attrs.axis), float(call.attrs.epsilon)
-
-    def batch_norm(
-        x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        y = F.batch_norm(x.movedim(axis, 1), mean, variance, gamma, beta, False, 0.0, epsilon)
-        return y.movedim(1, axis), mean, variance
-
-    return batch_norm
+    return BatchNorm(int(call.attrs.axis), float(call.attrs.epsilon))
 
 
 def _layer_norm(call: relax.Call) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

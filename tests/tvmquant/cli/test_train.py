@@ -1,0 +1,55 @@
+import numpy as np
+import onnx
+import pytest
+
+from tests.tvmquant.training import small
+
+
+@pytest.fixture
+def files(tmp_path):
+    images, labels = small.data()
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    return small.export(tmp_path / "small.onnx"), tmp_path / "data.npz"
+
+
+def test_a_trained_file_is_what_compile_takes(tvmquant, files, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, data = files
+    options = ["--data", data, "--validation", data, "--set", "epochs=2", "--set", "batch_size=16"]
+    outcome = tvmquant("train", model, *options, "--choice", "w2a4")
+    assert "epoch 2: loss" in outcome.stderr
+    assert "items/s" in outcome.stderr
+    assert "small-trained/trained.onnx is ready for tvmquant compile" in outcome.stdout
+    onnx.checker.check_model(tmp_path / "small-trained" / "trained.onnx", full_check=True)
+    told = tvmquant("train", model, *options, "--choice", "w2a4", "--json", "-q")
+    assert told.stderr == ""
+    top1 = told.json()["epochs"][-1]["top1"]
+    compiled = tvmquant("compile", "small-trained/trained.onnx", "-o", "library")
+    assert "2 w8a8, 2 w2a4" in compiled.stdout
+    found = tvmquant("eval", "library", "--data", data, "--json").json()
+    assert found["top1"] == pytest.approx(top1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--recipe", "none-such"], "no recipe 'none-such'"),
+        (["--set", "epochs"], "--set 'epochs'; expected FIELD=VALUE"),
+        (["--set", "epochs=0"], "epochs: "),
+        (["--choice", "w9a8"], "w9a8"),
+        (["--plan", "missing.json"], "missing.json"),
+        (["--validation", "missing.npz"], "missing.npz"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_written(
+    tvmquant, files, tmp_path, monkeypatch, options, message
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    outcome = tvmquant("train", files[0], "--data", files[1], *options, code=2)
+    assert message in outcome.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_data_are_asked_for(tvmquant, files) -> None:
+    assert "train needs data" in tvmquant("train", files[0], code=2).stderr

@@ -1,0 +1,133 @@
+"""What is trained is what ships, and a training that was interrupted ends as if it had not been."""
+
+import numpy as np
+import pytest
+import torch
+
+import tvmquant
+from tests.tvmquant.training import small
+from tvmquant.bit_choice import BitChoice
+from tvmquant.errors import TrainingError
+from tvmquant.layers import quantizable_layers
+from tvmquant.passes import pipeline
+from tvmquant.training import Recipe, items, train
+from tvmquant.twin import Twin
+
+RECIPE = Recipe(epochs=2, batch_size=16, optimizer={"lr": 0.05, "step_lr": 1e-3})
+
+
+def _choices(graph, choice="w4a4"):
+    return {layer.id: BitChoice.parse(choice) for layer in quantizable_layers(graph)[1:-1]}
+
+
+def _train(graph, out, recipe=RECIPE, **options):
+    options = {"choices": _choices(graph), **options}
+    return train(graph, small.data(), recipe, out=out, **options)
+
+
+def _exact(trained, images):
+    return Twin(trained.graph.module, mode="exact")(torch.from_numpy(images)).numpy()
+
+
+@pytest.mark.parametrize("batch_norm", ["live", "frozen", "folded"])
+def test_the_library_computes_what_was_trained(graph, tmp_path, batch_norm) -> None:
+    recipe = Recipe.read(RECIPE, {"batch_norm": batch_norm})
+    trained = _train(graph, tmp_path, recipe, validation=small.data(40, seed=1))
+    images, labels = small.data(40, seed=1)
+    exact = _exact(trained, images)
+    assert trained.history[-1]["top1"] == 100 * np.mean(exact.argmax(1) == labels)
+    module = pipeline.integerize(trained.graph.module, strict=True)
+    integer = trained.graph.with_module(module, "L2")
+    np.testing.assert_array_equal(tvmquant.simulate(integer, images)[0], exact)
+    tvmquant.build(integer, out=tmp_path / "library", batch=40)
+    np.testing.assert_array_equal(tvmquant.load(tmp_path / "library")(images), exact)
+    # and as a file
+    tvmquant.export_onnx(trained.graph, tmp_path / "trained.onnx")
+    again = tvmquant.quantize(tvmquant.load_onnx(tmp_path / "trained.onnx"))
+    np.testing.assert_array_equal(tvmquant.simulate(again, images)[0], exact)
+
+
+def test_training_learns(graph, tmp_path) -> None:
+    recipe = Recipe.read(RECIPE, {"epochs": 10, "objective": {"labels": 1.0, "distillation": 0.0}})
+    history = _train(graph, tmp_path, recipe, validation=small.data(100, seed=1)).history
+    assert history[-1]["loss"] < 0.6 * history[0]["loss"]
+    assert history[-1]["top1"] > 60
+
+
+def test_steps_are_learned_or_stay(graph, tmp_path) -> None:
+    fixed = Recipe.read(RECIPE, {"weights.step": "fixed", "activations.step": "fixed"})
+    scales = {
+        name: {k: q.scale.detach() for k, q in Twin(_train(graph, tmp_path / name, r, choices={})
+               .graph.module).quantizers.items()}
+        for name, r in (("fixed", fixed), ("learned", RECIPE))
+    }  # fmt: skip
+    moved = [not torch.equal(scales["fixed"][k], scales["learned"][k]) for k in scales["fixed"]]
+    assert all(moved)
+
+
+def test_a_killed_training_goes_on(graph, tmp_path, monkeypatch) -> None:
+    whole = _train(graph, tmp_path / "whole")
+    batches = items.batches_of
+
+    def killed(data, recipe, epoch):
+        for step, batch in enumerate(batches(data, recipe, epoch)):
+            if (epoch, step) == (1, 2):
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr("tvmquant.training.loop.batches_of", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _train(graph, tmp_path / "parts")
+    monkeypatch.undo()
+    parts = _train(graph, tmp_path / "parts")
+    for first, second in zip(whole.history, parts.history, strict=True):
+        assert first["loss"] == second["loss"]
+    images, _ = small.data(8, seed=2)
+    np.testing.assert_array_equal(_exact(whole, images), _exact(parts, images))
+    with pytest.raises(TrainingError, match="whose recipe differs"):
+        _train(graph, tmp_path / "parts", Recipe.read(RECIPE, {"epochs": 3}))
+    (tmp_path / "parts" / "checkpoint.pt").write_bytes(b"no")
+    with pytest.raises(TrainingError, match="is no checkpoint"):
+        _train(graph, tmp_path / "parts")
+
+
+def test_a_loss_that_diverges_stops_and_keeps_what_was_done(graph, tmp_path, monkeypatch) -> None:
+    losses = iter([1.0] * 8 + [float("nan")])
+
+    def loss(logits, *_):
+        return logits.sum() * 0.0 + next(losses)
+
+    monkeypatch.setattr("tvmquant.training.loop.loss", loss)
+    with pytest.raises(TrainingError, match=r"nan in step 3 of epoch 2; lower optimizer.lr \(now"):
+        _train(graph, tmp_path)
+    assert len(torch.load(tmp_path / "checkpoint.pt")["history"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "labels", "message"),
+    [
+        ({}, None, "the data have none; label them"),
+        ({}, np.full(96, 4), "label 4 is no class of a network of 4 outputs"),
+        ({"batch_size": 97}, np.zeros(96, int), "96 items are no batch of 97"),
+        ({"batch_size": 1}, np.zeros(96, int), "statistics of more than one item"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused(graph, tmp_path, changes, labels, message) -> None:
+    images, _ = small.data()
+    data = images if labels is None else (images, labels)
+    with pytest.raises(TrainingError, match=message):
+        train(graph, data, Recipe.read(RECIPE, changes), out=tmp_path)
+
+
+def test_without_labels_the_float_network_teaches(graph, tmp_path) -> None:
+    recipe = Recipe.read(RECIPE, {"objective": {"labels": 0.0, "distillation": 1.0}})
+    history = train(graph, small.data()[0], recipe, out=tmp_path, choices=_choices(graph)).history
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_a_network_without_normalization_is_trained_folded(tmp_path) -> None:
+    model = tvmquant.load_onnx(small.export(tmp_path / "m.onnx", batch_norm=False, softmax=True))
+    with pytest.raises(TrainingError, match=r"batch_norm: live, and the model has no batch norm"):
+        _train(model, tmp_path)
+    recipe = Recipe.read(RECIPE, {"batch_norm": "folded", "optimizer.lr": 0.01})
+    assert np.isfinite(_train(model, tmp_path, recipe).history[-1]["loss"])

@@ -1,0 +1,156 @@
+"""``tvmquant train``: train a model at its bit widths, and write what `compile` takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tvmquant.cli import options
+from tvmquant.cli.output import StageReporter, make_table, percent, print_json, print_tables
+from tvmquant.errors import DataError, TrainingError
+
+if TYPE_CHECKING:
+    from tvmquant.bit_choice import BitChoice
+    from tvmquant.graph import Graph
+
+TRAINED = "trained.onnx"
+
+
+def train_model(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="A classifier.")],
+    data: options.Data = None,
+    preprocess: options.Recipe = None,
+    select: options.Select = None,
+    validation: Annotated[
+        str | None,
+        typer.Option(
+            "--validation",
+            metavar="D",
+            help="Labelled data as --data, on which the exact integers are evaluated every epoch.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", metavar="R", help="A recipe's name (lsq), or a YAML file.")
+    ] = "lsq",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Change a field of the recipe, such as epochs=5 or optimizer.lr=0.005.",
+        ),
+    ] = None,
+    choice: Annotated[
+        str,
+        typer.Option("--choice", metavar="C", help="Bit widths of all layers but the ends."),
+    ] = "w4a4",
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", metavar="plan.json", help="Take the bit widths from a plan."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="DIR", help="Default: NAME-trained."),
+    ] = None,
+    threads: options.Threads = None,
+    input_shape: options.InputShapes = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Train a model whose layers compute in integers, with the labels of --data or without.
+
+    OUT holds the checkpoint, from which the same command goes on when it was interrupted, and in
+    the end trained.onnx (QDQ): `tvmquant compile` makes exactly the integers of it that were
+    trained.
+    """
+    if data is None:
+        raise DataError(
+            "train needs data; pass --data a folder or .tar of images (labelled by labels.csv or "
+            "class folders), or a .npz with 'images' and 'labels'"
+        )
+    import tvmquant
+    from tvmquant.devices.host import physical_cores
+    from tvmquant.training import Recipe
+
+    chosen = Recipe.read(recipe, dict(map(_change, changes or [])))
+    threads = threads or physical_cores()
+    import torch
+
+    torch.set_num_threads(threads)
+    stage = StageReporter(quiet=quiet)
+    with stage("load"):
+        shapes = options.parse_input_shapes(input_shape)
+        graph = tvmquant.load_onnx(model, input_shapes=shapes)
+    folder = out or Path(f"{model.stem}-trained")
+    inputs = graph.item_inputs()
+    validated = None
+    if validation is not None:
+        validated = tvmquant.open_data(validation, preprocess, inputs=inputs)
+    trained = tvmquant.train(
+        graph,
+        tvmquant.open_data(data, preprocess, inputs=inputs, select=select),
+        chosen,
+        out=folder,
+        choices=_choices(graph, choice, plan),
+        validation=validated,
+        stage=stage,
+        on_epoch=(lambda _epoch, _found: None) if quiet else _print_epoch,
+    )
+    file = folder / TRAINED
+    with stage("export"):
+        tvmquant.export_onnx(trained.graph, file)
+    document = {"out": str(file), "recipe": chosen.model_dump(), "epochs": trained.history}
+    if as_json:
+        print_json(document)
+        return
+    print_tables(_table(trained.history, f"{graph.name}: {file} is ready for tvmquant compile"))
+
+
+def _change(text: str) -> tuple[str, Any]:
+    import yaml
+
+    field, separator, value = text.partition("=")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        separator = ""
+    if not separator:
+        raise TrainingError(f"--set {text!r}; expected FIELD=VALUE, such as optimizer.lr=0.005")
+    return field.strip(), parsed
+
+
+def _choices(graph: Graph, choice: str, plan: Path | None) -> dict[str, BitChoice]:
+    from tvmquant.allocation import Plan
+    from tvmquant.bit_choice import BitChoice
+    from tvmquant.layers import quantizable_layers
+    from tvmquant.network_latency import uniform_choices
+
+    layers = quantizable_layers(graph)
+    if plan is None:
+        return dict(uniform_choices(layers, BitChoice.parse(choice)))
+    found = Plan.load(plan)
+    found.check(layers, graph.fingerprint())
+    return found.choices
+
+
+def _print_epoch(epoch: int, found: dict[str, float]) -> None:
+    parts = [f"loss {found['loss']:.4f}", f"{percent(found['top1_training'])} while training"]
+    if "top1" in found:
+        parts.append(f"top-1 {percent(found['top1'])}")
+    parts.append(f"{found['items_per_second']:.0f} items/s")
+    typer.echo(f"epoch {epoch}: {', '.join(parts)}", err=True)
+
+
+def _table(history: list[dict[str, float]], title: str) -> Any:
+    rows = [
+        (
+            str(index + 1),
+            f"{found['loss']:.4f}",
+            percent(found["top1_training"]),
+            percent(found.get("top1")),
+        )
+        for index, found in enumerate(history)
+    ]
+    return make_table(title, ["epoch", "loss>", "while training>", "exact integers>"], rows)

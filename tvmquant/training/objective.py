@@ -1,0 +1,66 @@
+"""What a training minimises, and what it is measured by."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tvmquant.errors import TrainingError
+from tvmquant.training.items import Items
+from tvmquant.training.recipe import Objective
+
+VALIDATED = 100
+
+
+def loss(logits: Tensor, labels: Tensor | None, teacher: Tensor | None, what: Objective) -> Tensor:
+    """Return the weighted sum of the losses.
+
+    Parameters
+    ----------
+    logits : float tensor (N, classes)
+    labels : int64 tensor (N,), where `what` has labels
+    teacher : float tensor (N, classes), where `what` has distillation
+        Logits of the float network.
+    what : Objective
+    """
+    total = logits.new_zeros(())
+    if what.labels:
+        assert labels is not None
+        total = total + what.labels * functional.cross_entropy(logits, labels)
+    if what.distillation:
+        assert teacher is not None
+        student, target = (
+            functional.log_softmax(x / what.temperature, 1) for x in (logits, teacher)
+        )
+        divergence = functional.kl_div(student, target, reduction="batchmean", log_target=True)
+        total = total + what.distillation * what.temperature**2 * divergence
+    return total
+
+
+def check_labels(items: Items, classes: int, what: Objective) -> None:
+    """Refuse items without labels, or with labels of no class, where labels count.
+
+    Raises
+    ------
+    TrainingError
+    """
+    if not what.labels:
+        return
+    if items.labels is None:
+        raise TrainingError(
+            "the recipe trains with labels (objective.labels), and the data have none; label "
+            "them by class folders or labels.csv, or set objective.labels to 0"
+        )
+    least, most = int(items.labels.min()), int(items.labels.max())
+    if least < 0 or most >= classes:
+        wrong = least if least < 0 else most
+        raise TrainingError(f"label {wrong} is no class of a network of {classes} outputs")
+
+
+def top1(network: nn.Module, items: Items) -> float:
+    """Return the share of items, in percent, whose label has the greatest output."""
+    assert items.labels is not None
+    with torch.inference_mode():
+        found = [network(inputs).argmax(1) for inputs in items.batches(VALIDATED)]
+    return 100.0 * float((torch.cat(found) == items.labels).double().mean())

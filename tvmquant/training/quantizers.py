@@ -1,0 +1,104 @@
+"""Quantizers of the twin that are trained."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tvmquant.errors import TrainingError
+from tvmquant.training.recipe import Quantizer, Recipe
+from tvmquant.training.rounding import rounded
+from tvmquant.twin import Twin
+from tvmquant.twin.fake_quantize import along_axis
+from tvmquant.twin.quantizer_module import FakeQuantize, FakeSign
+
+# A step stays within this factor of the calibrated one.
+MOST_CHANGE = 16.0
+
+
+class TrainedQuantizer(FakeQuantize):
+    """Round with a gradient of choice, in steps that may be learned.
+
+    Parameters
+    ----------
+    given : FakeQuantize
+        Calibrated.
+    rule : Quantizer
+    per_item : bool
+        Whether the first axis of what is quantized is the batch.
+
+    Attributes
+    ----------
+    first : float32 tensor like scale
+        The calibrated steps.
+
+    Notes
+    -----
+    Esser et al. (2020), "Learned Step Size Quantization": the gradient of a step is multiplied by
+    ``1 / sqrt(N qmax)``, N being the numbers of a tensor, or of one channel or one item of it, that
+    share it.
+    """
+
+    first: Tensor
+
+    def __init__(self, given: FakeQuantize, rule: Quantizer, *, per_item: bool) -> None:
+        super().__init__(
+            given.scale.detach().clone(), given.zero_point, int(given.qmin), int(given.qmax),
+            axis=given.axis, multiplier=given.multiplier, groups=given.groups,
+        )  # fmt: skip
+        self.per_item = per_item
+        self.rounding = rule.rounding.model_dump()
+        self.register_buffer("first", self.scale.detach().clone())
+        if rule.step == "learned":
+            self.learn_scale()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the tensor quantized and dequantized."""
+        scale = self.scale.view_as(self.scale)
+        if scale.requires_grad:
+            factor = self._factor(x)
+            scale.register_hook(lambda gradient: gradient * factor)  # type: ignore[no-untyped-call]
+        scale = along_axis(scale, x, self.axis)
+        if self.multiplier is not None:
+            scale = scale * self.multiplier
+        zero_point = along_axis(self.zero_point, x, self.axis)
+        low, high = (self.qmin - zero_point).to(x.dtype), (self.qmax - zero_point).to(x.dtype)
+        return rounded(torch.clamp(x / scale, low, high), **self.rounding) * scale
+
+    def keep_near(self) -> None:
+        """Bring steps back to within `MOST_CHANGE` of the calibrated ones."""
+        with torch.no_grad():
+            bounds = self.first / MOST_CHANGE, self.first * MOST_CHANGE
+            self.scale.copy_(torch.minimum(torch.maximum(self.scale, bounds[0]), bounds[1]))
+
+    def _factor(self, x: Tensor) -> float:
+        shared = x.numel() / self.scale.numel() / (len(x) if self.per_item else 1)
+        return 1.0 / math.sqrt(max(shared * int(self.qmax), 1.0))
+
+
+def put_in(twin: Twin, recipe: Recipe) -> list[TrainedQuantizer]:
+    """Let a recipe's quantizers take the place of those of a twin that are to be trained.
+
+    Scales that came with the model stay, and so do signs.
+
+    Raises
+    ------
+    TrainingError
+        When there is nothing to quantize.
+    """
+    of_weights = set(twin.weight_edges.values())
+    found = []
+    given = twin.quantizers
+    for edge in twin.edges:
+        old = given[edge.id]
+        if edge.fixed or isinstance(old, FakeSign) or not isinstance(old, FakeQuantize):
+            continue
+        is_weight = edge.id in of_weights
+        rule = recipe.weights if is_weight else recipe.activations
+        found.append(TrainedQuantizer(old, rule, per_item=not is_weight))
+        twin.replace_quantizer(edge.id, found[-1])
+    if not given:
+        raise TrainingError("the model has nothing that is quantized")
+    return found

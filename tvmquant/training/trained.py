@@ -1,0 +1,127 @@
+"""Train a float graph at chosen bit widths; what is trained is what ships."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvmquant.progress import Stage, silent_stage
+from tvmquant.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from tvmquant.bit_choice import BitChoice
+    from tvmquant.calibration import Calibration
+    from tvmquant.graph import Graph
+    from tvmquant.training.loop import OnEpoch
+
+CALIBRATED = 512
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a training.
+
+    Attributes
+    ----------
+    graph : Graph
+        Level L1: weights, biases, scales and widths. `tvmquant.passes.pipeline.integerize` makes
+        the integer graph of it, `tvmquant.export_onnx` a file that `tvmquant compile` takes.
+    history : list of dict
+        As `training.loop.Training.run` returns it.
+    """
+
+    graph: Graph
+    history: list[dict[str, float]]
+
+
+def train(
+    graph: Graph,
+    data: Any,
+    recipe: Recipe | str | Path = "lsq",
+    *,
+    out: str | Path,
+    choices: Mapping[str, BitChoice] | None = None,
+    calibration: Calibration | None = None,
+    validation: Any = None,
+    stage: Stage = silent_stage,
+    on_epoch: OnEpoch = lambda _epoch, _found: None,
+) -> Trained:
+    """Train a float graph whose layers compute in integers of chosen widths.
+
+    Parameters
+    ----------
+    graph : Graph
+        Level L0, from `tvmquant.load_onnx`: a classifier.
+    data : Dataset, or what `tvmquant.data.open_data` accepts
+        Preprocessed, with labels if the recipe asks for them.
+    recipe : Recipe, str or Path
+        As of `Recipe.read`.
+    out : path
+        Folder of the checkpoint, which a training that was interrupted goes on from.
+    choices : mapping of str to BitChoice, optional
+        As of `tvmquant.quantize`.
+    calibration : Calibration, optional
+        From `tvmquant.calibrate` with ``fold_batch_norm`` as the recipe has it; default: of up to
+        512 of the items.
+    validation : likewise, optional
+        With labels: the exact twin's top-1 after every epoch.
+    stage : Stage
+        Shows what is done.
+    on_epoch : callable (epoch, dict)
+        As of `training.loop.Training.run`.
+
+    Raises
+    ------
+    TrainingError
+        See `Recipe.read` and `training.loop.Training.run`.
+    DataError, QuantizationError
+        As of `tvmquant.calibrate` and `tvmquant.quantize`.
+    """
+    from tvmquant.data import Dataset, open_data
+    from tvmquant.quantization import apply_calibration, calibrate
+    from tvmquant.sensitivity.structure import ends_of
+    from tvmquant.training.items import read
+    from tvmquant.training.loop import Training
+    from tvmquant.training.quantizers import put_in
+    from tvmquant.twin import Twin
+
+    recipe = Recipe.read(recipe)
+    folded = recipe.batch_norm == "folded"
+
+    def opened(source: Any) -> Dataset:
+        found = source if isinstance(source, Dataset) else open_data(source, inputs=inputs)
+        return found.rebatched(CALIBRATED)
+
+    inputs = graph.item_inputs()
+    training_data = opened(data)
+    if calibration is None:
+        few = training_data.rebatched(16)
+        if few.has_length:
+            few = few.subset(step=max(1, len(few) // CALIBRATED), limit=CALIBRATED)
+        with stage("calibrate") as progress:
+            calibration = calibrate(graph, few, fold_batch_norm=folded, progress=progress)
+    start = apply_calibration(
+        graph, calibration, choices=choices, fold_batch_norm=folded, bound_pairs=False,
+        correct_bias=False,
+    )  # fmt: skip
+    twin = Twin(start.module, mode="quantized")
+    quantizers = put_in(twin, recipe)
+    with stage("read") as progress:
+        items = read(training_data, progress)
+        validated = None if validation is None else read(opened(validation))
+    training = Training(
+        twin, quantizers, Twin(graph.module), ends_of(graph.module)[0], recipe, items, validated
+    )
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    identity = {
+        "model": graph.fingerprint(),
+        "recipe": recipe.model_dump_json(),
+        "data": items.digest(),
+        "choice of bit widths": str(sorted((k, str(v)) for k, v in (choices or {}).items())),
+    }
+    history = training.run(folder / CHECKPOINT, identity, stage, on_epoch)
+    return Trained(start.with_module(twin.write_back()), history)
