@@ -439,6 +439,42 @@ def tuning(
     _report(json, measure)
 
 
+@app.command()
+def training(
+    data: Data = DEFAULT_DATA,
+    recipe: Annotated[str, typer.Option(help="As of `tvmquant train`.")] = "lsq",
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Likewise.")
+    ] = None,
+    choices: Annotated[str, typer.Option(help="Of a training each, by commas.")] = "w4a4",
+    folder: Annotated[
+        Path, typer.Option(metavar="DIR", help="Of checkpoints, from which trainings go on.")
+    ] = Path("build/trained"),
+    target: Target = "native",
+    threads: Threads = None,
+    json: Json = None,
+) -> None:
+    """Train ResNet-20 at few bits on CIFAR-10: top-1 of the library on all test images."""
+
+    def measure() -> list[Any]:
+        from benchmarks import training as benchmark
+        from tvmquant.cli.output import StageReporter
+        from tvmquant.cli.train import parse_change
+
+        return benchmark.run(
+            data,
+            stage=StageReporter(),
+            recipe=recipe,
+            changes=dict(map(parse_change, changes or [])),
+            choices=_names(choices),
+            out=folder,
+            target=target,
+            threads=threads or _physical_cores(),
+        )
+
+    _report(json, measure)
+
+
 @app.command("binary_training")
 def binary_training(
     data: Data = DEFAULT_DATA,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,6 +16,7 @@ from benchmarks import models
 from benchmarks.accuracy import TASKS, Task, check_files, open_images
 from benchmarks.models.exporter import export_onnx
 from benchmarks.rows import Row, RowMaker, machine_facts
+from benchmarks.training import TRAINING, Images, deployed, logits, read_images, top1
 from tvmquant.atomic_write import atomic_write
 from tvmquant.errors import DataError
 from tvmquant.progress import Stage
@@ -29,22 +27,6 @@ BATCH = 128
 LEARNING_RATE = 1e-3
 # how far a crop is moved, in pixels
 SHIFT = 4
-TRAINING = ("cifar10-train.tar", None)
-TEST_BATCH = 50
-
-
-@dataclasses.dataclass(frozen=True)
-class Images:
-    """Preprocessed images in memory.
-
-    Attributes
-    ----------
-    pixels : float32 tensor (N, 3, 32, 32)
-    labels : int64 tensor (N,)
-    """
-
-    pixels: Tensor
-    labels: Tensor
 
 
 def run(
@@ -96,20 +78,12 @@ def run(
     make = RowMaker("binary_training", threads, machine_facts(target))
     network = models.architecture(MODEL, 10).to(memory_format=torch.channels_last)
     with stage("read images"):
-        images = _read(folder, task, TRAINING)
+        images = read_images(folder, task, TRAINING)
     minutes = _train(network, images, _teacher(folder, task), stage, epochs, checkpoint, compiled)
     rows = [make(MODEL, "torch", "minutes", minutes, "min", epochs=epochs)]
-    test = _read(folder, task, task.evaluation)
+    test = read_images(folder, task, task.evaluation)
     rows += _deployed(make, network, test, folder, task, stage)
     return rows
-
-
-def _read(folder: Path, task: Task, which: tuple[str, str | None]) -> Images:
-    pixels, labels = zip(*open_images(folder, task, which, 500), strict=True)
-    return Images(
-        torch.from_numpy(np.concatenate(pixels)),
-        torch.from_numpy(np.concatenate([np.asarray(label) for label in labels])).long(),
-    )
 
 
 def _teacher(folder: Path, task: Task) -> nn.Module:
@@ -202,40 +176,12 @@ def _deployed(
     import tvmquant
     from tvmquant.nn import freeze
     from tvmquant.quantization import apply_calibration
-    from tvmquant.twin import Twin
 
     frozen = freeze(network)
-    yield make(MODEL, "torch", "top1", _top1(_logits(frozen, test), test), "%")
+    yield make(MODEL, "torch", "top1", top1(logits(frozen, test), test), "%")
     with tempfile.TemporaryDirectory(prefix="tvmquant-") as scratch:
-        onnx = export_onnx(frozen, Path(scratch, f"{MODEL}.onnx"), SHAPE)
-        graph = tvmquant.load_onnx(onnx)
-        with stage("calibrate") as progress:
-            images = open_images(folder, task, task.calibration, 16)
-            calibration = tvmquant.calibrate(graph, images, progress=progress)
-        out = Path(scratch, "library")
-        with stage("build"):
-            integer = tvmquant.quantize(graph, calibration)
-            tvmquant.build(
-                integer, target=str(make.facts["target"]), out=out, threads=make.threads,
-                batch=TEST_BATCH,
-            )  # fmt: skip
-        with stage("compare"):
-            twin = Twin(apply_calibration(graph, calibration).module, mode="exact")
-            exact = _logits(twin, test)
-            library = tvmquant.load(out)
-            computed = [library(pixels.numpy()) for pixels in test.pixels.split(TEST_BATCH)]
-    found = np.concatenate(computed)
-    yield make(MODEL, "twin", "top1", _top1(exact, test), "%")
-    yield make(MODEL, "library", "top1", _top1(found, test), "%")
-    differing = int(np.count_nonzero(found != exact))
-    yield make(MODEL, "library", "differing", differing, "", numbers=exact.size)
-
-
-def _logits(network: nn.Module, images: Images) -> npt.NDArray[np.float32]:
-    with torch.inference_mode():
-        parts = [network(pixels).numpy() for pixels in images.pixels.split(TEST_BATCH)]
-    return np.concatenate(parts)
-
-
-def _top1(logits: npt.NDArray[np.float32], images: Images) -> float:
-    return 100 * float(np.mean(logits.argmax(1) == images.labels.numpy()))
+        graph = tvmquant.load_onnx(export_onnx(frozen, Path(scratch, f"{MODEL}.onnx"), SHAPE))
+    with stage("calibrate") as progress:
+        images = open_images(folder, task, task.calibration, 16)
+        calibration = tvmquant.calibrate(graph, images, progress=progress)
+    yield from deployed(make, MODEL, "", apply_calibration(graph, calibration), test, stage)

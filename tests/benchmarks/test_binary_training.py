@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import binary_training
+from benchmarks import binary_training, training
 from benchmarks.models import reactnet
 from benchmarks.models.initialise import synthetic_images
 from benchmarks.rows import RowMaker
@@ -23,13 +23,13 @@ BATCH = 8
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(binary_training, "BATCH", BATCH)
-    monkeypatch.setattr(binary_training, "TEST_BATCH", 4)
+    monkeypatch.setattr(training, "BATCH", 4)
 
 
 @pytest.fixture
-def images() -> binary_training.Images:
+def images() -> training.Images:
     pixels = torch.from_numpy(synthetic_images(20, binary_training.SHAPE, seed=0))
-    return binary_training.Images(pixels, torch.arange(20) % 10)
+    return training.Images(pixels, torch.arange(20) % 10)
 
 
 def _network() -> nn.Module:
@@ -39,7 +39,7 @@ def _network() -> nn.Module:
     return reactnet._Classifier(stem, blocks, 64, 10)
 
 
-def _train(images: binary_training.Images, checkpoint: Path, epochs: int = 3) -> nn.Module:
+def _train(images: training.Images, checkpoint: Path, epochs: int = 3) -> nn.Module:
     network = _network()
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     nn.init.constant_(teacher[1].weight, 0.01)
@@ -48,7 +48,7 @@ def _train(images: binary_training.Images, checkpoint: Path, epochs: int = 3) ->
     return network
 
 
-def test_images_are_moved_and_mirrored(images: binary_training.Images) -> None:
+def test_images_are_moved_and_mirrored(images: training.Images) -> None:
     batches = list(binary_training._augmented(images, 0))
     assert [pixels.shape for pixels, _ in batches] == [(BATCH, 3, 32, 32)] * 2
     shift = binary_training.SHIFT
@@ -68,12 +68,12 @@ def test_images_are_moved_and_mirrored(images: binary_training.Images) -> None:
 
 
 def test_training_goes_on_where_it_ended(
-    images: binary_training.Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: training.Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = _train(images, tmp_path / "whole.pt").state_dict()
     augmented = binary_training._augmented
 
-    def interrupted(images: binary_training.Images, epoch: int) -> Any:
+    def interrupted(images: training.Images, epoch: int) -> Any:
         if epoch == 1:
             raise KeyboardInterrupt
         return augmented(images, epoch)
@@ -89,7 +89,7 @@ def test_training_goes_on_where_it_ended(
 
 
 def test_the_library_has_the_logits_of_the_twin(
-    images: binary_training.Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: training.Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = _train(images, tmp_path / "checkpoint.pt")
     arrays = np.split(images.pixels.numpy(), 5)

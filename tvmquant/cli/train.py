@@ -74,7 +74,7 @@ def train_model(
     from tvmquant.devices.host import physical_cores
     from tvmquant.training import Recipe
 
-    chosen = Recipe.read(recipe, dict(map(_change, changes or [])))
+    chosen = Recipe.read(recipe, dict(map(parse_change, changes or [])))
     threads = threads or physical_cores()
     import torch
 
@@ -108,7 +108,8 @@ def train_model(
     print_tables(_table(trained.history, f"{graph.name}: {file} is ready for tvmquant compile"))
 
 
-def _change(text: str) -> tuple[str, Any]:
+def parse_change(text: str) -> tuple[str, Any]:
+    """Return the field and the value of ``--set FIELD=VALUE``."""
     import yaml
 
     field, separator, value = text.partition("=")
