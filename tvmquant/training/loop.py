@@ -166,7 +166,8 @@ class Training:
             raise TrainingError(f"{len(self.items)} items are no batch of {size}; lower batch_size")
         if self.recipe.batch_norm == "live":
             self.twin.live_batch_norm = True
-            if not self.twin.live_batch_norm:
+            has_norms, self.twin.live_batch_norm = self.twin.live_batch_norm, False
+            if not has_norms:
                 raise TrainingError(
                     "batch_norm: live, and the model has no batch normalization (exporters fold "
                     "it); set it to folded, with a tenth of the learning rate or less"

@@ -91,6 +91,8 @@ def put_in(twin: Twin, recipe: Recipe) -> list[TrainedQuantizer]:
     of_weights = set(twin.weight_edges.values())
     found = []
     given = twin.quantizers
+    if not given:
+        raise TrainingError("the model has nothing that is quantized")
     for edge in twin.edges:
         old = given[edge.id]
         if edge.fixed or isinstance(old, FakeSign) or not isinstance(old, FakeQuantize):
@@ -99,6 +101,4 @@ def put_in(twin: Twin, recipe: Recipe) -> list[TrainedQuantizer]:
         rule = recipe.weights if is_weight else recipe.activations
         found.append(TrainedQuantizer(old, rule, per_item=not is_weight))
         twin.replace_quantizer(edge.id, found[-1])
-    if not given:
-        raise TrainingError("the model has nothing that is quantized")
     return found
