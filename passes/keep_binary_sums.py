@@ -31,11 +31,21 @@ from tvmquant.formats import INT32, UBINARY, Binary
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.imported_quantizers import KNOWN
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, count_uses, span_name, unused_name
-from tvmquant.passes.region_operators import along, keeps_shape, output_axis, varies_along
+from tvmquant.passes.region_operators import (
+    RESHAPES,
+    along,
+    keeps_shape,
+    output_axis,
+    varies_along,
+)
 
 # What a sum of several layers takes: of 1024 products each, steps are 2**-10 of a product. More
 # bits would leave the multipliers of `regions.signs`, of 29 bits, fewer for their ratio.
 BITS = 21
+
+
+# Operators that hand on values of one tensor.
+PICKERS = (*RESHAPES, "relax.strided_slice", "relax.nn.max_pool2d", "relax.nn.pad")
 
 
 class _Term(NamedTuple):
@@ -118,27 +128,40 @@ class _Keeper(DataflowRewriter):
         """Return a layer of one bit; None of anything else."""
         if not qop.is_call(call, *qop.FLOAT_CONTRACTIONS) or not np.all(factor):
             return None
-        x, weight = (self._quantizer(arg) for arg in call.args[:2])
+        x, padding = self._quantizer(call.args[0])
+        weight = self._made(call.args[1])
         axis = output_axis(call)
-        if x is None or weight is None or not varies_along(factor, factor.ndim, axis):
+        if x is None or not qop.is_call(weight, qop.FAKE_QUANT):
             return None
         attrs, held = qop.attributes(x), qop.attributes(weight)
-        if attrs["format"] != UBINARY.name or not isinstance(formats.parse(held["format"]), Binary):
+        binary = attrs["format"] == UBINARY.name and isinstance(
+            formats.parse(held["format"]), Binary
+        )
+        if not binary or not varies_along(factor, factor.ndim, axis):
             return None
         zero = int(qop.constant_array(x.args[2]).reshape(-1)[0])
-        steps = max(attrs["qmax"] - zero, zero - attrs["qmin"])
         scales = [qop.constant_array(q.args[1]).astype(np.float64) for q in (x, weight)]
+        steps = max(attrs["qmax"] - zero, zero - attrs["qmin"], round(padding / scales[0].min()))
         outputs = int(call.ty.shape.values[axis])
         products = qop.constant_array(weight.args[0]).size // outputs
         scale = along(scales[0] * scales[1], axis, factor.ndim) * np.abs(factor)
         return _Term(var, factor, scale, steps * products, axis)
 
-    def _quantizer(self, expr: relax.Expr) -> relax.Call | None:
-        """Return the fake_quant that a tensor comes from, by whatever name."""
+    def _quantizer(self, expr: relax.Expr) -> tuple[relax.Call | None, float]:
+        """Return the fake_quant whose values a tensor has, and the largest number beside them."""
+        made, largest = self._made(expr), 0.0
+        while isinstance(made, relax.Call) and qop.is_call(made, *PICKERS):
+            if qop.is_call(made, "relax.nn.pad"):
+                largest = max(largest, abs(float(made.attrs.pad_value)))
+            made = self._made(made.args[0])
+        return made if qop.is_call(made, qop.FAKE_QUANT) else None, largest
+
+    def _made(self, expr: relax.Expr) -> relax.Expr | None:
+        """Return what makes a tensor, by whatever name."""
         made = self.producer.get(expr) if isinstance(expr, relax.Var) else None
         while isinstance(made, relax.Var):
             made = self.producer.get(made)
-        return made if qop.is_call(made, qop.FAKE_QUANT) else None
+        return made
 
     def _chained(self, found: _Sum, call: relax.Call) -> relax.Expr:
         """Add layers up one after the other, then the other tensors and the constants."""

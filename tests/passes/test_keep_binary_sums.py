@@ -71,7 +71,12 @@ def of_two_inputs(emit, x):
     return added(emit, layer(emit, b, 0), layer(emit, other, 1))
 
 
-FORMS = [chain, tree, scaled, with_shortcut, of_two_inputs]
+def padded(emit, x):
+    b = emit(nn.pad(signs(emit, x), (0, 0, 0, 0, 1, 1, 1, 1), "constant", 1.0))
+    return added(emit, layer(emit, b, 0), layer(emit, b, 1))
+
+
+FORMS = [padded, chain, tree, scaled, with_shortcut, of_two_inputs]
 
 
 def kept(body):
