@@ -38,7 +38,8 @@ Strategy
    place of the ones (no instruction more), or else the operands while they are unpacked.
 8. *Bits* (`conv2d_binary`) come packed (`pack_bits`), and are counted where they differ: by
    popcount of words, or, in chains of 8 bits, in a table of counts that fits a register
-   (`isa.binary_stages`).
+   (`isa.binary_stages`). Activations of 2 or 3 bits and ternary weights are planes of bits, whose
+   counts are added up after the window.
 
 Measured on Zen 3 with the features of haswell, one thread, against our 8-bit kernels of the same
 layers of ResNet-50 (98 GMAC/s; registers alone allow 99): W4A4 1.47-1.55x, W4A8 1.26-1.47x, in
@@ -46,7 +47,9 @@ groups of 32 1.22-1.34x (registers alone allow 1.68x for chains); 1.35x, 1.21x a
 channels make 256 and the epilogue counts; a dense layer of one row 1.02x, 0.98x and 0.94x from the
 third-level cache, at half the bytes. SqueezeNet as a whole: 1.35x, 1.27x and 1.19x. W1A1, by counts
 looked up, 4.9-5.5x on 3x3 layers, 4.1x where 256 channels make 256 in 1x1 and 5.0x where 512 make
-512; counting the bytes of xor'ed words is at most 3.7x on registers alone.
+512; counting the bytes of xor'ed words is at most 3.7x on registers alone. On Zen 5, with what
+packs the bits, of six layers of 128 channels or more (`benchmarks kernels --binary`): W1A1 4.5x,
+W1A2 2.4x, W1A3 1.7x and ternary W2A1 2.5x with vpopcntd, 5.4x, 2.9x, 1.9x and 2.9x as AVX2.
 
 Rejected: packing bits in the kernel (each of two layers that read the same signs packs them, and a
 sign cannot be a comparison of bytes). Keeping window rows unpadded with a predicate (tensorization

@@ -18,8 +18,8 @@ class BitChoice:
     """The formats of a layer's weight and of the activation that it reads.
 
     Written ``w4a8g32``: weights of 4 bits, activations of 8, weights in groups of 32. Every width
-    from 1 to 8 bits is one, of either; of 1 bit, they are -1 and 1 (`formats.Binary`). Groups are
-    of weights of 2 to 4 bits.
+    from 1 to 8 bits is one, of either; of 1 bit, they are -1 and 1 (`formats.Binary`), of 2 bits
+    weights are -1, 0 and 1. Groups are of weights of 2 to 4 bits.
 
     Parameters
     ----------
