@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gc
 import hashlib
 import os
 import shutil
@@ -15,7 +16,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.brief_tuning import brief_tuning
-from tests.warm_workers import warm_workers
+
+# Importing everything makes a million objects that live on: they are not searched for garbage
+# while they are made, and later neither.
+gc.disable()
 
 CLASSES = 10
 
@@ -29,6 +33,27 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("tvmquant")
 
 
+def pytest_collection_finish() -> None:
+    """Search for garbage among what tests make alone."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kernels_trust_their_callers() -> Iterator[None]:
+    """Compile in this process without TVM's checks of the arguments of every kernel.
+
+    They are most of the machine code of a small one. What they check is checked here once for each
+    module, before it is compiled, and for each kernel that is run on its own; libraries that other
+    processes compile have them.
+    """
+    import tvm
+
+    with tvm.transform.PassContext(config={"tirx.disable_assert": True}):
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _equal_modules_are_compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Let builds of equal modules, in whatever test and process, share what LLVM makes of them.
@@ -36,6 +61,7 @@ def _equal_modules_are_compiled_once(tmp_path_factory: pytest.TempPathFactory) -
     All else of a build is done each time. The key is the whole module, weights included.
     """
     import tvm
+    from tvm import relax
 
     from tvmquant.deploy import build
 
@@ -47,6 +73,7 @@ def _equal_modules_are_compiled_once(tmp_path_factory: pytest.TempPathFactory) -
     compile_in_worker = build.compile_in_worker
 
     def compile_once(module: tvm.IRModule, target: tvm.target.Target, library: Path) -> None:
+        relax.analysis.well_formed(module)  # of kernels and what they are called with, too
         text = f"{tvm.ir.save_json(module)} {target}"
         kept = folder / hashlib.sha256(text.encode()).hexdigest()
         with _locked(kept.with_suffix(".lock")):
@@ -65,6 +92,8 @@ def _equal_modules_are_compiled_once(tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session", autouse=True)
 def _workers_are_forked() -> Iterator[None]:
     """Let worker processes of TVM start without importing everything anew."""
+    from tests.warm_workers import warm_workers
+
     with warm_workers():
         yield
 

@@ -26,10 +26,10 @@ PYTHON = os.path.realpath(sys.executable)
 
 
 @contextlib.contextmanager
-def bare_environment() -> Iterator[dict[str, str]]:
-    """Make an environment for `PYTHON` that has TVM's runtime and numpy alone."""
+def bare_environment(*more: str) -> Iterator[dict[str, str]]:
+    """Make an environment for `PYTHON` that has TVM's runtime, numpy and ``more`` alone."""
     with tempfile.TemporaryDirectory(prefix="tvmquant-device.") as folder:
-        for name in PACKAGES:
+        for name in (*PACKAGES, *more):
             found = importlib.util.find_spec(name)
             assert found is not None, name
             assert found.origin is not None, name
@@ -52,7 +52,10 @@ def running_tracker() -> Iterator[int]:
     """Start a tracker and return its port."""
     port = free_port()
     arguments = ["--port", str(port), "--port-end", str(port + 1)]
-    with process(sys.executable, "tvm.exec.rpc_tracker", *arguments, environment=os.environ):
+    with (
+        bare_environment("tornado") as environment,
+        process(PYTHON, "tvm.exec.rpc_tracker", *arguments, environment=environment),
+    ):
         wait_for(lambda: socket.create_connection((LOOPBACK, port), 1).close())
         yield port
 
@@ -81,14 +84,14 @@ def running_devices(port: int, key: str, number: int) -> Iterator[list[subproces
 
 @contextlib.contextmanager
 def process(
-    python: str, module: str, *arguments: str, environment: "os._Environ[str] | dict[str, str]"
+    python: str, module: str, *arguments: str, environment: dict[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a module on the loopback interface, in a process group of its own."""
     started = subprocess.Popen(
         [python, "-m", module, "--host", LOOPBACK, *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=dict(environment),
+        env=environment,
         cwd="/",
         start_new_session=True,
     )

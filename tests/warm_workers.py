@@ -21,6 +21,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    sys.modules["torch"] = None  # type: ignore[assignment]  # imported with TVM, and not needed
+
 import pytest
 from tvm.support.popen_pool import PopenWorker
 

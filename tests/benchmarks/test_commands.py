@@ -138,12 +138,9 @@ def test_a_new_process_returns_or_raises():
         latency.in_new_process(int, "b")
 
 
-def die(_case):
-    os._exit(3)
-
-
 def test_an_engine_that_ends_its_process_is_left_out(monkeypatch, capsys):
-    monkeypatch.setattr(latency, "_try_engine", die)
+    in_new_process = latency.in_new_process
+    monkeypatch.setattr(latency, "in_new_process", lambda *_: in_new_process(os._exit, 3))
     case = latency.Case("net", "net.onnx", np.zeros(1), 1, 1, 1, ("openvino",), False, "native")
     assert latency._alive(case) == ()
     assert "net: openvino ends its process" in " ".join(capsys.readouterr().err.split())

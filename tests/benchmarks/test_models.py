@@ -10,6 +10,7 @@ from torch import nn
 from benchmarks import models
 from benchmarks.models.exporter import export_onnx
 from benchmarks.models.quicknet import BlurPool
+from tests.pairwise import pairwise
 from tvmquant.nn import BinaryConv2d
 
 # parameters, multiplications at the published size (convolutions and dense layers)
@@ -35,6 +36,8 @@ UNFOLDED = (
     "densenet121", "unet", "reactnet-a", "reactnet18", "reactnet20-cifar",
     "reactnet20-cifar-wide", "xnor-resnet18", "bwn-resnet18", "quicknet-small",
 )  # fmt: skip
+# built in fewer runs: the others have all that they consist of
+SLOW = ("resnet50", "mobilenetv1", "efficientnet-lite0", "reactnet-a", "reactnet18")
 CLASSES = 20
 # opset, and whether normalization is folded: all but what is exported by default
 OTHER_EXPORTS = [(11, True), (11, False), (17, False), (21, True), (21, False)]
@@ -48,7 +51,13 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module", params=models.names())
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+        for name in models.names()
+    ],
+)
 def small(request):
     """Return the name, image size and network of each model on small images."""
     size = SMALL.get(request.param, 32)
@@ -194,9 +203,11 @@ def test_every_torchscript_export_computes_the_same(small, opset, fold_bn, tmp_p
     _check_torchscript_export(*small, opset, fold_bn, tmp_path)
 
 
-@pytest.mark.parametrize(("opset", "fold_bn"), OTHER_EXPORTS)
-@pytest.mark.parametrize("name", ["mobilenetv3-small", "unet"])
-def test_torchscript_export_of_other_opsets(name, opset, fold_bn, tmp_path):
+@pytest.mark.parametrize(
+    *pairwise(strength=1, name=["mobilenetv3-small", "unet"], export=OTHER_EXPORTS)
+)
+def test_torchscript_export_of_other_opsets(name, export, tmp_path):
+    opset, fold_bn = export
     size = SMALL.get(name, 32)
     network = models.build(name, image_size=size, num_classes=CLASSES)
     _check_torchscript_export(name, size, network, opset, fold_bn, tmp_path)
@@ -223,6 +234,7 @@ def _check_torchscript_export(name, size, network, opset, fold_bn, tmp_path):
         pytest.param("mobilenetv3-small", 21, True, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.usefixtures("shallow_unet")  # this exporter takes its time
 def test_dynamo_export_computes_the_same(name, opset, fold_bn, tmp_path):
     size = SMALL.get(name, 32)
     network = models.build(name, image_size=size, num_classes=CLASSES)

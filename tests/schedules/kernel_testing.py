@@ -46,9 +46,14 @@ def output_of(func: tirx.PrimFunc) -> tuple[tuple[int, ...], str]:
 
 
 def device_arguments(func: tirx.PrimFunc, inputs: Sequence[Any]) -> list[tvm.runtime.Tensor]:
-    """Return the arguments of a call: copies of the inputs, then an output full of ones."""
+    """Return the arguments of a call: copies of the inputs, then an output full of ones.
+
+    They are checked here, because `build` leaves TVM's own checks out.
+    """
     shape, dtype = output_of(func)
     arrays = [np.ascontiguousarray(a) for a in (*inputs, np.full(shape, 1, dtype))]
+    for param, array in zip(func.params, arrays, strict=True):
+        assert (str(param.ty.dtype), tuple(param.ty.shape)) == (str(array.dtype), array.shape)
     return [tvm.runtime.tensor(a, tvm.cpu()) for a in arrays]
 
 

@@ -344,11 +344,23 @@ def export(network, path, style, opset, batch):
 @pytest.mark.parametrize(
     ("style", "opset", "batch"),
     [
-        *(("torchscript", opset, batch) for opset in (11, 13, 17, 21) for batch in (None, 1)),
+        ("torchscript", 11, None),
+        ("torchscript", 13, 1),
+        ("torchscript", 17, None),
+        ("torchscript", 21, 1),
         ("dynamo", 18, None),
         ("dynamo", 21, 1),
-        pytest.param("dynamo", 18, 1, marks=pytest.mark.slow),
-        pytest.param("dynamo", 21, None, marks=pytest.mark.slow),
+        *(
+            pytest.param(*others, marks=pytest.mark.slow)
+            for others in (
+                ("torchscript", 11, 1),
+                ("torchscript", 13, None),
+                ("torchscript", 17, 1),
+                ("torchscript", 21, None),
+                ("dynamo", 18, 1),
+                ("dynamo", 21, None),
+            )
+        ),
     ],
 )
 def test_both_torch_exporters(tmp_path, network, compare, style, opset, batch):
