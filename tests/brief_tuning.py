@@ -37,24 +37,38 @@ def _runner(threads: int) -> _Lent:
     return _Lent(HostRunner(threads))
 
 
+# the package's name for the function is that of the module
+def _modules() -> list[Any]:
+    return [importlib.import_module(f"tvmquant.tuning.{name}") for name in ("tuner", "tune")]
+
+
 @contextlib.contextmanager
-def brief_tuning() -> Iterator[None]:
+def brief_measuring() -> Iterator[None]:
     """Measure each candidate of a tuner for a moment, and the best ones once more.
 
-    Tests do not ask how long anything takes, and starting its three processes takes a tuner longer
-    than the few kernels of a test.
+    Tests do not ask how long anything takes.
     """
     from tvm.s_tir.meta_schedule.runner import EvaluatorConfig
 
     from tvmquant.tuning import measure
 
-    # the package's name for the second is the function
-    tuner, tune = (importlib.import_module(f"tvmquant.tuning.{name}") for name in ("tuner", "tune"))
+    tuner, _ = _modules()
     moment = EvaluatorConfig(number=1, repeat=1, min_repeat_ms=0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "_EVALUATION", moment)
         for name in ("CONFIRMATIONS", "MOST_CONFIRMATIONS"):
             patch.setattr(tuner, name, 2)
+        yield
+
+
+@contextlib.contextmanager
+def brief_tuning() -> Iterator[None]:
+    """Measure as briefly, by processes that are there already.
+
+    Starting its three processes takes a tuner longer than the few kernels of a test.
+    """
+    tuner, tune = _modules()
+    with brief_measuring(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuner, "KernelBuilder", _builder)
         for module in (tuner, tune):
             patch.setattr(module, "HostRunner", _runner)

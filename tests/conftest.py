@@ -42,15 +42,10 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _kernels_trust_their_callers() -> Iterator[None]:
-    """Compile in this process without TVM's checks of the arguments of every kernel.
+    """Compile what this process compiles without checks of arguments."""
+    from tests.trusting_kernels import trusting_kernels
 
-    They are most of the machine code of a small one. What they check is checked here once for each
-    module, before it is compiled, and for each kernel that is run on its own; libraries that other
-    processes compile have them.
-    """
-    import tvm
-
-    with tvm.transform.PassContext(config={"tirx.disable_assert": True}):
+    with trusting_kernels():
         yield
 
 

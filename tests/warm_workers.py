@@ -27,6 +27,8 @@ if __name__ == "__main__":
 import pytest
 from tvm.support.popen_pool import PopenWorker
 
+from tests.trusting_kernels import trusting_kernels
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -167,7 +169,8 @@ def _work(link: socket.socket) -> None:
         os.close(sink)
     link.sendall(struct.pack("<i", os.getpid()))
     sys.argv = ["popen_worker", str(reader), str(writer)]
-    popen_worker.main()
+    with trusting_kernels():
+        popen_worker.main()
 
 
 if __name__ == "__main__":

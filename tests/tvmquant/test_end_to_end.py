@@ -100,11 +100,10 @@ def compile_architecture(name, folder):
 @pytest.mark.parametrize(
     "name",
     [
-        "mobilenetv2",
         "unet",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("efficientnet-lite0", "quicknet-small", "xnor-resnet18")
+            for name in ("mobilenetv2", "efficientnet-lite0", "quicknet-small", "xnor-resnet18")
         ),
     ],
 )

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.brief_tuning import brief_tuning
+from tests.brief_tuning import brief_measuring, brief_tuning
 from tvmquant.bit_choice import W4A8, W8A8
 from tvmquant.deploy.build import build
 from tvmquant.deploy.loader import load
@@ -111,7 +111,9 @@ def test_a_table_that_cannot_be_added_to_is_told_before_any_measurement(
 
 
 def run_for_ever(graph, folder):
-    tune(graph, folder, threads=1, choices=[W8A8], trials=10_000)
+    """Tune with processes of its own."""
+    with brief_measuring():
+        tune(graph, folder, threads=1, choices=[W8A8], trials=10_000)
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -134,7 +136,8 @@ def test_a_run_killed_at_any_moment_continues(graph, tmp_path):
         assert not database.skipped
         assert len(database) >= known + more
         known = len(database)
-    assert tune(graph, tmp_path, threads=1, choices=[W8A8], trials=1).tuning.best_ms > 0
+    with brief_tuning():
+        assert tune(graph, tmp_path, threads=1, choices=[W8A8], trials=1).tuning.best_ms > 0
     assert len(Database(tmp_path, Machine.of(target, 1))) > known
 
 
