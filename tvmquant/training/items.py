@@ -89,14 +89,17 @@ def batches_of(items: Items, recipe: Recipe, epoch: int) -> Iterator[tuple[Tenso
     epoch : int
         From 0; other epochs have another order.
     """
-    # torch takes 32 bits of a seed
-    (seed,) = np.random.SeedSequence([recipe.seed, epoch]).generate_state(1)
-    random = torch.Generator().manual_seed(int(seed))
+    random = torch.Generator().manual_seed(seed_of(recipe, epoch))
     order = torch.randperm(len(items), generator=random)
     for start in range(steps_of(items, recipe)):
         chosen = order[start * recipe.batch_size : (start + 1) * recipe.batch_size]
         inputs = augmented(items.inputs[chosen], recipe.augmentation, random)
         yield inputs, None if items.labels is None else items.labels[chosen]
+
+
+def seed_of(recipe: Recipe, epoch: int) -> int:
+    """Return the seed of an epoch: torch takes 32 bits of one."""
+    return int(np.random.SeedSequence([recipe.seed, epoch]).generate_state(1)[0])
 
 
 def steps_of(items: Items, recipe: Recipe) -> int:

@@ -17,7 +17,7 @@ from tvmquant.progress import Stage, silent_stage
 from tvmquant.sensitivity.loss import LEAST_SOFTMAX
 from tvmquant.sensitivity.structure import SOFTMAX
 from tvmquant.training.checkpoint import Checkpoint
-from tvmquant.training.items import Items, batches_of, steps_of
+from tvmquant.training.items import Items, batches_of, seed_of, steps_of
 from tvmquant.training.objective import check_labels, loss, top1
 from tvmquant.training.quantizers import TrainedQuantizer
 from tvmquant.training.recipe import Recipe
@@ -91,7 +91,11 @@ class Training:
         checkpoint = Checkpoint(path, identity, parts)
         self.history = checkpoint.load()
         for epoch in range(len(self.history), self.recipe.epochs):
-            with stage(f"epoch {epoch + 1} of {self.recipe.epochs}") as progress:
+            with (
+                stage(f"epoch {epoch + 1} of {self.recipe.epochs}") as progress,
+                torch.random.fork_rng(devices=[]),
+            ):
+                torch.manual_seed(seed_of(self.recipe, epoch))
                 found = self._epoch(epoch, optimizer, rate, progress)
             if self.validation is not None:
                 with stage("validate"):

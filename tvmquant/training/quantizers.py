@@ -38,7 +38,7 @@ class TrainedQuantizer(FakeQuantize):
     -----
     Esser et al. (2020), "Learned Step Size Quantization": the gradient of a step is multiplied by
     ``1 / sqrt(N qmax)``, N being the numbers of a tensor, or of one channel or one item of it, that
-    share it.
+    share it. PACT's of a clip ``qmax s`` is the sum of those that are clipped (eq. 3).
     """
 
     first: Tensor
@@ -48,10 +48,9 @@ class TrainedQuantizer(FakeQuantize):
             given.scale.detach().clone(), given.zero_point, int(given.qmin), int(given.qmax),
             axis=given.axis, multiplier=given.multiplier, groups=given.groups,
         )  # fmt: skip
-        self.per_item = per_item
-        self.rounding = rule.rounding.model_dump()
+        self.rule, self.per_item = rule, per_item
         self.register_buffer("first", self.scale.detach().clone())
-        if rule.step == "learned":
+        if rule.step != "fixed":
             self.learn_scale()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,7 +64,19 @@ class TrainedQuantizer(FakeQuantize):
             scale = scale * self.multiplier
         zero_point = along_axis(self.zero_point, x, self.axis)
         low, high = (self.qmin - zero_point).to(x.dtype), (self.qmax - zero_point).to(x.dtype)
-        return rounded(torch.clamp(x / scale, low, high), **self.rounding) * scale
+        divisor = scale.detach() if self.rule.step == "clip" else scale
+        v = torch.clamp(x / divisor, low, high)
+        chance = torch.is_grad_enabled()  # while training only
+        whole = rounded(
+            v, **self.rule.rounding.model_dump(), stochastic=chance and self.rule.stochastic
+        )
+        if self.rule.step == "clip":
+            clipped = (v <= low) | (v >= high)
+            scale = torch.where(clipped, scale, scale.detach())
+        found = whole * scale
+        if chance and self.rule.share < 1.0:
+            found = torch.where(torch.rand_like(x) < self.rule.share, found, x)
+        return found
 
     def keep_near(self) -> None:
         """Bring steps back to within `MOST_CHANGE` of the calibrated ones."""

@@ -50,13 +50,25 @@ class Quantizer(_Part):
 
     Parameters
     ----------
-    step : {"learned", "fixed"}
-        Whether steps are trained (LSQ) or stay as calibrated.
+    step : {"learned", "clip", "fixed"}
+        Whether steps are trained (LSQ), by what is clipped only (PACT), or stay as calibrated.
     rounding : Rounding
+    stochastic : bool
+        Whether numbers are rounded up as often as they are near the upper integer.
+    share : float
+        Of the numbers, drawn anew for each batch, that are quantized at all (QuantNoise).
+
+    Notes
+    -----
+    Esser et al. (2020), "Learned Step Size Quantization"; Choi et al. (2018), "PACT"; Fan et al.
+    (2021), "Training with Quantization Noise". Validation, and what ships, rounds all numbers to
+    the nearest integer.
     """
 
-    step: Literal["learned", "fixed"] = "learned"
+    step: Literal["learned", "clip", "fixed"] = "learned"
     rounding: Rounding = Rounding()
+    stochastic: bool = False
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
 
 
 class Optimizer(_Part):

@@ -39,7 +39,10 @@ SHAPES: Final[Mapping[str, Shape | None]] = MappingProxyType(
 )
 
 
-def rounded(v: Tensor, shape: str = "ste", delta: float = 0.0, alpha: float = 1.9) -> Tensor:
+def rounded(
+    v: Tensor, shape: str = "ste", delta: float = 0.0, alpha: float = 1.9, *,
+    stochastic: bool = False,
+) -> Tensor:  # fmt: skip
     """Round to integers, ties to even and never to -0.0, with a gradient of `SHAPES`.
 
     Parameters
@@ -48,24 +51,28 @@ def rounded(v: Tensor, shape: str = "ste", delta: float = 0.0, alpha: float = 1.
         In steps, clipped to the range.
     shape, delta, alpha
         As of `training.recipe.Rounding`.
+    stochastic : bool
+        Up with the probability of the distance from the lower integer, by torch's random numbers.
     """
-    result: Tensor = _Rounding.apply(v, shape, delta, alpha)  # type: ignore[no-untyped-call]
+    result: Tensor = _Rounding.apply(v, shape, delta, alpha, stochastic)  # type: ignore[no-untyped-call]
     return result
 
 
 class _Rounding(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, v: Tensor, shape: str, delta: float, alpha: float) -> Tensor:
-        whole = torch.round(v) + 0.0
+    def forward(
+        ctx: Any, v: Tensor, shape: str, delta: float, alpha: float, stochastic: bool
+    ) -> Tensor:
+        whole = (torch.floor(v + torch.rand_like(v)) if stochastic else torch.round(v)) + 0.0
         ctx.shape, ctx.delta, ctx.alpha = shape, delta, alpha
         if SHAPES[shape] is not None:
-            ctx.save_for_backward(v - whole)
+            ctx.save_for_backward(v - torch.round(v))
         return whole
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         shape = SHAPES[ctx.shape]
         if shape is not None:
             (error,) = ctx.saved_tensors
             gradient = gradient * (1.0 + ctx.delta * shape(error, gradient.sign(), ctx.alpha))
-        return gradient, None, None, None
+        return gradient, None, None, None, None
