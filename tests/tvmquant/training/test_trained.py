@@ -11,6 +11,7 @@ from tvmquant.errors import TrainingError
 from tvmquant.layers import quantizable_layers
 from tvmquant.passes import pipeline
 from tvmquant.training import Recipe, items, train
+from tvmquant.training.recipe import names
 from tvmquant.twin import Twin
 
 RECIPE = Recipe(epochs=2, batch_size=16, optimizer={"lr": 0.05, "step_lr": 1e-3})
@@ -45,6 +46,16 @@ def test_the_library_computes_what_was_trained(graph, tmp_path, batch_norm) -> N
     tvmquant.export_onnx(trained.graph, tmp_path / "trained.onnx")
     again = tvmquant.quantize(tvmquant.load_onnx(tmp_path / "trained.onnx"))
     np.testing.assert_array_equal(tvmquant.simulate(again, images)[0], exact)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_recipe_trains_what_ships(graph, tmp_path, name) -> None:
+    recipe = Recipe.read(name, {"epochs": 1, "batch_size": 32})
+    trained = _train(graph, tmp_path, recipe, choices=_choices(graph, "w3a5"))
+    assert np.isfinite(trained.history[0]["loss"])
+    images, _ = small.data(8, seed=1)
+    integer = trained.graph.with_module(pipeline.integerize(trained.graph.module), "L2")
+    np.testing.assert_array_equal(tvmquant.simulate(integer, images)[0], _exact(trained, images))
 
 
 def test_training_learns(graph, tmp_path) -> None:
