@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -181,6 +182,17 @@ def test_groups_of_weights_are_told(tvmquant, mixed, tmp_path):
     assert summary["bits"] == {"w8a8": 4, "w4a8g32": 1}
 
 
+def test_a_plan_may_hold_layers_of_a_few_bits(tvmquant, mixed, tmp_path):
+    command, out = mixed
+    held = json.loads((out / "plan.json").read_text())
+    for name in ("left", "right"):
+        held["layers"][name]["choice"] = "w1a2"
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(held))
+    summary = tvmquant(*command, "--plan", plan, "--force", "--json").json()
+    assert summary["bits"] == {"w8a8": 3, "w1a2": 2}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -188,6 +200,7 @@ def test_groups_of_weights_are_told(tvmquant, mixed, tmp_path):
         (["--size", "0.2x"], "size cannot be"),
         (["--bops", "0.9x", "--choices", "w8a8"], "bops cannot be"),
         (["--choices", "w9a8"], "w9a8"),
+        (["--choices", "w1a2g32"], "weights of 1 bit have no groups"),
         (["--pin", "lefd=w8a8"], "'lefd'"),
         (["--pin", "depthwise=w4a8g32"], "no kernel"),
         (["--pin", "left=w4a4", "--pin", "right=w8a8"], "same activation"),
