@@ -18,7 +18,7 @@ import numpy.typing as npt
 from tvmquant.arithmetic import FloatArray
 
 # As many layers of one bit still take less time than one of 8 bits: of 3x3 windows and 128
-# channels, two 0.48 and three 0.78 of it on AVX512-VNNI with VPOPCNTDQ, 0.39 and 0.62 with AVX2.
+# channels, two 0.46 and three 0.72 of it on AVX512-VNNI with VPOPCNTDQ, 0.37 and 0.59 with AVX2.
 MOST_SIGNS = 3
 # Of magnitudes that are one, relative to the greatest, as exporters' float32 spreads them.
 SPREAD = 2.0**-18

@@ -9,7 +9,7 @@ import numpy as np
 from tvm import relax
 
 from tvmquant.errors import QuantizationError
-from tvmquant.formats import Binary
+from tvmquant.formats import INT32, Binary
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import span_name
 from tvmquant.passes.accumulator import Accumulator, Quantized, Term
@@ -66,7 +66,9 @@ def requantized(
         "out_dtype": to.dtype,
         "id": name,
     }
-    if to.imported and not signs and has_ties(chosen):
+    # sums of 32 bits are whole, or of steps so small that ties do not matter
+    rounds = not signs and to.format != INT32
+    if to.imported and rounds and has_ties(chosen):
         attrs["ties_to_even"] = 1
     args = [expr, *(_integers(a, chosen.compute_dtype) for a in
                     (chosen.values[0], chosen.shift, offset))]  # fmt: skip
