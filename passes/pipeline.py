@@ -33,6 +33,7 @@ from tvmquant.passes.fold_batch_norm import FoldBatchNorm
 from tvmquant.passes.fuse_epilogue import FuseEpilogue
 from tvmquant.passes.fuse_group_norm import FuseGroupNorm
 from tvmquant.passes.fuse_layer_norm import FuseLayerNorm
+from tvmquant.passes.fuse_padding import FusePadding
 from tvmquant.passes.fuse_real_epilogue import FuseRealEpilogue
 from tvmquant.passes.fuse_softmax import FuseSoftmax
 from tvmquant.passes.insert_requantize import InsertRequantize
@@ -133,7 +134,13 @@ def apply_calibration(
 
 def integerize(calibrated: tvm.IRModule, *, strict: bool = False) -> tvm.IRModule:
     """L1, calibrated -> L2: integers only, epilogues fused, channels last."""
-    integer = [InsertRequantize(), FuseEpilogue(), FuseRealEpilogue(), ConvertLayout()]
+    integer = [
+        InsertRequantize(),
+        FusePadding(),
+        FuseEpilogue(),
+        FuseRealEpilogue(),
+        ConvertLayout(),
+    ]
     verified = [VerifyIntegerOnly()] if strict else []
     return _run("4-integer", [*integer, *verified], calibrated)
 
