@@ -439,7 +439,10 @@ def test_known_architectures(tmp_path, name, style):
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", ["squeezenet1.1-imagenet", "resnet20-cifar10"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("squeezenet1.1-imagenet", marks=pytest.mark.slow), "resnet20-cifar10"],
+)
 def test_real_networks(shared_dir, compare, operators, name):
     path = shared_dir / "models" / f"{name}.onnx"
     if not path.is_file():
