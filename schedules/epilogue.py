@@ -14,6 +14,10 @@ Where ties go to even (3e), ``offset'`` lacks 2**(s-1) and z, which are added to
     q = clip(((t + 2**(s-1) - 1 + ((t >> s) & 1)) >> s) + z, qmin, qmax)
 
 With slopes (a PRelu), an accumulator below its zero point is multiplied by ``M_n``, not ``M``.
+
+Rejected: slopes behind a second term (RPReLU behind a shortcut) as another equation on the clipped
+value in the same kernel: LLVM spills its vectors. 1x1 layers of bits on Zen 5: 256 to 256 channels
+44 microseconds, two kernels 37; 128 to 128 65 and 55; on AVX2 the same within 5 %.
 """
 
 from __future__ import annotations
