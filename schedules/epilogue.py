@@ -17,7 +17,7 @@ With slopes (a PRelu), an accumulator below its zero point is multiplied by ``M_
 
 Rejected: slopes behind a second term (RPReLU behind a shortcut) as another equation on the clipped
 value in the same kernel: LLVM spills its vectors. 1x1 layers of bits on Zen 5: 256 to 256 channels
-44 microseconds, two kernels 37; 128 to 128 65 and 55; on AVX2 the same within 5 %.
+44 microseconds, two kernels 37; 128 to 128 65 and 55; on AVX2 the same within 8 %.
 """
 
 from __future__ import annotations
