@@ -203,21 +203,6 @@ def factors_per_input(
 
 
 @dataclass(frozen=True)
-class Border:
-    """What a convolution puts around its input.
-
-    Parameters
-    ----------
-    widths : (top, left, bottom, right)
-    value : int
-        In place of the input's integers.
-    """
-
-    widths: tuple[int, int, int, int]
-    value: int
-
-
-@dataclass(frozen=True)
 class Contraction:
     """A convolution or dense layer, emitted where its region ends: `FixScales` moves its scale.
 
@@ -228,15 +213,12 @@ class Contraction:
     weight : QuantizedWeight
     dynamic : bool
         The scale of its input is found at run time; a convolution's padding is a part of that.
-    border : Border, optional
-        Of a convolution that pads with another integer than the zero point of its input.
     """
 
     call: relax.Call
     x: Quantized
     weight: QuantizedWeight
     dynamic: bool = False
-    border: Border | None = None
 
 
 @dataclass(frozen=True)

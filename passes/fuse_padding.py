@@ -33,26 +33,36 @@ class _Fuser(DataflowRewriter):
         if not qop.is_call(value, qop.QCONV2D):
             return None
         attrs, pad = qop.attributes(value), self.producer.get(value.args[0])
+        axes = [0, 1, 2, 3]
+        if qop.is_call(pad, "relax.permute_dims"):  # of a model that is channels last
+            axes, pad = [int(a) for a in pad.attrs.axes], self.producer.get(pad.args[0])
         if any(attrs["padding"]) or attrs.get("dynamic"):
             return None
-        if not isinstance(pad, relax.Call) or not _pads_images(pad):
+        if not isinstance(pad, relax.Call) or not _pads_images(pad, axes):
             return None
-        top, bottom, left, right = (int(v) for v in pad.attrs.pad_width[4:])
+        top, bottom, left, right = _widths(pad, axes)[4:]
         attrs |= {
             "padding": [top, left, bottom, right],
             "input_zero_point": int(float(pad.attrs.pad_value)),
         }
-        args = [self.lookup(a) for a in (pad.args[0], *value.args[1:])]
-        return qop.emit(value.op.name, args, attrs, value.span)
+        x, *others = [self.lookup(a) for a in (pad.args[0], *value.args[1:])]
+        if axes != sorted(axes):
+            x = self.emit(relax.op.permute_dims(x, axes), "x_q")
+        return qop.emit(value.op.name, [x, *others], attrs, value.span)
 
 
-def _pads_images(call: relax.Call) -> bool:
-    """Whether a call puts a constant around images of bytes (NCHW)."""
+def _pads_images(call: relax.Call, axes: list[int]) -> bool:
+    """Whether a call puts a constant around images of bytes; ``axes`` are theirs, in NCHW."""
     if not qop.is_call(call, "relax.nn.pad") or dtype_of(call) != "uint8":
         return False
+    widths = _widths(call, axes) if len(call.attrs.pad_width) == 8 else [-1]
+    return min(widths) >= 0 and not any(widths[:4]) and str(call.attrs.pad_mode) == "constant"
+
+
+def _widths(call: relax.Call, axes: list[int]) -> list[int]:
+    """Return what a call puts before and behind each axis, in the order of ``axes``."""
     widths = [int(v) for v in call.attrs.pad_width]
-    outside = len(widths) == 8 and min(widths) >= 0 and not any(widths[:4])
-    return outside and str(call.attrs.pad_mode) == "constant"
+    return [widths[2 * axis + side] for axis in axes for side in (0, 1)]
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="FusePadding")

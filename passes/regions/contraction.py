@@ -17,7 +17,6 @@ from tvmquant.formats import MOST_BITS, Binary
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.passes.accumulator import (
     Accumulator,
-    Border,
     Contraction,
     Quantized,
     QuantizedWeight,
@@ -88,8 +87,7 @@ class ContractionRegion(RegionKind):
         if x.format.bits > MOST_BITS:
             terms = integerizer.sums_of_bytes(Contraction(call, x, weight))
             return Accumulator(terms, np.zeros((1,) * rank))
-        x, border = _with_border(integerizer, call, x)
-        layer = integerizer.scaled(Contraction(call, x, weight, border=border))
+        layer = integerizer.scaled(Contraction(call, x, weight))
         scale = along(x.scale * layer.weight.scale, output_axis(call), rank)
         term = Term(scale, np.zeros_like(scale), contraction=layer)
         return Accumulator((term,), np.zeros((1,) * rank))
@@ -100,34 +98,6 @@ def _with_factor(weight: QuantizedWeight, factors: Array) -> QuantizedWeight:
     whole = np.broadcast_to(factors, (len(weight.values),) + (1,) * (weight.values.ndim - 1))
     values = (weight.values * whole).astype(np.float32)
     return replace(weight, values=values, scale=weight.scale * whole.reshape(-1))
-
-
-def _with_border(
-    integerizer: Integerizer, call: relax.Call, x: Quantized
-) -> tuple[Quantized, Border | None]:
-    """Return the tensor that a convolution's input was before integers were put around it."""
-    made, axes = _maker(integerizer, x.expr), None
-    pad = made
-    if qop.is_call(made, "relax.permute_dims"):  # of a model that is channels last
-        axes, pad = [int(a) for a in made.attrs.axes], _maker(integerizer, made.args[0])
-    plain = qop.is_call(call, "relax.nn.conv2d") and not any(int(p) for p in call.attrs.padding)
-    if not plain or not qop.is_call(pad, "relax.nn.pad") or pad.attrs.pad_mode != "constant":
-        return x, None
-    widths = np.reshape([int(w) for w in pad.attrs.pad_width], (4, 2))
-    inner = pad.args[0]
-    if axes is not None:
-        widths = widths[axes]
-    if widths[:2].any():
-        return x, None
-    if axes is not None:
-        inner = integerizer.emit(relax.op.permute_dims(inner, axes), "x_q")
-    (top, bottom), (left, right) = widths[2:].tolist()
-    return replace(x, expr=inner), Border((top, left, bottom, right), int(pad.attrs.pad_value))
-
-
-def _maker(integerizer: Integerizer, expr: relax.Expr) -> relax.Expr | None:
-    """Return what makes a tensor of the integer graph."""
-    return integerizer.builder.lookup_binding(expr) if isinstance(expr, relax.Var) else None
 
 
 def rounded_layer(
@@ -252,8 +222,6 @@ def _attributes(layer: Contraction, name: str) -> dict[str, Any]:
               for key in ("strides", "padding", "dilation")}  # fmt: skip
     if layer.dynamic and layer.call.op.name == "relax.nn.conv2d":
         attrs["padding"] = [0, 0, 0, 0]
-    if layer.border is not None:
-        attrs |= {"padding": list(layer.border.widths), "input_zero_point": layer.border.value}
     if layer.call.op.name == "relax.nn.conv2d_transpose":
         attrs["output_padding"] = [int(v) for v in source.output_padding]
     return attrs | {"groups": int(source.groups), "layout": "NCHW"}

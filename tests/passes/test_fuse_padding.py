@@ -38,6 +38,19 @@ def test_layers_pad_with_any_constant():
     relax.analysis.well_formed(found)  # raises
 
 
+def test_pads_of_a_model_that_is_channels_last():
+    def body(emit, x):
+        last = emit(relax.op.permute_dims(x, [0, 2, 3, 1]))
+        last = padded(emit, last, (0, 0, 1, 0, 2, 1, 0, 0))
+        return emit(layer(emit(relax.op.permute_dims(last, [0, 3, 1, 2])), [0, 0, 0, 0]))
+
+    def expected(emit, x):
+        last = emit(relax.op.permute_dims(x, [0, 2, 3, 1]))
+        return emit(layer(emit(relax.op.permute_dims(last, [0, 3, 1, 2])), [1, 2, 0, 1], 129))
+
+    tvm.ir.assert_structural_equal(FusePadding()(made(body)), made(expected))
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -214,12 +214,6 @@ def one_function(function):
     return body
 
 
-def border_of_channels_last(e, x):
-    y = e(op.permute_dims(e.conv(x, name="a"), [0, 2, 3, 1]))
-    y = e(op.nn.pad(y, [0, 0, 1, 2, 1, 0, 0, 0], "constant", -0.7))
-    return e.conv(e(op.permute_dims(y, [0, 3, 1, 2])), 4, padding=0)
-
-
 def average(pool, strides, padding=(0, 0, 0, 0), **options):
     return lambda e, x: e(op.nn.avg_pool2d(e.conv(x), pool, strides, padding, **options))
 
@@ -413,23 +407,6 @@ CASES = {
     "expand": Case(
         expanded,
         f"{LAYER} pool_sum requantize broadcast_to {LAYER}",
-    ),
-    "a border with a value": Case(
-        lambda e, x: e.conv(
-            e(op.nn.pad(e.conv(x, name="a"), [0, 0, 0, 0, 1, 2, 1, 0], "constant", 0.7)), 4,
-            padding=0, strides=2,
-        ),
-        f"{LAYER} {LAYER}",
-    ),
-    "a border of channels last": Case(
-        border_of_channels_last, f"{LAYER} permute_dims permute_dims {LAYER}"
-    ),
-    "a border of channels": Case(
-        lambda e, x: e.conv(
-            e(op.nn.pad(e.conv(x, name="a"), [0, 0, 0, 2, 1, 2, 1, 0], "constant", 0.7)), 4,
-            padding=0,
-        ),
-        f"{LAYER} nn.pad {LAYER}",
     ),
     "pad by reflection": Case(
         one_function(lambda e, y: e(op.nn.pad(y, [0, 0, 0, 0, 1, 2, 1, 0], "reflect"))),
