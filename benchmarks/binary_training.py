@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks import models
 from benchmarks.accuracy import TASKS, Task, check_files, open_images
 from benchmarks.models.exporter import export_onnx
+from benchmarks.models.reactnet import reactnet20
 from benchmarks.rows import Row, RowMaker, machine_facts
 from benchmarks.training import TRAINING, Images, deployed, logits, read_images, top1
 from tvmquant.atomic_write import atomic_write
@@ -22,6 +22,8 @@ from tvmquant.errors import DataError
 from tvmquant.progress import Stage
 
 MODEL = "reactnet20-cifar-wide"
+# of its first channels: words of 32 bits are full
+WIDTH = 32
 SHAPE = (3, 32, 32)
 BATCH = 128
 LEARNING_RATE = 1e-3
@@ -76,7 +78,7 @@ def run(
     check_files(folder, task)
     torch.set_num_threads(threads)
     make = RowMaker("binary_training", threads, machine_facts(target))
-    network = models.architecture(MODEL, 10).to(memory_format=torch.channels_last)
+    network = reactnet20(10, WIDTH).to(memory_format=torch.channels_last)
     with stage("read images"):
         images = read_images(folder, task, TRAINING)
     minutes = _train(network, images, _teacher(folder, task), stage, epochs, checkpoint, compiled)

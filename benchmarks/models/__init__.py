@@ -8,7 +8,6 @@ them, latency and quantization error, means something, while top-1 accuracy does
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,10 +67,6 @@ _MODELS = {
     "reactnet-a": _Model(reactnet_a, multiple=32),
     "reactnet18": _Model(reactnet18, multiple=32),
     "reactnet20-cifar": _Model(reactnet20, image_size=32, smallest=16, multiple=4),
-    # channels that fill words of 32 bits
-    "reactnet20-cifar-wide": _Model(
-        functools.partial(reactnet20, width=32), image_size=32, smallest=16, multiple=4
-    ),
     "xnor-resnet18": _Model(XNORResNet18),
     "bwn-resnet18": _Model(bwn_resnet18),
     "quicknet-small": _Model(QuickNetSmall, smallest=96),

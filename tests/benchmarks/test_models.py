@@ -33,8 +33,8 @@ SMALL = {"inceptionv3": 75, "densenet121": 64, "unet": 64, "unet-resize": 64, "q
 # of which the exporter leaves normalizations: they stand before a convolution or after a transposed
 # one, or after one whose weight is not a constant to it
 UNFOLDED = (
-    "densenet121", "unet", "reactnet-a", "reactnet18", "reactnet20-cifar",
-    "reactnet20-cifar-wide", "xnor-resnet18", "bwn-resnet18", "quicknet-small",
+    "densenet121", "unet", "reactnet-a", "reactnet18", "reactnet20-cifar", "xnor-resnet18",
+    "bwn-resnet18", "quicknet-small",
 )  # fmt: skip
 # built in fewer runs: the others have all that they consist of
 SLOW = ("resnet50", "mobilenetv1", "efficientnet-lite0", "reactnet-a", "reactnet18")
