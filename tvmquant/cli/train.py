@@ -147,9 +147,9 @@ def _print_epoch(epoch: int, found: dict[str, float]) -> None:
 def _table(history: list[dict[str, float]], title: str) -> Any:
     rows = [
         (
-            str(index + 1),
-            f"{found['loss']:.4f}",
-            percent(found["top1_training"]),
+            str(index + 1) if "loss" in found else "",
+            f"{found['loss']:.4f}" if "loss" in found else "",
+            percent(found.get("top1_training")),
             percent(found.get("top1")),
         )
         for index, found in enumerate(history)

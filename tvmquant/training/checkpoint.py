@@ -58,6 +58,7 @@ class Checkpoint:
 
     def save(self, history: list[dict[str, float]]) -> None:
         """Write the parts; the file is complete or the one before."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         with atomic_write(self.path) as file:
             torch.save({"identity": self.identity, "history": history, **parts}, file)

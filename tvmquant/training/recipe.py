@@ -146,6 +146,24 @@ class Augmentation(_Part):
     mirror: bool = False
 
 
+class Reconstruction(_Part):
+    """How weights are rounded anew before anything else (`training.reconstruction`).
+
+    Parameters
+    ----------
+    steps : int
+        Of each layer.
+    most_bits : int
+        Layers whose weights have more are left.
+    lr : float
+        Learning rate of what is rounded up.
+    """
+
+    steps: Annotated[int, Field(ge=1)] = 500
+    most_bits: Annotated[int, Field(ge=2, le=8)] = 4
+    lr: Positive = 0.01
+
+
 class Recipe(_Part):
     """A training.
 
@@ -154,6 +172,7 @@ class Recipe(_Part):
     schema_version : int
         1.
     epochs, batch_size : int
+        0 epochs only reconstruct.
     seed : int
         Of the order of items and their augmentation.
     batch_norm : {"live", "frozen", "folded"}
@@ -164,10 +183,11 @@ class Recipe(_Part):
     schedule : Schedule
     objective : Objective
     augmentation : Augmentation
+    reconstruction : Reconstruction, optional
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    epochs: Annotated[int, Field(ge=1)] = 3
+    epochs: Annotated[int, Field(ge=0)] = 3
     batch_size: Annotated[int, Field(ge=1)] = 128
     seed: Annotated[int, Field(ge=0)] = 0
     batch_norm: Literal["live", "frozen", "folded"] = "live"
@@ -177,6 +197,13 @@ class Recipe(_Part):
     schedule: Schedule = Schedule()
     objective: Objective = Objective()
     augmentation: Augmentation = Augmentation()
+    reconstruction: Reconstruction | None = None
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Recipe:
+        if self.epochs == 0 and self.reconstruction is None:
+            raise ValueError("nothing to do: 0 epochs, and no reconstruction")
+        return self
 
     @classmethod
     def read(cls, source: Recipe | str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:

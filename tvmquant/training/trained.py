@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 CALIBRATED = 512
 CHECKPOINT = "checkpoint.pt"
+RECONSTRUCTED = "reconstruction.pt"
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Trained:
         Level L1: weights, biases, scales and widths. `tvmquant.passes.pipeline.integerize` makes
         the integer graph of it, `tvmquant.export_onnx` a file that `tvmquant compile` takes.
     history : list of dict
-        As `training.loop.Training.run` returns it.
+        As `training.loop.Training.run` returns it; of 0 epochs only ``top1``, where that is asked
+        for.
     """
 
     graph: Graph
@@ -85,7 +87,9 @@ def train(
     from tvmquant.sensitivity.structure import ends_of
     from tvmquant.training.items import read
     from tvmquant.training.loop import Training
+    from tvmquant.training.objective import top1
     from tvmquant.training.quantizers import put_in
+    from tvmquant.training.reconstruction import reconstruct
     from tvmquant.twin import Twin
 
     recipe = Recipe.read(recipe)
@@ -107,21 +111,27 @@ def train(
         graph, calibration, choices=choices, fold_batch_norm=folded, bound_pairs=False,
         correct_bias=False,
     )  # fmt: skip
-    twin = Twin(start.module, mode="quantized")
-    quantizers = put_in(twin, recipe)
     with stage("read") as progress:
         items = read(training_data, progress)
         validated = None if validation is None else read(opened(validation))
-    training = Training(
-        twin, quantizers, Twin(graph.module), ends_of(graph.module)[0], recipe, items, validated
-    )
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     identity = {
         "model": graph.fingerprint(),
         "recipe": recipe.model_dump_json(),
         "data": items.digest(),
         "choice of bit widths": str(sorted((k, str(v)) for k, v in (choices or {}).items())),
     }
+    if recipe.reconstruction is not None:
+        with stage("reconstruct") as progress:
+            start = reconstruct(start, items, recipe, folder / RECONSTRUCTED, identity, progress)
+    twin = Twin(start.module, mode="quantized")
+    if recipe.epochs == 0:
+        twin.mode = "exact"
+        history = [] if validated is None else [{"top1": top1(twin, validated)}]
+        return Trained(start, history)
+    training = Training(
+        twin, put_in(twin, recipe), Twin(graph.module), ends_of(graph.module)[0], recipe, items,
+        validated,
+    )  # fmt: skip
     history = training.run(folder / CHECKPOINT, identity, stage, on_epoch)
     return Trained(start.with_module(twin.write_back()), history)

@@ -148,6 +148,17 @@ class Twin(torch.nn.Module):
         """The weight of each convolution and dense layer, by the name of its ONNX node."""
         return {layer: self.get_parameter(name) for layer, name in self._program.weights.items()}
 
+    def contraction(self, layer: str) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return what a convolution or dense layer computes of an input and a weight.
+
+        Parameters
+        ----------
+        layer : str
+            Name of its ONNX node, one of `weights`.
+        """
+        (step,) = [step for step in self._program.steps if step.layer == layer]
+        return step.function
+
     @property
     def quantizers(self) -> dict[str, torch.nn.Module]:
         """What each ``fake_quant`` does to a tensor, by the id of its edge (`FakeQuantize`)."""

@@ -23,7 +23,8 @@ def test_a_file_is_read_and_fields_are_changed(tmp_path) -> None:
     ("text", "message"),
     [
         ("epoch: 3", "epoch: Extra inputs"),
-        ("epochs: 0", "epochs: .*greater than or equal to 1"),
+        ("epochs: 0", "nothing to do: 0 epochs, and no reconstruction"),
+        ("epochs: -1", "epochs: .*greater than or equal to 0"),
         ("schema_version: 2", "schema_version"),
         ("optimizer: {lr: -1}", r"optimizer\.lr: .*greater than 0"),
         ("weights: {rounding: {shape: invtanh, alpha: 2}}", "alpha of invtanh is below 2"),
