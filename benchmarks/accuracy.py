@@ -126,8 +126,7 @@ def _evaluate(
     choices: Sequence[BitChoice],
 ) -> list[Row]:
     import tvmquant
-    from tvmquant.layers import quantizable_layers
-    from tvmquant.network_latency import uniform_choices
+    from tvmquant.layers import quantizable_layers, uniform_choices
 
     calibration_options, quantize_options = options
     scheme = {k: v for k, v in calibration_options.items() if k == "activation_scheme"}

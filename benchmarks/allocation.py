@@ -21,8 +21,8 @@ from tvmquant.allocation import allocate
 from tvmquant.allocation.costs import QUANTITIES, Costs
 from tvmquant.bit_choice import W4A4, W4A8, W8A8, BitChoice
 from tvmquant.errors import DataError
-from tvmquant.layers import Layer, quantizable_layers
-from tvmquant.network_latency import NetworkLatency, measure_network, uniform_choices
+from tvmquant.layers import Layer, quantizable_layers, uniform_choices
+from tvmquant.network_latency import NetworkLatency, measure_network
 from tvmquant.progress import Stage
 
 Plan = dict[str, BitChoice]

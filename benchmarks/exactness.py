@@ -72,8 +72,7 @@ def _compared(
     import torch
 
     import tvmquant
-    from tvmquant.layers import quantizable_layers
-    from tvmquant.network_latency import uniform_choices
+    from tvmquant.layers import quantizable_layers, uniform_choices
     from tvmquant.quantization import apply_calibration
     from tvmquant.twin import Twin
 

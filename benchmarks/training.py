@@ -79,8 +79,7 @@ def run(
         When a file is not there, or the recipe or a choice is none.
     """
     import tvmquant
-    from tvmquant.layers import quantizable_layers
-    from tvmquant.network_latency import uniform_choices
+    from tvmquant.layers import quantizable_layers, uniform_choices
 
     wanted = {name: BitChoice.parse(name) for name in choices}
     chosen = tvmquant.Recipe.read(recipe, changes)

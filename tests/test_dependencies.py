@@ -106,6 +106,11 @@ MAY_IMPORT = {
         "allocation", "bit_choice", "calibration", "data", "devices", "graph", "layers", "machine",
         "network_latency", "sensitivity", "stage_cache", "tuning",
     },
+    # accuracy trained back
+    "training": {
+        "allocation", "bit_choice", "calibration", "data", "graph", "layers", "quantization",
+        "sensitivity", "twin",
+    },
     # the front door
     "report": {
         "allocation", "benchmark", "bit_choice", "deploy", "mixed_precision", "output_quality",
@@ -124,7 +129,7 @@ MAY_IMPORT = {
     "cli": {
         "allocation", "benchmark", "bit_choice", "compilation", "data", "demo", "deploy", "devices",
         "evaluation", "export", "frontend", "graph", "inspection", "machine", "mixed_precision",
-        "output_quality", "report", "sensitivity", "session", "target", "tuning",
+        "output_quality", "report", "sensitivity", "session", "target", "training", "tuning",
     },
 }  # fmt: skip
 

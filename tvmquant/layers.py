@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -139,6 +139,41 @@ def quantizable_layers(graph: Graph) -> tuple[Layer, ...]:
     if graph.level not in ("L0", "L1"):
         raise QuantizationError(f"expected a float or annotated graph, found level {graph.level}")
     return (annotated(graph) if graph.level == "L0" else graph).once(_layers)
+
+
+def uniform_choices(
+    layers: Sequence[Layer], choice: BitChoice, *, pin_ends: bool = True
+) -> dict[str, BitChoice]:
+    """Give every layer a choice, or what is nearest to it.
+
+    Layers without a kernel for the choice, and layers tied to such one by their activation, take
+    8-bit activations, with weights of the choice where there is a kernel. Layers that the model
+    gives a choice keep it.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+    choice : BitChoice
+    pin_ends : bool
+        Give the first and the last layer w8a8.
+    """
+    pinned = {layer.id for layer in layers if pin_ends and layer.position}
+    wide = {
+        layer.group
+        for layer in layers
+        if choice.activation != W8A8.activation and (layer.id in pinned or not layer.allows(choice))
+    }
+    result = {}
+    for layer in layers:
+        wanted = with_wide_activations(choice) if layer.group in wide else choice
+        possible = layer.id not in pinned and layer.allows(wanted)
+        result[layer.id] = layer.imported or (wanted if possible else W8A8)
+    return result
+
+
+def with_wide_activations(choice: BitChoice) -> BitChoice:
+    """Return the choice with the same weights and 8-bit activations."""
+    return BitChoice(choice.weight, W8A8.activation)
 
 
 def is_quantized(graph: Graph) -> bool:

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tvmquant.bit_choice import W8A8, BitChoice
 from tvmquant.errors import AllocationError
-from tvmquant.layers import Layer, quantizable_layers
+from tvmquant.layers import Layer, quantizable_layers, uniform_choices
 from tvmquant.progress import Progress
 from tvmquant.records import load_record, save_record
 
@@ -138,41 +138,6 @@ class NetworkLatency(BaseModel):
             When the file is missing, not JSON, of another version, or a field is wrong.
         """
         return load_record(cls, path, "delete it to measure again")
-
-
-def uniform_choices(
-    layers: Sequence[Layer], choice: BitChoice, *, pin_ends: bool = True
-) -> dict[str, BitChoice]:
-    """Give every layer a choice, or what is nearest to it.
-
-    Layers without a kernel for the choice, and layers tied to such one by their activation, take
-    8-bit activations, with weights of the choice where there is a kernel. Layers that the model
-    gives a choice keep it.
-
-    Parameters
-    ----------
-    layers : sequence of Layer
-    choice : BitChoice
-    pin_ends : bool
-        Give the first and the last layer w8a8.
-    """
-    pinned = {layer.id for layer in layers if pin_ends and layer.position}
-    wide = {
-        layer.group
-        for layer in layers
-        if choice.activation != W8A8.activation and (layer.id in pinned or not layer.allows(choice))
-    }
-    result = {}
-    for layer in layers:
-        wanted = with_wide_activations(choice) if layer.group in wide else choice
-        possible = layer.id not in pinned and layer.allows(wanted)
-        result[layer.id] = layer.imported or (wanted if possible else W8A8)
-    return result
-
-
-def with_wide_activations(choice: BitChoice) -> BitChoice:
-    """Return the choice with the same weights and 8-bit activations."""
-    return BitChoice(choice.weight, W8A8.activation)
 
 
 def measure_network(

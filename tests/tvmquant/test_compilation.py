@@ -23,10 +23,9 @@ from tvmquant.errors import (
     TuningError,
     TVMQuantError,
 )
-from tvmquant.layers import quantizable_layers
+from tvmquant.layers import quantizable_layers, uniform_choices
 from tvmquant.machine import Machine
 from tvmquant.mixed_precision import MixedPrecisionRecord, Wishes
-from tvmquant.network_latency import uniform_choices
 from tvmquant.output_record import OUTPUTS_NAME, OutputRecord
 from tvmquant.schedules.isa import multiplies_in_pairs
 from tvmquant.session import COMPARED, Session

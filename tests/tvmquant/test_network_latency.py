@@ -11,8 +11,8 @@ from tvmquant import network_latency
 from tvmquant.bit_choice import DEFAULT_CHOICES, W4A4, W4A8, W8A8, BitChoice
 from tvmquant.errors import AllocationError, DataError
 from tvmquant.formats import UINT8
-from tvmquant.layers import Layer
-from tvmquant.network_latency import NetworkLatency, measure_network, uniform_choices
+from tvmquant.layers import Layer, uniform_choices
+from tvmquant.network_latency import NetworkLatency, measure_network
 from tvmquant.quantization import activation_formats
 
 CHOICES = tuple(

@@ -16,8 +16,7 @@ from tvmquant.bit_choice import DEFAULT_CHOICES, BitChoice
 from tvmquant.formats import WIDTHS
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of
-from tvmquant.layers import quantizable_layers
-from tvmquant.network_latency import uniform_choices
+from tvmquant.layers import quantizable_layers, uniform_choices
 from tvmquant.passes import pipeline
 from tvmquant.quantization import apply_calibration
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from tvmquant.cli import options
 from tvmquant.cli.output import StageReporter, make_table, percent, print_json, print_tables
 from tvmquant.errors import DataError, TrainingError
-
-if TYPE_CHECKING:
-    from tvmquant.bit_choice import BitChoice
-    from tvmquant.graph import Graph
 
 TRAINED = "trained.onnx"
 
@@ -70,9 +66,12 @@ def train_model(
             "train needs data; pass --data a folder or .tar of images (labelled by labels.csv or "
             "class folders), or a .npz with 'images' and 'labels'"
         )
-    import tvmquant
+    from tvmquant.data import open_data
     from tvmquant.devices.host import physical_cores
-    from tvmquant.training import Recipe
+    from tvmquant.export import export_onnx
+    from tvmquant.frontend import load_onnx
+    from tvmquant.training import Recipe, train
+    from tvmquant.training.widths import given_choices
 
     chosen = Recipe.read(recipe, dict(map(parse_change, changes or [])))
     threads = threads or physical_cores()
@@ -82,25 +81,25 @@ def train_model(
     stage = StageReporter(quiet=quiet)
     with stage("load"):
         shapes = options.parse_input_shapes(input_shape)
-        graph = tvmquant.load_onnx(model, input_shapes=shapes)
+        graph = load_onnx(model, input_shapes=shapes)
     folder = out or Path(f"{model.stem}-trained")
     inputs = graph.item_inputs()
     validated = None
     if validation is not None:
-        validated = tvmquant.open_data(validation, preprocess, inputs=inputs)
-    trained = tvmquant.train(
+        validated = open_data(validation, preprocess, inputs=inputs)
+    trained = train(
         graph,
-        tvmquant.open_data(data, preprocess, inputs=inputs, select=select),
+        open_data(data, preprocess, inputs=inputs, select=select),
         chosen,
         out=folder,
-        choices=_choices(graph, choice, plan),
+        choices=given_choices(graph, choice, plan),
         validation=validated,
         stage=stage,
         on_epoch=(lambda _epoch, _found: None) if quiet else _print_epoch,
     )
     file = folder / TRAINED
     with stage("export"):
-        tvmquant.export_onnx(trained.graph, file)
+        export_onnx(trained.graph, file)
     document = {"out": str(file), "recipe": chosen.model_dump(), "epochs": trained.history}
     if as_json:
         print_json(document)
@@ -120,20 +119,6 @@ def parse_change(text: str) -> tuple[str, Any]:
     if not separator:
         raise TrainingError(f"--set {text!r}; expected FIELD=VALUE, such as optimizer.lr=0.005")
     return field.strip(), parsed
-
-
-def _choices(graph: Graph, choice: str, plan: Path | None) -> dict[str, BitChoice]:
-    from tvmquant.allocation import Plan
-    from tvmquant.bit_choice import BitChoice
-    from tvmquant.layers import quantizable_layers
-    from tvmquant.network_latency import uniform_choices
-
-    layers = quantizable_layers(graph)
-    if plan is None:
-        return dict(uniform_choices(layers, BitChoice.parse(choice)))
-    found = Plan.load(plan)
-    found.check(layers, graph.fingerprint())
-    return found.choices
 
 
 def _print_epoch(epoch: int, found: dict[str, float]) -> None:

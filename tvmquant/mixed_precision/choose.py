@@ -18,16 +18,11 @@ from tvmquant.allocation import Allocation, Budget, Plan, allocate, pareto
 from tvmquant.allocation.costs import Costs
 from tvmquant.bit_choice import W8A8, BitChoice
 from tvmquant.devices.tracker import Tracker
-from tvmquant.layers import Layer, quantizable_layers
+from tvmquant.layers import Layer, quantizable_layers, uniform_choices, with_wide_activations
 from tvmquant.machine import Machine
 from tvmquant.mixed_precision.record import LayerRecord, MixedPrecisionRecord, PlanPoint
 from tvmquant.mixed_precision.wishes import Wishes
-from tvmquant.network_latency import (
-    NetworkLatency,
-    measure_network,
-    uniform_choices,
-    with_wide_activations,
-)
+from tvmquant.network_latency import NetworkLatency, measure_network
 from tvmquant.progress import Progress, Stage
 from tvmquant.sensitivity import Sensitivity, estimate_sensitivity
 from tvmquant.sensitivity.methods import check_method

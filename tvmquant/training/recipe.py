@@ -239,8 +239,9 @@ class Recipe(_Part):
             return cls.model_validate(document)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise TrainingError(f"recipe {name}: {where}: {first['msg']}") from None
+            where = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
+            message = first["msg"].removeprefix("Value error, ")
+            raise TrainingError(f"recipe {name}: {where}{message}") from None
 
 
 def names() -> list[str]:

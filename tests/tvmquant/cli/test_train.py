@@ -35,7 +35,8 @@ def test_a_trained_file_is_what_compile_takes(tvmquant, files, tmp_path, monkeyp
     [
         (["--recipe", "none-such"], "no recipe 'none-such'"),
         (["--set", "epochs"], "--set 'epochs'; expected FIELD=VALUE"),
-        (["--set", "epochs=0"], "epochs: "),
+        (["--set", "epochs=-1"], "epochs: "),
+        (["--set", "epochs=0"], "recipe lsq: nothing to do"),
         (["--choice", "w9a8"], "w9a8"),
         (["--plan", "missing.json"], "missing.json"),
         (["--validation", "missing.npz"], "missing.npz"),

@@ -10,7 +10,7 @@ from tests.tvmquant.branches import LAYERS
 from tvmquant.bit_choice import W4A4, W4A8, W8A8, BitChoice
 from tvmquant.data import open_data
 from tvmquant.errors import AllocationError
-from tvmquant.layers import quantizable_layers
+from tvmquant.layers import quantizable_layers, uniform_choices
 from tvmquant.machine import Machine
 from tvmquant.mixed_precision import Wishes, choose
 from tvmquant.mixed_precision.choose import (
@@ -23,7 +23,7 @@ from tvmquant.mixed_precision.choose import (
     measure_latency,
     measure_sensitivity,
 )
-from tvmquant.network_latency import NetworkLatency, uniform_choices
+from tvmquant.network_latency import NetworkLatency
 
 G32 = BitChoice.parse("w4a4g32")
 WISHES = Wishes(size="0.9x", choices=(W4A8, W4A4), sensitivity="random")

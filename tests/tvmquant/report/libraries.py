@@ -7,9 +7,8 @@ from tests.tvmquant.networks import MIXTURE_SHAPE, export_mixture, images_of
 from tvmquant.bit_choice import W4A8, W8A8, BitChoice
 from tvmquant.deploy.build import build
 from tvmquant.frontend import load_onnx
-from tvmquant.layers import Layer, quantizable_layers
+from tvmquant.layers import Layer, quantizable_layers, uniform_choices
 from tvmquant.mixed_precision import RECORD_NAME, LayerRecord, MixedPrecisionRecord, PlanPoint
-from tvmquant.network_latency import uniform_choices
 from tvmquant.quantization import calibrate, quantize
 
 FIXED_MS = 0.2
