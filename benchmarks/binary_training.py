@@ -77,6 +77,7 @@ def run(
     task = TASKS["resnet20"]
     check_files(folder, task)
     torch.set_num_threads(threads)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
     make = RowMaker("binary_training", threads, machine_facts(target))
     network = reactnet20(10, WIDTH).to(memory_format=torch.channels_last)
     with stage("read images"):
