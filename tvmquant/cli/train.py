@@ -104,7 +104,11 @@ def train_model(
     if as_json:
         print_json(document)
         return
-    print_tables(_table(trained.history, f"{graph.name}: {file} is ready for tvmquant compile"))
+    title = f"{graph.name}: {file} is ready for tvmquant compile"
+    if trained.history:
+        print_tables(_table(trained.history, title))
+    else:
+        typer.echo(title)
 
 
 def parse_change(text: str) -> tuple[str, Any]:

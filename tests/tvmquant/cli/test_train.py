@@ -30,6 +30,16 @@ def test_a_trained_file_is_what_compile_takes(tvmquant, files, tmp_path, monkeyp
     assert found["top1"] == pytest.approx(top1)
 
 
+def test_rounding_anew_needs_no_labels(tvmquant, files, tmp_path) -> None:
+    images, _ = small.data(24)
+    np.save(tmp_path / "images.npy", images)
+    options = ["--recipe", "adaround", "--set", "reconstruction.steps=5", "--choice", "w4a8"]
+    out = tmp_path / "rounded"
+    told = tvmquant("train", files[0], "--data", tmp_path / "images.npy", *options, "-o", out)
+    assert told.stdout.strip() == f"small: {out}/trained.onnx is ready for tvmquant compile"
+    assert "reconstruct: " in told.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
