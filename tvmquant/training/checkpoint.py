@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
@@ -44,7 +45,7 @@ class Checkpoint:
         try:
             state = torch.load(self.path, weights_only=True)
             identity, history = state["identity"], state["history"]
-        except Exception as error:
+        except (RuntimeError, EOFError, LookupError, TypeError, UnpicklingError) as error:
             raise TrainingError(f"{self.path}: is no checkpoint ({error})") from error
         for name, mine in self.identity.items():
             if identity.get(name) != mine:

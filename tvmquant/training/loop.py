@@ -18,7 +18,13 @@ from tvmquant.sensitivity.loss import LEAST_SOFTMAX
 from tvmquant.sensitivity.structure import SOFTMAX
 from tvmquant.training.checkpoint import Checkpoint
 from tvmquant.training.items import Items, batches_of, seed_of, steps_of
-from tvmquant.training.objective import check_labels, loss, top1
+from tvmquant.training.objective import (
+    check_classifier,
+    check_labels,
+    check_validation,
+    loss,
+    top1,
+)
 from tvmquant.training.quantizers import TrainedQuantizer
 from tvmquant.training.recipe import Recipe
 from tvmquant.twin import Twin
@@ -85,7 +91,6 @@ class Training:
             When the data do not fit, the checkpoint is of another training, or the loss diverges;
             the last checkpoint is kept.
         """
-        self._check()
         optimizer, rate = self._optimizer()
         parts = {"twin": self.twin, "optimizer": optimizer, "rate": rate}
         checkpoint = Checkpoint(path, identity, parts)
@@ -154,17 +159,20 @@ class Training:
     def _logits(self, output: Tensor) -> Tensor:
         return output.clamp_min(LEAST_SOFTMAX).log() if self.end == SOFTMAX else output
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Refuse data that do not fit the network or the recipe, before anything slow.
+
+        Raises
+        ------
+        TrainingError
+        """
         with torch.inference_mode():
             output = self.teacher(self.items.inputs[:1])
-        if not isinstance(output, Tensor) or output.ndim != 2:
-            raise TrainingError(
-                "the model's output is no row of class scores for each item; only classifiers "
-                "can be trained yet"
-            )
+        check_validation(self.validation, output)
+        if self.recipe.epochs == 0:
+            return
+        check_classifier(output)
         check_labels(self.items, output.shape[1], self.recipe.objective)
-        if self.validation is not None and self.validation.labels is None:
-            raise TrainingError("the data to validate with have no labels")
         size = self.recipe.batch_size
         if len(self.items) < size:
             raise TrainingError(f"{len(self.items)} items are no batch of {size}; lower batch_size")

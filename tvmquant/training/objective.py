@@ -58,6 +58,43 @@ def check_labels(items: Items, classes: int, what: Objective) -> None:
         raise TrainingError(f"label {wrong} is no class of a network of {classes} outputs")
 
 
+def check_validation(items: Items | None, output: Tensor) -> None:
+    """Refuse to validate without labels, or a network that gives no class scores.
+
+    Parameters
+    ----------
+    items : Items, optional
+    output : tensor
+        Of the network for some items.
+
+    Raises
+    ------
+    TrainingError
+    """
+    if items is None:
+        return
+    if items.labels is None:
+        raise TrainingError(
+            "the data to validate with have no labels; label them by class folders or labels.csv, "
+            "or leave --validation out"
+        )
+    check_classifier(output)
+
+
+def check_classifier(output: Tensor) -> None:
+    """Refuse what is no row of class scores for each item.
+
+    Raises
+    ------
+    TrainingError
+    """
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        raise TrainingError(
+            "the model's output is no row of class scores for each item; only classifiers can be "
+            "trained or validated yet"
+        )
+
+
 def top1(network: nn.Module, items: Items) -> float:
     """Return the share of items, in percent, whose label has the greatest output."""
     assert items.labels is not None

@@ -87,7 +87,6 @@ def train(
     from tvmquant.sensitivity.structure import ends_of
     from tvmquant.training.items import read
     from tvmquant.training.loop import Training
-    from tvmquant.training.objective import top1
     from tvmquant.training.quantizers import put_in
     from tvmquant.training.reconstruction import reconstruct
     from tvmquant.twin import Twin
@@ -121,17 +120,19 @@ def train(
         "data": items.digest(),
         "choice of bit widths": str(sorted((k, str(v)) for k, v in (choices or {}).items())),
     }
-    if recipe.reconstruction is not None:
-        with stage("reconstruct") as progress:
-            start = reconstruct(start, items, recipe, folder / RECONSTRUCTED, identity, progress)
     twin = Twin(start.module, mode="quantized")
-    if recipe.epochs == 0:
-        twin.mode = "exact"
-        history = [] if validated is None else [{"top1": top1(twin, validated)}]
-        return Trained(start, history)
     training = Training(
         twin, put_in(twin, recipe), Twin(graph.module), ends_of(graph.module)[0], recipe, items,
         validated,
     )  # fmt: skip
+    training.check()
+    if recipe.reconstruction is not None:
+        with stage("reconstruct") as progress:
+            start = reconstruct(start, items, recipe, folder / RECONSTRUCTED, identity, progress)
+        training.twin = Twin(start.module, mode="quantized")
+        training.quantizers = put_in(training.twin, recipe)
+    if recipe.epochs == 0:
+        history = [] if validated is None else [{"top1": training.validated()}]
+        return Trained(start, history)
     history = training.run(folder / CHECKPOINT, identity, stage, on_epoch)
-    return Trained(start.with_module(twin.write_back()), history)
+    return Trained(start.with_module(training.twin.write_back()), history)

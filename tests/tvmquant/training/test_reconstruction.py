@@ -7,6 +7,7 @@ import torch
 import tvmquant
 from tests.tvmquant.training import small
 from tvmquant.bit_choice import BitChoice
+from tvmquant.errors import TrainingError
 from tvmquant.layers import quantizable_layers
 from tvmquant.passes import pipeline
 from tvmquant.training import Recipe, checkpoint, train
@@ -59,6 +60,13 @@ def test_weights_stay_between_the_integers_beside_them(graph, tmp_path) -> None:
 def test_layers_of_8_bits_are_left(graph, tmp_path) -> None:
     _train(graph, tmp_path, "w8a8")
     assert not (tmp_path / "reconstruction.pt").exists()
+
+
+def test_what_to_validate_with_is_checked_first(graph, tmp_path) -> None:
+    images, _ = small.data()
+    with pytest.raises(TrainingError, match="the data to validate with have no labels"):
+        train(graph, images, RECIPE, out=tmp_path / "out", validation=images)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_killed_search_goes_on(graph, tmp_path, monkeypatch) -> None:
