@@ -4,7 +4,7 @@ It needs numpy 1, tvmquant numpy 2; so it runs by itself, in an environment of i
 
     python3.11 -m venv larq
     larq/bin/pip install larq-compute-engine==0.16.0 larq-zoo==2.4.0 tensorflow==2.15.1
-    larq/bin/python benchmarks/larq_latency.py [threads] [runs]
+    larq/bin/python benchmarks/larq_latency.py [--threads N] [--repeats N]
 
 beside which `python -m benchmarks latency --models quicknet-small` stands. The weights are random:
 its latency does not depend on them.
@@ -12,8 +12,8 @@ its latency does not depend on them.
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 import time
 
 import larq_compute_engine
@@ -21,23 +21,23 @@ import larq_zoo
 import numpy as np
 from larq_compute_engine.tflite.python.interpreter import Interpreter
 
-RUNS = 40
-
-
 def main() -> None:
     """Print the median and the least latency in milliseconds."""
-    threads, runs = (int(text) for text in (sys.argv[1:] + ["1", str(RUNS)][len(sys.argv) - 1 :]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=40)
+    given = parser.parse_args()
     network = larq_zoo.sota.QuickNetSmall(weights=None)
-    engine = Interpreter(larq_compute_engine.convert_keras_model(network), num_threads=threads)
+    engine = Interpreter(larq_compute_engine.convert_keras_model(network), num_threads=given.threads)
     image = np.random.default_rng(0).standard_normal((1, *network.input_shape[1:]), np.float32)
     engine.predict(image)
     times = []
-    for _ in range(runs):
+    for _ in range(given.repeats):
         start = time.perf_counter()
         engine.predict(image)
         times.append(1e3 * (time.perf_counter() - start))
     median, least = statistics.median(times), min(times)
-    print(f"quicknet-small, larq-compute-engine, {threads} threads: {median:.2f} ms, {least:.2f}")
+    print(f"quicknet-small, {given.threads} threads: median {median:.2f} ms, least {least:.2f} ms")
 
 
 if __name__ == "__main__":
