@@ -21,6 +21,7 @@ import larq_zoo
 import numpy as np
 from larq_compute_engine.tflite.python.interpreter import Interpreter
 
+
 def main() -> None:
     """Print the median and the least latency in milliseconds."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -28,7 +29,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=40)
     given = parser.parse_args()
     network = larq_zoo.sota.QuickNetSmall(weights=None)
-    engine = Interpreter(larq_compute_engine.convert_keras_model(network), num_threads=given.threads)
+    model = larq_compute_engine.convert_keras_model(network)
+    engine = Interpreter(model, num_threads=given.threads)
     image = np.random.default_rng(0).standard_normal((1, *network.input_shape[1:]), np.float32)
     engine.predict(image)
     times = []
