@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,30 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.accuracy import TASKS, Task, check_files, open_images
 from benchmarks.rows import Row, RowMaker, machine_facts
 from tvmquant.bit_choice import BitChoice
 from tvmquant.progress import Stage
+from tvmquant.training.items import Items, read
 
 MODEL = "resnet20"
 TRAINING = ("cifar10-train.tar", None)
 BATCH = 50
-
-
-@dataclasses.dataclass(frozen=True)
-class Images:
-    """Preprocessed images in memory.
-
-    Attributes
-    ----------
-    pixels : float32 tensor (N, 3, H, W)
-    labels : int64 tensor (N,)
-    """
-
-    pixels: Tensor
-    labels: Tensor
 
 
 def run(
@@ -103,17 +89,13 @@ def run(
     return rows
 
 
-def read_images(folder: Path, task: Task, which: tuple[str, str | None]) -> Images:
+def read_images(folder: Path, task: Task, which: tuple[str, str | None]) -> Items:
     """Read and preprocess images of a task."""
-    pixels, labels = zip(*open_images(folder, task, which, 500), strict=True)
-    return Images(
-        torch.from_numpy(np.concatenate(pixels)),
-        torch.from_numpy(np.concatenate([np.asarray(label) for label in labels])).long(),
-    )
+    return read(open_images(folder, task, which, 500))
 
 
 def deployed(
-    make: RowMaker, model: str, suffix: str, annotated: Any, test: Images, stage: Stage
+    make: RowMaker, model: str, suffix: str, annotated: Any, test: Items, stage: Stage
 ) -> Iterator[Row]:
     """Build an annotated graph (L1), and compare its library with its exact twin.
 
@@ -124,7 +106,7 @@ def deployed(
         Of the rows: what follows ``twin`` and ``library`` in their configs.
     annotated : Graph
         Calibrated, or trained.
-    test : Images
+    test : Items
     stage : callable
     """
     import tvmquant
@@ -142,20 +124,21 @@ def deployed(
         with stage("compare"):
             exact = logits(Twin(annotated.module, mode="exact"), test)
             library = tvmquant.load(out)
-            found = np.concatenate([library(x.numpy()) for x in test.pixels.split(BATCH)])
+            found = np.concatenate([library(x.numpy()) for x in test.batches(BATCH)])
     yield make(model, f"twin{suffix}", "top1", top1(exact, test), "%")
     yield make(model, f"library{suffix}", "top1", top1(found, test), "%")
     differing = int(np.count_nonzero(found != exact))
     yield make(model, f"library{suffix}", "differing", differing, "", numbers=exact.size)
 
 
-def logits(network: nn.Module, images: Images) -> npt.NDArray[np.float32]:
+def logits(network: nn.Module, images: Items) -> npt.NDArray[np.float32]:
     """Return a network's outputs (N, classes)."""
     with torch.inference_mode():
-        parts = [network(pixels).numpy() for pixels in images.pixels.split(BATCH)]
+        parts = [network(inputs).numpy() for inputs in images.batches(BATCH)]
     return np.concatenate(parts)
 
 
-def top1(found: npt.NDArray[np.float32], images: Images) -> float:
+def top1(found: npt.NDArray[np.float32], images: Items) -> float:
     """Return the share of images, in percent, whose label has the greatest output."""
+    assert images.labels is not None
     return 100 * float(np.mean(found.argmax(1) == images.labels.numpy()))
