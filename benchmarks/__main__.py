@@ -442,11 +442,11 @@ def tuning(
 @app.command()
 def training(
     data: Data = DEFAULT_DATA,
-    recipe: Annotated[str, typer.Option(help="As of `tvmquant train`.")] = "lsq",
+    method: Annotated[str, typer.Option(help="One of benchmarks.training.METHODS.")] = "w4a4",
     changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Likewise.")
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="As of `tvmquant train`."),
     ] = None,
-    choices: Annotated[str, typer.Option(help="Of a training each, by commas.")] = "w4a4",
     folder: Annotated[
         Path, typer.Option(metavar="DIR", help="Of checkpoints, from which trainings go on.")
     ] = Path("build/trained"),
@@ -458,19 +458,15 @@ def training(
 
     def measure() -> list[Any]:
         from benchmarks import training as benchmark
+        from benchmarks.training.common import Setting
         from tvmquant.cli.output import StageReporter
         from tvmquant.cli.train import parse_change
 
-        return benchmark.run(
-            data,
-            stage=StageReporter(),
-            recipe=recipe,
-            changes=dict(map(parse_change, changes or [])),
-            choices=_names(choices),
-            out=folder,
-            target=target,
-            threads=threads or _physical_cores(),
-        )
+        setting = Setting(
+            data, StageReporter(), folder, dict(map(parse_change, changes or [])), target,
+            threads or _physical_cores(),
+        )  # fmt: skip
+        return benchmark.run(method, setting)
 
     _report(json, measure)
 

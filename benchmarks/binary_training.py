@@ -14,7 +14,7 @@ from benchmarks.accuracy import TASKS, Task, check_files, open_images
 from benchmarks.models.exporter import export_onnx
 from benchmarks.models.reactnet import reactnet20
 from benchmarks.rows import Row, RowMaker, machine_facts
-from benchmarks.training import TRAINING, deployed, logits, read_images, top1
+from benchmarks.training.common import TRAINING, deployed, logits, read_images, top1
 from tvmquant.progress import Stage
 from tvmquant.training import Recipe
 from tvmquant.training.checkpoint import Checkpoint

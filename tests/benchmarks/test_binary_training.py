@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import binary_training, training
+from benchmarks import binary_training
 from benchmarks.models import reactnet
 from benchmarks.models.initialise import synthetic_images
 from benchmarks.rows import RowMaker
+from benchmarks.training import common
 from tvmquant.errors import TrainingError
 from tvmquant.progress import silent_stage
 from tvmquant.training import Recipe
@@ -24,7 +25,7 @@ BATCH = 8
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "BATCH", 4)
+    monkeypatch.setattr(common, "BATCH", 4)
 
 
 @pytest.fixture

@@ -5,6 +5,9 @@ import pytest
 
 from benchmarks import training
 from benchmarks.accuracy import TASKS
+from benchmarks.training import common
+from benchmarks.training.common import Setting
+from tvmquant.errors import DataError
 from tvmquant.progress import silent_stage
 
 
@@ -13,18 +16,16 @@ def test_rows_are_those_of_the_library(
 ) -> None:
     few = dataclasses.replace(TASKS["resnet20"], evaluation=("cifar10-test.tar", "step=200"))
     monkeypatch.setitem(TASKS, "resnet20", few)
-    monkeypatch.setattr(training, "TRAINING", ("cifar10-train.tar", "step=800"))
-    rows = training.run(
-        shared_dir,
-        stage=silent_stage,
-        recipe="lsq",
-        changes={"epochs": 1, "batch_size": 32},
-        choices=["w4a4"],
-        out=tmp_path,
-        threads=1,
-    )
+    monkeypatch.setattr(common, "TRAINING", ("cifar10-train.tar", "step=800"))
+    changes = {"epochs": 1, "batch_size": 32}
+    rows = training.run("w4a4", Setting(shared_dir, silent_stage, tmp_path, changes))
     found = {(row["config"], row["metric"]): row["value"] for row in rows}
     assert found["library-w4a4", "differing"] == 0
     assert found["library-w4a4", "top1"] == found["twin-w4a4", "top1"]
     assert float(found["library-w4a4", "top1"] or 0) > 60
-    assert float(found["trained-w4a4", "minutes"] or 0) > 0
+    assert float(found["trained-w4a4", "cpu_minutes"] or 0) > 0
+
+
+def test_a_method_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'w5'; expected one of w8a8, w4a4"):
+        training.run("w5", Setting(tmp_path, silent_stage, tmp_path, {}))

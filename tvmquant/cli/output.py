@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ class StageReporter:
 
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
+        self._describe: Callable[[str], None] = lambda _text: None
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[Progress]:
@@ -138,9 +139,15 @@ class StageReporter:
             *columns, console=console, transient=True, disable=not console.is_terminal
         ) as bars:
             task = bars.add_task(name, total=None)
+            self._describe = lambda text: bars.update(task, description=f"{name}: {text}")
             yield lambda done, total: bars.update(task, completed=done, total=total)
+        self._describe = lambda _text: None
         seconds = time.perf_counter() - start
         console.print(f"{name}: {seconds:.1f} s", highlight=False, markup=False)
+
+    def describe(self, text: str) -> None:
+        """Show a text beside the bar of the stage that is open."""
+        self._describe(text)
 
 
 def megabytes(count: int | None) -> str:

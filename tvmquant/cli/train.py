@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,6 +47,16 @@ def train_model(
         Path | None,
         typer.Option("--plan", metavar="plan.json", help="Take the bit widths from a plan."),
     ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            "--teacher", metavar="M.onnx", help="Who teaches; default: the float model itself."
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="D", help="As torch names it; default: a GPU, if any."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", metavar="DIR", help="Default: NAME-trained."),
@@ -78,10 +89,13 @@ def train_model(
     import torch
 
     torch.set_num_threads(threads)
+    first = int(os.environ.get("RANK", "0")) == 0  # of several processes one reports
+    quiet = quiet or not first
     stage = StageReporter(quiet=quiet)
     with stage("load"):
         shapes = options.parse_input_shapes(input_shape)
         graph = load_onnx(model, input_shapes=shapes)
+        taught = None if teacher is None else load_onnx(teacher, input_shapes=shapes)
     folder = out or Path(f"{model.stem}-trained")
     inputs = graph.item_inputs()
     validated = None
@@ -94,9 +108,14 @@ def train_model(
         out=folder,
         choices=given_choices(graph, choice, plan),
         validation=validated,
+        teacher=taught,
+        device=device,
         stage=stage,
         on_epoch=(lambda _epoch, _found: None) if quiet else _print_epoch,
+        on_step=lambda found: stage.describe(_in_words(found)),
     )
+    if not first:
+        return
     file = folder / TRAINED
     with stage("export"):
         export_onnx(trained.graph, file)
@@ -126,21 +145,37 @@ def parse_change(text: str) -> tuple[str, Any]:
 
 
 def _print_epoch(epoch: int, found: dict[str, float]) -> None:
+    typer.echo(f"epoch {epoch}: {_in_words(found)}", err=True)
+
+
+def _in_words(found: dict[str, float]) -> str:
     parts = [f"loss {found['loss']:.4f}", f"{percent(found['top1_training'])} while training"]
-    if "top1" in found:
-        parts.append(f"top-1 {percent(found['top1'])}")
+    parts += [f"{_words(name)} {percent(found[name])}" for name in _validated(found)]
     parts.append(f"{found['items_per_second']:.0f} items/s")
-    typer.echo(f"epoch {epoch}: {', '.join(parts)}", err=True)
+    if "minutes_left" in found:
+        parts.append(f"{found['minutes_left']:.0f} min left")
+    return ", ".join(parts)
+
+
+def _validated(found: dict[str, float]) -> list[str]:
+    """Return the names of what was validated."""
+    return [name for name in found if name.startswith("top1") and name != "top1_training"]
+
+
+def _words(name: str) -> str:
+    return name.replace("top1", "top-1").replace("_", " ")
 
 
 def _table(history: list[dict[str, float]], title: str) -> Any:
+    validated = list(dict.fromkeys(name for found in history for name in _validated(found)))
     rows = [
         (
             str(index + 1) if "loss" in found else "",
             f"{found['loss']:.4f}" if "loss" in found else "",
             percent(found.get("top1_training")),
-            percent(found.get("top1")),
+            *(percent(found.get(name)) for name in validated),
         )
         for index, found in enumerate(history)
     ]
-    return make_table(title, ["epoch", "loss>", "while training>", "exact integers>"], rows)
+    heads = [f"exact integers{name.removeprefix('top1').replace('_', ' ')}>" for name in validated]
+    return make_table(title, ["epoch", "loss>", "while training>", *heads], rows)

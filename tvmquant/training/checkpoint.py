@@ -1,4 +1,4 @@
-"""Where a training stands: written after every epoch, so that a killed one goes on."""
+"""Where a training stands: written now and then, so that a killed one goes on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from tvmquant.atomic_write import atomic_write
 from tvmquant.errors import TrainingError
+from tvmquant.training.distributed import rank
 
 
 class _Stateful(Protocol):
@@ -27,10 +28,30 @@ class Checkpoint:
     identity : dict of str to str
         What a training is told by from others: a checkpoint of another is refused.
     parts : dict of str to what has a state_dict
+        Can be set later.
+
+    Attributes
+    ----------
+    partial : dict of str to float
+        What is known of an epoch that is not done, empty between epochs.
     """
 
-    def __init__(self, path: Path, identity: dict[str, str], parts: dict[str, _Stateful]) -> None:
-        self.path, self.identity, self.parts = path, identity, parts
+    def __init__(
+        self, path: Path, identity: dict[str, str], parts: dict[str, _Stateful] | None = None
+    ) -> None:
+        self.path, self.identity, self.parts = path, identity, parts or {}
+        self.partial: dict[str, float] = {}
+
+    def phase(self) -> int | None:
+        """Return the number of the phase that the file was written in; None without a file.
+
+        Raises
+        ------
+        TrainingError
+            When the file is of another training, or no checkpoint; says what differs.
+        """
+        state = self._read()
+        return None if state is None else int(state["phase"])
 
     def load(self) -> list[dict[str, float]]:
         """Load the parts, and return what is known of the epochs that are done.
@@ -38,13 +59,23 @@ class Checkpoint:
         Raises
         ------
         TrainingError
-            When the file is of another training, or no checkpoint; says what differs.
+            As of `phase`.
         """
-        if not self.path.exists():
+        state = self._read()
+        if state is None:
             return []
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        self.partial = dict(state["partial"])
+        return list(state["history"])
+
+    def _read(self) -> dict[str, Any] | None:
+        if not self.path.exists():
+            return None
         try:
-            state = torch.load(self.path, weights_only=True)
-            identity, history = state["identity"], state["history"]
+            state: dict[str, Any] = torch.load(self.path, weights_only=True, map_location="cpu")
+            identity = state["identity"]
+            _ = state["history"], state["partial"], state["phase"]
         except (RuntimeError, EOFError, LookupError, TypeError, UnpicklingError) as error:
             raise TrainingError(f"{self.path}: is no checkpoint ({error})") from error
         for name, mine in self.identity.items():
@@ -53,13 +84,25 @@ class Checkpoint:
                     f"{self.path}: is of a training whose {name} differs; continue that, or choose "
                     "another folder"
                 )
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
-        return list(history)
+        return state
 
-    def save(self, history: list[dict[str, float]]) -> None:
-        """Write the parts; the file is complete or the one before."""
+    def save(
+        self,
+        history: list[dict[str, float]],
+        phase: int = 0,
+        partial: dict[str, float] | None = None,
+    ) -> None:
+        """Write the parts; the file is complete or the one before.
+
+        Only the first of several processes writes.
+        """
+        if rank() != 0:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            "identity": self.identity, "history": history, "phase": phase,
+            "partial": partial or {},
+        }  # fmt: skip
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         with atomic_write(self.path) as file:
-            torch.save({"identity": self.identity, "history": history, **parts}, file)
+            torch.save({**state, **parts}, file)

@@ -1,4 +1,4 @@
-"""Items in memory, in an order and with changes that only the seed and the epoch decide."""
+"""Items in memory, in an order and with changes that only the seed and the step decide."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tvmquant.data import Dataset
 from tvmquant.errors import TrainingError
 from tvmquant.progress import Progress
-from tvmquant.training.recipe import Augmentation, Recipe
+from tvmquant.training.augmentation import augmented, mixed
+from tvmquant.training.distributed import rank, size
+from tvmquant.training.recipe import Recipe
 
 # Of the memory that is free, what items may take.
 SHARE = 0.5
@@ -79,8 +80,12 @@ def read(data: Dataset, progress: Progress | None = None) -> Items:
     return Items(torch.cat(inputs), torch.cat(labels) if labels else None)
 
 
-def batches_of(items: Items, recipe: Recipe, epoch: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+def batches_of(
+    items: Items, recipe: Recipe, epoch: int, *, first: int = 0, classes: int | None = None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Yield the full batches of an epoch; the rest of the items is left out of it.
+
+    Of several processes each gets its part of every batch.
 
     Parameters
     ----------
@@ -88,36 +93,37 @@ def batches_of(items: Items, recipe: Recipe, epoch: int) -> Iterator[tuple[Tenso
     recipe : Recipe
     epoch : int
         From 0; other epochs have another order.
+    first : int
+        Batches before are passed over.
+    classes : int, optional
+        Of the network; for labels that are mixed.
+
+    Yields
+    ------
+    tensor (N, ...), and its int64 labels (N,), or their probabilities (N, classes) if mixed
     """
-    random = torch.Generator().manual_seed(seed_of(recipe, epoch))
-    order = torch.randperm(len(items), generator=random)
-    for start in range(steps_of(items, recipe)):
-        chosen = order[start * recipe.batch_size : (start + 1) * recipe.batch_size]
-        inputs = augmented(items.inputs[chosen], recipe.augmentation, random)
-        yield inputs, None if items.labels is None else items.labels[chosen]
+    order = torch.randperm(len(items), generator=_generator(recipe, epoch))
+    own = slice(rank() * recipe.batch_size // size(), (rank() + 1) * recipe.batch_size // size())
+    how = recipe.augmentation
+    for step in range(first, steps_of(items, recipe)):
+        chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+        random = _generator(recipe, epoch, step)
+        inputs = augmented(items.inputs[chosen], how, random)
+        labels = None if items.labels is None else items.labels[chosen]
+        if how.mixup and labels is not None and classes is not None:
+            inputs, labels = mixed(inputs, labels, classes, how.mixup, random)
+        yield inputs[own], None if labels is None else labels[own]
 
 
-def seed_of(recipe: Recipe, epoch: int) -> int:
-    """Return the seed of an epoch: torch takes 32 bits of one."""
-    return int(np.random.SeedSequence([recipe.seed, epoch]).generate_state(1)[0])
+def _generator(recipe: Recipe, *numbers: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed_of(recipe, *numbers))
+
+
+def seed_of(recipe: Recipe, *numbers: int) -> int:
+    """Return the seed of an epoch, or of a step of one: torch takes 32 bits of one."""
+    return int(np.random.SeedSequence([recipe.seed, *numbers]).generate_state(1)[0])
 
 
 def steps_of(items: Items, recipe: Recipe) -> int:
     """Return the number of batches in an epoch."""
     return len(items) // recipe.batch_size
-
-
-def augmented(images: Tensor, how: Augmentation, random: torch.Generator) -> Tensor:
-    """Return images (N, C, H, W), each moved and perhaps mirrored by chance."""
-    if not how.shift and not how.mirror:
-        return images
-    count, _, height, width = images.shape
-    reach = 2 * how.shift + 1
-    padded = functional.pad(images, (how.shift,) * 4).permute(0, 2, 3, 1)
-    rows = torch.randint(reach, (count, 1), generator=random) + torch.arange(height)
-    columns = torch.randint(reach, (count, 1), generator=random) + torch.arange(width)
-    if how.mirror:
-        mirrored = torch.rand(count, 1, generator=random) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    item = torch.arange(count)[:, None, None]
-    return padded[item, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

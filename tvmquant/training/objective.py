@@ -19,15 +19,17 @@ def loss(logits: Tensor, labels: Tensor | None, teacher: Tensor | None, what: Ob
     Parameters
     ----------
     logits : float tensor (N, classes)
-    labels : int64 tensor (N,), where `what` has labels
+    labels : int64 tensor (N,), or float (N, classes) if mixed, where `what` has labels
     teacher : float tensor (N, classes), where `what` has distillation
-        Logits of the float network.
+        Its logits.
     what : Objective
     """
     total = logits.new_zeros(())
     if what.labels:
         assert labels is not None
-        total = total + what.labels * functional.cross_entropy(logits, labels)
+        total = total + what.labels * functional.cross_entropy(
+            logits, labels, label_smoothing=what.smoothing
+        )
     if what.distillation:
         assert teacher is not None
         student, target = (
@@ -36,6 +38,24 @@ def loss(logits: Tensor, labels: Tensor | None, teacher: Tensor | None, what: Ob
         divergence = functional.kl_div(student, target, reduction="batchmean", log_target=True)
         total = total + what.distillation * what.temperature**2 * divergence
     return total
+
+
+def feature_loss(features: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
+    """Return how far the inputs of layers are from the teacher's.
+
+    The mean over layers of the squared distance, as a share of the teacher's square.
+
+    Parameters
+    ----------
+    features, teacher : dict of str to float tensor
+        By the names of layers; those of both count.
+    """
+    found = [
+        functional.mse_loss(features[name], wanted) / wanted.pow(2).mean().clamp_min(1e-12)
+        for name, wanted in teacher.items()
+        if name in features
+    ]
+    return torch.stack(found).mean()
 
 
 def check_labels(items: Items, classes: int, what: Objective) -> None:

@@ -48,10 +48,15 @@ class TrainedQuantizer(FakeQuantize):
             given.scale.detach().clone(), given.zero_point, int(given.qmin), int(given.qmax),
             axis=given.axis, multiplier=given.multiplier, groups=given.groups,
         )  # fmt: skip
-        self.rule, self.per_item = rule, per_item
+        self.per_item = per_item
         self.register_buffer("first", self.scale.detach().clone())
-        if rule.step != "fixed":
-            self.learn_scale()
+        self.learn_scale()
+        self.follow(rule)
+
+    def follow(self, rule: Quantizer) -> None:
+        """Quantize by another rule from now on."""
+        self.rule = rule
+        self.scale.requires_grad_(rule.step != "fixed")
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the tensor quantized and dequantized."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -15,6 +16,9 @@ from tvmquant.errors import TrainingError
 SCHEMA_VERSION: Final = 1
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+# Sections that choose another method than the plain one (`training.methods`), at most one.
+METHOD_SECTIONS: Final[tuple[str, ...]] = ()
 
 
 class _Part(BaseModel):
@@ -68,7 +72,7 @@ class Quantizer(_Part):
     step: Literal["learned", "clip", "fixed"] = "learned"
     rounding: Rounding = Rounding()
     stochastic: bool = False
-    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    share: Share = 1.0
 
 
 class Optimizer(_Part):
@@ -76,19 +80,22 @@ class Optimizer(_Part):
 
     Parameters
     ----------
-    name : {"sgd", "adam"}
-        SGD with Nesterov's momentum, or Adam with decoupled decay.
+    name : {"sgd", "adam", "rmsprop"}
+        SGD with Nesterov's momentum, Adam with decoupled decay, or RMSprop.
     lr, momentum, weight_decay : float
         Decay is that of weights only.
     step_lr : float
         Learning rate of quantizers' steps.
+    most_norm : float, optional
+        Longer gradients, of all parameters taken together, are made as short.
     """
 
-    name: Literal["sgd", "adam"] = "sgd"
+    name: Literal["sgd", "adam", "rmsprop"] = "sgd"
     lr: Positive = 0.01
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     weight_decay: NotNegative = 1e-4
     step_lr: Positive = 1e-4
+    most_norm: Positive | None = None
 
 
 class Schedule(_Part):
@@ -96,14 +103,20 @@ class Schedule(_Part):
 
     Parameters
     ----------
-    decay : {"cosine", "linear", "constant"}
-        To 0 at the end.
+    decay : {"cosine", "linear", "steps", "constant"}
+        To 0 at the end; or by a factor at each of some shares of the steps.
     warmup : float
         Share of the steps in which rates rise from 0.
+    at : tuple of float
+        Of ``steps``: shares of the steps after the warm-up.
+    factor : float
+        Of ``steps``.
     """
 
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    decay: Literal["cosine", "linear", "steps", "constant"] = "cosine"
     warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    at: tuple[Share, ...] = (0.5, 0.75)
+    factor: Share = 0.1
 
 
 class Objective(_Part):
@@ -113,37 +126,77 @@ class Objective(_Part):
     ----------
     labels : float
         Of the cross entropy with labels.
+    smoothing : float
+        Of the labels' probability, what all classes share (Szegedy et al., 2016).
     distillation : float
-        Of the divergence (Kullback-Leibler) from the float network's probabilities.
+        Of the divergence (Kullback-Leibler) from the teacher's probabilities.
     temperature : float
         By which logits are divided in the latter, whose weight is multiplied by its square (Hinton
         et al., 2015).
+    features : float
+        Of the squared distance between the inputs of each layer and those of the teacher, in
+        shares of the latter's square (Romero et al., 2015).
+    teacher : {"float", "self"}
+        The float network, which stays; or the network that is trained, as it is without any
+        rounding (self-distillation).
     """
 
     labels: NotNegative = 0.5
+    smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     distillation: NotNegative = 0.5
     temperature: Positive = 1.0
+    features: NotNegative = 0.0
+    teacher: Literal["float", "self"] = "float"
 
     @model_validator(mode="after")
     def _something(self) -> Objective:
-        if self.labels == self.distillation == 0.0:
-            raise ValueError("nothing to minimise: labels and distillation are both 0")
+        if self.labels == self.distillation == self.features == 0.0:
+            raise ValueError("nothing to minimise: labels, distillation and features are 0")
         return self
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether a teacher is asked."""
+        return bool(self.distillation or self.features)
 
 
 class Augmentation(_Part):
-    """How an image is changed before each use.
+    """How an image is changed before each use, in this order.
 
     Parameters
     ----------
+    resized_crop : tuple of float, optional
+        Least and greatest share of the area of a part that is resized to the whole; its sides are
+        to each other as 3 to 4, or nearer.
     shift : int
         Most pixels that it is moved by, either way; zeros follow.
     mirror : bool
         Whether half of them are mirrored from left to right.
+    brightness, contrast, saturation : float
+        Most that is added, in units of the preprocessed image; most that distances from its mean,
+        and from its mean over the channels, change by, as a share.
+    mixup : float
+        Parameter of the beta distribution that says in what shares two items, and their labels,
+        are mixed (Zhang et al., 2018); 0 mixes none.
+    call : str, optional
+        ``module:function`` of a callable that maps images (N, C, H, W) to images. torch's global
+        generator is seeded for each step.
     """
 
+    resized_crop: tuple[Share, Share] | None = None
     shift: Annotated[int, Field(ge=0)] = 0
     mirror: bool = False
+    brightness: NotNegative = 0.0
+    contrast: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    saturation: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    mixup: NotNegative = 0.0
+    call: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Augmentation:
+        if self.resized_crop is not None and self.resized_crop[0] > self.resized_crop[1]:
+            raise ValueError("resized_crop: the least share is greater than the greatest")
+        return self
 
 
 class Reconstruction(_Part):
@@ -164,6 +217,21 @@ class Reconstruction(_Part):
     lr: Positive = 0.01
 
 
+class Phase(_Part):
+    """A part of a training, with an optimizer and a schedule of its own.
+
+    Parameters
+    ----------
+    share : float
+        Of the epochs.
+    changes : dict of str
+        Fields of the recipe that have other values in it, such as ``{"weights.step": "fixed"}``.
+    """
+
+    share: Share
+    changes: dict[str, Any] = {}
+
+
 class Recipe(_Part):
     """A training.
 
@@ -172,9 +240,11 @@ class Recipe(_Part):
     schema_version : int
         1.
     epochs, batch_size : int
-        0 epochs only reconstruct.
+        0 epochs only reconstruct. A batch is that of all processes together.
     seed : int
         Of the order of items and their augmentation.
+    precision : {"float32", "bfloat16"}
+        Of convolutions and dense layers while training; all else, and what ships, is not changed.
     batch_norm : {"live", "frozen", "folded"}
         Normalize by the statistics of the batch, whose running means deploy; by those of the model,
         gains and shifts being trained; or folded into weights and biases before.
@@ -184,12 +254,15 @@ class Recipe(_Part):
     objective : Objective
     augmentation : Augmentation
     reconstruction : Reconstruction, optional
+    phases : tuple of Phase
+        Of no phase, the whole is one.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     epochs: Annotated[int, Field(ge=0)] = 3
     batch_size: Annotated[int, Field(ge=1)] = 128
     seed: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
     batch_norm: Literal["live", "frozen", "folded"] = "live"
     weights: Quantizer = Quantizer()
     activations: Quantizer = Quantizer()
@@ -198,12 +271,45 @@ class Recipe(_Part):
     objective: Objective = Objective()
     augmentation: Augmentation = Augmentation()
     reconstruction: Reconstruction | None = None
+    phases: tuple[Phase, ...] = ()
 
     @model_validator(mode="after")
     def _does_something(self) -> Recipe:
         if self.epochs == 0 and self.reconstruction is None:
             raise ValueError("nothing to do: 0 epochs, and no reconstruction")
+        chosen = [name for name in METHOD_SECTIONS if getattr(self, name) is not None]
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)}: a training has one of them")
+        if self.phases:
+            self.in_phases()
         return self
+
+    def in_phases(self) -> tuple[Recipe, ...]:
+        """Return the recipe of every phase, with the epochs that are its own.
+
+        Raises
+        ------
+        ValueError
+            When a phase has no epoch, or changes what cannot be changed.
+        """
+        if not self.phases:
+            return (self,)
+        total = sum(phase.share for phase in self.phases)
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(f"phases: shares add up to {total:g}, not to 1")
+        found, done, begun = [], 0.0, 0
+        for number, phase in enumerate(self.phases, 1):
+            done += phase.share
+            epochs = round(done * self.epochs) - begun
+            if epochs < 1:
+                raise ValueError(f"phases: of {self.epochs} epochs none is phase {number}'s")
+            fixed = {key.split(".")[0] for key in phase.changes} & OF_ALL_PHASES
+            if fixed:
+                raise ValueError(f"phases: {min(fixed)} is the same in all phases")
+            document = _changed(self.model_dump() | {"phases": (), "epochs": epochs}, phase.changes)
+            found.append(Recipe.model_validate(document))
+            begun += epochs
+        return tuple(found)
 
     @classmethod
     def read(cls, source: Recipe | str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
@@ -227,26 +333,41 @@ class Recipe(_Part):
             document, name = _document(source), str(source)
         if not isinstance(document, dict):
             raise TrainingError(f"recipe {name}: expected fields such as 'epochs: 3'")
-        for field, value in (changes or {}).items():
-            *path, last = field.split(".")
-            part = document
-            for key in path:
-                part = part.setdefault(key, {})
-                if not isinstance(part, dict):
-                    raise TrainingError(f"recipe {name}: {field}: {key} has no fields")
-            part[last] = value
         try:
-            return cls.model_validate(document)
+            return cls.model_validate(_changed(document, changes or {}))
         except ValidationError as error:
             first = error.errors()[0]
             where = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
             message = first["msg"].removeprefix("Value error, ")
             raise TrainingError(f"recipe {name}: {where}{message}") from None
+        except ValueError as error:
+            raise TrainingError(f"recipe {name}: {error}") from None
+
+
+# What a phase cannot change.
+OF_ALL_PHASES: Final = frozenset(
+    {"schema_version", "epochs", "batch_size", "seed", "reconstruction", "phases", *METHOD_SECTIONS}
+)
 
 
 def names() -> list[str]:
     """Return the recipes that come with tvmquant."""
     return sorted(path.name[:-5] for path in _folder().iterdir() if path.name.endswith(".yaml"))
+
+
+def _changed(document: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    found = copy.deepcopy(document)
+    for field, value in changes.items():
+        *path, last = field.split(".")
+        part = found
+        for key in path:
+            if part.get(key) is None:  # a section that is not there yet
+                part[key] = {}
+            part = part[key]
+            if not isinstance(part, dict):
+                raise ValueError(f"{field}: {key} has no fields")
+        part[last] = value
+    return found
 
 
 def _folder() -> Any:

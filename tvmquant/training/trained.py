@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from tvmquant.bit_choice import BitChoice
     from tvmquant.calibration import Calibration
     from tvmquant.graph import Graph
-    from tvmquant.training.loop import OnEpoch
+    from tvmquant.training.loop import OnEpoch, OnStep
 
 CALIBRATED = 512
 CHECKPOINT = "checkpoint.pt"
@@ -49,7 +50,10 @@ def train(
     calibration: Calibration | None = None,
     validation: Any = None,
     stage: Stage = silent_stage,
+    teacher: Graph | None = None,
+    device: str | None = None,
     on_epoch: OnEpoch = lambda _epoch, _found: None,
+    on_step: OnStep = lambda _found: None,
 ) -> Trained:
     """Train a float graph whose layers compute in integers of chosen widths.
 
@@ -72,7 +76,11 @@ def train(
         With labels: the exact twin's top-1 after every epoch.
     stage : Stage
         Shows what is done.
-    on_epoch : callable (epoch, dict)
+    teacher : Graph, optional
+        Level L0, of the same inputs and classes; default: `graph`.
+    device : str, optional
+        As torch names it; default: its GPU, if it has one.
+    on_epoch, on_step : callable
         As of `training.loop.Training.run`.
 
     Raises
@@ -81,17 +89,24 @@ def train(
         See `Recipe.read` and `training.loop.Training.run`.
     DataError, QuantizationError
         As of `tvmquant.calibrate` and `tvmquant.quantize`.
+
+    Notes
+    -----
+    Of several processes that torchrun has started, each computes its part of every batch; with
+    ``batch_norm: live`` statistics are those of its part. The first writes the files.
     """
     from tvmquant.data import Dataset, open_data
     from tvmquant.quantization import apply_calibration, calibrate
     from tvmquant.sensitivity.structure import ends_of
+    from tvmquant.training import distributed
     from tvmquant.training.items import read
     from tvmquant.training.loop import Training
-    from tvmquant.training.quantizers import put_in
     from tvmquant.training.reconstruction import reconstruct
     from tvmquant.twin import Twin
 
     recipe = Recipe.read(recipe)
+    where = distributed.chosen_device(device)
+    distributed.join(where)
     folded = recipe.batch_norm == "folded"
 
     def opened(source: Any) -> Dataset:
@@ -118,21 +133,21 @@ def train(
         "model": graph.fingerprint(),
         "recipe": recipe.model_dump_json(),
         "data": items.digest(),
+        "teacher": (teacher or graph).fingerprint(),
         "choice of bit widths": str(sorted((k, str(v)) for k, v in (choices or {}).items())),
     }
-    twin = Twin(start.module, mode="quantized")
+    teacher = teacher or graph
     training = Training(
-        twin, put_in(twin, recipe), Twin(graph.module), ends_of(graph.module)[0], recipe, items,
-        validated,
+        Twin(start.module, mode="quantized"), Twin(teacher.module),
+        (ends_of(graph.module)[0], ends_of(teacher.module)[0]), recipe, items, validated, where,
     )  # fmt: skip
-    training.check()
     if recipe.reconstruction is not None:
+        training.check()
         with stage("reconstruct") as progress:
             start = reconstruct(start, items, recipe, folder / RECONSTRUCTED, identity, progress)
-        training.twin = Twin(start.module, mode="quantized")
-        training.quantizers = put_in(training.twin, recipe)
+        training = dataclasses.replace(training, twin=Twin(start.module, mode="quantized"))
     if recipe.epochs == 0:
-        history = [] if validated is None else [{"top1": training.validated()}]
+        history = [] if validated is None else [training.validated()]
         return Trained(start, history)
-    history = training.run(folder / CHECKPOINT, identity, stage, on_epoch)
+    history = training.run(folder / CHECKPOINT, identity, stage, on_epoch, on_step)
     return Trained(start.with_module(training.twin.write_back()), history)

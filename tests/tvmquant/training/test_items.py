@@ -3,7 +3,8 @@ import itertools
 import torch
 
 from tvmquant.training import Recipe
-from tvmquant.training.items import Items, augmented, batches_of
+from tvmquant.training.augmentation import augmented
+from tvmquant.training.items import Items, batches_of
 from tvmquant.training.recipe import Augmentation
 
 

@@ -76,25 +76,38 @@ def test_steps_are_learned_or_stay(graph, tmp_path) -> None:
     assert all(moved)
 
 
-def test_a_killed_training_goes_on(graph, tmp_path, monkeypatch) -> None:
-    whole = _train(graph, tmp_path / "whole")
+PHASES = [{"share": 0.5}, {"share": 0.5, "changes": {"weights.step": "fixed"}}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "seconds"), [({}, 1e9), ({}, 0.0), ({"phases": PHASES}, 1e9)],
+    ids=["between-epochs", "within-an-epoch", "phases"],
+)  # fmt: skip
+def test_a_killed_training_goes_on(graph, tmp_path, monkeypatch, changes, seconds) -> None:
+    recipe = Recipe.read(RECIPE, {"weights.stochastic": True, **changes})
+    whole = _train(graph, tmp_path / "whole", recipe)
+    monkeypatch.setattr("tvmquant.training.loop.SECONDS_BETWEEN", seconds)
     batches = items.batches_of
 
-    def killed(data, recipe, epoch):
-        for step, batch in enumerate(batches(data, recipe, epoch)):
+    def killed(data, recipe, epoch, **options):
+        for step, batch in enumerate(batches(data, recipe, epoch, **options)):
             if (epoch, step) == (1, 2):
                 raise KeyboardInterrupt
             yield batch
 
     monkeypatch.setattr("tvmquant.training.loop.batches_of", killed)
     with pytest.raises(KeyboardInterrupt):
-        _train(graph, tmp_path / "parts")
+        _train(graph, tmp_path / "parts", recipe)
     monkeypatch.undo()
-    parts = _train(graph, tmp_path / "parts")
+    parts = _train(graph, tmp_path / "parts", recipe)
     for first, second in zip(whole.history, parts.history, strict=True):
         assert first["loss"] == second["loss"]
     images, _ = small.data(8, seed=2)
     np.testing.assert_array_equal(_exact(whole, images), _exact(parts, images))
+
+
+def test_a_checkpoint_of_another_training_is_refused(graph, tmp_path) -> None:
+    _train(graph, tmp_path / "parts", Recipe.read(RECIPE, {"epochs": 1}))
     with pytest.raises(TrainingError, match="whose recipe differs"):
         _train(graph, tmp_path / "parts", Recipe.read(RECIPE, {"epochs": 3}))
     (tmp_path / "parts" / "checkpoint.pt").write_bytes(b"no")
@@ -108,7 +121,7 @@ def test_a_loss_that_diverges_stops_and_keeps_what_was_done(graph, tmp_path, mon
     def loss(logits, *_):
         return logits.sum() * 0.0 + next(losses)
 
-    monkeypatch.setattr("tvmquant.training.loop.loss", loss)
+    monkeypatch.setattr("tvmquant.training.method.loss", loss)
     with pytest.raises(TrainingError, match=r"nan in step 3 of epoch 2; lower optimizer.lr \(now"):
         _train(graph, tmp_path)
     assert len(torch.load(tmp_path / "checkpoint.pt")["history"]) == 1

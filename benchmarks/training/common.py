@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+import tvmquant
 from benchmarks.accuracy import TASKS, Task, check_files, open_images
 from benchmarks.rows import Row, RowMaker, machine_facts
 from tvmquant.bit_choice import BitChoice
+from tvmquant.data import Dataset
+from tvmquant.graph import Graph
 from tvmquant.progress import Stage
+from tvmquant.training import Recipe, Trained
 from tvmquant.training.items import Items, read
 
 MODEL = "resnet20"
@@ -23,70 +29,102 @@ TRAINING = ("cifar10-train.tar", None)
 BATCH = 50
 
 
-def run(
-    folder: Path,
-    *,
-    stage: Stage,
-    recipe: str,
-    changes: dict[str, Any],
-    choices: Sequence[str],
-    out: Path,
-    target: str = "native",
-    threads: int,
-) -> list[Row]:
-    """Train ResNet-20 on CIFAR-10 for each choice, build it, and evaluate all test images.
+@dataclass(frozen=True)
+class Setting:
+    """Where and how trainings run.
 
     Parameters
     ----------
     folder : Path
         Holds ``models/`` and ``data/``.
-    stage : callable
-        As of `tvmquant.progress.Stage`.
-    recipe, changes
-        As of `tvmquant.Recipe.read`.
-    choices : sequence of str
-        Each for a training of its own, of all layers but the ends.
+    stage : Stage
     out : Path
         Folder of the checkpoints, from which a training goes on.
+    changes : dict of str
+        Of the recipes, as of `tvmquant.Recipe.read`.
     target : str
         As of `tvmquant.build`.
     threads : int
-        Of the training and of the library.
+        Of trainings and libraries.
+    """
+
+    folder: Path
+    stage: Stage
+    out: Path
+    changes: dict[str, Any]
+    target: str = "native"
+    threads: int = 1
+
+    @property
+    def make(self) -> RowMaker:
+        """What makes rows of this machine."""
+        return RowMaker("training", self.threads, machine_facts(self.target))
+
+    @property
+    def task(self) -> Task:
+        """ResNet-20 on CIFAR-10."""
+        return TASKS[MODEL]
+
+    @functools.cached_property
+    def graph(self) -> Graph:
+        """The float network."""
+        check_files(self.folder, self.task)
+        return tvmquant.load_onnx(self.folder / "models" / self.task.model)
+
+    @functools.cached_property
+    def test(self) -> Items:
+        """All test images."""
+        return read_images(self.folder, self.task, self.task.evaluation)
+
+    def training_images(self, count: int | None = None) -> Dataset:
+        """Return the training images, or so many that are evenly apart."""
+        data = open_images(self.folder, self.task, TRAINING, 500)
+        if count is None:
+            return data
+        return data.subset(step=max(1, len(data) // count), limit=count)
+
+
+def trained_rows(
+    setting: Setting,
+    name: str,
+    recipe: Recipe,
+    choices: Mapping[str, BitChoice],
+    images: Dataset | None = None,
+) -> tuple[list[Row], Trained]:
+    """Train, build and evaluate.
+
+    Parameters
+    ----------
+    setting : Setting
+    name : str
+        Of the folder, and in the rows' configs.
+    recipe : Recipe
+    choices : mapping of str to BitChoice
+    images : Dataset, optional
+        Default: all training images.
 
     Returns
     -------
     list of Row
-        ``minutes`` of training; ``top1`` of the exact twin and of the library; ``differing``: the
-        library's outputs that are not the twin's, bit for bit.
-
-    Raises
-    ------
-    DataError, TrainingError, QuantizationError
-        When a file is not there, or the recipe or a choice is none.
+        ``minutes`` of training on the clock and ``cpu_minutes`` of all threads; ``top1`` of the
+        exact twin and of the library; ``differing``: the library's outputs that are not the
+        twin's, bit for bit.
+    Trained
     """
-    import tvmquant
-    from tvmquant.layers import quantizable_layers, uniform_choices
-
-    wanted = {name: BitChoice.parse(name) for name in choices}
-    chosen = tvmquant.Recipe.read(recipe, changes)
-    task = TASKS[MODEL]
-    check_files(folder, task)
-    torch.set_num_threads(threads)
-    make = RowMaker("training", threads, machine_facts(target))
-    graph = tvmquant.load_onnx(folder / "models" / task.model)
-    data = open_images(folder, task, TRAINING, 500)
-    test = read_images(folder, task, task.evaluation)
-    rows: list[Row] = []
-    for name, choice in wanted.items():
-        trained = tvmquant.train(
-            graph, data, chosen, out=out / f"{recipe}-{name}", stage=stage,
-            choices=uniform_choices(quantizable_layers(graph), choice),
-        )  # fmt: skip
-        taken = sum(len(data) / epoch["items_per_second"] for epoch in trained.history)
-        facts = {"epochs": chosen.epochs, "recipe": recipe}
-        rows.append(make(MODEL, f"trained-{name}", "minutes", taken / 60, "min", **facts))
-        rows += deployed(make, MODEL, f"-{name}", trained.graph, test, stage)
-    return rows
+    data = setting.training_images() if images is None else images
+    trained = tvmquant.train(
+        setting.graph, data, recipe, out=setting.out / name, choices=choices, stage=setting.stage
+    )
+    facts = {"epochs": recipe.epochs, "images": len(data), "seed": recipe.seed}
+    rows = [
+        setting.make(
+            MODEL, f"trained-{name}", what, sum(epoch[what] for epoch in trained.history), "min",
+            **facts,
+        )
+        for what in ("minutes", "cpu_minutes")
+    ]  # fmt: skip
+    rows += deployed(setting.make, MODEL, f"-{name}", trained.graph, setting.test, setting.stage)
+    return rows, trained
 
 
 def read_images(folder: Path, task: Task, which: tuple[str, str | None]) -> Items:
@@ -109,7 +147,6 @@ def deployed(
     test : Items
     stage : callable
     """
-    import tvmquant
     from tvmquant.passes import pipeline
     from tvmquant.twin import Twin
 

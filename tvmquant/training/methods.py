@@ -1,0 +1,14 @@
+"""The methods that sections of a recipe choose."""
+
+from __future__ import annotations
+
+from tvmquant.training.method import Method
+from tvmquant.training.recipe import METHOD_SECTIONS, Recipe
+
+METHODS: dict[str, type[Method]] = {}
+
+
+def method_of(recipe: Recipe) -> type[Method]:
+    """Return the method of the section that a recipe has, of none the plain one."""
+    chosen = [METHODS[name] for name in METHOD_SECTIONS if getattr(recipe, name) is not None]
+    return chosen[0] if chosen else Method
