@@ -49,6 +49,7 @@ from tvmquant.passes.quantize_before_moving import QuantizeBeforeMoving
 from tvmquant.passes.recognize_binary import RecognizeBinary
 from tvmquant.passes.schedule_float_ops import ScheduleFloatOps
 from tvmquant.passes.split_reductions import SplitReductions
+from tvmquant.passes.split_residual_width import SplitResidualWidth
 from tvmquant.passes.store_weights import StoreWeights
 from tvmquant.passes.verify_integer_only import VerifyIntegerOnly
 from tvmquant.schedules.families import Tilings
@@ -117,6 +118,7 @@ def apply_calibration(
     *,
     weights: Mapping[str, Format] | None = None,
     activations: Mapping[str, Format] | None = None,
+    residual_bits: int | None = None,
     weight_method: str = "mse",
     factors: Mapping[str, Sequence[float]] | None = None,
     bound_pairs: bool = False,
@@ -126,6 +128,7 @@ def apply_calibration(
     """L1, uncalibrated -> L1 with its formats, scales and zero points: what ships."""
     passes = [
         AssignBitWidths(weights or {}, activations or {}),
+        *([] if residual_bits is None else [SplitResidualWidth(residual_bits)]),
         ApplyCalibration(ranges, factors),
         FixScales(weight_method, bound_pairs, input_means, input_powers),
     ]

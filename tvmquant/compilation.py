@@ -84,6 +84,7 @@ def compile_onnx(
     strict: bool = False,
     requantize: bool = False,
     dynamic: bool = False,
+    residual_bits: int | None = None,
     force: bool = False,
     rpc: str | Tracker | None = None,
     rpc_key: str | None = None,
@@ -131,6 +132,8 @@ def compile_onnx(
     dynamic : bool
         As of `quantize`: find the ranges of what layers read at run time, where nothing else says
         them.
+    residual_bits : int, optional
+        As of `quantize`.
     target, threads, batch, force
         As of `build`; threads must be given with a tracker.
     rpc, rpc_key : str, optional
@@ -157,6 +160,7 @@ def compile_onnx(
         bound_pairs,
         strict,
         dynamic,
+        residual_bits,
     )
     with clock.stage("load"):
         session = open_session(

@@ -11,6 +11,7 @@ from tvmquant.errors import QuantizationError
 from tvmquant.layers import Layer, is_quantized, quantizable_layers
 from tvmquant.levels import annotated
 from tvmquant.passes import pipeline
+from tvmquant.passes.split_residual_width import RESIDUAL
 
 if TYPE_CHECKING:
     from tvmquant.calibration import Calibration
@@ -73,6 +74,7 @@ def quantize(
     calibration: Calibration | None = None,
     *,
     choices: Mapping[str, BitChoice] | None = None,
+    residual_bits: int | None = None,
     activation_scheme: str = "asymmetric",
     weight_method: str = "mse",
     strict: bool = False,
@@ -92,6 +94,9 @@ def quantize(
         is quantized too.
     choices : mapping of str to BitChoice, optional
         Bit widths by layer (`tvmquant.layers.quantizable_layers`); w8a8 where not named.
+    residual_bits : int, optional
+        Of what a residual connection shares with a layer of fewer bits, which then rounds it once
+        more; by default both read it as the layer does.
     activation_scheme : str
     weight_method : str
         ``mse`` (default) or ``minmax``: how per-channel weight scales are chosen.
@@ -119,15 +124,15 @@ def quantize(
     ------
     QuantizationError
         If there is no calibration, the model is not quantized already and shall not be quantized
-        dynamically; if the calibration is of
+        dynamically; if residuals have no width of 2 to 8 bits; if the calibration is of
         another model, a layer cannot be computed in integers (strict), an
         accumulator may overflow, or a choice names no layer, is none of the layer's, or contradicts
         that of a tied layer; names the layer.
     """
     calibrated = apply_calibration(
-        graph, calibration, choices=choices, activation_scheme=activation_scheme,
-        weight_method=weight_method, bound_pairs=bound_pairs, correct_bias=correct_bias,
-        dynamic=dynamic,
+        graph, calibration, choices=choices, residual_bits=residual_bits,
+        activation_scheme=activation_scheme, weight_method=weight_method,
+        bound_pairs=bound_pairs, correct_bias=correct_bias, dynamic=dynamic,
     )  # fmt: skip
     module = pipeline.integerize(calibrated.module, strict=strict)
     return calibrated.with_module(module, "L2")
@@ -138,6 +143,7 @@ def apply_calibration(
     calibration: Calibration | None,
     *,
     choices: Mapping[str, BitChoice] | None = None,
+    residual_bits: int | None = None,
     activation_scheme: str = "asymmetric",
     weight_method: str = "mse",
     bound_pairs: bool = True,
@@ -161,8 +167,10 @@ def apply_calibration(
     if calibration is not None:
         calibration.check_model(network)
         widths = {name: held.bits for name, held in activations.items()}
+        wide = calibration.ranges()
         chosen = {
-            "ranges": calibration.ranges(widths),
+            "ranges": calibration.ranges(widths)
+            | {f"{name}{RESIDUAL}": ends for name, ends in wide.items()},
             "factors": calibration.factors(),
             "input_means": calibration.input_means if correct_bias else None,
             "input_powers": calibration.input_powers,
@@ -174,7 +182,8 @@ def apply_calibration(
         )
     module = pipeline.apply_calibration(
         network.module, weights={name: choice.weight for name, choice in wanted.items()},
-        activations=activations, weight_method=weight_method, bound_pairs=bound_pairs, **chosen,
+        activations=activations, residual_bits=residual_bits, weight_method=weight_method,
+        bound_pairs=bound_pairs, **chosen,
     )  # fmt: skip
     return network.with_module(module)
 

@@ -89,6 +89,7 @@ def compile_model(
     input_shape: options.InputShapes = None,
     requantize: options.Requantize = False,
     dynamic: options.Dynamic = False,
+    residual_bits: options.ResidualBits = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail where an operator would stay float.")
     ] = False,
@@ -138,6 +139,7 @@ def compile_model(
         strict=strict,
         requantize=requantize,
         dynamic=dynamic,
+        residual_bits=residual_bits,
         force=force,
         stage=StageReporter(quiet=quiet),
     )

@@ -127,6 +127,15 @@ Dynamic = Annotated[
         "say it; what lies between layers stays float.",
     ),
 ]
+ResidualBits = Annotated[
+    int | None,
+    typer.Option(
+        "--residual-bits",
+        min=2,
+        max=8,
+        help="Width of what a residual connection shares with narrower layers; default: theirs.",
+    ),
+]
 Table = Annotated[
     Path | None,
     typer.Option(

@@ -21,7 +21,7 @@ class Options:
         As of `tvmquant.quantize`.
     bound_pairs : bool, optional
         As of `tvmquant.quantize`; by default where the processor's sums of two products saturate.
-    dynamic : bool
+    dynamic, residual_bits
         As of `tvmquant.quantize`.
     """
 
@@ -32,6 +32,7 @@ class Options:
     bound_pairs: bool | None = None
     strict: bool = False
     dynamic: bool = False
+    residual_bits: int | None = None
 
     @property
     def observer(self) -> dict[str, Any]:
@@ -53,7 +54,7 @@ class Options:
             bounded = multiplies_in_pairs(machine.target)
         options = _given(
             weight_method=self.weight_method, activation_scheme=self.activation_scheme,
-            dynamic=self.dynamic or None,
+            dynamic=self.dynamic or None, residual_bits=self.residual_bits,
         )  # fmt: skip
         return {**options, "bound_pairs": bounded}
 

@@ -249,6 +249,8 @@ class Recipe(_Part):
         Normalize by the statistics of the batch, whose running means deploy; by those of the model,
         gains and shifts being trained; or folded into weights and biases before.
     weights, activations : Quantizer
+    residual_bits : int, optional
+        As of `tvmquant.quantize`.
     optimizer : Optimizer
     schedule : Schedule
     objective : Objective
@@ -266,6 +268,7 @@ class Recipe(_Part):
     batch_norm: Literal["live", "frozen", "folded"] = "live"
     weights: Quantizer = Quantizer()
     activations: Quantizer = Quantizer()
+    residual_bits: Annotated[int, Field(ge=2, le=8)] | None = None
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     objective: Objective = Objective()

@@ -122,8 +122,8 @@ def train(
         with stage("calibrate") as progress:
             calibration = calibrate(graph, few, fold_batch_norm=folded, progress=progress)
     start = apply_calibration(
-        graph, calibration, choices=choices, fold_batch_norm=folded, bound_pairs=False,
-        correct_bias=False,
+        graph, calibration, choices=choices, residual_bits=recipe.residual_bits,
+        fold_batch_norm=folded, bound_pairs=False, correct_bias=False,
     )  # fmt: skip
     with stage("read") as progress:
         items = read(training_data, progress)
