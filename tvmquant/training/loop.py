@@ -314,6 +314,11 @@ class Training:
         for recipe in self.recipe.in_phases():
             check_labels(self.items, output.shape[1], recipe.objective)
             user_callable(recipe.augmentation)
+            if recipe.objective.features and not set(self.twin.weights) & set(self.teacher.weights):
+                raise TrainingError(
+                    "objective.features: the teacher has no layer of a name that the model has, "
+                    f"such as {next(iter(self.twin.weights))!r}"
+                )
             self._check_batch(recipe)
         self.method.check()
 

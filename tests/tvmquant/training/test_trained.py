@@ -1,6 +1,7 @@
 """What is trained is what ships, and a training that was interrupted ends as if it had not been."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -155,3 +156,60 @@ def test_a_network_without_normalization_is_trained_folded(tmp_path) -> None:
         _train(model, tmp_path)
     recipe = Recipe.read(RECIPE, {"batch_norm": "folded", "optimizer.lr": 0.01})
     assert np.isfinite(_train(model, tmp_path, recipe).history[-1]["loss"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": {"labels": 0.0, "distillation": 0.0, "features": 1.0}},
+        {"objective": {"teacher": "self"}},
+        {"augmentation": {"mixup": 0.3, "resized_crop": (0.6, 1.0), "brightness": 0.1}},
+        {"precision": "bfloat16", "objective": {"smoothing": 0.1}},
+        {"optimizer": {"name": "rmsprop", "lr": 1e-3, "most_norm": 1.0}},
+        {"schedule": {"decay": "steps", "at": (0.5,), "warmup": 0.2}},
+    ],
+    ids=["features", "self", "augmentation", "bfloat16", "rmsprop", "steps"],
+)
+def test_objectives_and_optimizers_learn(graph, tmp_path, changes) -> None:
+    recipe = Recipe.read(RECIPE, {"epochs": 4, **changes})
+    history = _train(graph, tmp_path, recipe).history
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_another_network_can_teach(graph, tmp_path) -> None:
+    teacher = tvmquant.load_onnx(small.export(tmp_path / "t.onnx", batch_norm=False, softmax=True))
+    recipe = Recipe.read(RECIPE, {"objective": {"labels": 0.0, "distillation": 1.0}})
+    own, other = (
+        _train(graph, tmp_path / name, recipe, teacher=taught).history[-1]["loss"]
+        for name, taught in (("own", None), ("other", teacher))
+    )
+    assert own != other
+    renamed = onnx.load(tmp_path / "t.onnx")
+    for number, node in enumerate(renamed.graph.node):
+        node.name = f"node{number}"
+    onnx.save(renamed, tmp_path / "renamed.onnx")
+    strange = tvmquant.load_onnx(tmp_path / "renamed.onnx")
+    recipe = Recipe.read(RECIPE, {"objective.features": 1.0})
+    with pytest.raises(TrainingError, match=r"objective.features: the teacher has no layer .*conv"):
+        _train(graph, tmp_path / "s", recipe, teacher=strange)
+    with pytest.raises(TrainingError, match="device 'nowhere': torch cannot compute there"):
+        _train(graph, tmp_path / "d", device="nowhere")
+
+
+def test_phases_have_fields_of_their_own(graph, tmp_path) -> None:
+    phases = [
+        {"share": 0.5, "changes": {"weights.step": "fixed", "activations.step": "fixed"}},
+        {"share": 0.5},
+    ]
+    still = Recipe.read(RECIPE, {"epochs": 2, "phases": phases})
+    first, second = still.in_phases()
+    assert (first.epochs, second.epochs) == (1, 1)
+    assert (first.weights.step, second.weights.step) == ("fixed", "learned")
+    for phases, message in (
+        ([{"share": 0.5}], "shares add up to 0.5, not to 1"),
+        ([{"share": 0.1}, {"share": 0.9}], "of 2 epochs none is phase 1's"),
+        ([{"share": 1.0, "changes": {"epochs": 3}}], "epochs is the same in all phases"),
+        ([{"share": 1.0, "changes": {"nothing": 3}}], "nothing: Extra inputs"),
+    ):
+        with pytest.raises(TrainingError, match=message):
+            Recipe.read(RECIPE, {"phases": phases})

@@ -1,0 +1,46 @@
+"""Processes that torchrun starts train the network that one process trains."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import torch
+
+from tests.tvmquant.training import small
+
+OPTIONS = [
+    "--choice", "w4a4", "--set", "epochs=2", "--set", "batch_size=32",
+    "--set", "batch_norm=frozen", "--set", "augmentation.shift=1",
+    "--set", "augmentation.mixup=0.2", "--threads", "1",
+]  # fmt: skip
+ALONE = [sys.executable, "-m", "tvmquant"]
+TORCHRUN = [
+    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+    "-m", "tvmquant",
+]  # fmt: skip
+
+
+def test_two_processes_train_what_one_does(model, tmp_path) -> None:
+    images, labels = small.data()
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    data = str(tmp_path / "data.npz")
+    found = {}
+    for name, start in (("one", ALONE), ("two", TORCHRUN)):
+        out = tmp_path / name
+        command = [*start, "train", str(model), "--data", data, "--validation", data, *OPTIONS]
+        ended = subprocess.run(
+            [*command, "-o", str(out)], env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
+            capture_output=True, check=False, timeout=300,
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stderr.count("epoch 2: loss") == 1  # one of them reports
+        assert (out / "trained.onnx").is_file()
+        found[name] = torch.load(out / "checkpoint.pt")
+    one, two = found["one"], found["two"]
+    for name, value in one["twin"].items():
+        torch.testing.assert_close(two["twin"][name], value, rtol=1e-6, atol=1e-6, msg=name)
+    for first, second in zip(one["history"], two["history"], strict=True):
+        assert abs(first["loss"] - second["loss"]) < 1e-6
+        assert first["top1_training"] == second["top1_training"]
+        assert first["top1"] == second["top1"]
