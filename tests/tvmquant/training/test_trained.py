@@ -190,7 +190,7 @@ def test_another_network_can_teach(graph, tmp_path) -> None:
     onnx.save(renamed, tmp_path / "renamed.onnx")
     strange = tvmquant.load_onnx(tmp_path / "renamed.onnx")
     recipe = Recipe.read(RECIPE, {"objective.features": 1.0})
-    with pytest.raises(TrainingError, match=r"objective.features: the teacher has no layer .*conv"):
+    with pytest.raises(TrainingError, match=r"objective.features: the teacher has no layer .*Conv"):
         _train(graph, tmp_path / "s", recipe, teacher=strange)
     with pytest.raises(TrainingError, match="device 'nowhere': torch cannot compute there"):
         _train(graph, tmp_path / "d", device="nowhere")
