@@ -108,8 +108,8 @@ MAY_IMPORT = {
     },
     # accuracy trained back
     "training": {
-        "allocation", "bit_choice", "calibration", "data", "graph", "layers", "quantization",
-        "sensitivity", "twin",
+        "allocation", "bit_choice", "calibration", "data", "graph", "layers", "passes",
+        "quantization", "sensitivity", "twin",
     },
     # the front door
     "report": {

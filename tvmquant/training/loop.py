@@ -13,7 +13,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from tvmquant.calibration import Calibration
 from tvmquant.errors import TrainingError
+from tvmquant.graph import Graph
 from tvmquant.progress import Progress, Stage, silent_stage
 from tvmquant.sensitivity.loss import LEAST_SOFTMAX
 from tvmquant.sensitivity.structure import SOFTMAX
@@ -47,8 +49,12 @@ class Training:
 
     Parameters
     ----------
+    graph : Graph
+        Level L0.
+    calibration : Calibration
+        With ``fold_batch_norm`` as the recipe has it.
     twin : Twin
-        Of a calibrated graph; trained in place.
+        Of the calibrated graph; trained in place.
     teacher : Twin
         The float network.
     ends : tuple of str
@@ -70,6 +76,8 @@ class Training:
         ``cpu_minutes`` of all threads of this process.
     """
 
+    graph: Graph
+    calibration: Calibration
     twin: Twin
     teacher: Twin
     ends: tuple[str, str]

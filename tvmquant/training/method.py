@@ -63,8 +63,12 @@ class Method:
 
     def __init__(self, training: Training) -> None:
         self.training, self.recipe = training, training.recipe
-        self.quantizers: list[TrainedQuantizer] = put_in(training.twin, training.recipe)
+        self.quantizers = self.put_in()
         self.state = nn.Module()
+
+    def put_in(self) -> list[TrainedQuantizer]:
+        """Let quantizers that are trained take the place of the twin's."""
+        return put_in(self.training.twin, self.recipe)
 
     def check(self) -> None:
         """Refuse what does not fit the network, before anything slow.
@@ -77,11 +81,8 @@ class Method:
     def begin(self, recipe: Recipe) -> None:
         """Begin a phase, whose recipe may differ; also when a training goes on within it."""
         self.recipe = recipe
-        of_weights = set(self.training.twin.weight_edges.values())
-        numbers = {id(q): name for name, q in self.training.twin.quantizers.items()}
         for quantizer in self.quantizers:
-            is_weight = numbers[id(quantizer)] in of_weights
-            quantizer.follow(recipe.weights if is_weight else recipe.activations)
+            quantizer.follow(recipe.activations if quantizer.per_item else recipe.weights)
 
     def groups(self) -> list[dict[str, Any]]:
         """Return groups of parameters of its own, each with its learning rate (``lr``)."""

@@ -138,7 +138,7 @@ def train(
     }
     teacher = teacher or graph
     training = Training(
-        Twin(start.module, mode="quantized"), Twin(teacher.module),
+        graph, calibration, Twin(start.module, mode="quantized"), Twin(teacher.module),
         (ends_of(graph.module)[0], ends_of(teacher.module)[0]), recipe, items, validated, where,
     )  # fmt: skip
     if recipe.reconstruction is not None:

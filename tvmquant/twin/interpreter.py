@@ -13,7 +13,7 @@ from tvm import relax
 from tvmquant.errors import DataError, QuantizationError
 from tvmquant.passes.insert_requantize import InsertRequantize
 from tvmquant.twin.operators import BatchNorm, Operator
-from tvmquant.twin.program import Edge, KeyTree, Program, Step, record
+from tvmquant.twin.program import Edge, Key, KeyTree, Program, Step, record
 from tvmquant.twin.quantizer_module import Quantizer
 from tvmquant.twin.write_back import written_back
 
@@ -51,6 +51,8 @@ class Twin(torch.nn.Module):
     observe_input : callable (layer, tensor), optional
         Called at every convolution and dense layer with the name of its ONNX node and its input,
         in the first two modes.
+    substitutes : dict of str to tensor
+        What is computed with, and written back, instead of constants of these names.
 
     Raises
     ------
@@ -72,6 +74,7 @@ class Twin(torch.nn.Module):
         self.observe = observe
         self.observe_input: Observe | None = None
         self.transform: Callable[[str, Tensor], Tensor] | None = None
+        self.substitutes: dict[str, Tensor] = {}
         self._module = module
         self._program = record(module)
         for name, tensor in self._program.constants.items():
@@ -144,6 +147,24 @@ class Twin(torch.nn.Module):
                 yield step.function.function
 
     @property
+    def norm_layers(self) -> dict[str, str]:
+        """The layer whose result a batch normalization gets, by the name of each of its constants.
+
+        Empty where there is no layer before it.
+        """
+        found: dict[str, str] = {}
+        before: dict[Key, str] = {}
+        for step in self._program.steps:
+            above = (before[key] for key in step.operands if before.get(key))
+            before[step.result] = step.layer or next(above, "")
+            if isinstance(step.function, Operator) and isinstance(
+                step.function.function, BatchNorm
+            ):
+                for name in (key for key in step.operands if isinstance(key, str)):
+                    found.setdefault(name, before[step.result])
+        return found
+
+    @property
     def weights(self) -> dict[str, torch.nn.Parameter]:
         """The weight of each convolution and dense layer, by the name of its ONNX node."""
         return {layer: self.get_parameter(name) for layer, name in self._program.weights.items()}
@@ -193,9 +214,8 @@ class Twin(torch.nn.Module):
         QuantizationError
             When a quantizer that was put in has no scale, zero point and range; names the edge.
         """
-        constants = {
-            constant: self._constants()[name] for constant, name in self._program.names.items()
-        }
+        numbers = self.constants
+        constants = {constant: numbers[name] for constant, name in self._program.names.items()}
         quantizers: dict[str, Quantizer] = {}
         for name, quantizer in self.quantizers.items():
             if not isinstance(quantizer, Quantizer):
@@ -235,15 +255,18 @@ class Twin(torch.nn.Module):
         """
         self._check(inputs)
         if self._exact is None:
-            return self._run(self._program, self._constants(), inputs)
+            return self._run(self._program, self.constants, inputs)
         device = inputs[0].device if inputs else "cpu"
         constants = {name: t.to(device) for name, t in self._exact.constants.items()}
         with torch.no_grad():
             return self._run(self._exact, constants, inputs)
 
-    def _constants(self) -> dict[str, Tensor]:
-        return {name: self.get_parameter(name) if name in self._program.trained
-                else self.get_buffer(name) for name in self._program.constants}  # fmt: skip
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        """What is computed with at present, by name."""
+        own = {name: self.get_parameter(name) if name in self._program.trained
+               else self.get_buffer(name) for name in self._program.constants}  # fmt: skip
+        return own | self.substitutes
 
     def _run(
         self, program: Program, constants: dict[str, Tensor], inputs: tuple[Tensor, ...]
