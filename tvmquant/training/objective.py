@@ -10,7 +10,10 @@ from tvmquant.errors import TrainingError
 from tvmquant.training.items import Items
 from tvmquant.training.recipe import Objective
 
+# Of a batch that is validated, most items and most bytes: the system clears the pages of larger
+# tensors anew each time, which takes longer than computing them.
 VALIDATED = 100
+VALIDATED_BYTES = 4 << 20
 
 
 def loss(logits: Tensor, labels: Tensor | None, teacher: Tensor | None, what: Objective) -> Tensor:
@@ -118,6 +121,7 @@ def check_classifier(output: Tensor) -> None:
 def top1(network: nn.Module, items: Items) -> float:
     """Return the share of items, in percent, whose label has the greatest output."""
     assert items.labels is not None
+    size = max(1, min(VALIDATED, VALIDATED_BYTES // items.inputs[0].nbytes))
     with torch.inference_mode():
-        found = [network(inputs).argmax(1) for inputs in items.batches(VALIDATED)]
+        found = [network(inputs).argmax(1) for inputs in items.batches(size)]
     return 100.0 * float((torch.cat(found) == items.labels).double().mean())
