@@ -14,6 +14,7 @@ from tvmquant.passes import pipeline
 from tvmquant.training import Recipe, items, train
 from tvmquant.training.recipe import names
 from tvmquant.twin import Twin
+from tvmquant.twin.fake_quantize import along_axis
 
 RECIPE = Recipe(epochs=2, batch_size=16, optimizer={"lr": 0.05, "step_lr": 1e-3})
 
@@ -213,3 +214,23 @@ def test_phases_have_fields_of_their_own(graph, tmp_path) -> None:
     ):
         with pytest.raises(TrainingError, match=message):
             Recipe.read(RECIPE, {"phases": phases})
+
+
+def test_the_file_holds_the_integers_of_the_last_forward_pass(graph, tmp_path) -> None:
+    trained = _train(graph, tmp_path)
+    twin = Twin(trained.graph.module, mode="quantized")
+    model = tvmquant.export_onnx(trained.graph, tmp_path / "trained.onnx").model.graph
+    numbers = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.initializer}
+    made = {name: node for node in model.node for name in node.output}
+    found = {}
+    for node in model.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            found[node.name] = numbers[made[node.input[1]].input[0]].astype(int)
+    assert set(found) == set(twin.weights)
+    for name, weight in twin.weights.items():
+        quantizer = twin.quantizers[twin.weight_edges[name]]
+        with torch.no_grad():
+            step = along_axis(quantizer.scale, weight, quantizer.axis)
+            step = step if quantizer.multiplier is None else step * quantizer.multiplier
+            whole = quantizer(weight) / step
+        np.testing.assert_array_equal(found[name], whole.round().numpy().astype(int))
