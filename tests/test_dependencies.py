@@ -131,6 +131,7 @@ MAY_IMPORT = {
         "evaluation", "export", "frontend", "graph", "inspection", "machine", "mixed_precision",
         "output_quality", "report", "sensitivity", "session", "target", "training", "tuning",
     },
+    "__main__": {"cli"},
 }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,6 +61,7 @@ def allocate(
     bops: str | None = None,
     pinned: Mapping[str, BitChoice] | None = None,
     choices: Sequence[BitChoice] = DEFAULT_CHOICES,
+    excluded: Mapping[str, Collection[str]] | None = None,
     pin_ends: bool = True,
 ) -> Allocation:
     """Solve the integer linear program of `tvmquant.allocation.program`.
@@ -81,6 +82,8 @@ def allocate(
         Layers that must take a choice.
     choices : sequence of BitChoice
         What layers may take, besides w8a8.
+    excluded : mapping of str to collection of str, optional
+        Choices by layer that it takes only if it is pinned to them; never w8a8.
     pin_ends : bool
         The first and the last layer take w8a8 unless they are pinned to another choice.
 
@@ -95,7 +98,7 @@ def allocate(
     Of plans with equal perturbation the faster is taken, then the smaller, then the wider.
     """
     costs = Costs(latency, fixed_latency_ms)
-    space = Space(layers, perturbation, costs, pinned or {}, choices, pin_ends)
+    space = Space(layers, perturbation, costs, pinned or {}, choices, pin_ends, excluded or {})
     return _allocation(space, _limits(space, latency_budget, size, bops))
 
 
@@ -112,6 +115,7 @@ def pareto(
     bops: str | None = None,
     pinned: Mapping[str, BitChoice] | None = None,
     choices: Sequence[BitChoice] = DEFAULT_CHOICES,
+    excluded: Mapping[str, Collection[str]] | None = None,
     pin_ends: bool = True,
     progress: Progress | None = None,
 ) -> list[Allocation]:
@@ -146,7 +150,7 @@ def pareto(
             f"{', '.join(QUANTITIES)}"
         )
     costs = Costs(latency, fixed_latency_ms)
-    space = Space(layers, perturbation, costs, pinned or {}, choices, pin_ends)
+    space = Space(layers, perturbation, costs, pinned or {}, choices, pin_ends, excluded or {})
     if quantity not in space.quantities:
         raise AllocationError("a frontier over latency needs measured latencies; pass latency")
     limits = _limits(space, latency_budget, size, bops)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tvmquant.allocation.costs import QUANTITIES, Costs
@@ -22,7 +22,7 @@ class Space:
 
     Parameters
     ----------
-    layers, perturbation, pinned, choices, pin_ends
+    layers, perturbation, pinned, choices, pin_ends, excluded
         As of `tvmquant.allocation.allocate`.
     costs : Costs
 
@@ -41,6 +41,7 @@ class Space:
         pinned: Mapping[str, BitChoice],
         choices: Sequence[BitChoice],
         pin_ends: bool,
+        excluded: Mapping[str, Collection[str]],
     ) -> None:
         if not layers:
             raise AllocationError("the model has no layer whose bit widths could be chosen")
@@ -57,6 +58,7 @@ class Space:
         self.costs = costs
         self.pinned = dict(pinned)
         self.pin_ends = pin_ends
+        self.excluded = excluded
         self.wanted = list(dict.fromkeys([*choices, W8A8]))
         self.groups = groups_of(layers)
         self.options = {layer.id: self._options(layer) for layer in layers}
@@ -81,9 +83,11 @@ class Space:
             return [layer.imported]
         if self.is_end(layer):
             return [W8A8]
-        return [
-            c for c in self.wanted if layer.allows(c) and (c == W8A8 or self._is_timed(layer, c))
-        ]
+        return [c for c in self._able(layer) if c == W8A8 or self._is_timed(layer, c)]
+
+    def _able(self, layer: Layer) -> list[BitChoice]:
+        out = self.excluded.get(layer.id, ())
+        return [c for c in self.wanted if layer.allows(c) and (c == W8A8 or str(c) not in out)]
 
     def _is_timed(self, layer: Layer, choice: BitChoice) -> bool:
         times = self.costs.latency
@@ -111,9 +115,10 @@ class Space:
             return f"{layer.position} layer"
         if len(options) > 1:
             return ""
-        able = [choice for choice in self.wanted if choice != W8A8 and layer.allows(choice)]
-        if able:
+        if len(self._able(layer)) > 1:
             return "no other choice was measured"
+        if self.excluded.get(name):
+            return "its other choices are excluded"
         narrow = any(choice != W8A8 for choice in self.wanted)
         return f"no other kernel for {layer.op}" if narrow else "no other choice is allowed"
 

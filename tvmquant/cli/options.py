@@ -102,7 +102,11 @@ FreeEnds = Annotated[
 ]
 SensitivityMethod = Annotated[
     str | None,
-    typer.Option("--sensitivity", metavar="M", help="hessian (default), fisher, output or random."),
+    typer.Option(
+        "--sensitivity",
+        metavar="M",
+        help="hessian (default), fisher, output or random; or the sensitivity.json of a training.",
+    ),
 ]
 BoundPairs = Annotated[
     bool | None,
@@ -179,8 +183,14 @@ def parse_wishes(
     for quantity, text in (("latency", latency), ("size", size), ("bops", bops)):
         if text is not None:
             Budget.parse(text, quantity)
-    if sensitivity is not None:
-        check_method(sensitivity)
+    method, given = "hessian" if sensitivity is None else sensitivity, None
+    if method.endswith(".json"):
+        from tvmquant.sensitivity import Sensitivity
+
+        given = Sensitivity.load(method)
+        method = given.method
+    else:
+        check_method(method)
     pinned: dict[str, BitChoice] = {}
     for pin in pins or []:
         layer, equals, choice = pin.rpartition("=")
@@ -201,7 +211,8 @@ def parse_wishes(
         choices=tuple(dict.fromkeys([W8A8, *wanted])),
         pinned=pinned,
         pin_ends=not free_ends,
-        sensitivity="hessian" if sensitivity is None else sensitivity,
+        sensitivity=method,
+        given=given,
     )
 
 

@@ -13,6 +13,7 @@ from tvmquant.cli.output import StageReporter, make_table, percent, print_json, 
 from tvmquant.errors import DataError, TrainingError
 
 TRAINED = "trained.onnx"
+SENSITIVITY = "sensitivity.json"
 
 
 def train_model(
@@ -70,7 +71,8 @@ def train_model(
 
     OUT holds the checkpoint, from which the same command goes on when it was interrupted, and in
     the end trained.onnx (QDQ): `tvmquant compile` makes exactly the integers of it that were
-    trained.
+    trained. A recipe that learns what layers are worth (limpq) writes sensitivity.json too, which
+    `tvmquant plan --sensitivity` takes.
     """
     if data is None:
         raise DataError(
@@ -120,10 +122,16 @@ def train_model(
     with stage("export"):
         export_onnx(trained.graph, file)
     document = {"out": str(file), "recipe": chosen.model_dump(), "epochs": trained.history}
+    if trained.sensitivity is not None:
+        learned = folder / SENSITIVITY
+        trained.sensitivity.save(learned)
+        document["sensitivity"] = str(learned)
     if as_json:
         print_json(document)
         return
     title = f"{graph.name}: {file} is ready for tvmquant compile"
+    if trained.sensitivity is not None:
+        title += f", {learned} for tvmquant plan --sensitivity"
     if trained.history:
         print_tables(_table(trained.history, title))
     else:

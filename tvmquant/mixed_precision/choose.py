@@ -77,7 +77,17 @@ class Setup:
 def measure_sensitivity(
     setup: Setup, wishes: Wishes, cache: Path, progress: Progress | None = None
 ) -> Sensitivity:
-    """Estimate, or read from ``cache``, the perturbation of every layer under every choice."""
+    """Estimate, or read from ``cache``, the perturbation of every layer under every choice.
+
+    Raises
+    ------
+    SensitivityError
+        When it is given, and of another model or without a choice that is wanted; or as of
+        `tvmquant.sensitivity.estimate_sensitivity`.
+    """
+    if wishes.given is not None:
+        wishes.given.check(setup.graph.fingerprint(), wishes.measured)
+        return wishes.given
     length = len(setup.data) if setup.data.has_length else SENSITIVITY_SAMPLES
     step = max(1, length // SENSITIVITY_SAMPLES)
     # What `uniform_choices` gives layers that must keep 8-bit activations is compared too.
@@ -142,7 +152,8 @@ def check_wishes(layers: Sequence[Layer], wishes: Wishes) -> None:
     SensitivityError
         When there is no such method.
     """
-    check_method(wishes.sensitivity)
+    if wishes.given is None:
+        check_method(wishes.sensitivity)
     if wishes.latency is not None:
         Budget.parse(wishes.latency, "latency")
     imported = [layer.imported for layer in layers if layer.imported is not None]
@@ -216,6 +227,7 @@ def choose_plan(setup: Setup, wishes: Wishes, cache: Path, stage: Stage) -> Chos
             latency_budget=wishes.latency,
             pinned=wishes.pinned,
             choices=wishes.choices,
+            excluded=sensitivity.excluded,
             pin_ends=wishes.pin_ends,
         )
     plan = Plan.from_allocation(
@@ -240,6 +252,7 @@ def frontier(chosen: Chosen, points: int = FRONTIER_POINTS) -> list[Allocation]:
         fixed_latency_ms=chosen.latency.fixed_ms,
         pinned=wishes.pinned,
         choices=wishes.choices,
+        excluded=chosen.sensitivity.excluded,
         pin_ends=wishes.pin_ends,
         points=points,
     )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvmquant.bit_choice import DEFAULT_CHOICES, W8A8, BitChoice
+
+if TYPE_CHECKING:
+    from tvmquant.sensitivity import Sensitivity
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,9 @@ class Wishes:
     pin_ends : bool
         Keep the first and the last layer at w8a8.
     sensitivity : str
-        Method of `tvmquant.sensitivity.estimate_sensitivity`.
+        Method of `tvmquant.sensitivity.estimate_sensitivity`; of what is given, its own.
+    given : Sensitivity, optional
+        What is taken instead of an estimate, as a training learned it.
     """
 
     latency: str | None = None
@@ -34,6 +39,7 @@ class Wishes:
     pinned: Mapping[str, BitChoice] = field(default_factory=dict)
     pin_ends: bool = True
     sensitivity: str = "hessian"
+    given: Sensitivity | None = None
 
     @property
     def budgets(self) -> dict[str, str]:
@@ -54,4 +60,5 @@ class Wishes:
             "pinned": {name: str(choice) for name, choice in sorted(self.pinned.items())},
             "pin_ends": self.pin_ends,
             "sensitivity": self.sensitivity,
+            **({"given": self.given.digest()} if self.given else {}),
         }

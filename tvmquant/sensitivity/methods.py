@@ -13,5 +13,6 @@ def check_method(method: str) -> None:
     """Raise `SensitivityError` unless a method exists."""
     if method not in METHODS:
         raise SensitivityError(
-            f"sensitivity method {method!r} is unknown; expected one of {', '.join(METHODS)}"
+            f"sensitivity method {method!r} is unknown; expected one of {', '.join(METHODS)}, or "
+            "the sensitivity.json that `tvmquant train --recipe limpq` writes"
         )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tvmquant.errors import SensitivityError
 from tvmquant.records import load_record, save_record
 
 if TYPE_CHECKING:
     import os
+
+    from tvmquant.bit_choice import BitChoice
 
 SCHEMA_VERSION: Final = 2
 
@@ -66,6 +71,8 @@ class Sensitivity(BaseModel):
         By the name of the ONNX node.
     perturbation : dict of str to (dict of str to float)
         Omega by layer and choice: what `tvmquant.allocation.allocate` takes.
+    excluded : dict of str to list of str
+        Choices by layer that are not to be taken, as what was learned of them is no measure.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -83,6 +90,37 @@ class Sensitivity(BaseModel):
     converged: bool
     layers: dict[str, LayerSensitivity]
     perturbation: dict[str, dict[str, float]]
+    excluded: dict[str, list[str]] = Field(default_factory=dict)
+
+    def check(self, model: str, choices: Sequence[BitChoice]) -> None:
+        """Refuse what is of another model, or knows none of some choices.
+
+        Parameters
+        ----------
+        model : str
+            Fingerprint of the float graph.
+        choices : sequence of BitChoice
+
+        Raises
+        ------
+        SensitivityError
+        """
+        if self.model != model:
+            raise SensitivityError(
+                f"this sensitivity ({self.method}) is of another model, fingerprint "
+                f"{self.model[:12]}..., and this one has {model[:12]}...; estimate or learn it for "
+                "this model"
+            )
+        known = dict.fromkeys(name for row in self.perturbation.values() for name in row)
+        if unknown := [str(choice) for choice in choices if str(choice) not in known]:
+            raise SensitivityError(
+                f"this sensitivity ({self.method}) does not know {', '.join(unknown)}; choose "
+                f"among {', '.join(known)} (--choices), or learn it at these widths too"
+            )
+
+    def digest(self) -> str:
+        """Return what tells it from others."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON; an existing file is replaced at once or not at all."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -13,6 +13,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from tvmquant.bit_choice import BitChoice
 from tvmquant.calibration import Calibration
 from tvmquant.errors import TrainingError
 from tvmquant.graph import Graph
@@ -53,8 +54,10 @@ class Training:
         Level L0.
     calibration : Calibration
         With ``fold_batch_norm`` as the recipe has it.
+    choices : mapping of str to BitChoice
+        Of the layers, w8a8 where not named.
     twin : Twin
-        Of the calibrated graph; trained in place.
+        Of the graph, calibrated for these choices; trained in place.
     teacher : Twin
         The float network.
     ends : tuple of str
@@ -78,6 +81,7 @@ class Training:
 
     graph: Graph
     calibration: Calibration
+    choices: Mapping[str, BitChoice]
     twin: Twin
     teacher: Twin
     ends: tuple[str, str]

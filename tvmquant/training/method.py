@@ -13,6 +13,8 @@ from tvmquant.training.quantizers import TrainedQuantizer, put_in
 from tvmquant.training.recipe import Recipe
 
 if TYPE_CHECKING:
+    from tvmquant.graph import Graph
+    from tvmquant.sensitivity import Sensitivity
     from tvmquant.training.loop import Training
 
 
@@ -114,6 +116,14 @@ class Method:
     def validated(self) -> dict[str, float]:
         """Return ``top1`` of the exact twin on the validation items, in percent."""
         return {"top1": self.training.top1_of_integers()}
+
+    def written(self) -> Graph:
+        """Return the network (L1) as it is trained."""
+        return self.training.graph.with_module(self.training.twin.write_back(), "L1")
+
+    def sensitivity(self) -> Sensitivity | None:
+        """Return what choices of layers cost, where that is what was learned."""
+        return None
 
     def finish(self) -> None:
         """Bring the twin into the form that is written back, after the last step."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from tvmquant.training.importance import LearnedImportance
 from tvmquant.training.method import Method
 from tvmquant.training.recipe import METHOD_SECTIONS, Recipe
 
-METHODS: dict[str, type[Method]] = {}
+METHODS: dict[str, type[Method]] = {"importance": LearnedImportance}
 
 
 def method_of(recipe: Recipe) -> type[Method]:

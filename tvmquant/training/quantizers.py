@@ -58,6 +58,12 @@ class TrainedQuantizer(FakeQuantize):
         self.rule = rule
         self.scale.requires_grad_(rule.step != "fixed")
 
+    def begin_with(self, step: float) -> None:
+        """Begin with another step, for all channels."""
+        with torch.no_grad():
+            self.scale.fill_(step)
+            self.first.fill_(step)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the tensor quantized and dequantized."""
         scale = self.scale.view_as(self.scale)

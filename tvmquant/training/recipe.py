@@ -18,7 +18,7 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 # Sections that choose another method than the plain one (`training.methods`), at most one.
-METHOD_SECTIONS: Final[tuple[str, ...]] = ()
+METHOD_SECTIONS: Final[tuple[str, ...]] = ("importance",)
 
 
 class _Part(BaseModel):
@@ -217,6 +217,26 @@ class Reconstruction(_Part):
     lr: Positive = 0.01
 
 
+class Importance(_Part):
+    """Steps of all widths learned together, as what layers are worth (`training.importance`).
+
+    Parameters
+    ----------
+    widths : tuple of int
+        Of weights and of activations; 8 bits are one of them in any case.
+    alpha : float
+        Weight of the steps of weights beside those of activations.
+    most_gradient : float
+        Greatest magnitude of a number of a gradient.
+    """
+
+    widths: Annotated[tuple[Annotated[int, Field(ge=2, le=8)], ...], Field(min_length=1)] = (
+        2, 3, 4, 6, 8,
+    )  # fmt: skip
+    alpha: NotNegative = 2.0
+    most_gradient: Positive = 1.0
+
+
 class Phase(_Part):
     """A part of a training, with an optimizer and a schedule of its own.
 
@@ -256,6 +276,7 @@ class Recipe(_Part):
     objective : Objective
     augmentation : Augmentation
     reconstruction : Reconstruction, optional
+    importance : Importance, optional
     phases : tuple of Phase
         Of no phase, the whole is one.
     """
@@ -274,6 +295,7 @@ class Recipe(_Part):
     objective: Objective = Objective()
     augmentation: Augmentation = Augmentation()
     reconstruction: Reconstruction | None = None
+    importance: Importance | None = None
     phases: tuple[Phase, ...] = ()
 
     @model_validator(mode="after")
@@ -283,9 +305,18 @@ class Recipe(_Part):
         chosen = [name for name in METHOD_SECTIONS if getattr(self, name) is not None]
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)}: a training has one of them")
+        if chosen == ["importance"]:
+            self._learns_importance()
         if self.phases:
             self.in_phases()
         return self
+
+    def _learns_importance(self) -> None:
+        if self.reconstruction is not None:
+            raise ValueError("reconstruction: rounds at one width, and importance has several")
+        for name in ("weights", "activations"):
+            if getattr(self, name).step != "learned":
+                raise ValueError(f"{name}.step: importance is what is learned of steps")
 
     def in_phases(self) -> tuple[Recipe, ...]:
         """Return the recipe of every phase, with the epochs that are its own.

@@ -172,6 +172,10 @@ class SeveralWidths:
         In the mode "quantized".
     quantizers : list of TrainedQuantizer
         Of all widths.
+    switched : dict of str to SwitchedQuantizer
+        By the id of the edge, where there are several widths.
+    weight_edges : dict of str to str
+        As of the twin.
     formats : dict of str to Formats
         By layer.
     choices : dict of str to BitChoice
@@ -201,8 +205,8 @@ class SeveralWidths:
         self.twin = Twin(start.module, mode="quantized")
         self.quantizers: list[TrainedQuantizer] = []
         self.formats: dict[str, Formats] = {}
-        self._weight_edges = self.twin.weight_edges
-        self._switched: dict[str, SwitchedQuantizer] = {}
+        self.weight_edges = self.twin.weight_edges
+        self.switched: dict[str, SwitchedQuantizer] = {}
         self._put_in(choices, per_tensor)
         self._key_of: Callable[[BitChoice], str] = str
         self._norm_layers: dict[str, str] = {}
@@ -235,8 +239,8 @@ class SeveralWidths:
         held = activation_formats(self.layers, taken)
         for layer in self.layers:
             self.formats[layer.id].check(layer.id, taken[layer.id])
-            held[self._weight_edges[layer.id]] = taken[layer.id].weight
-        for edge, quantizer in self._switched.items():
+            held[self.weight_edges[layer.id]] = taken[layer.id].weight
+        for edge, quantizer in self.switched.items():
             quantizer.choose(held[edge.removesuffix(RESIDUAL)].name)
         for name, layer_id in self._norm_layers.items():
             key = self._key_of(wanted[layer_id]) if layer_id else self._widest
@@ -270,18 +274,12 @@ class SeveralWidths:
             twin.replace_quantizer(edge, own[edge])
         return start.with_module(twin.write_back())
 
-    def quantizer(self, edge: str, held: Format) -> FakeQuantize:
-        """Return what quantizes to a format.
-
-        Parameters
-        ----------
-        edge : str
-            Id of the fake_quant.
-        held : Format
-        """
-        found = self._switched[edge].by_format[held.name]
+    def step(self, edge: str, held: Format) -> float:
+        """Return the step of an edge at a format, of channels the mean."""
+        switched = self.switched.get(edge)
+        found = switched.by_format[held.name] if switched else self.twin.quantizers[edge]
         assert isinstance(found, FakeQuantize)
-        return found
+        return float(found.scale.detach().mean())
 
     def _annotated(self, choices: Mapping[str, BitChoice]) -> Graph:
         recipe = self.recipe
@@ -295,7 +293,7 @@ class SeveralWidths:
         given = self._given(choices)
         found: dict[str, dict[str, FakeQuantize]] = {}
         edges = {edge.id: edge for edge in self.twin.edges}
-        of_weights = set(self._weight_edges.values())
+        of_weights = set(self.weight_edges.values())
         for name, table in given.items():
             is_weight = name in of_weights
             rule = self.recipe.weights if is_weight else self.recipe.activations
@@ -313,13 +311,13 @@ class SeveralWidths:
             if len(new) == 1:
                 self.twin.replace_quantizer(name, *new.values())
                 continue
-            self._switched[name] = SwitchedQuantizer(new, next(iter(table.values())).scale)
-            self.twin.replace_quantizer(name, self._switched[name])
+            self.switched[name] = SwitchedQuantizer(new, next(iter(table.values())).scale)
+            self.twin.replace_quantizer(name, self.switched[name])
         for layer in self.layers:
             self.formats[layer.id] = Formats(
-                _parsed(given[self._weight_edges[layer.id]]), _parsed(given[layer.edges[0]])
+                _parsed(given[self.weight_edges[layer.id]]), _parsed(given[layer.edges[0]])
             )
-        if not self._switched:
+        if not self.switched:
             raise TrainingError(
                 f"no layer of {self.graph.name!r} but the ends has the widths "
                 f"{', '.join(map(str, choices))}"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tvmquant.bit_choice import BitChoice
     from tvmquant.calibration import Calibration
     from tvmquant.graph import Graph
+    from tvmquant.sensitivity import Sensitivity
     from tvmquant.training.loop import OnEpoch, OnStep
 
 CALIBRATED = 512
@@ -34,10 +35,13 @@ class Trained:
     history : list of dict
         As `training.loop.Training.run` returns it; of 0 epochs only ``top1``, where that is asked
         for.
+    sensitivity : Sensitivity, optional
+        What choices of layers cost, where the recipe learns that (``importance``).
     """
 
     graph: Graph
     history: list[dict[str, float]]
+    sensitivity: Sensitivity | None = None
 
 
 def train(
@@ -138,8 +142,9 @@ def train(
     }
     teacher = teacher or graph
     training = Training(
-        graph, calibration, Twin(start.module, mode="quantized"), Twin(teacher.module),
-        (ends_of(graph.module)[0], ends_of(teacher.module)[0]), recipe, items, validated, where,
+        graph, calibration, choices or {}, Twin(start.module, mode="quantized"),
+        Twin(teacher.module), (ends_of(graph.module)[0], ends_of(teacher.module)[0]), recipe, items,
+        validated, where,
     )  # fmt: skip
     if recipe.reconstruction is not None:
         training.check()
@@ -150,4 +155,4 @@ def train(
         history = [] if validated is None else [training.validated()]
         return Trained(start, history)
     history = training.run(folder / CHECKPOINT, identity, stage, on_epoch, on_step)
-    return Trained(start.with_module(training.twin.write_back()), history)
+    return Trained(training.method.written(), history, training.method.sensitivity())

@@ -53,7 +53,7 @@ def test_the_library_computes_what_was_trained(graph, tmp_path, batch_norm) -> N
 @pytest.mark.parametrize("name", names())
 def test_every_recipe_trains_what_ships(graph, tmp_path, name) -> None:
     recipe = Recipe.read(name, {"epochs": 1, "batch_size": 32})
-    trained = _train(graph, tmp_path, recipe, choices=_choices(graph, "w3a5"))
+    trained = _train(graph, tmp_path, recipe, choices=_choices(graph, "w3a6"))
     assert np.isfinite(trained.history[0]["loss"])
     images, _ = small.data(8, seed=1)
     integer = trained.graph.with_module(pipeline.integerize(trained.graph.module), "L2")
