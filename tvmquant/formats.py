@@ -338,6 +338,26 @@ class Binary(Format):
         return levels.reshape(tuple(shape))
 
 
+def narrowest(qmin: int, qmax: int, *, signed: bool) -> Uniform:
+    """Return the format of the fewest bits whose levels these lie within.
+
+    Raises
+    ------
+    QuantizationError
+        When there is none.
+
+    Examples
+    --------
+    >>> narrowest(-3, 2, signed=True).name, narrowest(0, 4, signed=False).name
+    ('int3', 'uint3')
+    """
+    for bits in WIDTHS:
+        held = Uniform(bits, signed)
+        if held.qmin <= qmin and qmax <= held.qmax:
+            return held
+    raise QuantizationError(f"no format of up to {MOST_BITS} bits holds [{qmin}, {qmax}]")
+
+
 @functools.cache
 def parse(name: str) -> Format:
     """Return the format of a name.

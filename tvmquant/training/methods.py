@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from tvmquant.training.importance import LearnedImportance
+from tvmquant.training.learned_widths import LearnedWidths
 from tvmquant.training.method import Method
 from tvmquant.training.recipe import METHOD_SECTIONS, Recipe
 
-METHODS: dict[str, type[Method]] = {"importance": LearnedImportance}
+METHODS: dict[str, type[Method]] = {"importance": LearnedImportance, "widths": LearnedWidths}
 
 
 def method_of(recipe: Recipe) -> type[Method]:

@@ -73,8 +73,7 @@ class TrainedQuantizer(FakeQuantize):
         scale = along_axis(scale, x, self.axis)
         if self.multiplier is not None:
             scale = scale * self.multiplier
-        zero_point = along_axis(self.zero_point, x, self.axis)
-        low, high = (self.qmin - zero_point).to(x.dtype), (self.qmax - zero_point).to(x.dtype)
+        low, high = (along_axis(end.to(x.dtype), x, self.axis) for end in self.ends())
         divisor = scale.detach() if self.rule.step == "clip" else scale
         v = torch.clamp(x / divisor, low, high)
         chance = torch.is_grad_enabled()  # while training only
@@ -89,15 +88,29 @@ class TrainedQuantizer(FakeQuantize):
             found = torch.where(torch.rand_like(x) < self.rule.share, found, x)
         return found
 
-    def keep_near(self) -> None:
-        """Bring steps back to within `MOST_CHANGE` of the calibrated ones."""
-        with torch.no_grad():
-            bounds = self.first / MOST_CHANGE, self.first * MOST_CHANGE
-            self.scale.copy_(torch.minimum(torch.maximum(self.scale, bounds[0]), bounds[1]))
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Return the least and the greatest number of steps, zero points taken off."""
+        return self.qmin - self.zero_point, self.qmax - self.zero_point
 
-    def _factor(self, x: Tensor) -> float:
-        shared = x.numel() / self.scale.numel() / (len(x) if self.per_item else 1)
-        return 1.0 / math.sqrt(max(shared * int(self.qmax), 1.0))
+    def keep_near(self) -> None:
+        """Bring steps back to within `MOST_CHANGE` of the calibrated ones.
+
+        Several of an activation keep their ratios: the weight that reads it was divided by them.
+        """
+        with torch.no_grad():
+            self.scale.copy_(self.kept_near(self.scale, self.first))
+
+    def kept_near(self, numbers: Tensor, first: Tensor) -> Tensor:
+        """Return numbers like steps near the first ones."""
+        ratio = (numbers / first).clamp(1.0 / MOST_CHANGE, MOST_CHANGE)
+        return first * (ratio.mean() if self.per_item else ratio)
+
+    def _factor(self, x: Tensor) -> Tensor | float:
+        return 1.0 / math.sqrt(max(self._sharing(x) * int(self.qmax), 1.0))
+
+    def _sharing(self, x: Tensor) -> float:
+        """Return how many numbers share a step."""
+        return x.numel() / self.scale.numel() / (len(x) if self.per_item else 1)
 
 
 def put_in(twin: Twin, recipe: Recipe) -> list[TrainedQuantizer]:

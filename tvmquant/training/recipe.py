@@ -18,7 +18,7 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 # Sections that choose another method than the plain one (`training.methods`), at most one.
-METHOD_SECTIONS: Final[tuple[str, ...]] = ("importance",)
+METHOD_SECTIONS: Final[tuple[str, ...]] = ("importance", "widths")
 
 
 class _Part(BaseModel):
@@ -237,6 +237,40 @@ class Importance(_Part):
     most_gradient: Positive = 1.0
 
 
+class Widths(_Part):
+    """Learn the bit width of every output channel of weights, and of every activation.
+
+    Parameters
+    ----------
+    weights, activations : float
+        What they are to take, as shares of what they take at 8 bits: of all weights, and of all
+        activations that layers read, of one item.
+    stage : {"pretrain", "learn", "tune"}
+        Of a phase: widths may grow for nothing; or their sizes are penalised beyond the targets; or
+        widths are whole numbers, chosen so that the targets are met, and stay.
+    penalty : float
+        Of ``(size / target - 1)^2`` where a size is beyond its target.
+    rise : float
+        Share of the steps of ``learn`` in which the penalty rises, linearly, from a hundredth.
+    every : int
+        Steps and ranges move in one of so many steps of training.
+    least : int
+        Bits that all have.
+
+    Notes
+    -----
+    FDQMP; see `training.learned_widths`.
+    """
+
+    weights: Share = 0.4
+    activations: Share = 0.4
+    stage: Literal["pretrain", "learn", "tune"] = "learn"
+    penalty: Positive = 100.0
+    rise: Share = 0.5
+    every: Annotated[int, Field(ge=1)] = 20
+    least: Annotated[int, Field(ge=2, le=8)] = 2
+
+
 class Phase(_Part):
     """A part of a training, with an optimizer and a schedule of its own.
 
@@ -277,6 +311,7 @@ class Recipe(_Part):
     augmentation : Augmentation
     reconstruction : Reconstruction, optional
     importance : Importance, optional
+    widths : Widths, optional
     phases : tuple of Phase
         Of no phase, the whole is one.
     """
@@ -296,6 +331,7 @@ class Recipe(_Part):
     augmentation: Augmentation = Augmentation()
     reconstruction: Reconstruction | None = None
     importance: Importance | None = None
+    widths: Widths | None = None
     phases: tuple[Phase, ...] = ()
 
     @model_validator(mode="after")
@@ -337,7 +373,10 @@ class Recipe(_Part):
             epochs = round(done * self.epochs) - begun
             if epochs < 1:
                 raise ValueError(f"phases: of {self.epochs} epochs none is phase {number}'s")
-            fixed = {key.split(".")[0] for key in phase.changes} & OF_ALL_PHASES
+            fixed = {
+                key for key in phase.changes
+                if key in OF_ALL_PHASES or key.split(".")[0] in OF_ALL_PHASES - {*METHOD_SECTIONS}
+            }  # fmt: skip
             if fixed:
                 raise ValueError(f"phases: {min(fixed)} is the same in all phases")
             document = _changed(self.model_dump() | {"phases": (), "epochs": epochs}, phase.changes)

@@ -14,7 +14,7 @@ from tvmquant.errors import DataError, QuantizationError
 from tvmquant.passes.insert_requantize import InsertRequantize
 from tvmquant.twin.operators import BatchNorm, Operator
 from tvmquant.twin.program import Edge, Key, KeyTree, Program, Step, record
-from tvmquant.twin.quantizer_module import Quantizer
+from tvmquant.twin.quantizer_module import Quantizer, WeightQuantizer
 from tvmquant.twin.write_back import written_back
 
 Mode = Literal["float", "quantized", "exact"]
@@ -214,8 +214,12 @@ class Twin(torch.nn.Module):
         QuantizationError
             When a quantizer that was put in has no scale, zero point and range; names the edge.
         """
-        numbers = self.constants
-        constants = {constant: numbers[name] for constant, name in self._program.names.items()}
+        present = dict(self.constants)
+        for layer, edge in self.weight_edges.items():
+            rounds, name = self.quantizers[edge], self._program.weights[layer]
+            if isinstance(rounds, WeightQuantizer):
+                present[name] = rounds.written(present[name])
+        constants = {constant: present[name] for constant, name in self._program.names.items()}
         quantizers: dict[str, Quantizer] = {}
         for name, quantizer in self.quantizers.items():
             if not isinstance(quantizer, Quantizer):

@@ -56,6 +56,11 @@ class Edge:
     bounded: bool
     groups: int
 
+    @property
+    def is_activation(self) -> bool:
+        """Whether a layer, or a residual connection, reads the tensor."""
+        return self.role == qop.ACTIVATION
+
 
 @dataclass(frozen=True)
 class Step:

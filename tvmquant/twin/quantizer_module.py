@@ -37,6 +37,18 @@ class Quantizer(Protocol):
         ...
 
 
+@runtime_checkable
+class WeightQuantizer(Protocol):
+    """What a quantizer of a weight has whose range is not the same for all channels.
+
+    A ``fake_quant`` has one range: the weight that is written back is rounded already.
+    """
+
+    def written(self, weight: Tensor, /) -> Tensor:
+        """Return the weight in whole numbers of its steps, within its channels' ranges."""
+        ...
+
+
 class FakeQuantize(torch.nn.Module):
     """Quantize and dequantize, ties to even, with a straight-through gradient.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import tvm
 from torch import Tensor
 from tvm import relax
 
+from tvmquant import formats
+from tvmquant.formats import Uniform
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter
 from tvmquant.twin.quantizer_module import Quantizer
@@ -46,6 +49,10 @@ class _Writer(DataflowRewriter):
         same = all(np.array_equal(a, b) for a, b in zip(numbers, given, strict=True))
         if same and all(attrs[name] == end for name, end in ends.items()):
             return None
+        held = formats.parse(attrs["format"])
+        if isinstance(held, Uniform) and ends != {name: attrs[name] for name in ends}:
+            other = formats.narrowest(**ends, signed=held.signed)
+            attrs["format"] = replace(other, group=held.group).name
         constants = [qop.constant(number) for number in numbers]
         args = [self.lookup(value.args[0]), *constants, *value.args[3:]]
         return qop.emit(qop.FAKE_QUANT, args, attrs | ends, value.span)

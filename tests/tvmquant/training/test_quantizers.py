@@ -76,8 +76,16 @@ def test_a_share_is_quantized_while_training_only() -> None:
 
 
 def test_steps_stay_near_the_calibrated_ones() -> None:
-    trained = TrainedQuantizer(_given(scale=(1.0, 1.0, 1.0)), Quantizer(), per_item=True)
+    trained = TrainedQuantizer(_given(scale=(1.0, 1.0, 1.0)), Quantizer(), per_item=False)
     with torch.no_grad():
         trained.scale.copy_(torch.tensor([-1.0, 2.0, 100.0]))
     trained.keep_near()
     assert trained.scale.tolist() == [1 / MOST_CHANGE, 2.0, MOST_CHANGE]
+
+
+def test_steps_of_an_activation_keep_their_ratios() -> None:
+    trained = TrainedQuantizer(_given(scale=(1.0, 2.0)), Quantizer(), per_item=True)
+    with torch.no_grad():
+        trained.scale.copy_(torch.tensor([1.5, 2.0]))
+    trained.keep_near()
+    assert trained.scale.tolist() == [1.25, 2.5]

@@ -38,6 +38,9 @@ def test_the_library_computes_what_was_trained(graph, tmp_path, batch_norm) -> N
     trained = _train(graph, tmp_path, recipe, validation=small.data(40, seed=1))
     images, labels = small.data(40, seed=1)
     exact = _exact(trained, images)
+    with torch.no_grad():
+        rounded = Twin(trained.graph.module, mode="quantized")(torch.from_numpy(images))
+    np.testing.assert_allclose(rounded.numpy(), exact, rtol=0.0, atol=1e-3)
     assert trained.history[-1]["top1"] == 100 * np.mean(exact.argmax(1) == labels)
     module = pipeline.integerize(trained.graph.module, strict=True)
     integer = trained.graph.with_module(module, "L2")
@@ -52,7 +55,8 @@ def test_the_library_computes_what_was_trained(graph, tmp_path, batch_norm) -> N
 
 @pytest.mark.parametrize("name", names())
 def test_every_recipe_trains_what_ships(graph, tmp_path, name) -> None:
-    recipe = Recipe.read(name, {"epochs": 1, "batch_size": 32})
+    epochs = max(1, len(Recipe.read(name).phases))
+    recipe = Recipe.read(name, {"epochs": epochs, "batch_size": 32})
     trained = _train(graph, tmp_path, recipe, choices=_choices(graph, "w3a6"))
     assert np.isfinite(trained.history[0]["loss"])
     images, _ = small.data(8, seed=1)
