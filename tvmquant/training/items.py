@@ -1,12 +1,16 @@
-"""Items in memory, in an order and with changes that only the seed and the step decide."""
+"""Preprocessed items, in an order and with changes that only the seed and the step decide."""
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 import torch
 from torch import Tensor
@@ -18,7 +22,7 @@ from tvmquant.training.augmentation import augmented, mixed
 from tvmquant.training.distributed import rank, size
 from tvmquant.training.recipe import Recipe
 
-# Of the memory that is free, what items may take.
+# Of the memory, or the disk, that is free, what items may take.
 SHARE = 0.5
 
 
@@ -40,7 +44,9 @@ class Items:
 
     def digest(self) -> str:
         """Return what tells these items from others."""
-        found = hashlib.sha256(self.inputs.numpy().tobytes())
+        found = hashlib.sha256()
+        for inputs in self.batches(256):
+            found.update(inputs.numpy().tobytes())
         if self.labels is not None:
             found.update(self.labels.numpy().tobytes())
         return found.hexdigest()
@@ -51,33 +57,67 @@ class Items:
             yield self.inputs[start : start + size]
 
 
-def read(data: Dataset, progress: Progress | None = None) -> Items:
+def read(data: Dataset, progress: Progress | None = None, folder: Path | None = None) -> Items:
     """Read and preprocess all items of a data set.
+
+    Parameters
+    ----------
+    data : Dataset
+    progress : callable, optional
+    folder : Path, optional
+        Where a file without a name, gone when the process ends, holds what is too much for memory.
 
     Raises
     ------
     TrainingError
-        When a network has several inputs, or memory is too small.
+        When a network has several inputs, or memory and disk are too small.
     """
-    inputs: list[Tensor] = []
+    inputs: list[npt.NDArray[Any]] = []
     labels: list[Tensor] = []
     taken, total = 0, len(data) if data.has_length else None
     for batch, found in data:
         if isinstance(batch, tuple):
             raise TrainingError(f"{data.name}: networks of several inputs cannot be trained yet")
-        inputs.append(torch.from_numpy(batch))
+        if total is None:
+            _check_room(data.name, taken, sum(x.nbytes for x in inputs), 0, None)
+            inputs.append(batch)
+        else:
+            if not inputs:
+                inputs = [_room(data.name, total, batch, folder)]
+            inputs[0][taken : taken + len(batch)] = batch
         if found is not None:
             labels.append(torch.from_numpy(found))
         taken += len(batch)
-        whole = batch.nbytes / len(batch) * (total or taken)
-        if whole > SHARE * psutil.virtual_memory().available + sum(x.nbytes for x in inputs):
-            raise TrainingError(
-                f"{data.name}: {total or taken} items take {whole / 1e9:.1f} GB, more than half of "
-                "the memory that is free; select fewer (--select step=2)"
-            )
         if progress is not None:
             progress(taken, total)
-    return Items(torch.cat(inputs), torch.cat(labels) if labels else None)
+    whole = inputs[0][:taken] if len(inputs) == 1 else np.concatenate(inputs)
+    return Items(torch.from_numpy(whole), torch.cat(labels) if labels else None)
+
+
+def _room(name: str, count: int, like: npt.NDArray[Any], folder: Path | None) -> npt.NDArray[Any]:
+    """Return an array for so many items, in memory or, if they are too many, in a file."""
+    shape = (count, *like.shape[1:])
+    size = like.nbytes // len(like) * count
+    if size <= SHARE * psutil.virtual_memory().available:
+        return np.empty(shape, like.dtype)
+    _check_room(name, count, 0, size, folder)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, like.dtype, "w+", shape=shape)
+
+
+def _check_room(name: str, count: int, held: int, more: int, folder: Path | None) -> None:
+    """Refuse what neither memory nor disk has room for: bytes that are held, and more."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if more <= SHARE * psutil.disk_usage(str(folder)).free:
+            return
+    elif held + more <= SHARE * (psutil.virtual_memory().available + held):
+        return
+    places = "memory" if folder is None else f"memory, and than half of what is free in {folder}"
+    raise TrainingError(
+        f"{name}: {count} items take {(held + more) / 1e9:.1f} GB, more than half of the free "
+        f"{places}; select fewer (--select step=2)"
+    )
 
 
 def batches_of(

@@ -108,7 +108,7 @@ def train(
     from tvmquant.training.reconstruction import reconstruct
     from tvmquant.twin import Twin
 
-    recipe = Recipe.read(recipe)
+    recipe, folder = Recipe.read(recipe), Path(out)
     where = distributed.chosen_device(device)
     distributed.join(where)
     folded = recipe.batch_norm == "folded"
@@ -130,9 +130,8 @@ def train(
         fold_batch_norm=folded, bound_pairs=False, correct_bias=False,
     )  # fmt: skip
     with stage("read") as progress:
-        items = read(training_data, progress)
-        validated = None if validation is None else read(opened(validation))
-    folder = Path(out)
+        items = read(training_data, progress, folder)
+        validated = None if validation is None else read(opened(validation), folder=folder)
     identity = {
         "model": graph.fingerprint(),
         "recipe": recipe.model_dump_json(),

@@ -1,7 +1,13 @@
+from collections import namedtuple
+
+import numpy as np
+import pytest
 import torch
 
+from tvmquant.data import open_data
+from tvmquant.errors import TrainingError
 from tvmquant.training import Recipe
-from tvmquant.training.items import Items, batches_of
+from tvmquant.training.items import Items, batches_of, read
 
 
 def _items(count: int = 10) -> Items:
@@ -26,3 +32,21 @@ def test_an_epoch_goes_on_at_any_step() -> None:
     assert len(rest) == 1
     for one, other in zip(whole[2], rest[0], strict=True):
         assert torch.equal(one, other)
+
+
+def test_what_memory_cannot_hold_lies_in_a_file(tmp_path, monkeypatch) -> None:
+    images = np.random.default_rng(0).normal(size=(40, 3, 8, 8)).astype(np.float32)
+    data = open_data((images, np.arange(40)), batch_size=16, input_shape=(3, 8, 8))
+    held = read(data)
+    free = namedtuple("Free", "available free")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free(40_000, 0))
+    with pytest.raises(TrainingError, match=r"40 items take 0.0 GB, more than half of the fr"):
+        read(data)
+    filed = read(data, folder=tmp_path / "out")
+    assert torch.equal(filed.inputs, held.inputs)
+    assert torch.equal(filed.labels, held.labels)
+    assert filed.digest() == held.digest()
+    assert list((tmp_path / "out").iterdir()) == []  # it has no name
+    monkeypatch.setattr("psutil.disk_usage", lambda _path: free(0, 40_000))
+    with pytest.raises(TrainingError, match=r"than half of what is free in .*out; select fewer"):
+        read(data, folder=tmp_path / "out")
