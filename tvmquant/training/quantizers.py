@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tvmquant.errors import TrainingError
 from tvmquant.training.recipe import Quantizer, Recipe
-from tvmquant.training.rounding import rounded
+from tvmquant.training.rounding import quantized
 from tvmquant.twin import Twin
 from tvmquant.twin.fake_quantize import along_axis
 from tvmquant.twin.quantizer_module import FakeQuantize, FakeSign
@@ -73,17 +73,13 @@ class TrainedQuantizer(FakeQuantize):
         scale = along_axis(scale, x, self.axis)
         if self.multiplier is not None:
             scale = scale * self.multiplier
-        low, high = (along_axis(end.to(x.dtype), x, self.axis) for end in self.ends())
-        divisor = scale.detach() if self.rule.step == "clip" else scale
-        v = torch.clamp(x / divisor, low, high)
         chance = torch.is_grad_enabled()  # while training only
-        whole = rounded(
-            v, **self.rule.rounding.model_dump(), stochastic=chance and self.rule.stochastic
-        )
-        if self.rule.step == "clip":
-            clipped = (v <= low) | (v >= high)
-            scale = torch.where(clipped, scale, scale.detach())
-        found = whole * scale
+        low, high = (along_axis(end.to(scale.dtype), x, self.axis) for end in self.ends())
+        x = x.to(scale.dtype)
+        found = quantized(
+            x, scale, low, high, **self.rule.rounding.model_dump(),
+            stochastic=chance and self.rule.stochastic, clips_only=self.rule.step == "clip",
+        )  # fmt: skip
         if chance and self.rule.share < 1.0:
             found = torch.where(torch.rand_like(x) < self.rule.share, found, x)
         return found
