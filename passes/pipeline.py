@@ -44,6 +44,7 @@ from tvmquant.passes.lower_fake_quants import LowerFakeQuants
 from tvmquant.passes.lower_float import LowerFloat
 from tvmquant.passes.lower_rows import LowerRows
 from tvmquant.passes.lower_to_kernels import LowerToKernels, default_tilings
+from tvmquant.passes.merge_widths import merge_widths
 from tvmquant.passes.place_concats import PlaceConcats
 from tvmquant.passes.quantize_before_moving import QuantizeBeforeMoving
 from tvmquant.passes.recognize_binary import RecognizeBinary
@@ -178,6 +179,11 @@ def lower(
 def expose_integers(module: tvm.IRModule) -> tvm.IRModule:
     """Add the raw integer entry to an L3 module, where its borders allow it."""
     return _run("6-entries", [ExposeIntegers()], module)
+
+
+def merge(modules: Mapping[int, tvm.IRModule]) -> tvm.IRModule:
+    """Return one L3 module of those of several bit widths, the widest first."""
+    return next(iter(modules.values())) if len(modules) == 1 else merge_widths(modules)
 
 
 def store_weights(module: tvm.IRModule) -> tvm.IRModule:

@@ -15,12 +15,16 @@ holds as data is read where the system maps it, by all processes that load it.
 Weights of fewer bits than their kernel's container are held packed, in the format that lowering
 noted of them (`FORMATS`, by their `digest`), and unpacked when they are read first: the file is
 smaller, while each process has a copy of its own of what kernels read.
+
+Of a library of several bit widths (`merge_widths`), a layer's weight of the widest is held as it
+would be alone, and so much of each other as makes it of that (`derived_weights`), where it follows.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+import json
+from typing import Any, Final
 
 import numpy as np
 import tvm
@@ -30,16 +34,24 @@ from tvmquant import formats
 from tvmquant.arithmetic import Array
 from tvmquant.formats import BINARY, LEAST_BITS, Format, Uniform
 from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import span_name
+from tvmquant.passes.derived_weights import derivation_of
+from tvmquant.schedules.weight_layout import WeightLayout
 
-FUNCTION = "tvmquant_weight"
-WEIGHTS = "tvmquant.weights"
-FORMATS = "tvmquant.weight_formats"
+FUNCTION: Final = "tvmquant_weight"
+WEIGHTS: Final = "tvmquant.weights"
+FORMATS: Final = "tvmquant.weight_formats"
+LAYOUTS: Final = "tvmquant.weight_layouts"
+# Functions of a module in the order in which their weights are stored; others follow.
+FIRST: Final = ("main", "raw")
 
 # Calling the function takes longer than reading a register, about 0.1 microseconds, so small ones
 # stay where they are,
 LEAST_BYTES = 4096
 # but for those that packing makes smaller by so much: what describes one takes half of it.
 LEAST_SAVED = 256
+# What describes a weight that is derived takes so much beside its channels' ratios.
+DERIVED_BYTES: Final = 128
 # What holds weights of one bit among zeros.
 TERNARY = Uniform(LEAST_BITS, signed=True)
 
@@ -72,43 +84,90 @@ def values_of(weight: Array, held: Format) -> Array:
     return halves.astype(np.int8) - np.int8(8)
 
 
+def described(held: Format, layout: WeightLayout) -> str:
+    """Return what `LAYOUTS` says of a kernel's weight."""
+    return json.dumps([held.name, layout.dumps()])
+
+
 @relax.expr_functor.mutator
 class _Storer(relax.PyExprMutator):  # type: ignore[misc]  # TVM's classes are untyped
     """Rewrites functions, and gathers the constants that they share."""
 
     def __init__(self, module: tvm.IRModule) -> None:
         super().__init__(module)
-        noted = (module.attrs or {}).get(FORMATS) or {}
+        attrs = module.attrs or {}
+        noted, layouts = attrs.get(FORMATS) or {}, attrs.get(LAYOUTS) or {}
         self.formats = {str(key): str(name) for key, name in noted.items()}
+        self.layouts = {str(key): json.loads(str(text)) for key, text in layouts.items()}
         self.weights: list[dict[str, Any]] = []
         self.indices: dict[tuple[object, ...], int] = {}
+        # of each layer: the weight that others may follow from, and where it is stored and how
+        self.widest: dict[str, tuple[Array, dict[str, Any]]] = {}
+        self.derives = any(var.name_hint not in FIRST for var in functions_of(module))
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         """Replace the large constants among a kernel's operands."""
         kernel = call.args[0] if call.args else None
         if isinstance(call.op, tvm.ir.GlobalVar) or not isinstance(kernel, tvm.ir.GlobalVar):
             return super().visit_call_(call)
-        operands = relax.Tuple([self._operand(operand) for operand in call.args[1].fields])
+        layer = span_name(call)
+        operands = relax.Tuple([self._operand(operand, layer) for operand in call.args[1].fields])
         args = [kernel, operands, *map(self.visit_expr, call.args[2:])]
         return relax.Call(call.op, args, call.attrs, call.ty_args, call.span)
 
-    def _operand(self, operand: relax.Expr) -> relax.Expr:
+    def _operand(self, operand: relax.Expr, layer: str) -> relax.Expr:
         array = qop.constant_array(operand)
         if array is None or array.dtype.kind not in "iuf":
             return self.visit_expr(operand)
         key = (array.shape, array.dtype.str, digest(array))
         if key not in self.indices:
-            stored = self._stored(array, self.formats.get(key[2], ""))
+            stored = self._derived(array, key[2], layer) or self._stored(array, key[2])
             if stored is None:
                 return self.visit_expr(operand)
             self.indices[key] = len(self.weights)
             self.weights.append(stored)
+        self._note(array, key, layer)
         index = tvm.tirx.IntImm("int64", self.indices[key])
         return self.builder_.emit(relax.op.call_pure_packed(FUNCTION, index, ty_args=operand.ty))
 
-    def _stored(self, array: Array, held: str) -> dict[str, Any] | None:
+    def _note(self, array: Array, key: tuple[object, ...], layer: str) -> None:
+        """Remember the weight of a layer that the same layer's others may follow from."""
+        noted = self.layouts.get(str(key[2]))
+        if not self.derives or noted is None or layer in self.widest:
+            return
+        held, layout = formats.parse(noted[0]), WeightLayout.loads(noted[1])
+        index = self.indices[key]
+        if "source" in self.weights[index]:
+            return
+        halves = held.name if container_bits(array, held) == 4 else ""  # which is packed, too
+        self.widest[layer] = layout.unpacked(values_of(array, held)), {
+            "source": index, "source_layout": noted[1],
+            "source_format": str(self.weights[index]["format"]) or halves,
+        }  # fmt: skip
+
+    def _derived(self, array: Array, key: str, layer: str) -> dict[str, Any] | None:
+        """Return what makes a weight of the layer's widest; None where it does not follow."""
+        noted = self.layouts.get(key)
+        if noted is None or layer not in self.widest:
+            return None
+        held, layout = formats.parse(noted[0]), WeightLayout.loads(noted[1])
+        wide, source = self.widest[layer]
+        values = layout.unpacked(values_of(array, held))
+        if values.shape != wide.shape:
+            return None
+        found = derivation_of(wide, values, held)
+        if found is None or held.bytes(values.size) <= 3 * len(values) + DERIVED_BYTES:
+            return None
+        ratios = np.concatenate([found.multiplier.view(np.uint8), found.shift.view(np.uint8)])
+        return {
+            "data": tvm.runtime.tensor(ratios), "shape": list(array.shape),
+            "dtype": str(array.dtype), "format": "", "width": container_bits(array, held),
+            "layout": noted[1], "qmax": found.qmax, **source,
+        }  # fmt: skip
+
+    def _stored(self, array: Array, key: str) -> dict[str, Any] | None:
         """Return what the library holds of a constant; None where the executable keeps it."""
-        data, named = array, ""
+        data, named, held = array, "", self.formats.get(key, "")
         format = formats.parse(held) if held else None
         width = container_bits(array, format) if format else 0
         if format is not None and format.bits < width:
@@ -118,13 +177,20 @@ class _Storer(relax.PyExprMutator):  # type: ignore[misc]  # TVM's classes are u
             packed = format.pack(values)
             if array.nbytes - packed.nbytes >= LEAST_SAVED:
                 data, named = packed, format.name
-        if not named and array.nbytes < LEAST_BYTES:
+        shared = self.derives and key in self.layouts
+        if not named and array.nbytes < (LEAST_SAVED if shared else LEAST_BYTES):
             return None
         shape, dtype = list(array.shape), str(array.dtype)
         return {
             "data": tvm.runtime.tensor(data), "shape": shape, "dtype": dtype, "format": named,
             "width": width if named else 0,
         }  # fmt: skip
+
+
+def functions_of(module: tvm.IRModule) -> list[tvm.ir.GlobalVar]:
+    """Return the functions that call kernels, those of the widest first."""
+    found = [var for var, f in module.functions_items() if isinstance(f, relax.Function)]
+    return sorted(found, key=lambda var: (var.name_hint not in FIRST, var.name_hint))
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="StoreWeights")
@@ -136,9 +202,8 @@ class StoreWeights:
     ) -> tvm.IRModule:
         """Return the module with the attribute ``tvmquant.weights``, or unchanged without any."""
         storer = _Storer(module)
-        for var, function in module.functions_items():
-            if isinstance(function, relax.Function):
-                storer.builder_.update_func(var, storer.visit_expr(function))
+        for var in functions_of(module):
+            storer.builder_.update_func(var, storer.visit_expr(module[var]))
         if not storer.weights:
             return module
         return storer.builder_.get().with_attr(WEIGHTS, storer.weights)

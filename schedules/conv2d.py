@@ -85,6 +85,7 @@ from tvmquant.schedules.conv2d_packing import (
     pack_scale,
     pack_weight,
     provable_chain,
+    weight_layout,
 )
 from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling
 from tvmquant.schedules.conv2d_tiling import default_tiling, tilings
@@ -115,6 +116,7 @@ __all__ = [
     "target_dots",
     "target_tiling",
     "tilings",
+    "weight_layout",
 ]
 
 

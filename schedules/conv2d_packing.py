@@ -18,6 +18,7 @@ import numpy.typing as npt
 from tvmquant.errors import QuantizationError
 from tvmquant.schedules.conv2d_binary import interleaved, weight_bits
 from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling
+from tvmquant.schedules.weight_layout import ELEMENT, OUTPUT, WINDOW, Axis, WeightLayout
 
 # Bits that kernels read a weight in.
 CONTAINERS = (4, 8)
@@ -86,6 +87,27 @@ def _pack_runs(runs: npt.NDArray[Any], spec: Conv2DSpec, tiling: Tiling) -> npt.
         nibbles = (blocks + BIAS).astype(np.uint8)
         blocks = nibbles[:, :, :, 0::2] | (nibbles[:, :, :, 1::2] << 4)
     return np.ascontiguousarray(blocks)
+
+
+def weight_layout(spec: Conv2DSpec, tiling: Tiling) -> WeightLayout:
+    """Return where `pack_weight` puts each number; of 4 bits the lower half of a byte is first.
+
+    Of layers that are not `binary`.
+    """
+    e, dot = Extents.of(spec, tiling), tiling.dot
+    lanes, group = dot.lanes, dot.group
+    halves = 8 // spec.w_bits
+    within = [Axis(OUTPUT, lanes), Axis(ELEMENT, group)]
+    if dot.looks_up:
+        within = [Axis(OUTPUT, lanes // 2), Axis(ELEMENT, group), Axis(OUTPUT, 2, lanes // 2)]
+    axes = (
+        Axis(OUTPUT, e.outputs // lanes, lanes),
+        Axis(WINDOW, spec.run_rows * e.taps),
+        Axis(ELEMENT, -(-e.steps // halves), halves * group),
+        *within,
+        *((Axis(ELEMENT, halves, group),) if halves > 1 else ()),
+    )
+    return WeightLayout(spec.outputs, spec.run_rows * e.taps, spec.run, axes)
 
 
 def pack_scale(

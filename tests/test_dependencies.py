@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "atomic_write": set(),
     "model_metadata": set(),
     "tvm_compat": set(),
+    "entries": set(),
     "records": {"atomic_write", "errors"},
     # numbers
     "default_choices": set(),
@@ -48,7 +49,7 @@ MAY_IMPORT = {
     # graphs and their rewrites
     "ir": set(),
     "passes": {
-        "arithmetic", "bit_choice", "ir", "machine", "quantizer", "resize", "schedules",
+        "arithmetic", "bit_choice", "entries", "ir", "machine", "quantizer", "resize", "schedules",
         "schedules.families", "schedules.isa", "weight_pairs",
     },
     "data": set(),
@@ -74,8 +75,8 @@ MAY_IMPORT = {
     "random_calibration": {"calibration", "graph", "quantization"},
     # from a graph to a library, and back
     "deploy": {
-        "arithmetic", "bit_choice", "devices", "graph", "ir", "levels", "machine", "passes",
-        "schedules", "schedules.families", "target",
+        "arithmetic", "bit_choice", "devices", "entries", "graph", "ir", "levels", "machine",
+        "passes", "schedules", "schedules.families", "target",
     },
     "inspection": {
         "deploy", "graph", "layers", "machine", "passes", "quantization", "random_calibration",

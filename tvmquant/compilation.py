@@ -95,7 +95,8 @@ def compile_onnx(
     Parameters
     ----------
     path : path
-        The ONNX file.
+        The ONNX file; or a folder of files ``NAME-w8.onnx``, as training at several widths writes
+        them, for a library of all of them (`tvmquant.build`).
     data : path, array or iterable, optional
         What `open_data` reads; the images to calibrate with. A model that is quantized already
         (QDQ) needs none; with data, what it has no scale for is calibrated. None are needed with

@@ -15,9 +15,10 @@ from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, count_uses
 from tvmquant.ir.tensor_types import dtype_of, static_shape
 from tvmquant.machine import Machine
-from tvmquant.passes.store_weights import FORMATS, container_bits, digest
+from tvmquant.passes.store_weights import FORMATS, LAYOUTS, container_bits, described, digest
 from tvmquant.schedules import kernel_facts, structural
 from tvmquant.schedules.families import Tilings
+from tvmquant.schedules.weight_layout import WeightLayout
 
 
 class KernelEmitter(DataflowRewriter):
@@ -84,6 +85,8 @@ class Lowerer(KernelEmitter):
         Where tuned tilings come from.
     formats : dict of str to str
         Of weights that `StoreWeights` is to pack, by their digests.
+    layouts : dict of str to str
+        What `StoreWeights` may derive weights by, by their digests.
     uses, producer : mapping
         How often a variable is read, and the value that it is bound to.
     bits : dict
@@ -96,15 +99,20 @@ class Lowerer(KernelEmitter):
         self.uses = count_uses(self.function)
         self.producer = dict(bindings_of(self.function))
         self.formats: dict[str, str] = {}
+        self.layouts: dict[str, str] = {}
         self.bits: dict[tuple[relax.Expr, str, int], relax.Expr] = {}
 
     def rewrite(self) -> tvm.IRModule:
-        """Build the new module, which says of what formats its weights are."""
+        """Build the new module, which says how its weights may be held."""
         module = super().rewrite()
-        return module.with_attr(FORMATS, self.formats) if self.formats else module
+        for name, found in ((FORMATS, self.formats), (LAYOUTS, self.layouts)):
+            module = module.with_attr(name, found) if found else module
+        return module
 
-    def weight(self, packed: Array, held: Format) -> relax.Expr:
-        """Return a kernel's weight, noting its format where the library can hold it in less."""
+    def weight(self, packed: Array, held: Format, layout: WeightLayout | None = None) -> relax.Expr:
+        """Return a kernel's weight, noting how the library can hold it in less."""
+        if layout is not None:
+            self.layouts[digest(packed)] = described(held, layout)
         if held.bits < min(INT8.bits, container_bits(packed, held)):
             self.formats[digest(packed)] = held.name
         return qop.constant(packed)

@@ -13,6 +13,7 @@ from tvm import tirx
 from tvmquant.formats import INT8, UINT8, Format
 from tvmquant.schedules.epilogue import Epilogue
 from tvmquant.schedules.isa import DotProduct
+from tvmquant.schedules.weight_layout import WeightLayout
 
 Array = npt.NDArray[Any]
 
@@ -185,11 +186,14 @@ class Weight:
         That its values fit.
     held : Format, optional
         Of its elements, where these are not the layer's weights.
+    layout : WeightLayout, optional
+        Where it has each of the layer's weights, where that can be told.
     """
 
     packed: Array
     bits: int
     held: Format | None = None
+    layout: WeightLayout | None = None
 
 
 @dataclass(frozen=True)

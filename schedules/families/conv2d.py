@@ -56,7 +56,8 @@ class Conv2DFamily(Family):
         length = conv2d.padded_outputs(spec, tiling)
         shape = conv2d.output_shape(spec, tiling)
         bits = layer.weight_format.bits if spec.w_group else layer.whole_bits
-        packed: list[Any] = [Weight(conv2d.pack_weight(weight, spec, tiling), bits)]
+        order = None if scale is not None else conv2d.weight_layout(spec, tiling)
+        packed: list[Any] = [Weight(conv2d.pack_weight(weight, spec, tiling), bits, layout=order)]
         if scale is not None:
             packed.append(conv2d.pack_scale(scale, spec, tiling))
         arguments = (

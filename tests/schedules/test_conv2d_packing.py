@@ -11,13 +11,21 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from tvmquant.errors import QuantizationError
+from tvmquant.formats import Uniform
+from tvmquant.machine import Machine
+from tvmquant.passes.store_weights import values_of
 from tvmquant.schedules.conv2d import (
     Conv2DSpec,
     check_narrow,
     container_of,
     group_scale,
+    pack_weight,
     provable_chain,
+    target_dots,
+    tilings,
+    weight_layout,
 )
+from tvmquant.schedules.weight_layout import WeightLayout
 
 # OHWI; of the last, kernels join the rows of the window
 SHAPES = st.tuples(
@@ -87,3 +95,24 @@ def test_weights_beyond_four_bits_are_refused_by_name():
     check_narrow(np.array([[[[-8, 7]]]], np.int8), "conv7")
     with pytest.raises(QuantizationError, match=r"'conv7'.*\[-9, 3\]"):
         check_narrow(np.array([[[[-9, 3]]]], np.int8), "conv7")
+
+
+@pytest.mark.parametrize("w_bits", [4, 8])
+@pytest.mark.parametrize("target", ["haswell", "skylake-avx512", "icelake-server"])
+@pytest.mark.parametrize("shape", [(40, 3, 3, 20), (24, 3, 3, 3), (20, 1, 1, 70)], ids=str)
+def test_layouts_say_where_weights_are(target: str, w_bits: int, shape: tuple[int, ...]) -> None:
+    machine = Machine.of(target, 1)
+    spec = replace(spec_of(shape), w_bits=w_bits)
+    largest = 7 if w_bits == 4 else 127
+    weight = np.random.default_rng(0).integers(-largest, largest + 1, shape).astype(np.int8)
+    held = Uniform(w_bits, signed=True)
+    seen = set()
+    for tiling in tilings(spec, target_dots(spec, machine), machine)[::5]:
+        packed, layout = pack_weight(weight, spec, tiling), weight_layout(spec, tiling)
+        values = values_of(packed, held)
+        assert layout.size == values.size
+        np.testing.assert_array_equal(layout.unpacked(values), weight.reshape(len(weight), -1))
+        assert np.count_nonzero(values) == np.count_nonzero(weight)
+        assert WeightLayout.loads(layout.dumps()) == layout
+        seen.add(layout)
+    assert seen

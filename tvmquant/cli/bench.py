@@ -25,6 +25,7 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each network.")] = 100,
     rpc: options.Rpc = None,
     rpc_key: options.RpcKey = None,
+    width: options.Width = None,
     threads: options.Threads = None,
     against_float: Annotated[
         bool,
@@ -62,7 +63,7 @@ def bench(
             built = Manifest.load(library)
             machine = Machine.of(built.target["config"], threads or built.threads)
             device = stack.enter_context(open_device(tracker, machine))
-        deployed = load(library, threads=threads, device=device)
+        deployed = load(library, threads=threads, device=device, width=width)
         inputs = random_inputs(deployed.inputs)
         networks = {"library": runner(deployed, inputs)}
         if against_float:

@@ -31,7 +31,13 @@ if TYPE_CHECKING:
 
 
 def compile_model(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL.onnx",
+            help="The model, or a folder of it at several bit widths (trained-w8.onnx ...).",
+        ),
+    ],
     data: options.Data = None,
     preprocess: options.Recipe = None,
     select: options.Select = None,
@@ -173,6 +179,7 @@ def summarize(done: Compilation, out: Path) -> dict[str, Any]:
         "float_audit": manifest["float_audit"],
         "model_bytes": manifest["model"].get("bytes"),
         "library_bytes": manifest["library"]["bytes"],
+        "widths": done.manifest.widths,
         "bits": dict(Counter(bits for layer in manifest["layers"] if (bits := _bits(layer)))),
         "weight_pairs": describe_pairs(layer["weight_pairs"] for layer in manifest["layers"]),
         "untuned": list(done.untuned),
@@ -219,6 +226,7 @@ def _table(summary: dict[str, Any], outputs: Sequence[OutputQuality]) -> TitledT
         *_plan_rows(summary["plan"], summary["reference"]),
         ("model", megabytes(summary["model_bytes"])),
         ("library", megabytes(summary["library_bytes"])),
+        *([("bits", ", ".join(map(str, summary["widths"])))] if summary["widths"] else []),
         *([("SQNR against float", sqnr)] if sqnr else []),
     ]
     notes = {"calibrate": " (kept from an earlier run)"} if summary["calibration_cached"] else {}

@@ -41,6 +41,7 @@ def evaluate_library(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Evaluate only the first so many items.")
     ] = None,
+    width: options.Width = None,
     threads: options.Threads = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -60,7 +61,7 @@ def evaluate_library(
     from tvmquant.deploy.loader import load
     from tvmquant.evaluation import evaluate, item_inputs
 
-    deployed = load(library, threads=threads)
+    deployed = load(library, threads=threads, width=width)
     recipe = deployed.manifest.preprocess if preprocess is None else preprocess
     dataset = open_data(data, recipe, inputs=item_inputs(deployed), select=select)
     if limit is not None:

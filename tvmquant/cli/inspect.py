@@ -22,6 +22,7 @@ def inspect(
     target: Annotated[
         str, typer.Option(help="Of a model: what it would be compiled for.")
     ] = "native",
+    width: options.Width = None,
     threads: options.Threads = None,
     batch: Annotated[int, typer.Option(min=1, help="Of a model: the library's batch size.")] = 1,
     requantize: options.Requantize = False,
@@ -36,7 +37,7 @@ def inspect(
     that it brings, found without data.
     """
     if subject.is_dir():
-        report = _describe_library(subject)
+        report = _describe_library(subject, width)
     elif subject.is_file():
         shapes = options.parse_input_shapes(input_shape)
         with StageReporter(quiet=quiet)("inspect"):
@@ -52,10 +53,11 @@ def inspect(
         print_tables(*_tables(report))
 
 
-def _describe_library(folder: Path) -> dict[str, Any]:
+def _describe_library(folder: Path, width: int | None) -> dict[str, Any]:
     from tvmquant.deploy.manifest import Manifest
 
-    return {"kind": "library", **Manifest.load(folder).to_dict()}
+    found = Manifest.load(folder).at(width)
+    return {"kind": "library", **found.to_dict(), "widths": found.widths}
 
 
 def _describe_model(
@@ -106,6 +108,9 @@ def _tables(report: dict[str, Any]) -> list[TitledTable]:
     if report["kind"] == "library":
         general.append(("library", megabytes(report["library"]["bytes"])))
         general.append(("threads", report["threads"]))
+        if report["widths"]:
+            others = ", ".join(str(w) for w in report["widths"] if w != report["width"])
+            general.append(("bits", f"{report['width']} here, and also {others}"))
     rows = [
         (
             layer["id"],

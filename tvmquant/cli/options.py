@@ -20,6 +20,12 @@ _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600}
 Library = Annotated[
     Path, typer.Argument(metavar="OUT", help="Folder that `tvmquant compile` wrote.")
 ]
+Width = Annotated[
+    int | None,
+    typer.Option(
+        "--width", metavar="B", help="Bit width, of a library of several. Default: the widest."
+    ),
+]
 Data = Annotated[
     str | None,
     typer.Option(

@@ -31,6 +31,7 @@ def run(
     raw: Annotated[
         bool, typer.Option("--raw", help="Read and write raw integers, channels last.")
     ] = False,
+    width: options.Width = None,
     threads: options.Threads = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -38,7 +39,7 @@ def run(
     """Run a library once."""
     from tvmquant.deploy.loader import load
 
-    model = load(library, threads=threads, raw=raw)
+    model = load(library, threads=threads, raw=raw, width=width)
     names = [info.name for info in model.outputs]
     if result.suffix not in (".npy", ".npz") or (len(names) > 1 and result.suffix == ".npy"):
         raise DataError(

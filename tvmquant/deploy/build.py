@@ -8,7 +8,7 @@ import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,8 +26,10 @@ from tvmquant.deploy.manifest import (
     FloatOperator,
     Manifest,
     ModelFacts,
+    Variant,
     file_sha256,
 )
+from tvmquant.entries import entry_name
 from tvmquant.errors import ArtifactError, QuantizationError
 from tvmquant.machine import Machine
 from tvmquant.target import is_elf
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 
 
 def build(
-    graph: Graph,
+    graph: Graph | Mapping[int, Graph],
     *,
     target: TargetLike = "native",
     out: str | os.PathLike[str],
@@ -57,8 +59,11 @@ def build(
 
     Parameters
     ----------
-    graph : Graph
-        Level L2 (from `tvmquant.quantize`), or L0 for a float library.
+    graph : Graph, or mapping of int to Graph
+        Level L2 (from `tvmquant.quantize`), or L0 for a float library. Of a mapping the library has
+        the network at several bit widths, to choose from when it is loaded
+        (``tvmquant.load(out, width=4)``): weights of the widest are stored once, and make those of
+        a layer at another width wherever these follow from them by one requantization.
     target : str, dict, Target or Machine
         See `tvmquant.machine.Machine.of`.
     out : path
@@ -83,54 +88,89 @@ def build(
     TargetError
         If the target or the number of threads is not valid, or LLVM cannot compile for it.
     QuantizationError
-        If the graph is of another level, or batch makes no sense.
+        If the graph is of another level, or batch makes no sense, or graphs of several widths have
+        other inputs or outputs.
     """
     from tvmquant.levels import canonical
     from tvmquant.passes import pipeline
     from tvmquant.passes.lower_to_kernels import default_tilings
 
-    if graph.level not in ("L0", "L2"):
-        raise QuantizationError(f"a graph of level {graph.level} cannot be built; quantize it")
+    graphs = dict(sorted(graph.items(), reverse=True)) if isinstance(graph, Mapping) else {0: graph}
+    _check_graphs(graphs, batch)
+    machine = Machine.of(target, threads)
+    say = progress or (lambda _stage: None)
+    folder = check_destination(Path(out), force=force)
+
+    say("kernels")
+    modules = {w: (g if g.level == "L2" else canonical(g)).module for w, g in graphs.items()}
+    merged = pipeline.merge(
+        {
+            width: pipeline.expose_integers(
+                pipeline.lower(module, machine, batch, tilings or default_tilings)
+            )
+            for width, module in modules.items()
+        }
+    )
+    stored = pipeline.store_weights(merged) if is_elf(machine.triple) else merged
+    widest, *others = graphs
+
+    def described(width: int) -> Variant:
+        """Describe the network at a width."""
+        entry = 0 if width == widest else width
+        functions = {str(v.name_hint) for v in merged.get_global_vars()}
+        has_raw = entry_name("raw", entry) in functions
+        graph, module = graphs[width], modules[width]
+        inputs, outputs = describe_tensors(graph, module, merged, has_raw, entry)
+        layers = describe_layers(module, merged, batch, entry)
+        audit = _audit(module) if graph.level == "L2" else []
+        return Variant(width, inputs, outputs, layers, audit, has_raw)
+
+    with _work_folder(folder) as work:
+        say("compile")
+        compile_in_worker(stored, machine.target, work / LIBRARY_NAME)
+        library = work / LIBRARY_NAME
+        network = described(widest)
+        manifest = Manifest(
+            model=cast("ModelFacts", {"name": graphs[widest].name, **(model or {})}),
+            inputs=network.inputs,
+            outputs=network.outputs,
+            target=describe_target(machine),
+            threads=machine.threads,
+            layers=network.layers,
+            float_audit=network.float_audit,
+            versions=present_versions(),
+            library={"sha256": file_sha256(library), "bytes": library.stat().st_size},
+            preprocess=preprocess,
+            has_raw=network.has_raw,
+            width=widest,
+            variants=[described(width) for width in others],
+        )
+        manifest.save(work / MANIFEST_NAME)
+        _install(work, folder)
+    return manifest
+
+
+def _check_graphs(graphs: Mapping[int, Graph], batch: int) -> None:
+    """Refuse graphs that cannot be built, or not together."""
     if batch < 1:
         raise QuantizationError(f"batch = {batch}; expected at least 1")
-    machine = Machine.of(target, threads)
-    if batch > 1 and (fixed := [s for _, s, _ in graph.inputs if s and s[0] not in (None, batch)]):
+    if not graphs:
+        raise QuantizationError("no graph to build")
+    first = next(iter(graphs.values()))
+    for width, graph in graphs.items():
+        if graph.level not in ("L0", "L2"):
+            raise QuantizationError(f"a graph of level {graph.level} cannot be built; quantize it")
+        if (graph.inputs, graph.outputs) != (first.inputs, first.outputs):
+            raise QuantizationError(
+                f"the graph at width {width} has other inputs or outputs than the widest; expected "
+                "one network at several widths"
+            )
+    if batch > 1 and (fixed := [s for _, s, _ in first.inputs if s and s[0] not in (None, batch)]):
         raise QuantizationError(
             f"batch = {batch}, but the model fixes its batch to {fixed[0][0]}; leave batch out and "
             "give the input's shape with another batch (input_shapes, --input-shape), or export "
             "the model with a dynamic batch"
         )
-    say = progress or (lambda _stage: None)
-    folder = check_destination(Path(out), force=force)
-
-    say("kernels")
-    module = (graph if graph.level == "L2" else canonical(graph)).module
-    lowered = pipeline.lower(module, machine, batch, tilings or default_tilings)
-    entries = pipeline.expose_integers(lowered)
-    stored = pipeline.store_weights(entries) if is_elf(machine.triple) else entries
-    has_raw = "raw" in {str(v.name_hint) for v in entries.get_global_vars()}
-
-    with _work_folder(folder) as work:
-        say("compile")
-        compile_in_worker(stored, machine.target, work / LIBRARY_NAME)
-        inputs, outputs = describe_tensors(graph, module, entries, has_raw)
-        library = work / LIBRARY_NAME
-        manifest = Manifest(
-            model=cast("ModelFacts", {"name": graph.name, **(model or {})}),
-            inputs=inputs,
-            outputs=outputs,
-            target=describe_target(machine),
-            threads=machine.threads,
-            layers=describe_layers(module, entries, batch),
-            float_audit=_audit(module) if graph.level == "L2" else [],
-            versions=present_versions(),
-            library={"sha256": file_sha256(library), "bytes": library.stat().st_size},
-            preprocess=preprocess,
-            has_raw=has_raw,
-        )
-        manifest.save(work / MANIFEST_NAME)
-        _install(work, folder)
-    return manifest
 
 
 def _audit(module: tvm.IRModule) -> list[FloatOperator]:

@@ -124,12 +124,7 @@ def _compile(
 
     from tvmquant.deploy.stored_weights import StoredWeight, write_source
     from tvmquant.passes.pipeline import virtual_machine_pipeline
-    from tvmquant.passes.store_weights import FORMATS, FUNCTION, WEIGHTS
-
-    def stored(found: Any) -> StoredWeight:
-        shape = tuple(int(extent) for extent in found["shape"])
-        data, width = found["data"].numpy(), int(found["width"])
-        return StoredWeight(data, shape, str(found["dtype"]), str(found["format"]), width)
+    from tvmquant.passes.store_weights import FORMATS, FUNCTION, LAYOUTS, WEIGHTS
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this one
     link: dict[str, Any] = {"fcompile": cc.cross_compiler(linker)} if linker else {}
@@ -138,8 +133,9 @@ def _compile(
         options.append("-Wl,--strip-debug")  # of the kernels' TensorIR: 2 % of ResNet-50
     try:
         with target, tempfile.TemporaryDirectory(prefix="tvmquant.") as scratch:
-            weights = [stored(found) for found in (module.attrs or {}).get(WEIGHTS, [])]
-            module = module.without_attr(WEIGHTS).without_attr(FORMATS)
+            weights = [StoredWeight.of(found) for found in (module.attrs or {}).get(WEIGHTS, [])]
+            for noted in (WEIGHTS, FORMATS, LAYOUTS):
+                module = module.without_attr(noted)
             executable = relax.build(module, target, relax_pipeline=virtual_machine_pipeline())
             if weights:
                 link["addons"] = [str(write_source(weights, FUNCTION, Path(scratch)))]

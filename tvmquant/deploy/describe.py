@@ -13,6 +13,7 @@ from tvm import relax
 from tvmquant.arithmetic import Array
 from tvmquant.bit_choice import BitChoice
 from tvmquant.deploy.manifest import LayerInfo, TargetFacts, TensorInfo, Versions
+from tvmquant.entries import entry_name
 from tvmquant.graph import Graph, layer_name
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, used_vars
@@ -47,10 +48,13 @@ def present_versions() -> Versions:
 
 
 def describe_tensors(
-    graph: Graph, module: tvm.IRModule, lowered: tvm.IRModule, has_raw: bool
+    graph: Graph, module: tvm.IRModule, lowered: tvm.IRModule, has_raw: bool, width: int = 0
 ) -> tuple[list[TensorInfo], list[TensorInfo]]:
-    """Describe inputs and outputs: float shapes from ``lowered``, scales from the L2 ``module``."""
-    main = lowered["main"]
+    """Describe inputs and outputs: float shapes from ``lowered``, scales from the L2 ``module``.
+
+    At a width other than the widest, of a library that has several.
+    """
+    main = lowered[entry_name("main", width)]
     result = main.ret_ty
     types = list(result.fields) if isinstance(result, tvm.ir.TupleType) else [result]
     inputs = [
@@ -59,7 +63,7 @@ def describe_tensors(
     outputs = [_tensor(name, ty) for name, ty in zip(graph.output_names, types, strict=True)]
     if not has_raw:
         return inputs, outputs
-    raw = lowered["raw"]
+    raw = lowered[entry_name("raw", width)]
     raw_types = (
         list(raw.ret_ty.fields) if isinstance(raw.ret_ty, tvm.ir.TupleType) else [raw.ret_ty]
     )
@@ -156,7 +160,9 @@ def _resolve(var: relax.Var, values: Mapping[relax.Var, Any]) -> Any:
     return value
 
 
-def describe_layers(module: tvm.IRModule, lowered: tvm.IRModule, batch: int = 1) -> list[LayerInfo]:
+def describe_layers(
+    module: tvm.IRModule, lowered: tvm.IRModule, batch: int = 1, width: int = 0
+) -> list[LayerInfo]:
     """List the kernel calls of a lowered module in execution order.
 
     Parameters
@@ -167,10 +173,12 @@ def describe_layers(module: tvm.IRModule, lowered: tvm.IRModule, batch: int = 1)
         The L3 module, with or without the entry of `ExposeIntegers`.
     batch : int
         Batch size it was lowered for.
+    width : int
+        At which, where it is another than the widest, of a library that has several.
     """
     work = _work_by_layer(module, batch)
     layers = []
-    for var, value in _kernel_calls(lowered, "main"):
+    for var, value in _kernel_calls(lowered, entry_name("main", width)):
         symbol = str(value.args[0].name_hint)
         shape = [int(v) for v in var.ty.shape.values]
         name = layer_name(value) or symbol

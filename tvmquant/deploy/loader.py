@@ -42,11 +42,14 @@ class Model:
         says (channels last).
     device : Device, optional
         Where to run; default: the processor of this machine.
+    width : int, optional
+        Bit width of the network, of a library that has several; default: the widest.
 
     Raises
     ------
     ArtifactError
-        If the folder is incomplete, damaged, of another version or for another processor.
+        If the folder is incomplete, damaged, of another version or for another processor, or the
+        library has no such width.
 
     Examples
     --------
@@ -61,9 +64,10 @@ class Model:
         threads: int | None = None,
         raw: bool = False,
         device: Device | None = None,
+        width: int | None = None,
     ) -> None:
         self.folder = Path(folder)
-        self.manifest = Manifest.load(self.folder)
+        self.manifest = Manifest.load(self.folder).at(width)
         self.raw = raw
         if raw and not self.manifest.has_raw:
             raise ArtifactError(
@@ -79,7 +83,7 @@ class Model:
             raise ArtifactError(reason)
         library = _check_library(self.folder, self.manifest)
         self._program = _load(library, self.manifest, self.threads, self.device)
-        self._entry = "raw" if raw else "main"
+        self._entry = self.manifest.entry("raw" if raw else "main")
 
     @property
     def inputs(self) -> list[TensorInfo]:
@@ -220,6 +224,7 @@ def load(
     threads: int | None = None,
     raw: bool = False,
     device: Device | None = None,
+    width: int | None = None,
 ) -> Model:
     """Load a built library; see `Model`."""
-    return Model(folder, threads=threads, raw=raw, device=device)
+    return Model(folder, threads=threads, raw=raw, device=device, width=width)

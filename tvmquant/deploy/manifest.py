@@ -9,13 +9,14 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 
 from tvmquant.deploy.checked_json import DamageError, read_as
+from tvmquant.entries import entry_name
 from tvmquant.errors import ArtifactError
 
 SCHEMA_VERSION = 1
@@ -194,6 +195,28 @@ def describe_pairs(weight_pairs: Iterable[str]) -> str:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """The network at another bit width: what a `Manifest` says of that of the widest.
+
+    Parameters
+    ----------
+    width : int
+        Bits.
+    inputs, outputs : list of TensorInfo
+    layers : list of LayerInfo
+    float_audit : list of FloatOperator
+    has_raw : bool
+    """
+
+    width: int
+    inputs: list[TensorInfo]
+    outputs: list[TensorInfo]
+    layers: list[LayerInfo]
+    float_audit: list[FloatOperator]
+    has_raw: bool
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Contents of ``manifest.json``; see the fields of its parts.
 
@@ -212,6 +235,10 @@ class Manifest:
         Recipe with which the calibration images were read.
     has_raw : bool
         Whether the library can be called with raw integers.
+    width : int
+        Bits, of a library that has several widths; 0 of any other.
+    variants : list of Variant
+        The other widths, falling.
     schema_version : int
     """
 
@@ -226,7 +253,40 @@ class Manifest:
     library: LibraryFacts
     preprocess: dict[str, Any] | None = None
     has_raw: bool = False
+    width: int = 0
+    variants: list[Variant] = field(default_factory=list)
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def widths(self) -> list[int]:
+        """The bit widths to choose from, the widest first; empty where there is one."""
+        return sorted({self.width, *self._others()} - {0}, reverse=True)
+
+    def at(self, width: int | None) -> Manifest:
+        """Return the manifest of the network at a bit width; by default of the widest.
+
+        Raises
+        ------
+        ArtifactError
+            If the library has no such width.
+        """
+        if width is None or width == self.width != 0:
+            return self
+        for found in self.variants:
+            if found.width == width:
+                names = (f.name for f in fields(found))
+                return replace(self, **{name: getattr(found, name) for name in names})
+        known = f"has the widths {', '.join(map(str, self.widths))}"
+        if not self.widths:
+            known = "was built at one choice of bit widths; leave width out"
+        raise ArtifactError(f"width {width}: the library of {self.model['name']!r} {known}")
+
+    def entry(self, function: str) -> str:
+        """Return the name of the library's function at this manifest's width."""
+        return entry_name(function, self.width if self.width in self._others() else 0)
+
+    def _others(self) -> set[int]:
+        return {variant.width for variant in self.variants}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -275,16 +335,22 @@ class Manifest:
         """Check what the types of the fields do not say."""
         if self.threads < 1:
             raise DamageError(f"field 'threads' is {self.threads}; expected at least 1")
-        for name in ("inputs", "outputs"):
-            if not getattr(self, name):
-                raise DamageError(f"field {name!r} lists nothing")
-        for tensor in (*self.inputs, *self.outputs):
-            if not _is_dtype(tensor.dtype) or (self.has_raw and not _is_dtype(tensor.raw_dtype)):
-                raise DamageError(f"tensor {tensor.name!r} has no valid dtype")
-            if self.has_raw and tensor.scale is None:
-                raise DamageError(f"tensor {tensor.name!r} lacks the scale of its raw form")
-            if math.prod(tensor.factors_shape) != max(len(tensor.factors), 1):
-                raise DamageError(f"tensor {tensor.name!r} has factors of another shape")
+        _check_tensors(self)
+        for variant in self.variants:
+            _check_tensors(variant)
+
+
+def _check_tensors(network: Manifest | Variant) -> None:
+    for name in ("inputs", "outputs"):
+        if not getattr(network, name):
+            raise DamageError(f"field {name!r} lists nothing")
+    for tensor in (*network.inputs, *network.outputs):
+        if not _is_dtype(tensor.dtype) or (network.has_raw and not _is_dtype(tensor.raw_dtype)):
+            raise DamageError(f"tensor {tensor.name!r} has no valid dtype")
+        if network.has_raw and tensor.scale is None:
+            raise DamageError(f"tensor {tensor.name!r} lacks the scale of its raw form")
+        if math.prod(tensor.factors_shape) != max(len(tensor.factors), 1):
+            raise DamageError(f"tensor {tensor.name!r} has factors of another shape")
 
 
 def _is_dtype(name: str) -> bool:

@@ -15,6 +15,7 @@ from tvmquant.machine import Machine
 from tvmquant.progress import Clock
 from tvmquant.session.options import Options
 from tvmquant.session.session import Session
+from tvmquant.session.several_widths import check_narrower, models_at_widths
 
 if TYPE_CHECKING:
     from tvmquant.allocation import Plan
@@ -73,7 +74,14 @@ def open_session(
         table = table or folder / TABLE_NAME
     # mistakes of the file are told before TVM is loaded
     shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
-    graph = load_onnx(path, input_shapes=shapes or None, requantize=requantize)
+    graphs = {
+        width: load_onnx(file, input_shapes=shapes or None, requantize=requantize)
+        for width, file in models_at_widths(path).items()
+    }
+    if len(graphs) > 1:
+        check_narrower(graphs)
+    widest, *_ = graphs
+    path, graph = models_at_widths(path)[widest], graphs.pop(widest)
 
     options.check()
     machine = Machine.of(target, threads, remote=tracker is not None)
@@ -91,7 +99,7 @@ def open_session(
         batch=batch, input_shapes=shapes, clock=clock, options=options, requantize=requantize,
         wishes=wishes, given=given, tune_seconds=tune_seconds,
         table=_open_table(table, machine, tracker, create=tune_seconds is not None),
-        tracker=tracker,
+        tracker=tracker, width=widest, narrower=graphs,
     )  # fmt: skip
 
 

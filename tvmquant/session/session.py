@@ -69,6 +69,10 @@ class Session:
         Whose devices measure; default: this machine does.
     requantize : bool
         As of `tvmquant.load_onnx`.
+    width : int
+        Bits of the network, where the library is to have several widths.
+    narrower : mapping of int to Graph
+        Level L0: the other widths.
     """
 
     path: Path
@@ -87,6 +91,8 @@ class Session:
     tune_seconds: float | None = None
     tracker: Tracker | None = None
     requantize: bool = False
+    width: int = 0
+    narrower: Mapping[int, Graph] = field(default_factory=dict)
 
     @cached_property
     def rounding(self) -> dict[str, Any]:
@@ -187,6 +193,16 @@ class Session:
                 **self.rounding,
             )
 
+    def _at_all_widths(self) -> Graph | dict[int, Graph]:
+        """Return the integer graph, or those of all widths."""
+        from tvmquant.quantization import quantize
+
+        if not self.narrower:
+            return self.quantized
+        options = {"strict": self.options.strict, **self.rounding}
+        others = {width: quantize(graph, **options) for width, graph in self.narrower.items()}
+        return {self.width: self.quantized, **others}
+
     def settings(self, *, tuned: bool) -> dict[str, Any]:
         """Return all that a library follows from, as JSON values.
 
@@ -211,7 +227,11 @@ class Session:
             "wishes": self.wishes.settings() if self.wishes else None,
             "plan": {name: layer.choice for name, layer in given.layers.items()} if given else None,
             "table": _state(database),
-        }
+        } | self._narrower_settings()
+
+    def _narrower_settings(self) -> dict[str, Any]:
+        graphs = {str(width): graph.fingerprint() for width, graph in self.narrower.items()}
+        return {"narrower": graphs} if graphs else {}
 
     def build(self, *, force: bool) -> tuple[Manifest, tuple[str, ...]]:
         """Build the library into the folder.
@@ -227,7 +247,11 @@ class Session:
         from tvmquant.session.library_folder import replace_plan
         from tvmquant.tuning.database import noting
 
-        tilings, quantized, settings = self.tilings, self.quantized, self.settings(tuned=True)
+        tilings, quantized, settings = (
+            self.tilings,
+            self._at_all_widths(),
+            self.settings(tuned=True),
+        )
         untuned: list[str] = []
         with self.clock.stage("build"):
             manifest = build(

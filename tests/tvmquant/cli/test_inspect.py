@@ -27,7 +27,7 @@ def test_quiet_shows_tables_only(tvmquant, small_onnx):
 def test_what_stays_float_is_listed(tvmquant, monkeypatch, small_library):
     report = tvmquant("inspect", small_library, "--json").json()
     report["float_audit"] = [{"op": "softmax", "node": "last", "reason": "no integer form"}]
-    monkeypatch.setattr("tvmquant.cli.inspect._describe_library", lambda _folder: report)
+    monkeypatch.setattr("tvmquant.cli.inspect._describe_library", lambda _folder, _width: report)
     text = tvmquant("inspect", small_library).stdout
     assert "computed in float" in text
     assert "no integer form" in text

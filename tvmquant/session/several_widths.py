@@ -1,0 +1,58 @@
+"""A folder of one network at several bit widths, as training writes it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tvmquant.errors import ModelError
+
+if TYPE_CHECKING:
+    from tvmquant.graph import Graph
+
+_NAME: Final = re.compile(r".*-w([1-9][0-9]?)\.onnx")
+
+
+def models_at_widths(path: Path) -> dict[int, Path]:
+    """Return the files ``NAME-w8.onnx`` of a folder by width, the widest first.
+
+    Of a path that is no folder, that alone, at width 0.
+
+    Raises
+    ------
+    ModelError
+        When a folder holds none, or two of one width.
+    """
+    if not path.is_dir():
+        return {0: path}
+    found: dict[int, Path] = {}
+    for file in sorted(path.iterdir()):
+        if match := _NAME.fullmatch(file.name):
+            other = found.setdefault(int(match[1]), file)
+            if other != file:
+                raise ModelError(f"{path}: {other.name} and {file.name} are of the same width")
+    if not found:
+        raise ModelError(
+            f"{path} is a folder without files such as trained-w8.onnx; expected an ONNX file, or "
+            "what a training at several widths wrote"
+        )
+    return dict(sorted(found.items(), reverse=True))
+
+
+def check_narrower(graphs: Mapping[int, Graph]) -> None:
+    """Refuse networks that would have to be calibrated: each brings its own scales.
+
+    Raises
+    ------
+    ModelError
+    """
+    from tvmquant.layers import is_quantized
+
+    for graph in graphs.values():
+        if not is_quantized(graph):
+            raise ModelError(
+                f"the model {graph.name!r} brings no scales; a library of several widths is built "
+                "of quantized models (QDQ), as training writes them"
+            )
