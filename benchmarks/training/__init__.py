@@ -10,7 +10,7 @@ from typing import Final
 import torch
 
 from benchmarks.rows import Row
-from benchmarks.training import quantization_aware
+from benchmarks.training import importance, quantization_aware
 from benchmarks.training.common import Setting
 from tvmquant.errors import DataError
 
@@ -19,6 +19,7 @@ METHODS: Final[Mapping[str, Callable[[Setting], list[Row]]]] = MappingProxyType(
         name: functools.partial(quantization_aware.rows, name=name)
         for name in quantization_aware.PRESETS
     }
+    | {"limpq": importance.rows}
 )
 
 

@@ -83,6 +83,10 @@ class Setting:
             return data
         return data.subset(step=max(1, len(data) // count), limit=count)
 
+    def calibration_images(self) -> Dataset:
+        """Return the images that the network is calibrated with."""
+        return open_images(self.folder, self.task, self.task.calibration, 16)
+
 
 def trained_rows(
     setting: Setting,

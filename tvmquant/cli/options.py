@@ -209,7 +209,9 @@ def parse_wishes(
             raise AllocationError(
                 f"--pin gives layer {layer!r} both {pinned[layer]} and {taken}; leave out one"
             )
-    wanted = DEFAULT_CHOICES if choices is None else map(BitChoice.parse, choices.split(","))
+    wanted = DEFAULT_CHOICES if given is None else given.choices
+    if choices is not None:
+        wanted = tuple(map(BitChoice.parse, choices.split(",")))
     return Wishes(
         latency=latency,
         size=size,

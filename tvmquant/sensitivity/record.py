@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tvmquant.bit_choice import BitChoice
 from tvmquant.errors import SensitivityError
 from tvmquant.records import load_record, save_record
 
 if TYPE_CHECKING:
     import os
-
-    from tvmquant.bit_choice import BitChoice
 
 SCHEMA_VERSION: Final = 2
 
@@ -92,6 +91,12 @@ class Sensitivity(BaseModel):
     perturbation: dict[str, dict[str, float]]
     excluded: dict[str, list[str]] = Field(default_factory=dict)
 
+    @property
+    def choices(self) -> tuple[BitChoice, ...]:
+        """All choices that it knows of some layer."""
+        names = dict.fromkeys(name for row in self.perturbation.values() for name in row)
+        return tuple(map(BitChoice.parse, names))
+
     def check(self, model: str, choices: Sequence[BitChoice]) -> None:
         """Refuse what is of another model, or knows none of some choices.
 
@@ -111,11 +116,11 @@ class Sensitivity(BaseModel):
                 f"{self.model[:12]}..., and this one has {model[:12]}...; estimate or learn it for "
                 "this model"
             )
-        known = dict.fromkeys(name for row in self.perturbation.values() for name in row)
-        if unknown := [str(choice) for choice in choices if str(choice) not in known]:
+        known = self.choices
+        if unknown := [choice for choice in choices if choice not in known]:
             raise SensitivityError(
-                f"this sensitivity ({self.method}) does not know {', '.join(unknown)}; choose "
-                f"among {', '.join(known)} (--choices), or learn it at these widths too"
+                f"this sensitivity ({self.method}) does not know {_listed(unknown)}; choose among "
+                f"{_listed(known)} (--choices), or learn it at these widths too"
             )
 
     def digest(self) -> str:
@@ -136,3 +141,7 @@ class Sensitivity(BaseModel):
             When the file is missing, not JSON, of another version, or a field is wrong.
         """
         return load_record(cls, path, "estimate again")
+
+
+def _listed(choices: Sequence[BitChoice]) -> str:
+    return ", ".join(map(str, choices))

@@ -70,6 +70,7 @@ def test_wishes_are_what_the_options_say():
         ({"pins": ["conv=w8a8", "conv=w4a8"]}, "layer 'conv' both w8a8 and w4a8"),
         ({"sensitivity": "guess"}, "'guess' is unknown; expected one of hessian"),
         ({"sensitivity": ""}, "'' is unknown"),
+        ({"sensitivity": "none-such.json"}, "none-such.json"),
     ],
 )
 def test_what_is_no_wish(option, message):
