@@ -10,7 +10,12 @@ from typing import Final
 import torch
 
 from benchmarks.rows import Row
-from benchmarks.training import importance, quantization_aware
+from benchmarks.training import (
+    gradient_shapes,
+    importance,
+    quantization_aware,
+    training_step,
+)
 from benchmarks.training.common import Setting
 from tvmquant.errors import DataError
 
@@ -19,7 +24,11 @@ METHODS: Final[Mapping[str, Callable[[Setting], list[Row]]]] = MappingProxyType(
         name: functools.partial(quantization_aware.rows, name=name)
         for name in quantization_aware.PRESETS
     }
-    | {"limpq": importance.rows}
+    | {
+        "limpq": importance.rows,
+        "shapes": gradient_shapes.rows,
+        "step": training_step.rows,
+    }
 )
 
 

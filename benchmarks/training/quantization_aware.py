@@ -23,10 +23,21 @@ class Preset:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
+# Below 4 bits; residual connections stay at 8.
+NARROW: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        "epochs": 5,
+        "residual_bits": 8,
+        "optimizer.step_lr": 0.01,
+        "augmentation": {"shift": 4, "mirror": True},
+    }
+)
 PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
     {
         "w8a8": Preset("w8a8", changes={"epochs": 1, "optimizer.lr": 0.002}),
         "w4a4": Preset("w4a4", changes={"epochs": 5}),
+        "w3a3": Preset("w3a3", changes={"optimizer.lr": 0.02, **NARROW}),
+        "w2a2": Preset("w2a2", changes={"optimizer.lr": 0.04, **NARROW}),
     }
 )
 

@@ -225,7 +225,7 @@ class Training:
                 torch.manual_seed(seed_of(recipe, epoch, step, distributed.rank()))
                 done = ((epoch - place.start) * steps + step) / (recipe.epochs * steps)
                 batch = self._batch(inputs, labels, done, epoch, step)
-                value, right = self._step(batch, optimizer)
+                value, right = self.step(batch, optimizer)
                 rate.step()  # type: ignore[attr-defined]
                 sums["loss"] += value
                 sums["right"] += right
@@ -274,8 +274,8 @@ class Training:
         finally:
             self.twin.live_batch_norm, self.twin.mode = live, "quantized"
 
-    def _step(self, batch: Batch, optimizer: torch.optim.Optimizer) -> tuple[float, float]:
-        """Return the mean loss of the passes, and the items that they have right on average."""
+    def step(self, batch: Batch, optimizer: torch.optim.Optimizer) -> tuple[float, float]:
+        """Train one step; return the mean loss of its passes, and how many items are right."""
         optimizer.zero_grad()
         losses, right = [], []
         for value, logits in self.method.losses(batch):
