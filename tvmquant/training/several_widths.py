@@ -44,6 +44,8 @@ class SwitchedQuantizer(nn.Module):
     Attributes
     ----------
     by_format : ModuleDict
+    format : str
+        Of the chosen one.
     scale, zero_point, qmin, qmax : tensors
         As of `tvmquant.twin.quantizer_module.Quantizer`, of what is chosen.
     """
@@ -51,8 +53,16 @@ class SwitchedQuantizer(nn.Module):
     def __init__(self, quantizers: Mapping[str, FakeQuantize], channels: Tensor) -> None:
         super().__init__()
         self.by_format = nn.ModuleDict(dict(quantizers))
-        self.chosen = next(iter(quantizers.values()))
+        self.format = next(iter(quantizers))
         self._shape = channels.shape
+
+    @property
+    def chosen(self) -> FakeQuantize:
+        """The one that quantizes at present."""
+        # no attribute: torch would keep it in checkpoints as a module of its own
+        found = self.by_format[self.format]
+        assert isinstance(found, FakeQuantize)
+        return found
 
     def choose(self, name: str) -> None:
         """Quantize to the format of this name from now on.
@@ -62,9 +72,9 @@ class SwitchedQuantizer(nn.Module):
         KeyError
             When there is no quantizer for it.
         """
-        chosen = self.by_format[name]
-        assert isinstance(chosen, FakeQuantize)
-        self.chosen = chosen
+        if name not in self.by_format:
+            raise KeyError(name)
+        self.format = name
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the tensor quantized and dequantized."""

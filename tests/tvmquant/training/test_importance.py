@@ -12,9 +12,17 @@ from tvmquant.bit_choice import BitChoice
 from tvmquant.errors import SensitivityError, TrainingError
 from tvmquant.layers import quantizable_layers
 from tvmquant.passes import pipeline
+from tvmquant.quantization import calibrate
 from tvmquant.sensitivity import Sensitivity
 from tvmquant.training import Recipe, train
-from tvmquant.training.importance import LearnedImportance, first_weight_step, outliers
+from tvmquant.training.importance import (
+    LearnedImportance,
+    begin_with_statistics,
+    first_weight_step,
+    outliers,
+)
+from tvmquant.training.items import Items
+from tvmquant.training.several_widths import SeveralWidths
 from tvmquant.twin import Twin
 
 WIDTHS = (2, 3, 4, 6, 8)
@@ -36,6 +44,41 @@ def test_a_first_step_of_a_weight_is_that_of_three_deviations() -> None:
         expected = max(abs(mean - 3 * std), abs(mean + 3 * std)) / 2 ** (bits - 1)
         found = first_weight_step(torch.from_numpy(w), 2 ** (bits - 1) - 1)
         assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_first_step_of_an_activation_is_that_of_its_mean_magnitude(graph) -> None:
+    calibration = calibrate(graph, small.data()[0], fold_batch_norm=False)
+    recipe = Recipe.read("limpq")
+    widths = SeveralWidths(graph, calibration, recipe, CHOICES[::-6], per_tensor=True)
+    images = torch.from_numpy(small.data()[0])
+    begin_with_statistics(widths, Items(images, None))
+    edge = widths.layers[1].edges[0]
+    seen = {}
+    with torch.no_grad():
+        Twin(widths.twin.write_back(), observe=seen.__setitem__)(images)
+    mean = np.abs(seen[edge].numpy()).mean(dtype=np.float64)
+    for held in widths.formats[widths.layers[1].id].activations:
+        found = widths.step(edge, held)
+        assert found == pytest.approx(2 * mean / np.sqrt(2**held.bits - 1), rel=1e-5)
+
+
+def test_a_killed_training_goes_on(graph, tmp_path, monkeypatch) -> None:
+    recipe = Recipe.read("limpq", {**CHANGES, "epochs": 2, "importance.widths": [3]})
+    whole = train(graph, small.data(), recipe, out=tmp_path / "whole")
+    after = LearnedImportance.after_step
+
+    def killed(self, batch):
+        if (batch.epoch, batch.step) == (1, 1):
+            raise KeyboardInterrupt
+        after(self, batch)
+
+    monkeypatch.setattr(LearnedImportance, "after_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(graph, small.data(), recipe, out=tmp_path / "parts")
+    monkeypatch.undo()
+    assert train(graph, small.data(), recipe, out=tmp_path / "parts").sensitivity == (
+        whole.sensitivity
+    )
 
 
 def test_steps_that_do_not_grow_with_coarseness_are_outliers() -> None:
