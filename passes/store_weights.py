@@ -14,7 +14,9 @@ holds as data is read where the system maps it, by all processes that load it.
 
 Weights of fewer bits than their kernel's container are held packed, in the format that lowering
 noted of them (`FORMATS`, by their `digest`), and unpacked when they are read first: the file is
-smaller, while each process has a copy of its own of what kernels read.
+smaller, while each process has a copy of its own of what kernels read. Where channels fit fewer
+bits than others (of layers whose widths were learned), each is held at its own width; which they
+are, `CHANNELS` says likewise.
 
 Of a library of several bit widths (`merge_widths`), a layer's weight of the widest is held as it
 would be alone, and so much of each other as makes it of that (`derived_weights`), where it follows.
@@ -24,6 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any, Final
 
 import numpy as np
@@ -32,7 +35,7 @@ from tvm import relax
 
 from tvmquant import formats
 from tvmquant.arithmetic import Array
-from tvmquant.formats import BINARY, LEAST_BITS, Format, Uniform
+from tvmquant.formats import BINARY, INT8, LEAST_BITS, Format, Uniform
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import span_name
 from tvmquant.passes.derived_weights import derivation_of
@@ -42,6 +45,7 @@ FUNCTION: Final = "tvmquant_weight"
 WEIGHTS: Final = "tvmquant.weights"
 FORMATS: Final = "tvmquant.weight_formats"
 LAYOUTS: Final = "tvmquant.weight_layouts"
+CHANNELS: Final = "tvmquant.weight_channels"
 # Functions of a module in the order in which their weights are stored; others follow.
 FIRST: Final = ("main", "raw")
 
@@ -50,6 +54,9 @@ FIRST: Final = ("main", "raw")
 LEAST_BYTES = 4096
 # but for those that packing makes smaller by so much: what describes one takes half of it.
 LEAST_SAVED = 256
+# Channels of their own widths are to make a weight smaller by this share: what is not packed at all
+# is not copied either.
+LEAST_SHARE: Final = 1 / 16
 # What describes a weight that is derived takes so much beside its channels' ratios.
 DERIVED_BYTES: Final = 128
 # What holds weights of one bit among zeros.
@@ -98,6 +105,8 @@ class _Storer(relax.PyExprMutator):  # type: ignore[misc]  # TVM's classes are u
         attrs = module.attrs or {}
         noted, layouts = attrs.get(FORMATS) or {}, attrs.get(LAYOUTS) or {}
         self.formats = {str(key): str(name) for key, name in noted.items()}
+        channels = attrs.get(CHANNELS) or {}
+        self.channels = {str(key): (int(axes[0]), int(axes[1])) for key, axes in channels.items()}
         self.layouts = {str(key): json.loads(str(text)) for key, text in layouts.items()}
         self.weights: list[dict[str, Any]] = []
         self.indices: dict[tuple[object, ...], int] = {}
@@ -167,24 +176,60 @@ class _Storer(relax.PyExprMutator):  # type: ignore[misc]  # TVM's classes are u
 
     def _stored(self, array: Array, key: str) -> dict[str, Any] | None:
         """Return what the library holds of a constant; None where the executable keeps it."""
-        data, named, held = array, "", self.formats.get(key, "")
-        format = formats.parse(held) if held else None
-        width = container_bits(array, format) if format else 0
-        if format is not None and format.bits < width:
-            values = values_of(array, format)
-            if format == BINARY and not values.all():  # zeros, where extents are padded
-                format = TERNARY
-            packed = format.pack(values)
-            if array.nbytes - packed.nbytes >= LEAST_SAVED:
-                data, named = packed, format.name
+        held, channels = self.formats.get(key, ""), self.channels.get(key)
+        packed = _in_one_format(array, formats.parse(held)) if held else None
+        if channels is not None and not self.derives:  # others are made of one width
+            packed = _by_channel(array, channels, packed)
         shared = self.derives and key in self.layouts
-        if not named and array.nbytes < (LEAST_SAVED if shared else LEAST_BYTES):
+        if packed is None and array.nbytes < (LEAST_SAVED if shared else LEAST_BYTES):
             return None
-        shape, dtype = list(array.shape), str(array.dtype)
-        return {
-            "data": tvm.runtime.tensor(data), "shape": shape, "dtype": dtype, "format": named,
-            "width": width if named else 0,
-        }  # fmt: skip
+        plain = {"data": tvm.runtime.tensor(array), "format": "", "width": 0}
+        return plain | (packed or {}) | {"shape": list(array.shape), "dtype": str(array.dtype)}
+
+
+def _in_one_format(array: Array, held: Format) -> dict[str, Any] | None:
+    """Return a weight packed in a format; None where that saves little."""
+    width = container_bits(array, held)
+    if held.bits >= width:
+        return None
+    values = values_of(array, held)
+    if held == BINARY and not values.all():  # zeros, where extents are padded
+        held = TERNARY
+    packed = held.pack(values)
+    if array.nbytes - packed.nbytes < LEAST_SAVED:
+        return None
+    return {"data": tvm.runtime.tensor(packed), "format": held.name, "width": width}
+
+
+def _by_channel(
+    array: Array, channels: tuple[int, int], other: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """Return a weight whose channels are packed each at its width, or `other` if that is as good.
+
+    Parameters
+    ----------
+    array : array
+        Of signed integers of up to 8 bits, whatever holds them.
+    channels : (int, int)
+        Axes that count the channels: blocks, and those of a block.
+    other : dict, optional
+        The weight packed otherwise.
+    """
+    blocks, lanes = channels
+    width = container_bits(array, INT8)
+    shape = array.shape if width > 4 else (*array.shape, 2)
+    values = values_of(array, INT8).reshape(shape)
+    rows = np.moveaxis(values, channels, (0, 1)).reshape(shape[blocks] * shape[lanes], -1)
+    widths = formats.channel_widths(rows)
+    taken = int(widths.sum()) * rows.shape[1] // 8 + widths.size
+    before = array.nbytes if other is None else int(other["data"].shape[0])
+    if before - taken < max(LEAST_SAVED, LEAST_SHARE * before):
+        return other
+    extents = [n if axis in channels else 1 for axis, n in enumerate(shape)]
+    bits = np.broadcast_to(widths.reshape(extents), shape)
+    packed = tvm.runtime.tensor(formats.pack_widths(values, bits))
+    runs = [math.prod(shape[lanes + 1 :]), shape[lanes], math.prod(shape[blocks + 1 : lanes])]
+    return {"data": packed, "width": width, "widths": widths.tolist(), "runs": runs}
 
 
 def functions_of(module: tvm.IRModule) -> list[tvm.ir.GlobalVar]:

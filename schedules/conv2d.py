@@ -79,6 +79,7 @@ from tvmquant.schedules.conv2d_compute import (
     padded_outputs,
 )
 from tvmquant.schedules.conv2d_packing import (
+    CHANNELS,
     check_narrow,
     container_of,
     group_scale,
@@ -96,6 +97,7 @@ from tvmquant.schedules.patch_intrinsics import join_rows
 from tvmquant.schedules.skip_padding import asks, skip_padding
 
 __all__ = [
+    "CHANNELS",
     "Conv2DSpec",
     "Tiling",
     "check_narrow",

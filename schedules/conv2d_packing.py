@@ -22,6 +22,8 @@ from tvmquant.schedules.weight_layout import ELEMENT, OUTPUT, WINDOW, Axis, Weig
 
 # Bits that kernels read a weight in.
 CONTAINERS = (4, 8)
+# Axes of `weight_shape` that count output channels.
+CHANNELS = (0, 4)
 # The greatest 4-bit weight, and what is added to them in storage
 LARGEST = 7
 BIAS = 8

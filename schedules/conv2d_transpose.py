@@ -29,6 +29,7 @@ from tvm.s_tir import Schedule
 from tvmquant.machine import Machine
 from tvmquant.schedules import isa
 from tvmquant.schedules.conv2d_transpose_spec import (
+    CHANNELS,
     Conv2DTransposeSpec,
     Phases,
     Tiling,
@@ -49,6 +50,7 @@ from tvmquant.schedules.loops import (
 )
 
 __all__ = [
+    "CHANNELS",
     "Conv2DTransposeSpec",
     "Tiling",
     "accumulators",

@@ -144,6 +144,10 @@ def padded_outputs(spec: Conv2DTransposeSpec, tiling: Tiling) -> int:
     return round_up(spec.outputs, tiling.dot.lanes * tiling.channel_tile)
 
 
+# Axes of what `pack_weight` returns that count output channels.
+CHANNELS = (2, 6)
+
+
 def pack_weight(
     weight: npt.NDArray[np.int8], spec: Conv2DTransposeSpec, tiling: Tiling
 ) -> npt.NDArray[Any]:

@@ -50,6 +50,7 @@ from tvm.s_tir import Schedule
 from tvmquant.schedules import isa
 from tvmquant.schedules.align_stack import align_stack
 from tvmquant.schedules.depthwise_spec import (
+    CHANNELS,
     COPIED,
     DepthwiseConv2DSpec,
     Tiling,
@@ -71,6 +72,7 @@ from tvmquant.schedules.kernel_facts import with_facts
 from tvmquant.schedules.loops import lanes_for, round_up
 
 __all__ = [
+    "CHANNELS",
     "DepthwiseConv2DSpec",
     "Tiling",
     "compute",

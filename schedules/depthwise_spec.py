@@ -180,6 +180,10 @@ def channel_order(tiling: Tiling) -> list[int]:
     return [taps.channel(i, tiling.dot) for i in range(tiling.lanes)]
 
 
+# Axes of what `pack_weight` returns that count output channels.
+CHANNELS = (0, 3)
+
+
 def pack_weight(
     weight: npt.NDArray[np.int8], spec: DepthwiseConv2DSpec, tiling: Tiling
 ) -> npt.NDArray[Any]:

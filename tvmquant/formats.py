@@ -16,7 +16,8 @@ name        levels                                     of
 
 Integers are computed with in *containers* of 8, 16 or 32 bits. `Format.pack` puts them side by side
 without gaps: the i-th of ``b`` bits lies in bits ``i b`` to ``i b + b - 1`` of the bytes, counted
-from the lowest bit of the first, and a signed one is stored as ``q + 2**(b - 1)``.
+from the lowest bit of the first, and a signed one is stored as ``q + 2**(b - 1)``. The channels of
+a weight may be stored at widths of their own (`pack_widths`).
 """
 
 from __future__ import annotations
@@ -356,6 +357,51 @@ def narrowest(qmin: int, qmax: int, *, signed: bool) -> Uniform:
         if held.qmin <= qmin and qmax <= held.qmax:
             return held
     raise QuantizationError(f"no format of up to {MOST_BITS} bits holds [{qmin}, {qmax}]")
+
+
+def channel_widths(integers: Integers) -> npt.NDArray[np.uint8]:
+    """Return the least width that each row of integers fits, as it is stored.
+
+    Parameters
+    ----------
+    integers : int array (channels, ...)
+        Within 8 bits.
+
+    Returns
+    -------
+    uint8 array (channels,)
+        2 to 8.
+
+    Examples
+    --------
+    >>> channel_widths(np.array([[0, 1], [3, -4], [0, 4]])).tolist()
+    [2, 3, 4]
+    """
+    rows = integers.reshape(len(integers), -1).astype(np.int64)
+    low, high = rows.min(axis=1, initial=0), rows.max(axis=1, initial=0)
+    largest = np.maximum(high, -low - 1)
+    ends = np.asarray([1 << (bits - 1) for bits in WIDTHS])
+    found: npt.NDArray[np.uint8] = (largest[:, None] >= ends).sum(axis=1).astype(np.uint8)
+    return found + np.uint8(LEAST_BITS)
+
+
+def pack_widths(integers: Integers, widths: npt.NDArray[np.uint8]) -> Bytes:
+    """Return integers side by side, each at a width of its own.
+
+    Parameters
+    ----------
+    integers : int array
+    widths : uint8 array like integers
+        As of `channel_widths`.
+    """
+    stored, bits = (np.asarray(a).reshape(-1).astype(np.int64) for a in (integers, widths))
+    stored = stored + (1 << (bits - 1))
+    ends = np.cumsum(bits)
+    whole = np.zeros(int(ends[-1]) if ends.size else 0, np.uint8)
+    for place in range(int(bits.max(initial=0))):
+        there = bits > place
+        whole[(ends - bits)[there] + place] = stored[there] >> place & 1
+    return np.packbits(whole, bitorder="little")
 
 
 @functools.cache

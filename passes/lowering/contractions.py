@@ -95,7 +95,7 @@ def _contract(lowerer: Lowerer, call: relax.Call) -> relax.Expr:
     def argument(value: Any) -> relax.Expr:
         if isinstance(value, Weight):
             held = choice.weight if value.bits == choice.weight.bits else INT8
-            return lowerer.weight(value.packed, value.held or held, value.layout)
+            return lowerer.weight(value.packed, value.held or held, value.layout, value.channels)
         return operand(value) if isinstance(value, Operand) else qop.constant(value)
 
     out = relax.TensorType(found.shape, attrs["out_dtype"])

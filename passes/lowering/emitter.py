@@ -15,7 +15,14 @@ from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import DataflowRewriter, bindings_of, count_uses
 from tvmquant.ir.tensor_types import dtype_of, static_shape
 from tvmquant.machine import Machine
-from tvmquant.passes.store_weights import FORMATS, LAYOUTS, container_bits, described, digest
+from tvmquant.passes.store_weights import (
+    CHANNELS,
+    FORMATS,
+    LAYOUTS,
+    container_bits,
+    described,
+    digest,
+)
 from tvmquant.schedules import kernel_facts, structural
 from tvmquant.schedules.families import Tilings
 from tvmquant.schedules.weight_layout import WeightLayout
@@ -87,6 +94,8 @@ class Lowerer(KernelEmitter):
         Of weights that `StoreWeights` is to pack, by their digests.
     layouts : dict of str to str
         What `StoreWeights` may derive weights by, by their digests.
+    channels : dict of str to (int, int)
+        The axes of weights that count output channels, likewise.
     uses, producer : mapping
         How often a variable is read, and the value that it is bound to.
     bits : dict
@@ -100,19 +109,36 @@ class Lowerer(KernelEmitter):
         self.producer = dict(bindings_of(self.function))
         self.formats: dict[str, str] = {}
         self.layouts: dict[str, str] = {}
+        self.channels: dict[str, tuple[int, int]] = {}
         self.bits: dict[tuple[relax.Expr, str, int], relax.Expr] = {}
 
     def rewrite(self) -> tvm.IRModule:
         """Build the new module, which says how its weights may be held."""
         module = super().rewrite()
-        for name, found in ((FORMATS, self.formats), (LAYOUTS, self.layouts)):
+        noted = (FORMATS, self.formats), (LAYOUTS, self.layouts), (CHANNELS, self.channels)
+        for name, found in noted:
             module = module.with_attr(name, found) if found else module
         return module
 
-    def weight(self, packed: Array, held: Format, layout: WeightLayout | None = None) -> relax.Expr:
-        """Return a kernel's weight, noting how the library can hold it in less."""
+    def weight(
+        self, packed: Array, held: Format, layout: WeightLayout | None = None,
+        channels: tuple[int, int] | None = None,
+    ) -> relax.Expr:  # fmt: skip
+        """Return a kernel's weight, noting how the library can hold it in less.
+
+        Parameters
+        ----------
+        packed : array
+        held : Format
+            Of its values.
+        layout : WeightLayout, optional
+        channels : (int, int), optional
+            Axes that count its output channels, each of which may take fewer bits.
+        """
         if layout is not None:
             self.layouts[digest(packed)] = described(held, layout)
+        if channels is not None:
+            self.channels[digest(packed)] = channels
         if held.bits < min(INT8.bits, container_bits(packed, held)):
             self.formats[digest(packed)] = held.name
         return qop.constant(packed)

@@ -188,12 +188,15 @@ class Weight:
         Of its elements, where these are not the layer's weights.
     layout : WeightLayout, optional
         Where it has each of the layer's weights, where that can be told.
+    channels : (int, int), optional
+        Axes that count its output channels: blocks, and those of a block.
     """
 
     packed: Array
     bits: int
     held: Format | None = None
     layout: WeightLayout | None = None
+    channels: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,8 @@ class Conv2DFamily(Family):
         shape = conv2d.output_shape(spec, tiling)
         bits = layer.weight_format.bits if spec.w_group else layer.whole_bits
         order = None if scale is not None else conv2d.weight_layout(spec, tiling)
-        packed: list[Any] = [Weight(conv2d.pack_weight(weight, spec, tiling), bits, layout=order)]
+        blocks = conv2d.pack_weight(weight, spec, tiling)
+        packed: list[Any] = [Weight(blocks, bits, layout=order, channels=conv2d.CHANNELS)]
         if scale is not None:
             packed.append(conv2d.pack_scale(scale, spec, tiling))
         arguments = (

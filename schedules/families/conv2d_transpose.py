@@ -48,10 +48,13 @@ class Conv2DTransposeFamily(Family):
         weight = layer.whole_weight
         arguments = (
             Operand("input"),
-            Weight(conv2d_transpose.pack_weight(weight, spec, tiling), layer.whole_bits),
+            Weight(
+                conv2d_transpose.pack_weight(weight, spec, tiling), layer.whole_bits,
+                channels=conv2d_transpose.CHANNELS,
+            ),
             conv2d_transpose.pack_bias(layer.bias, weight, spec, tiling),
             *finishing(layer, conv2d_transpose.padded_outputs(spec, tiling)),
-        )
+        )  # fmt: skip
         shape = (spec.batch, *spec.out_size, spec.outputs)
         return Lowered(self.kernel(spec, tiling), arguments, shape)
 

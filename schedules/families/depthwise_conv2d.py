@@ -60,10 +60,13 @@ class DepthwiseConv2DFamily(Family):
         weight = layer.whole_weight[..., 0]
         arguments = (
             Operand("input"),
-            Weight(depthwise_conv2d.pack_weight(weight, spec, tiling), layer.whole_bits),
+            Weight(
+                depthwise_conv2d.pack_weight(weight, spec, tiling), layer.whole_bits,
+                channels=depthwise_conv2d.CHANNELS,
+            ),
             pack(padded(layer.bias, length)),
             *finishing(layer, length, pack=pack),
-        )
+        )  # fmt: skip
         shape = (spec.batch, spec.out_height, spec.out_width, spec.outputs)
         return Lowered(self.kernel(spec, tiling), arguments, shape)
 

@@ -9,9 +9,10 @@ import pytest
 import tvm
 from tvm import relax, tirx
 
-from tvmquant.formats import Uniform, parse
+from tvmquant.formats import Uniform, pack_widths, parse
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.passes.store_weights import (
+    CHANNELS,
     FORMATS,
     LEAST_BYTES,
     LEAST_SAVED,
@@ -131,3 +132,30 @@ def test_what_packing_hardly_makes_smaller_stays() -> None:
     enough = np.zeros(4 * LEAST_SAVED, np.int8)
     before = module([enough]).with_attr(FORMATS, {digest(enough): held.name})
     assert len(StoreWeights()(before).attrs[WEIGHTS]) == 1
+
+
+@pytest.mark.parametrize("container", ["nibbles", "int8"])
+def test_channels_are_held_at_their_own_widths(container: str) -> None:
+    random = np.random.default_rng(0)
+    widths = random.permutation(np.resize([2, 3, 4, 2], 32))
+    bits = np.broadcast_to(widths.reshape(2, 1, 16, 1), (2, 9, 16, 8))
+    values = np.rint(random.uniform(-1, 1, bits.shape) * (2 ** (bits - 1) - 1)).astype(np.int8)
+    values[:, 0, :, 0] = (2 ** (bits - 1) - 1)[:, 0, :, 0]
+    kept = values
+    if container == "nibbles":
+        halves = (values + 8).astype(np.uint8).reshape(2, 9, 16, 4, 2)
+        kept = halves[..., 0] | halves[..., 1] << 4
+    before = module([kept]).with_attr(CHANNELS, {digest(kept): (0, 2)})
+    (found,) = StoreWeights()(before).attrs[WEIGHTS]
+    assert [int(bits) for bits in found["widths"]] == widths.tolist()
+    assert [int(extent) for extent in found["runs"]] == [8, 16, 9]
+    assert int(found["width"]) == (4 if container == "nibbles" else 8)
+    np.testing.assert_array_equal(found["data"].numpy(), pack_widths(values, bits))
+
+
+def test_channels_of_one_width_are_not_copied() -> None:
+    kept = np.resize(np.arange(-128, 128), (4, 64, 16, 4)).astype(np.int8)
+    kept[0, :, 0] = 0
+    before = module([kept]).with_attr(CHANNELS, {digest(kept): (0, 2)})
+    (found,) = StoreWeights()(before).attrs[WEIGHTS]
+    assert "widths" not in found

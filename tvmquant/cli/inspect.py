@@ -117,7 +117,7 @@ def _tables(report: dict[str, Any]) -> list[TitledTable]:
             layer["op"],
             _extents(layer["shape"]),
             layer["dtype"],
-            describe_choice(layer["choice"], layer["dynamic"]),
+            describe_choice(layer["choice"], layer["dynamic"], layer["channel_widths"]),
             f"{layer['macs'] / 1e6:.2f} M" if layer["macs"] else "",
             layer["kernel"],
         )

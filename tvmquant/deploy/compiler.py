@@ -124,7 +124,7 @@ def _compile(
 
     from tvmquant.deploy.stored_weights import StoredWeight, write_source
     from tvmquant.passes.pipeline import virtual_machine_pipeline
-    from tvmquant.passes.store_weights import FORMATS, FUNCTION, LAYOUTS, WEIGHTS
+    from tvmquant.passes.store_weights import CHANNELS, FORMATS, FUNCTION, LAYOUTS, WEIGHTS
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this one
     link: dict[str, Any] = {"fcompile": cc.cross_compiler(linker)} if linker else {}
@@ -134,7 +134,7 @@ def _compile(
     try:
         with target, tempfile.TemporaryDirectory(prefix="tvmquant.") as scratch:
             weights = [StoredWeight.of(found) for found in (module.attrs or {}).get(WEIGHTS, [])]
-            for noted in (WEIGHTS, FORMATS, LAYOUTS):
+            for noted in (WEIGHTS, FORMATS, LAYOUTS, CHANNELS):
                 module = module.without_attr(noted)
             executable = relax.build(module, target, relax_pipeline=virtual_machine_pipeline())
             if weights:

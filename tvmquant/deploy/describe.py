@@ -14,12 +14,14 @@ from tvmquant.arithmetic import Array
 from tvmquant.bit_choice import BitChoice
 from tvmquant.deploy.manifest import LayerInfo, TargetFacts, TensorInfo, Versions
 from tvmquant.entries import entry_name
+from tvmquant.formats import LEAST_BITS, MOST_BITS, Binary, Format, channel_widths
 from tvmquant.graph import Graph, layer_name
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of, used_vars
 from tvmquant.machine import Machine
 from tvmquant.passes.convert_layout import TO_NHWC
 from tvmquant.passes.lowering.contractions import contraction_of
+from tvmquant.passes.store_weights import LEAST_SHARE
 from tvmquant.schedules import families
 from tvmquant.schedules.kernel_facts import moves_channels, operation_of
 
@@ -222,5 +224,14 @@ def _work_by_layer(module: tvm.IRModule, batch: int) -> dict[str, dict[str, Any]
             "weight_pairs": "bounded" if attrs["bounded"] else "free",
             "compute_dtype": attrs.get("compute_dtype", ""),
             "dynamic": bool(attrs.get("dynamic", 0)),
+            "channel_widths": _channel_widths(qop.constant_array(value.args[1]), choice.weight),
         }
     return work
+
+
+def _channel_widths(weight: Array, held: Format) -> list[int]:
+    """Return what `LayerInfo.channel_widths` says of a weight (O, ...)."""
+    widths = channel_widths(weight)
+    if isinstance(held, Binary) or widths.mean() > (1.0 - LEAST_SHARE) * held.bits:
+        return []
+    return [int(count) for count in np.bincount(widths, minlength=MOST_BITS + 1)[LEAST_BITS:]]

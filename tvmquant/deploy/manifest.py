@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -18,6 +18,7 @@ import numpy as np
 from tvmquant.deploy.checked_json import DamageError, read_as
 from tvmquant.entries import entry_name
 from tvmquant.errors import ArtifactError
+from tvmquant.formats import LEAST_BITS
 
 SCHEMA_VERSION = 1
 LIBRARY_NAME = "model.so"
@@ -164,6 +165,9 @@ class LayerInfo:
         version of tvmquant built the library.
     dynamic : bool
         Of a contraction: the range of the activation that it reads is found at run time.
+    channel_widths : list of int
+        Of a weight whose output channels fit fewer bits than its format has: how many fit 2, 3 and
+        so on, to 8 bits; each is stored at its own. Empty where that makes no difference.
     """
 
     id: str
@@ -178,11 +182,21 @@ class LayerInfo:
     compute_dtype: str = ""
     weight_pairs: str = ""
     dynamic: bool = False
+    channel_widths: list[int] = field(default_factory=list)
 
 
-def describe_choice(choice: str, dynamic: bool) -> str:
+def describe_choice(choice: str, dynamic: bool, channel_widths: Sequence[int] = ()) -> str:
     """Return in words what `LayerInfo` says of a layer's bits."""
-    return f"{choice} dynamic" if dynamic else choice
+    mean = mean_width(channel_widths)
+    words = [choice, *(["dynamic"] if dynamic else []), *([f"(w {mean:.2f})"] if mean else [])]
+    return " ".join(words)
+
+
+def mean_width(channel_widths: Sequence[int]) -> float:
+    """Return the mean of what `LayerInfo.channel_widths` says, in bits; 0.0 of nothing."""
+    channels = sum(channel_widths)
+    bits = sum(width * count for width, count in enumerate(channel_widths, LEAST_BITS))
+    return bits / channels if channels else 0.0
 
 
 def describe_pairs(weight_pairs: Iterable[str]) -> str:

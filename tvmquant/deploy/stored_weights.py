@@ -13,6 +13,7 @@ when the library is unloaded.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import numpy.typing as npt
 from tvmquant import formats
 from tvmquant.deploy.weight_source import DERIVING, SOURCE, UNPACKING
 from tvmquant.devices.cpu import ALIGNMENT
+from tvmquant.formats import Uniform
 from tvmquant.schedules.weight_layout import ELEMENT, OUTPUT, WINDOW, WeightLayout
 
 # DLPack's codes
@@ -59,6 +61,25 @@ class Derived:
 
 
 @dataclass(frozen=True)
+class Channels:
+    """The widths of a weight's channels, and where their values are.
+
+    Parameters
+    ----------
+    widths : tuple of int
+        2 to 8.
+    inner, lanes, steps : int
+        Values lie in blocks of `steps` rows of `lanes` runs of `inner`. A lane of a block is a
+        channel; behind the last channel comes the first again.
+    """
+
+    widths: tuple[int, ...]
+    inner: int
+    lanes: int
+    steps: int
+
+
+@dataclass(frozen=True)
 class StoredWeight:
     """What the library holds of a weight.
 
@@ -76,6 +97,8 @@ class StoredWeight:
         Bits that kernels read each value in that is packed or derived: 4, 8, 16 or 32. Two values
         of 4 bits share a byte, the first in its lower half, each 8 more than it is.
     derived : Derived, optional
+    channels : Channels, optional
+        Where channels are packed each at its width (`tvmquant.formats.pack_widths`).
     """
 
     data: npt.NDArray[Any]
@@ -84,6 +107,19 @@ class StoredWeight:
     format: str = ""
     width: int = 0
     derived: Derived | None = None
+    channels: Channels | None = None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether it is to be unpacked."""
+        return bool(self.format or self.channels)
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats of its channels; one, where it is the same for all."""
+        if self.channels is None:
+            return (self.format,)
+        return tuple(Uniform(bits, signed=True).name for bits in self.channels.widths)
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> StoredWeight:
@@ -97,10 +133,13 @@ class StoredWeight:
                 WeightLayout.loads(str(found["layout"])),
                 int(found["qmax"]),
             )
+        channels = None
+        if "widths" in found:
+            channels = Channels(tuple(map(int, found["widths"])), *map(int, found["runs"]))
         shape = tuple(int(extent) for extent in found["shape"])
         return cls(
             found["data"].numpy(), shape, str(found["dtype"]), str(found["format"]),
-            int(found["width"]), derived,
+            int(found["width"]), derived, channels,
         )  # fmt: skip
 
     @classmethod
@@ -154,7 +193,7 @@ def write_source(weights: Sequence[StoredWeight], function: str, folder: Path) -
 
 def _tensor(index: int, weight: StoredWeight, place: str) -> str:
     """Return an element of the array ``weights``."""
-    dtype, is_made = np.dtype(weight.dtype), weight.format or weight.derived
+    dtype, is_made = np.dtype(weight.dtype), weight.is_packed or weight.derived
     return (
         f"  {{{{{'0' if is_made else place}, {{kDLCPU, 0}}, {len(weight.shape)}, "
         f"{{{_CODES[dtype.kind]}, {8 * dtype.itemsize}, 1}}, shapes[{index}], 0, 0}}, 0, 0}},"
@@ -163,8 +202,8 @@ def _tensor(index: int, weight: StoredWeight, place: str) -> str:
 
 def _making(weights: Sequence[StoredWeight], places: Sequence[str]) -> str:
     """Return what makes weights of packed and derived ones; empty where there are none."""
-    used = [w.derived.source_format if w.derived else w.format for w in weights]
-    names = sorted(set(used) - {""})
+    used = [(w.derived.source_format,) if w.derived else w.formats for w in weights]
+    names = sorted(set(itertools.chain(*used)) - {""})
     derived = [weight.derived for weight in weights]
     if not names and not any(derived):
         return ""
@@ -172,8 +211,19 @@ def _making(weights: Sequence[StoredWeight], places: Sequence[str]) -> str:
     return UNPACKING.format(
         alignment=ALIGNMENT,
         packed="\n".join(
-            _described(weight, places[weight.derived.source] if weight.derived else place, names)
-            for weight, place in zip(weights, places, strict=True)
+            _described(
+                weight,
+                places[weight.derived.source] if weight.derived else place,
+                f"formats_{index}",
+            )
+            for index, (weight, place) in enumerate(zip(weights, places, strict=True))
+        ),
+        bits=", ".join(str(formats.parse(name).bits) for name in names) or "0",
+        formats="\n".join(
+            f"static const uint8_t formats_{index}[] = "
+            f"{{{', '.join(str(names.index(name)) for name in weight.formats)}}};"
+            for index, weight in enumerate(weights)
+            if weight.is_packed
         ),
         levels="\n".join(map(_levels, names)) or "  {0},",
         codes=1 << max((formats.parse(name).bits for name in names), default=0),
@@ -218,16 +268,17 @@ def _layout(layout: WeightLayout) -> str:
     return f"  {{{extents}, {{{', '.join(axes)}}}}},"
 
 
-def _described(weight: StoredWeight, place: str, names: Sequence[str]) -> str:
+def _described(weight: StoredWeight, place: str, formats_of: str) -> str:
     """Return an element of the array ``packed``."""
-    if not weight.format and weight.derived is None:
-        return "  {0, 0, 0, 0, 0},"
-    values = math.prod(weight.shape) * 8 * np.dtype(weight.dtype).itemsize // weight.width
+    if not weight.is_packed and weight.derived is None:
+        return "  {0, 0, 0, 0, 0, 0, 0, 0},"
+    count = math.prod(weight.shape) * 8 * np.dtype(weight.dtype).itemsize // weight.width
     if weight.derived is not None:
-        return f"  {{{place}, {values}, 0, {weight.width}, 0}},"
-    bits = formats.parse(weight.format).bits
-    levels = f"levels[{names.index(weight.format)}]"
-    return f"  {{{place}, {values}, {bits}, {weight.width}, {levels}}},"
+        return f"  {{{place}, {count}, {weight.width}, 0, 0, 0, 0, 0}},"
+    where = weight.channels or Channels((0,), count, 1, 1)
+    fields = (place, count, weight.width, where.inner, where.lanes, where.steps,
+              len(where.widths), formats_of)  # fmt: skip
+    return f"  {{{', '.join(map(str, fields))}}},"
 
 
 def _levels(name: str) -> str:

@@ -64,47 +64,67 @@ static const int16_t levels[][{codes}] = {{
 {levels}
 }};
 
+static const int all_bits[] = {{{bits}}};
+
+{formats}
+
+/* Values lie in blocks of `steps` rows of `lanes` runs of `inner`. A lane of a block is a channel,
+   whose values have one format; behind the last channel comes the first again. */
 typedef struct {{
   const char* data;  /* of the library; 0 where the weight is as kernels read it */
   int64_t count;
-  int bits;
   int width;  /* of the container, 4 where a byte holds two */
-  const int16_t* levels;
+  int64_t inner, lanes, steps, channels;
+  const uint8_t* formats;  /* of each channel, as of `levels` and `all_bits` */
 }} Packed;
 
 static const Packed packed[] = {{
 {packed}
 }};
 
-/* Values i to end - 1 lie in the low bits of a word; none lies past the data, which end with
+/* A word holds 7 values and up to 7 bits before them; none lies past the data, which end with
    enough zeros. */
-#define UNPACK(STORE)                                         \\
-  for (int64_t i = 0; i < count; i += 8, in += bits) {{        \\
-    uint64_t word;                                            \\
-    int64_t end = i + 8 < count ? i + 8 : count;              \\
-    memcpy(&word, in, sizeof(word));                          \\
-    for (int64_t j = i; j < end; ++j, word >>= bits) {{        \\
-      int16_t value = table[word & mask];                     \\
-      STORE;                                                  \\
-    }}                                                         \\
+#define UNPACK(STORE)                                              \\
+  for (int64_t i = 0; i < count;) {{                                \\
+    const int format = formats[first + lane];                      \\
+    const int bits = all_bits[format];                             \\
+    const int16_t* table = levels[format];                         \\
+    const uint64_t mask = ((uint64_t)1 << bits) - 1;               \\
+    const int64_t end = i + inner;                                 \\
+    while (i < end) {{                                              \\
+      uint64_t word;                                               \\
+      const int64_t stop = i + 7 < end ? i + 7 : end;              \\
+      memcpy(&word, in + place / 8, sizeof(word));                 \\
+      word >>= place % 8;                                          \\
+      place += (uint64_t)(stop - i) * bits;                        \\
+      for (; i < stop; ++i, word >>= bits) {{                       \\
+        const int16_t value = table[word & mask];                  \\
+        STORE;                                                     \\
+      }}                                                            \\
+    }}                                                              \\
+    if (++lane < lanes) continue;                                  \\
+    lane = 0;                                                      \\
+    if (++step < steps) continue;                                  \\
+    step = 0;                                                      \\
+    first = first + lanes < channels ? first + lanes : 0;          \\
   }}
 
 static int unpack(const Packed* weight, void* out) {{
   /* copies: what is stored might be parts of these otherwise */
   const char* in = weight->data;
-  const int bits = weight->bits;
-  const int64_t count = weight->count;
-  const uint64_t mask = ((uint64_t)1 << bits) - 1;
-  int16_t table[256];
-  memcpy(table, weight->levels, sizeof(int16_t) << bits);
+  const uint8_t* formats = weight->formats;
+  const int64_t count = weight->count, inner = weight->inner;
+  const int64_t lanes = weight->lanes, steps = weight->steps, channels = weight->channels;
+  int64_t lane = 0, step = 0, first = 0;
+  uint64_t place = 0;
   if (weight->width == 4) {{
-    UNPACK(((uint8_t*)out)[j / 2] |= (uint8_t)((value + 8) << (j % 2 * 4)))
+    UNPACK(((uint8_t*)out)[i / 2] |= (uint8_t)((value + 8) << (i % 2 * 4)))
   }} else if (weight->width == 8) {{
-    UNPACK(((int8_t*)out)[j] = (int8_t)value)
+    UNPACK(((int8_t*)out)[i] = (int8_t)value)
   }} else if (weight->width == 16) {{
-    UNPACK(((int16_t*)out)[j] = value)
+    UNPACK(((int16_t*)out)[i] = value)
   }} else {{
-    UNPACK(((int32_t*)out)[j] = value)
+    UNPACK(((int32_t*)out)[i] = value)
   }}
   return 0;
 }}

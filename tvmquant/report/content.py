@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from tvmquant.allocation.budget import Budget, format_amount
 from tvmquant.allocation.costs import QUANTITIES
 from tvmquant.bit_choice import BitChoice
-from tvmquant.deploy.manifest import LayerInfo, Manifest, describe_pairs
+from tvmquant.deploy.manifest import LayerInfo, Manifest, describe_pairs, mean_width
 from tvmquant.errors import AllocationError, DataError, QuantizationError
 from tvmquant.mixed_precision import LayerRecord, MixedPrecisionRecord, PlanPoint
 from tvmquant.output_quality import poor_outputs
@@ -40,6 +40,8 @@ class Row:
         Bit widths; empty where it has no weights, or computes in float.
     dynamic : bool
         The range of what it reads is found at run time.
+    weight_bits : float
+        Mean of its weight's channels, where they are stored at widths of their own; else 0.
     measured_ms : float or None
         On this machine, now.
     record : LayerRecord or None
@@ -55,6 +57,7 @@ class Row:
     macs: int
     choice: str
     dynamic: bool = False
+    weight_bits: float = 0.0
     measured_ms: float | None = None
     record: LayerRecord | None = None
 
@@ -66,7 +69,11 @@ class Row:
     @property
     def weight_bytes(self) -> int | None:
         """Of its weight values at their width, without scales and biases."""
-        return _weight_bytes(self.record, self.record.choice) if self.record else None
+        if self.record is None:
+            return None
+        if self.weight_bits:
+            return math.ceil(self.record.weights * self.weight_bits / 8)
+        return BitChoice.parse(self.record.choice).weight.bytes(self.record.weights)
 
     @property
     def milliseconds(self) -> Mapping[str, float]:
@@ -312,6 +319,7 @@ def _row(number: int, calls: list[LayerInfo], records: Mapping[str, LayerRecord]
         macs=main.macs,
         choice=main.choice,
         dynamic=main.dynamic,
+        weight_bits=mean_width(main.channel_widths),
         record=record,
     )
 
@@ -358,10 +366,6 @@ def _totals(items: Iterable[tuple[str, Row]]) -> tuple[Total, ...]:
         )
         for name, rows in groups.items()
     )
-
-
-def _weight_bytes(record: LayerRecord, choice: str) -> int:
-    return BitChoice.parse(choice).weight.bytes(record.weights)
 
 
 def _narrowness(choice: str) -> tuple[int, ...]:

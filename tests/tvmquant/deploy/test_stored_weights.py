@@ -11,9 +11,9 @@ import tvm_ffi
 from tvmquant.deploy.build import build
 from tvmquant.deploy.compiler import compile_in_worker
 from tvmquant.deploy.loader import load
-from tvmquant.deploy.stored_weights import StoredWeight, write_source
+from tvmquant.deploy.stored_weights import Channels, StoredWeight, write_source
 from tvmquant.devices.cpu import ALIGNMENT
-from tvmquant.formats import Uniform
+from tvmquant.formats import Uniform, pack_widths
 from tvmquant.passes import store_weights
 from tvmquant.passes.store_weights import FUNCTION, WEIGHTS
 from tvmquant.target import parse_target
@@ -30,8 +30,12 @@ ARRAYS = [
 def attribute(weight):
     """Return what `StoreWeights` says of a weight."""
     data = tvm.runtime.tensor(np.ascontiguousarray(weight.data))
-    return {"data": data, "shape": list(weight.shape), "dtype": weight.dtype,
-            "format": weight.format, "width": weight.width}  # fmt: skip
+    found = {"data": data, "shape": list(weight.shape), "dtype": weight.dtype,
+             "format": weight.format, "width": weight.width}  # fmt: skip
+    if weight.channels is not None:
+        runs = [weight.channels.inner, weight.channels.lanes, weight.channels.steps]
+        found |= {"widths": list(weight.channels.widths), "runs": runs}
+    return found
 
 
 def compiled(weights, path):
@@ -95,6 +99,25 @@ def test_packed_weights_are_unpacked_once(tmp_path):
             packed = held.pack(values)
             weights.append(StoredWeight(packed, (count // 2,), "uint8", held.name, 4))
             expected.append(nibbles(values))
+    for repeats, blocks, steps, lanes, inner in ((1, 1, 1, 5, 9), (1, 3, 2, 8, 4), (2, 2, 3, 4, 6)):
+        widths = rng.permutation(np.resize(np.arange(2, 9), blocks * lanes))
+        shape = (repeats, blocks, steps, lanes, inner)
+        bits = np.broadcast_to(widths.reshape(1, blocks, 1, lanes, 1), shape)
+        values = np.rint(rng.uniform(-1, 1, shape) * ((1 << (bits - 1)) - 1)).astype(np.int8)
+        channels = Channels(tuple(widths), inner, lanes, steps)
+        packed = pack_widths(values, bits)
+        assert packed.size == -(-bits.sum() // 8)
+        weights.append(StoredWeight(packed, shape, "int8", "", 8, channels=channels))
+        expected.append(values)
+        if inner % 2 == 0:
+            few = np.clip(values, -8, 7)
+            bits = np.minimum(bits, 4)
+            channels = Channels(tuple(np.minimum(widths, 4)), inner, lanes, steps)
+            shape = (*shape[:-1], inner // 2)
+            weights.append(
+                StoredWeight(pack_widths(few, bits), shape, "uint8", "", 4, channels=channels)
+            )
+            expected.append(nibbles(few.reshape(-1)).reshape(shape))
     path = compiled([attribute(weight) for weight in weights], tmp_path / "weights.so")
     weight = tvm_ffi.load_module(str(path)).get_function(FUNCTION, query_imports=True)
     with ThreadPoolExecutor(8) as pool:  # all of them begin with the same weight
@@ -117,6 +140,10 @@ def test_the_source_is_c_and_cpp(compiler, language, packed, tmp_path):
     weights = [StoredWeight.plain(array) for array in ARRAYS]
     if packed:
         weights.append(StoredWeight(INT3.pack(np.zeros(9, np.int8)), (9,), "int8", "int3", 8))
+        channels = Channels((2, 4), 3, 2, 1)
+        weights.append(
+            StoredWeight(np.zeros(3, np.uint8), (2, 3), "int8", "", 8, channels=channels)
+        )
     source = write_source(weights, FUNCTION, tmp_path)
     include = [f"-I{path}" for path in tvm_ffi.libinfo.include_paths()]
     command = [compiler, "-x", language, "-Wall", "-Werror", "-fPIC", "-c", *include, str(source)]

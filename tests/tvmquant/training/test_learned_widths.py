@@ -7,6 +7,7 @@ import torch
 import tvmquant
 from tests.tvmquant.training import small
 from tvmquant.bit_choice import BitChoice
+from tvmquant.deploy.manifest import mean_width
 from tvmquant.errors import TrainingError
 from tvmquant.layers import quantizable_layers
 from tvmquant.passes import pipeline
@@ -114,6 +115,12 @@ def test_targets_are_met_and_the_library_computes_what_was_trained(graph, tmp_pa
     tvmquant.export_onnx(trained.graph, tmp_path / "trained.onnx")
     again = tvmquant.quantize(tvmquant.load_onnx(tmp_path / "trained.onnx"))
     np.testing.assert_array_equal(tvmquant.simulate(again, images)[0], exact)
+    for name, network in (("own", integer), ("imported", again)):
+        tvmquant.build(network, out=tmp_path / name, threads=1, batch=40)
+        library = tvmquant.load(tmp_path / name)
+        np.testing.assert_array_equal(library(images), exact)
+        layers = [layer for layer in library.manifest.layers if layer.choice]
+        assert 2.0 < min(mean_width(layer.channel_widths) or 8.0 for layer in layers) < 4.0
 
 
 def test_a_target_below_the_least_widths_is_refused(graph, tmp_path) -> None:
