@@ -9,6 +9,7 @@ alike, once for each seed, of which a random plan follows too; equal plans are t
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import statistics
 import time
@@ -136,25 +137,22 @@ def rows(setting: Setting) -> list[Row]:
     subject = Subject(quantizable_layers(graph), _latency(setting), _estimates(setting))
     subject.sensitivities["limpq"] = learned
     tops: dict[tuple[str, str], list[float]] = {}
-    for seed in range(SEEDS):
-        for name, budget in subject.budgets.items():
-            for method in METHODS:
-                start = time.perf_counter()
-                plan = subject.plan(f"random-{seed}" if method == "random" else method, budget)
-                facts = {
-                    "search_ms": 1e3 * (time.perf_counter() - start),
-                    "bops": subject.total("bops", plan),
-                    "latency_ms": subject.total("latency", plan),
-                    "plan": " ".join(map(str, plan.values())),
-                    "seed": seed,
-                }
-                figures = _figures(setting, plan, seed)
-                tops.setdefault((name, method), []).append(figures["top1"])
-                for metric, value in figures.items():
-                    unit = {"top1": "%", "cpu_minutes": "min"}.get(metric, "")
-                    found.append(
-                        setting.make(MODEL, f"{name}-{method}", metric, value, unit, **facts)
-                    )
+    wanted = itertools.product(subject.budgets.items(), range(SEEDS), METHODS)
+    for (name, budget), seed, method in wanted:
+        start = time.perf_counter()
+        plan = subject.plan(f"random-{seed}" if method == "random" else method, budget)
+        facts = {
+            "search_ms": 1e3 * (time.perf_counter() - start),
+            "bops": subject.total("bops", plan),
+            "latency_ms": subject.total("latency", plan),
+            "plan": " ".join(map(str, plan.values())),
+            "seed": seed,
+        }
+        figures = _figures(setting, plan, seed)
+        tops.setdefault((name, method), []).append(figures["top1"])
+        for metric, value in figures.items():
+            unit = {"top1": "%", "cpu_minutes": "min"}.get(metric, "")
+            found.append(setting.make(MODEL, f"{name}-{method}", metric, value, unit, **facts))
     for (name, method), values in tops.items():
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         mean = statistics.fmean(values)
