@@ -24,6 +24,7 @@ from tvmquant.training import distributed
 from tvmquant.training.augmentation import user_callable
 from tvmquant.training.checkpoint import Checkpoint
 from tvmquant.training.items import Items, batches_of, seed_of, steps_of
+from tvmquant.training.memory import keep_freed_memory
 from tvmquant.training.method import Batch, Method
 from tvmquant.training.methods import method_of
 from tvmquant.training.objective import (
@@ -126,6 +127,7 @@ class Training:
             is kept.
         """
         self.check()
+        keep_freed_memory()
         checkpoint = Checkpoint(path, identity)
         saved = checkpoint.phase()
         end = 0
