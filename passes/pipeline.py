@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import tvm
 from tvm import relax
 
+from tvmquant.arithmetic import Array
 from tvmquant.formats import Format
 from tvmquant.ir import quantized_ops as qop
 from tvmquant.ir.rewriter import bindings_of
@@ -49,6 +50,7 @@ from tvmquant.passes.place_concats import PlaceConcats
 from tvmquant.passes.quantize_before_moving import QuantizeBeforeMoving
 from tvmquant.passes.recognize_binary import RecognizeBinary
 from tvmquant.passes.schedule_float_ops import ScheduleFloatOps
+from tvmquant.passes.set_rounding import SetRounding
 from tvmquant.passes.split_reductions import SplitReductions
 from tvmquant.passes.split_residual_width import SplitResidualWidth
 from tvmquant.passes.store_weights import StoreWeights
@@ -134,6 +136,13 @@ def apply_calibration(
         FixScales(weight_method, bound_pairs, input_means, input_powers),
     ]
     return _run("3-calibrated", passes, module)
+
+
+def set_rounding(
+    calibrated: tvm.IRModule, integers: Mapping[str, Array], steps: Mapping[str, float]
+) -> tvm.IRModule:
+    """L1, calibrated -> L1 with other integers of weights and steps of activations."""
+    return _run("3-rounded", [SetRounding(integers, steps)], calibrated)
 
 
 def integerize(calibrated: tvm.IRModule, *, strict: bool = False) -> tvm.IRModule:

@@ -71,7 +71,10 @@ MAY_IMPORT = {
     "calibration": {
         "arithmetic", "data", "graph", "ir", "passes", "quantizer", "twin", "weight_pairs",
     },
-    "quantization": {"bit_choice", "calibration", "graph", "layers", "levels", "passes"},
+    "reconstructed": {"arithmetic", "graph", "passes"},
+    "quantization": {
+        "bit_choice", "calibration", "graph", "layers", "levels", "passes", "reconstructed",
+    },
     "random_calibration": {"calibration", "graph", "quantization"},
     # from a graph to a library, and back
     "deploy": {
@@ -110,7 +113,7 @@ MAY_IMPORT = {
     # accuracy trained back
     "training": {
         "allocation", "bit_choice", "calibration", "data", "graph", "layers", "passes",
-        "quantization", "sensitivity", "twin",
+        "quantization", "reconstructed", "sensitivity", "twin",
     },
     # the front door
     "report": {

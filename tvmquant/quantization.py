@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tvmquant.formats import Format
     from tvmquant.graph import Graph
     from tvmquant.progress import Progress
+    from tvmquant.reconstructed import Reconstructed
 
 
 def calibrate(
@@ -81,6 +82,7 @@ def quantize(
     bound_pairs: bool = True,
     correct_bias: bool = True,
     dynamic: bool = False,
+    reconstruction: Reconstructed | None = None,
 ) -> Graph:
     """Turn a float graph into integers.
 
@@ -114,6 +116,9 @@ def quantize(
         Let layers that would stay float (without a calibration: all whose input the model brings no
         scale for) round their input by its range, found at run time, and compute in integers. What
         lies between them stays float. Layers that the model quantizes so are computed so anyway.
+    reconstruction : Reconstructed, optional
+        From `tvmquant.reconstruct` with the same calibration and options: the integers of weights.
+        Biases are then not corrected.
 
     Returns
     -------
@@ -133,6 +138,7 @@ def quantize(
         graph, calibration, choices=choices, residual_bits=residual_bits,
         activation_scheme=activation_scheme, weight_method=weight_method,
         bound_pairs=bound_pairs, correct_bias=correct_bias, dynamic=dynamic,
+        reconstruction=reconstruction,
     )  # fmt: skip
     module = pipeline.integerize(calibrated.module, strict=strict)
     return calibrated.with_module(module, "L2")
@@ -150,6 +156,7 @@ def apply_calibration(
     correct_bias: bool = True,
     fold_batch_norm: bool = True,
     dynamic: bool = False,
+    reconstruction: Reconstructed | None = None,
 ) -> Graph:
     """Annotate a float graph with bit widths, scales and zero points: what the torch twin runs.
 
@@ -162,6 +169,7 @@ def apply_calibration(
         calibrates=calibration is not None, dynamic=dynamic,
     )  # fmt: skip
     wanted = dict(choices or {})
+    corrects = correct_bias and reconstruction is None
     activations = activation_formats(quantizable_layers(network), wanted)
     chosen: dict[str, Any] = {"ranges": {}}
     if calibration is not None:
@@ -172,7 +180,7 @@ def apply_calibration(
             "ranges": calibration.ranges(widths)
             | {f"{name}{RESIDUAL}": ends for name, ends in wide.items()},
             "factors": calibration.factors(),
-            "input_means": calibration.input_means if correct_bias else None,
+            "input_means": calibration.input_means if corrects else None,
             "input_powers": calibration.input_powers,
         }
     elif not dynamic and not is_quantized(graph):
@@ -185,7 +193,11 @@ def apply_calibration(
         activations=activations, residual_bits=residual_bits, weight_method=weight_method,
         bound_pairs=bound_pairs, **chosen,
     )  # fmt: skip
-    return network.with_module(module)
+    calibrated = network.with_module(module)
+    if reconstruction is None:
+        return calibrated
+    reconstruction.check(graph)
+    return reconstruction.apply(calibrated)
 
 
 def activation_formats(

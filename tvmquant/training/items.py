@@ -83,7 +83,7 @@ def read(data: Dataset, progress: Progress | None = None, folder: Path | None = 
             inputs.append(batch)
         else:
             if not inputs:
-                inputs = [_room(data.name, total, batch, folder)]
+                inputs = [room(data.name, total, batch, folder)]
             inputs[0][taken : taken + len(batch)] = batch
         if found is not None:
             labels.append(torch.from_numpy(found))
@@ -94,7 +94,7 @@ def read(data: Dataset, progress: Progress | None = None, folder: Path | None = 
     return Items(torch.from_numpy(whole), torch.cat(labels) if labels else None)
 
 
-def _room(name: str, count: int, like: npt.NDArray[Any], folder: Path | None) -> npt.NDArray[Any]:
+def room(name: str, count: int, like: npt.NDArray[Any], folder: Path | None) -> npt.NDArray[Any]:
     """Return an array for so many items, in memory or, if they are too many, in a file."""
     shape = (count, *like.shape[1:])
     size = like.nbytes // len(like) * count

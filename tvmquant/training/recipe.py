@@ -205,16 +205,43 @@ class Reconstruction(_Part):
     Parameters
     ----------
     steps : int
-        Of each layer.
+        Of each layer, or block.
     most_bits : int
         Layers whose weights have more are left.
     lr : float
         Learning rate of what is rounded up.
+    blocks : bool
+        Whether it is the output of residual blocks, or of what else lies between points where a
+        single tensor is alive, that shall stay near, and not that of every layer (BRECQ).
+    fisher : bool
+        Whether errors are weighted by the diagonal of the Fisher information of the output.
+    drop : float
+        Share of the numbers, drawn anew in every step, that are those of the float network instead
+        of those of the network quantized so far: of a block's input, and of activations within it
+        (QDrop).
+    step_lr : float
+        Learning rate of the steps of activations within blocks, as a share of each; 0: they stay.
+    inputs : {"quantized", "float"}
+        What layers are given: what the network quantized so far computes, or the float network. In
+        the latter case a weight is rounded the same in whatever network.
     """
 
     steps: Annotated[int, Field(ge=1)] = 500
     most_bits: Annotated[int, Field(ge=2, le=8)] = 4
     lr: Positive = 0.01
+    blocks: bool = False
+    fisher: bool = False
+    drop: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    step_lr: NotNegative = 0.0
+    inputs: Literal["quantized", "float"] = "quantized"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Reconstruction:
+        if self.step_lr and not self.blocks:
+            raise ValueError("step_lr: activations are rounded within blocks; set blocks: true")
+        if self.inputs == "float" and (self.blocks or self.drop):
+            raise ValueError("inputs: float rounds layers alone; leave out blocks and drop")
+        return self
 
 
 class Importance(_Part):

@@ -1,86 +1,120 @@
-"""Round the weights of each layer so that its output, not the weights, stays near.
+"""Round weights so that outputs of layers or blocks, not the weights, stay near.
 
-Of a weight ``w = s (floor(w / s) + r)``, r is 0 or 1: whether it is rounded up. For each layer in
-order, r is found that minimises the squared error of the layer's output on a few items, whose
-inputs are those of the network quantized so far. While it is searched r is a number between,
-``h(v) = clip(1.2 sigmoid(v) - 0.1, 0, 1)``, which a penalty drives to one of its ends.
+Of a weight ``w = s (floor(w / s) + r)``, r is 0 or 1: whether it is rounded up. For each block in
+order, of which a layer alone is the smallest, r is found that minimises the squared error of the
+block's output on a few items, whose inputs are those of the network quantized so far. While it is
+searched r is a number between (`training.soft_rounding`), which a penalty drives to one of its
+ends.
 
-Reference: Nagel et al. (2020), "Up or Down? Adaptive Rounding for Post-Training Quantization".
+References: Nagel et al. (2020), "Up or Down? Adaptive Rounding for Post-Training Quantization";
+Li et al. (2021), "BRECQ" (blocks, errors weighted by the diagonal of the Fisher information); Wei
+et al. (2022), "QDrop". The Fisher information here is that of what the float network predicts
+(`tvmquant.sensitivity`, equation 2), its mean over the items; BRECQ's is each item's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import torch
 from torch import Tensor
 
+from tvmquant.errors import TrainingError
 from tvmquant.graph import Graph
 from tvmquant.progress import Progress
+from tvmquant.reconstructed import Reconstructed, RoundedWeight
 from tvmquant.training.checkpoint import Checkpoint
-from tvmquant.training.items import Items
-from tvmquant.training.recipe import Recipe, Reconstruction
-from tvmquant.twin import FakeQuantize, Twin
-from tvmquant.twin.fake_quantize import along_axis
-from tvmquant.twin.quantizer_module import FakeSign
-
-# Of h; the penalty's weight, and its exponent in the first and in the last step; the share of the
-# steps before it begins.
-STRETCH: Final = 1.2
-OFFSET: Final = 0.1
-PENALTY: Final = 0.01
-FIRST_POWER: Final = 20.0
-LAST_POWER: Final = 2.0
-FREE: Final = 0.2
-# Where h begins at most near its ends, beyond which it has no gradient.
-MARGIN: Final = 0.01
+from tvmquant.training.items import Items, room
+from tvmquant.training.output_fisher import output_fisher
+from tvmquant.training.quantizers import TrainedQuantizer
+from tvmquant.training.recipe import Quantizer, Recipe, Reconstruction
+from tvmquant.training.soft_rounding import FREE, SoftWeight, steps_of, weighted_error
+from tvmquant.twin import Twin
+from tvmquant.twin.blocks import Block
+from tvmquant.twin.quantizer_module import FakeQuantize, FakeSign
 
 
-def reconstruct(
+def round_anew(
     annotated: Graph,
+    model: str,
     items: Items,
     recipe: Recipe,
     path: Path,
-    identity: dict[str, str],
+    identity: dict[str, str] | None = None,
     progress: Progress | None = None,
-) -> Graph:
+    layers: Collection[str] | None = None,
+) -> Reconstructed:
     """Round the narrow weights of a calibrated graph anew.
 
     Parameters
     ----------
     annotated : Graph
-        Level L1, calibrated, without bounded pairs (`tvmquant.apply_calibration`).
+        Level L1, calibrated, without bounded pairs of what is narrow (`apply_calibration`).
+    model : str
+        Fingerprint of the float graph.
     items : Items
         Labels are not used.
     recipe : Recipe
         With a reconstruction; ``batch_size`` and ``seed`` are those of its steps.
     path : Path
-        Of the checkpoint, written after every layer.
-    identity : dict of str to str
-        As of `Checkpoint`.
+        Of the checkpoint, written after every block. What is too much for memory lies in a file
+        beside it.
+    identity : dict of str to str, optional
+        As of `Checkpoint`; None: no checkpoint is written.
     progress : callable, optional
-        Receives the layers done and their number.
+        Receives the blocks done and their number.
+    layers : collection of str, optional
+        Only these, by the names of their ONNX nodes.
 
-    Returns
-    -------
-    Graph
-        Level L1. The weights are whole numbers of their steps.
+    Raises
+    ------
+    TrainingError
+        When no weight is narrow, or the items are too few for a batch that the model fixes, or too
+        many for memory and disk.
     """
     how = recipe.reconstruction
     assert how is not None
     exact, rounded = Twin(annotated.module), Twin(annotated.module, mode="quantized")
-    checkpoint = Checkpoint(path, identity, {"twin": rounded})
-    done = checkpoint.load()
-    edges, quantizers = rounded.weight_edges, rounded.quantizers
-    names = [name for name in rounded.weights if _is_narrow(quantizers[edges[name]], how)]
-    for name in names[len(done) :]:
-        done.append(_reconstruct(name, exact, rounded, items, recipe))
-        checkpoint.save(done)
+    narrow = [n for n in narrow_layers(rounded, how) if layers is None or n in layers]
+    if not narrow:
+        raise TrainingError(
+            f"{annotated.name}: nothing to reconstruct: no layer has weights of 2 to "
+            f"{how.most_bits} bits; choose narrower ones, such as w4a8, or leave it out"
+        )
+    used, size = _whole_batches(annotated, items, recipe)
+    exact.requires_grad_(False)
+    rounded.requires_grad_(False)
+    search = _Search(exact, rounded, narrow, used, size, recipe, how, path.parent)
+    blocks = [b for b in rounded.blocks(widest=how.blocks) if set(b.layers) & set(narrow)]
+    checkpoint = Checkpoint(path, identity or {}, {"twin": rounded})
+    done = [] if identity is None else checkpoint.load()
+    importance = (
+        output_fisher(exact, annotated, blocks[len(done) :], used, size, recipe.seed)
+        if how.fisher
+        else {}
+    )
+    for block in blocks[len(done) :]:
+        done.append(search.block(block, importance.get(block.output)))
+        if identity is not None:
+            checkpoint.save(done)
         if progress is not None:
-            progress(len(done), len(names))
-    return annotated.with_module(rounded.write_back())
+            progress(len(done), len(blocks))
+    errors = {layer: found for b, found in zip(blocks, done, strict=True) for layer in b.layers}
+    of_narrow = {name: errors[name] for name in narrow}
+    return _record(exact, rounded, of_narrow, model, len(used))
+
+
+def narrow_layers(twin: Twin, how: Reconstruction) -> list[str]:
+    """Return the layers whose weights are to be rounded anew."""
+    edges, quantizers = twin.weight_edges, twin.quantizers
+    imported = {edge.id for edge in twin.edges if edge.fixed}
+    return [
+        name
+        for name in twin.weights
+        if edges[name] not in imported and _is_narrow(quantizers[edges[name]], how)
+    ]
 
 
 def _is_narrow(quantizer: torch.nn.Module, how: Reconstruction) -> bool:
@@ -89,69 +123,169 @@ def _is_narrow(quantizer: torch.nn.Module, how: Reconstruction) -> bool:
     return int(quantizer.qmax) < 1 << (how.most_bits - 1)
 
 
-def _reconstruct(
-    name: str, exact: Twin, rounded: Twin, items: Items, recipe: Recipe
-) -> dict[str, float]:
-    """Round a layer's weight in place; return the relative errors of its output, in percent."""
-    how = recipe.reconstruction
-    assert how is not None
-    compute, weight = rounded.contraction(name), rounded.weights[name]
-    quantizer = rounded.quantizers[rounded.weight_edges[name]]
-    assert isinstance(quantizer, FakeQuantize)
-    scale = along_axis(quantizer.scale, weight, quantizer.axis).detach()
-    if quantizer.multiplier is not None:
-        scale = scale * quantizer.multiplier
-    low, high = int(quantizer.qmin), int(quantizer.qmax)
-    size = min(recipe.batch_size, len(items))
-    with torch.no_grad():
-        inputs = torch.cat(list(_inputs(rounded, name, items, size)))
-        outputs = (compute(x, exact.weights[name]) for x in _inputs(exact, name, items, size))
-        wanted = torch.cat(list(outputs))
-        floor = torch.floor(weight / scale)
-        start = (weight / scale - floor).clamp(MARGIN, 1.0 - MARGIN)
-        v = -torch.log(STRETCH / (start + OFFSET) - 1.0)
-    v.requires_grad_()
-    optimizer = torch.optim.Adam([v], how.lr)
-    random = torch.Generator().manual_seed(recipe.seed)
-    power_of_output = float(wanted.pow(2).mean()) or 1.0
-
-    def error(up: Tensor, chosen: Tensor) -> Tensor:
-        found = compute(inputs[chosen], (floor + up).clamp(low, high) * scale)
-        return (found - wanted[chosen]).pow(2).mean() / power_of_output
-
-    with torch.no_grad():
-        before = error(torch.round(start), torch.arange(len(items)))
-    for step in range(how.steps):
-        up = _rounded_up(v)
-        loss = error(up, torch.randint(len(items), (size,), generator=random))
-        done = (step / how.steps - FREE) / (1.0 - FREE)
-        if done > 0.0:
-            exponent = LAST_POWER + (FIRST_POWER - LAST_POWER) * (1.0 - done)
-            loss = loss + PENALTY * (1.0 - (2.0 * up - 1.0).abs().pow(exponent)).mean()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    with torch.no_grad():
-        up = (_rounded_up(v) >= 0.5).to(v.dtype)
-        after = error(up, torch.arange(len(items)))
-        weight.copy_((floor + up).clamp(low, high) * scale)
-    return {"before": 100.0 * float(before), "after": 100.0 * float(after)}
+def _whole_batches(graph: Graph, items: Items, recipe: Recipe) -> tuple[Items, int]:
+    """Return the items that are used, and the size of batches."""
+    fixed = graph.fixed_batch()
+    size = fixed or min(recipe.batch_size, len(items))
+    if size > len(items):
+        raise TrainingError(
+            f"{graph.name}: takes {size} items at once, and there are {len(items)} to reconstruct "
+            "with; give as many"
+        )
+    count = len(items) // size * size if fixed else len(items)
+    return Items(items.inputs[:count], None), size
 
 
-def _rounded_up(v: Tensor) -> Tensor:
-    return (STRETCH * torch.sigmoid(v) - OFFSET).clamp(0.0, 1.0)
+@dataclass(frozen=True)
+class _Search:
+    """The float network, and what is rounded so far."""
+
+    exact: Twin
+    rounded: Twin
+    narrow: list[str]
+    items: Items
+    size: int
+    recipe: Recipe
+    how: Reconstruction
+    folder: Path
+
+    def block(self, block: Block, importance: Tensor | None) -> dict[str, float]:
+        """Round the weights of a block in place; return the relative errors, in percent."""
+        weights = {name: self._soft(name) for name in block.layers if name in self.narrow}
+        steps = self._steps(block)
+        given = self.exact if self.how.inputs == "float" else self.rounded
+        inputs = self._values(given, block.input, block.name)
+        floats = self._values(self.exact, block.input, block.name) if self.how.drop else inputs
+        wanted = self._values(self.exact, block.output, block.name)
+        power = self._mean(weighted_error(x, torch.zeros(()), importance)
+                           for x in self._split(wanted)) or 1.0  # fmt: skip
+        edges = self.rounded.weight_edges
+        replaced = {edges[name]: weight for name, weight in weights.items()} | steps
+
+        def error(x: Tensor, target: Tensor) -> Tensor:
+            found = self.rounded.compute_block(block, x, replaced)
+            return weighted_error(found, target, importance) / power
+
+        def whole() -> float:
+            with torch.no_grad():
+                pairs = zip(self._split(inputs), self._split(wanted), strict=True)
+                return 100.0 * self._mean(error(x, target) for x, target in pairs)
+
+        for weight in weights.values():
+            weight.hard = True
+        before = whole()
+        for weight in weights.values():
+            weight.hard = False
+        optimizer = self._optimizer(weights, steps)
+        random = torch.Generator().manual_seed(self.recipe.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.recipe.seed)
+            for step in range(self.how.steps):
+                chosen = self._chosen(random)
+                x = inputs[chosen]
+                if self.how.drop:
+                    x = torch.where(torch.rand_like(x) < self.how.drop, floats[chosen], x)
+                loss = error(x, wanted[chosen])
+                done = (step / self.how.steps - FREE) / (1.0 - FREE)
+                if done > 0.0:
+                    loss = loss + sum(weight.penalty(done) for weight in weights.values())
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                for quantizer in steps.values():
+                    quantizer.keep_near()
+        self._keep(weights, steps)
+        return {"before": before, "after": whole()}
+
+    def _split(self, values: Tensor) -> Iterator[Tensor]:
+        return Items(values, None).batches(self.size)
+
+    def _chosen(self, random: torch.Generator) -> Tensor:
+        """Draw the items of a step."""
+        return torch.randint(len(self.items), (self.size,), generator=random)
+
+    def _mean(self, errors: Iterator[Tensor]) -> float:
+        """Return the mean over all items of what is known of each batch."""
+        sizes = [len(x) for x in self._split(self.items.inputs)]
+        return sum(float(e) * n for e, n in zip(errors, sizes, strict=True)) / sum(sizes)
+
+    def _soft(self, name: str) -> SoftWeight:
+        quantizer = self.rounded.quantizers[self.rounded.weight_edges[name]]
+        assert isinstance(quantizer, FakeQuantize)
+        return SoftWeight(quantizer, self.rounded.weights[name].detach())
+
+    def _steps(self, block: Block) -> dict[str, TrainedQuantizer]:
+        """Return quantizers, by edge, of activations whose steps are learned or that are mixed."""
+        if not self.how.step_lr and not self.how.drop:
+            return {}
+        rule = Quantizer(step="learned" if self.how.step_lr else "fixed", share=1.0 - self.how.drop)
+        found = {}
+        for step in block.steps:
+            edge = step.edge
+            if edge is None or not edge.is_activation or edge.fixed:
+                continue
+            given = self.rounded.quantizers[edge.id]
+            if not isinstance(given, FakeQuantize) or isinstance(given, FakeSign):
+                continue
+            if given.scale.numel() == 1:
+                found[edge.id] = TrainedQuantizer(given, rule, per_item=True)
+        return found
+
+    def _optimizer(
+        self, weights: Mapping[str, SoftWeight], steps: Mapping[str, TrainedQuantizer]
+    ) -> torch.optim.Optimizer:
+        groups = [{"params": [weight.v for weight in weights.values()], "lr": self.how.lr}]
+        if self.how.step_lr:
+            groups += [
+                {"params": [q.scale], "lr": self.how.step_lr * float(q.scale.detach())}
+                for q in steps.values()
+            ]
+        return torch.optim.Adam(groups)
+
+    def _keep(
+        self, weights: Mapping[str, SoftWeight], steps: Mapping[str, TrainedQuantizer]
+    ) -> None:
+        """Let the network compute with what was found."""
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.hard = True
+                present = self.rounded.weights[name]
+                present.copy_(weight(present))
+            for edge, quantizer in steps.items():
+                given = self.rounded.quantizers[edge]
+                assert isinstance(given, FakeQuantize)
+                given.scale.copy_(quantizer.scale)
+
+    def _values(self, twin: Twin, slot: int, name: str) -> Tensor:
+        """Return a value within a network, of all items."""
+        whole, start = None, 0
+        with torch.no_grad():
+            for x in self.items.batches(self.size):
+                part = twin.value(slot, x).numpy()
+                if whole is None:
+                    whole = room(f"the values of {name}", len(self.items), part, self.folder)
+                whole[start : start + len(part)] = part
+                start += len(part)
+        return torch.from_numpy(whole)
 
 
-def _inputs(twin: Twin, name: str, items: Items, size: int) -> Iterator[Tensor]:
-    """Yield what a layer is given of all items, batch by batch."""
-    found: list[Tensor] = []
+def _record(
+    exact: Twin, rounded: Twin, errors: Mapping[str, Mapping[str, float]], model: str, count: int
+) -> Reconstructed:
+    """Return what a network computes with that the float network does not."""
+    floats, quantizers = _plain(exact), _plain(rounded)
+    weights = {}
+    for name, found in errors.items():
+        edge, weight = rounded.weight_edges[name], rounded.weights[name].detach()
+        integers = torch.round(weight / steps_of(quantizers[edge], weight)).to(torch.int8)
+        weights[edge] = RoundedWeight.of(integers.numpy(), **found)
+    steps = {
+        edge: float(quantizer.scale)
+        for edge, quantizer in quantizers.items()
+        if not torch.equal(floats[edge].scale, quantizer.scale)
+    }
+    return Reconstructed(model=model, count=count, weights=weights, steps=steps)
 
-    def observe(layer: str, x: Tensor) -> None:
-        if layer == name:
-            found.append(x)
 
-    twin.observe_input = observe
-    for inputs in items.batches(size):
-        twin(inputs)
-        yield found.pop()
-    twin.observe_input = None
+def _plain(twin: Twin) -> dict[str, FakeQuantize]:
+    return {name: q for name, q in twin.quantizers.items() if isinstance(q, FakeQuantize)}

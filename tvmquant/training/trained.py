@@ -105,7 +105,7 @@ def train(
     from tvmquant.training import distributed
     from tvmquant.training.items import read
     from tvmquant.training.loop import Training
-    from tvmquant.training.reconstruction import reconstruct
+    from tvmquant.training.reconstruction import round_anew
     from tvmquant.twin import Twin
 
     recipe, folder = Recipe.read(recipe), Path(out)
@@ -148,7 +148,11 @@ def train(
     if recipe.reconstruction is not None:
         training.check()
         with stage("reconstruct") as progress:
-            start = reconstruct(start, items, recipe, folder / RECONSTRUCTED, identity, progress)
+            rounded = round_anew(
+                start, graph.fingerprint(), items, recipe, folder / RECONSTRUCTED, identity,
+                progress,
+            )  # fmt: skip
+            start = rounded.apply(start)
         training = dataclasses.replace(training, twin=Twin(start.module, mode="quantized"))
     if recipe.epochs == 0:
         history = [] if validated is None else [training.validated()]

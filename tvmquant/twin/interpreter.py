@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,6 +12,7 @@ from tvm import relax
 
 from tvmquant.errors import DataError, QuantizationError
 from tvmquant.passes.insert_requantize import InsertRequantize
+from tvmquant.twin.blocks import Block, layer_blocks, widest_blocks
 from tvmquant.twin.operators import BatchNorm, Operator
 from tvmquant.twin.program import Edge, Key, KeyTree, Program, Step, record
 from tvmquant.twin.quantizer_module import Quantizer, WeightQuantizer
@@ -51,6 +52,8 @@ class Twin(torch.nn.Module):
     observe_input : callable (layer, tensor), optional
         Called at every convolution and dense layer with the name of its ONNX node and its input,
         in the first two modes.
+    replace_value : dict of int to callable (tensor) -> tensor
+        By slots of values (`Block`): called with each of them, and what it returns goes on.
     substitutes : dict of str to tensor
         What is computed with, and written back, instead of constants of these names.
 
@@ -74,6 +77,7 @@ class Twin(torch.nn.Module):
         self.observe = observe
         self.observe_input: Observe | None = None
         self.transform: Callable[[str, Tensor], Tensor] | None = None
+        self.replace_value: dict[int, Callable[[Tensor], Tensor]] = {}
         self.substitutes: dict[str, Tensor] = {}
         self._module = module
         self._program = record(module)
@@ -169,16 +173,44 @@ class Twin(torch.nn.Module):
         """The weight of each convolution and dense layer, by the name of its ONNX node."""
         return {layer: self.get_parameter(name) for layer, name in self._program.weights.items()}
 
-    def contraction(self, layer: str) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return what a convolution or dense layer computes of an input and a weight.
+    def blocks(self, *, widest: bool) -> list[Block]:
+        """Return parts of the network that hold each layer once, in order.
 
         Parameters
         ----------
-        layer : str
-            Name of its ONNX node, one of `weights`.
+        widest : bool
+            Stretches between points where a single tensor is alive, instead of single layers.
         """
-        (step,) = [step for step in self._program.steps if step.layer == layer]
-        return step.function
+        return widest_blocks(self._program) if widest else layer_blocks(self._program)
+
+    def compute_block(
+        self, block: Block, x: Tensor, replaced: Mapping[str, Callable[[Tensor], Tensor]]
+    ) -> Tensor:
+        """Return the output of a block.
+
+        Parameters
+        ----------
+        block : Block
+            Of this twin, or of another of the same graph.
+        x : tensor
+            Its input.
+        replaced : mapping of str to callable
+            What computes ``fake_quants`` instead of their quantizers, by the ids of edges.
+        """
+
+        def value_of(step: Step, operands: list[Any]) -> Any:
+            if step.edge is not None and step.edge.id in replaced:
+                return replaced[step.edge.id](operands[0])
+            return self._compute(step, operands)
+
+        found: Tensor = block.compute(x, self.constants, value_of)
+        return found
+
+    def value(self, slot: int, *inputs: Tensor) -> Tensor:
+        """Return a value within the network, such as the input or the output of a block."""
+        self._check(inputs)
+        found: Tensor = self._values(self._program, self.constants, inputs, slot)[slot]
+        return found
 
     @property
     def quantizers(self) -> dict[str, torch.nn.Module]:
@@ -275,17 +307,31 @@ class Twin(torch.nn.Module):
     def _run(
         self, program: Program, constants: dict[str, Tensor], inputs: tuple[Tensor, ...]
     ) -> Any:
+        values = self._values(program, constants, inputs)
+        return _whole(_fetch(program.result, values, constants), self._symbolic, inputs)
+
+    def _values(
+        self, program: Program, constants: dict[str, Tensor], inputs: tuple[Tensor, ...],
+        last: int | None = None,
+    ) -> list[Any]:  # fmt: skip
+        """Return the values that are alive in the end, or once the last one is there."""
         values: list[Any] = [None] * program.slots
         values[: len(inputs)] = inputs
+        if last is not None and last < len(inputs):
+            return values
         for step in program.steps:
             operands = [
                 constants[key] if isinstance(key, str) else values[key] for key in step.operands
             ]
-            values[step.result] = self._compute(step, operands)
-            del operands  # or the list would keep the dead values until the next step
+            value = self._compute(step, operands)
+            change = self.replace_value.get(step.result)
+            values[step.result] = value if change is None else change(value)
+            del operands, value  # or the list would keep the dead values until the next step
+            if step.result == last:
+                break
             for slot in step.dead:
                 values[slot] = None
-        return _whole(_fetch(program.result, values, constants), self._symbolic, inputs)
+        return values
 
     def _compute(self, step: Step, operands: list[Any]) -> Any:
         if step.layer and self.observe_input is not None:

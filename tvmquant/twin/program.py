@@ -147,7 +147,7 @@ def record(module: tvm.IRModule) -> Program:
     inputs = [(str(p.name), _extents(p)) for p in function.params]
     return Program(
         inputs,
-        _with_liveness(steps, set(_flat(result)), len(inputs)),
+        _with_liveness(steps, set(flat(result)), len(inputs)),
         result,
         recorder.slot_count,
         recorder.constants,
@@ -312,10 +312,11 @@ def _extents(param: relax.Var) -> list[int]:
     return static_shape(shape.values)
 
 
-def _flat(tree: KeyTree) -> Iterator[Key]:
+def flat(tree: KeyTree) -> Iterator[Key]:
+    """Yield the keys of a result."""
     if isinstance(tree, tuple):
         for branch in tree:
-            yield from _flat(branch)
+            yield from flat(branch)
     else:
         yield tree
 

@@ -57,9 +57,23 @@ def test_weights_stay_between_the_integers_beside_them(graph, tmp_path) -> None:
         assert set(found.round().unique().tolist()) <= {-1.0, 0.0, 1.0}
 
 
-def test_layers_of_8_bits_are_left(graph, tmp_path) -> None:
-    _train(graph, tmp_path, "w8a8")
-    assert not (tmp_path / "reconstruction.pt").exists()
+def test_layers_of_8_bits_alone_leave_nothing_to_do(graph, tmp_path) -> None:
+    with pytest.raises(TrainingError, match="no layer has weights of 2 to 4 bits"):
+        _train(graph, tmp_path, "w8a8")
+
+
+@pytest.mark.parametrize(
+    "how", [{"blocks": True, "fisher": True}, {"blocks": True, "drop": 0.5, "step_lr": 1e-3}]
+)
+def test_blocks_come_nearer_and_the_record_makes_the_same_integers(graph, tmp_path, how) -> None:
+    recipe = Recipe.read(RECIPE, {f"reconstruction.{name}": value for name, value in how.items()})
+    trained = _train(graph, tmp_path, "w3a4", recipe)
+    errors = _errors(tmp_path)
+    assert all(found["after"] < found["before"] for found in errors)
+    images, _ = small.data(40, seed=1)
+    exact = Twin(trained.graph.module, mode="exact")(torch.from_numpy(images)).numpy()
+    integer = trained.graph.with_module(pipeline.integerize(trained.graph.module), "L2")
+    np.testing.assert_array_equal(tvmquant.simulate(integer, images)[0], exact)
 
 
 def test_what_to_validate_with_is_checked_first(graph, tmp_path) -> None:
