@@ -16,7 +16,10 @@ Weights of fewer bits than their kernel's container are held packed, in the form
 noted of them (`FORMATS`, by their `digest`), and unpacked when they are read first: the file is
 smaller, while each process has a copy of its own of what kernels read. Where channels fit fewer
 bits than others (of layers whose widths were learned), each is held at its own width; which they
-are, `CHANNELS` says likewise.
+are, `CHANNELS` says likewise. Their layer runs whole, at its widest channel's container. Two
+kernels, of channels sorted by container, take 1.02 to 1.03 times as long on AVX512-VNNI, whose INT4
+kernels are no faster, and 0.95 to 1.0 on AVX2, with half of the channels and inputs of 4 bits (four
+3x3 and 1x1 layers of ResNet-50's shapes, one thread).
 
 Of a library of several bit widths (`merge_widths`), a layer's weight of the widest is held as it
 would be alone, and so much of each other as makes it of that (`derived_weights`), where it follows.

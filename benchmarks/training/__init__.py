@@ -13,6 +13,7 @@ from benchmarks.rows import Row
 from benchmarks.training import (
     gradient_shapes,
     importance,
+    learned_widths,
     quantization_aware,
     training_step,
 )
@@ -25,6 +26,7 @@ METHODS: Final[Mapping[str, Callable[[Setting], list[Row]]]] = MappingProxyType(
         for name in quantization_aware.PRESETS
     }
     | {
+        "fdqmp": learned_widths.rows,
         "limpq": importance.rows,
         "shapes": gradient_shapes.rows,
         "step": training_step.rows,

@@ -401,7 +401,7 @@ def _has_width(quantizer: torch.nn.Module, edge: Edge) -> bool:
 
 
 def _activations(training: Training) -> dict[str, int]:
-    """Return how many numbers an item has in each activation that layers read."""
+    """Return how many numbers an item has in each activation, but the results of the network."""
     twin = training.twin
     wanted = {
         edge.id

@@ -271,7 +271,7 @@ class Widths(_Part):
     ----------
     weights, activations : float
         What they are to take, as shares of what they take at 8 bits: of all weights, and of all
-        activations that layers read, of one item.
+        activations of one item, but the network's results.
     stage : {"pretrain", "learn", "tune"}
         Of a phase: widths may grow for nothing; or their sizes are penalised beyond the targets; or
         widths are whole numbers, chosen so that the targets are met, and stay.

@@ -58,7 +58,7 @@ class Edge:
 
     @property
     def is_activation(self) -> bool:
-        """Whether a layer, or a residual connection, reads the tensor."""
+        """Whether another operator reads the tensor."""
         return self.role == qop.ACTIVATION
 
 

@@ -1,0 +1,88 @@
+"""A network whose bit widths were learned, and uniform ones of about its size.
+
+Sizes are what the integers take, as shares of 8 bits for each: of all weights, and of all
+activations of an item between its operators. Uniform choices leave the ends at 8 bits.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+import tvmquant
+from benchmarks.rows import Row
+from benchmarks.training.common import BATCH, MODEL, Setting, trained_rows
+from tvmquant import formats
+from tvmquant.bit_choice import BitChoice
+from tvmquant.formats import MOST_BITS, channel_widths
+from tvmquant.graph import Graph
+from tvmquant.layers import quantizable_layers, uniform_choices
+from tvmquant.training import Recipe
+from tvmquant.twin import Twin
+from tvmquant.twin.fake_quantize import along_axis
+from tvmquant.twin.quantizer_module import FakeQuantize
+
+RECIPE: Final = "fdqmp"
+# What training begins with, and what the result is beside.
+START: Final = "w4a4"
+UNIFORM: Final = ("w4a4", "w3a3")
+
+
+def rows(setting: Setting) -> list[Row]:
+    """Train, build and evaluate, and say what the integers take."""
+    layers = quantizable_layers(setting.graph)
+    recipe = Recipe.read(RECIPE, setting.changes)
+    choices = {name: uniform_choices(layers, BitChoice.parse(name)) for name in UNIFORM}
+    found, trained = trained_rows(setting, RECIPE, recipe, choices[START])
+    calibration = tvmquant.calibrate(setting.graph, setting.training_images(BATCH))
+    networks = {RECIPE: trained.graph} | {
+        f"uniform-{name}": tvmquant.apply_calibration(setting.graph, calibration, choices=chosen)
+        for name, chosen in choices.items()
+    }
+    for name, network in networks.items():
+        found_shares = shares(network, setting.test.inputs[:1])
+        for what, share in zip(("weights", "activations"), found_shares, strict=True):
+            found.append(setting.make(MODEL, f"size-{name}", f"{what}_of_w8a8", 100.0 * share, "%"))
+    return found
+
+
+def shares(annotated: Graph, item: Tensor) -> tuple[float, float]:
+    """Return what weights and activations of a calibrated graph (L1) take, over 8 bits for each.
+
+    Weights take the least width that each output channel fits, activations that of their format.
+
+    Parameters
+    ----------
+    annotated : Graph
+    item : tensor (1, ...)
+        Any input.
+    """
+    twin = Twin(annotated.module, mode="quantized")
+    counts: dict[str, int] = {}
+
+    def observe(name: str, x: Tensor) -> None:
+        counts[name] = x.numel()
+
+    twin.observe = observe
+    with torch.inference_mode():
+        twin(item)
+    weights = activations = taken = held = 0
+    of_weights = set(twin.weight_edges.values())
+    for edge in twin.edges:
+        bits, count = formats.parse(edge.format).bits, counts[edge.id]
+        if edge.is_activation and bits <= MOST_BITS:
+            activations, held = activations + count, held + bits * count
+        elif edge.id in of_weights:
+            weights += count
+    for layer, name in twin.weight_edges.items():
+        quantizer, weight = twin.quantizers[name], twin.weights[layer].detach()
+        assert isinstance(quantizer, FakeQuantize)
+        step = along_axis(quantizer.scale, weight, quantizer.axis)
+        if quantizer.multiplier is not None:
+            step = step * quantizer.multiplier
+        integers = torch.round(quantizer(weight) / step).movedim(max(quantizer.axis, 0), 0)
+        widths = channel_widths(integers.to(torch.int8).numpy())
+        taken += int(widths.sum()) * (weight.numel() // len(widths))
+    return taken / (MOST_BITS * weights), held / (MOST_BITS * activations)
