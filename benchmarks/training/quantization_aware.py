@@ -29,7 +29,7 @@ NARROW: Final[Mapping[str, Any]] = MappingProxyType(
         "epochs": 5,
         "residual_bits": 8,
         "optimizer.step_lr": 0.01,
-        "augmentation": {"shift": 4, "mirror": True},
+        "augmentation": {"mirror": True},
     }
 )
 PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(

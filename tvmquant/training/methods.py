@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from tvmquant.training.affine import AffineCombination
 from tvmquant.training.importance import LearnedImportance
 from tvmquant.training.learned_widths import LearnedWidths
 from tvmquant.training.method import Method
+from tvmquant.training.proximal import Proximal
 from tvmquant.training.recipe import METHOD_SECTIONS, Recipe
 
-METHODS: dict[str, type[Method]] = {"importance": LearnedImportance, "widths": LearnedWidths}
+METHODS: dict[str, type[Method]] = {
+    "importance": LearnedImportance,
+    "widths": LearnedWidths,
+    "affine": AffineCombination,
+    "proximal": Proximal,
+}
 
 
 def method_of(recipe: Recipe) -> type[Method]:

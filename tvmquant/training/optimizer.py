@@ -20,7 +20,7 @@ def make_optimizer(
     Weights decay; biases, normalizations and steps of quantizers do not.
     """
     how, twin = recipe.optimizer, method.training.twin
-    learned = {id(q.scale) for q in method.quantizers}
+    learned = {id(p) for q in method.quantizers for p in q.parameters()}
     weights = {id(w) for w in twin.weights.values()}
     every = [p for p in twin.parameters() if p.requires_grad]
     others = method.groups()

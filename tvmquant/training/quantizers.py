@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tvmquant.errors import TrainingError
+from tvmquant.training.mapped_weights import MAPS, WeightMap
 from tvmquant.training.recipe import Quantizer, Recipe
 from tvmquant.training.rounding import quantized
 from tvmquant.twin import Twin
@@ -28,11 +29,15 @@ class TrainedQuantizer(FakeQuantize):
     rule : Quantizer
     per_item : bool
         Whether the first axis of what is quantized is the batch.
+    weight : float tensor, optional
+        As calibrated; where the rule maps it.
 
     Attributes
     ----------
     first : float32 tensor like scale
         The calibrated steps.
+    blend : float
+        Share of the quantized number in what goes on while training (`training.affine`).
 
     Notes
     -----
@@ -43,15 +48,23 @@ class TrainedQuantizer(FakeQuantize):
 
     first: Tensor
 
-    def __init__(self, given: FakeQuantize, rule: Quantizer, *, per_item: bool) -> None:
+    def __init__(
+        self, given: FakeQuantize, rule: Quantizer, *, per_item: bool, weight: Tensor | None = None
+    ) -> None:
         super().__init__(
             given.scale.detach().clone(), given.zero_point, int(given.qmin), int(given.qmax),
             axis=given.axis, multiplier=given.multiplier, groups=given.groups,
         )  # fmt: skip
         self.per_item = per_item
         self.register_buffer("first", self.scale.detach().clone())
+        self.blend = 1.0
         self.learn_scale()
         self.follow(rule)
+        self.map: WeightMap | None = None
+        if weight is not None and rule.map != "identity":
+            reach = along_axis(self.first, weight, self.axis) * self.qmax
+            multiplier = 1.0 if self.multiplier is None else self.multiplier
+            self.map = MAPS[rule.map](weight, reach * multiplier)
 
     def follow(self, rule: Quantizer) -> None:
         """Quantize by another rule from now on."""
@@ -66,6 +79,9 @@ class TrainedQuantizer(FakeQuantize):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the tensor quantized and dequantized."""
+        chance = torch.is_grad_enabled()  # while training only
+        if chance and self.blend == 0.0:
+            return x
         scale = self.scale.view_as(self.scale)
         if scale.requires_grad:
             factor = self._factor(x)
@@ -73,16 +89,27 @@ class TrainedQuantizer(FakeQuantize):
         scale = along_axis(scale, x, self.axis)
         if self.multiplier is not None:
             scale = scale * self.multiplier
-        chance = torch.is_grad_enabled()  # while training only
         low, high = (along_axis(end.to(scale.dtype), x, self.axis) for end in self.ends())
         x = x.to(scale.dtype)
+        rule = self.rule
         found = quantized(
-            x, scale, low, high, **self.rule.rounding.model_dump(),
-            stochastic=chance and self.rule.stochastic, clips_only=self.rule.step == "clip",
-        )  # fmt: skip
+            x if self.map is None else self.map(x),
+            scale,
+            low,
+            high,
+            **rule.rounding.model_dump(),
+            stochastic=chance and rule.stochastic,
+            clips_only=rule.step == "clip",
+        )
         if chance and self.rule.share < 1.0:
             found = torch.where(torch.rand_like(x) < self.rule.share, found, x)
+        if chance and self.blend < 1.0:
+            found = torch.lerp(x, found, self.blend)
         return found
+
+    def written(self, weight: Tensor) -> Tensor:
+        """Return what is rounded of a weight, which is what the graph gets."""
+        return weight if self.map is None else self.map(weight)
 
     def ends(self) -> tuple[Tensor, Tensor]:
         """Return the least and the greatest number of steps, zero points taken off."""
@@ -95,6 +122,8 @@ class TrainedQuantizer(FakeQuantize):
         """
         with torch.no_grad():
             self.scale.copy_(self.kept_near(self.scale, self.first))
+        if self.map is not None:
+            self.map.keep_near()
 
     def kept_near(self, numbers: Tensor, first: Tensor) -> Tensor:
         """Return numbers like steps near the first ones."""
@@ -119,7 +148,7 @@ def put_in(twin: Twin, recipe: Recipe) -> list[TrainedQuantizer]:
     TrainingError
         When there is nothing to quantize.
     """
-    of_weights = set(twin.weight_edges.values())
+    weights = {edge: twin.weights[layer] for layer, edge in twin.weight_edges.items()}
     found = []
     given = twin.quantizers
     if not given:
@@ -128,8 +157,8 @@ def put_in(twin: Twin, recipe: Recipe) -> list[TrainedQuantizer]:
         old = given[edge.id]
         if edge.fixed or isinstance(old, FakeSign) or not isinstance(old, FakeQuantize):
             continue
-        is_weight = edge.id in of_weights
-        rule = recipe.weights if is_weight else recipe.activations
-        found.append(TrainedQuantizer(old, rule, per_item=not is_weight))
+        weight = weights.get(edge.id)
+        rule = recipe.activations if weight is None else recipe.weights
+        found.append(TrainedQuantizer(old, rule, per_item=weight is None, weight=weight))
         twin.replace_quantizer(edge.id, found[-1])
     return found

@@ -18,7 +18,7 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 # Sections that choose another method than the plain one (`training.methods`), at most one.
-METHOD_SECTIONS: Final[tuple[str, ...]] = ("importance", "widths")
+METHOD_SECTIONS: Final[tuple[str, ...]] = ("importance", "widths", "affine", "proximal")
 
 
 class _Part(BaseModel):
@@ -61,6 +61,8 @@ class Quantizer(_Part):
         Whether numbers are rounded up as often as they are near the upper integer.
     share : float
         Of the numbers, drawn anew for each batch, that are quantized at all (QuantNoise).
+    map : {"identity", "tanh", "interval"}
+        What weights pass through before (`training.mapped_weights`).
 
     Notes
     -----
@@ -73,6 +75,13 @@ class Quantizer(_Part):
     rounding: Rounding = Rounding()
     stochastic: bool = False
     share: Share = 1.0
+    map: Literal["identity", "tanh", "interval"] = "identity"
+
+    @model_validator(mode="after")
+    def _one_range(self) -> Quantizer:
+        if self.map == "interval" and self.step != "fixed":
+            raise ValueError("step: an interval is learned in place of steps, which are fixed")
+        return self
 
 
 class Optimizer(_Part):
@@ -244,6 +253,37 @@ class Reconstruction(_Part):
         return self
 
 
+class Affine(_Part):
+    """Outputs of quantizers go from the float numbers to the quantized ones (`training.affine`).
+
+    Parameters
+    ----------
+    until : float
+        Share of the steps when only the quantized are left.
+    weights, activations : bool
+        What this holds for; the others are quantized from the first step on.
+    """
+
+    until: Share = 0.8
+    weights: bool = True
+    activations: bool = True
+
+
+class Proximal(_Part):
+    """Weights are drawn to their levels, and set to them in the end (`training.proximal`).
+
+    Parameters
+    ----------
+    rate : float
+        By which a step draws, in units of its learning rate, for each epoch that is done.
+    hard : float
+        Share of the steps from which weights are their levels.
+    """
+
+    rate: Positive = 1e-4
+    hard: Share = 0.67
+
+
 class Importance(_Part):
     """Steps of all widths learned together, as what layers are worth (`training.importance`).
 
@@ -359,6 +399,8 @@ class Recipe(_Part):
     reconstruction: Reconstruction | None = None
     importance: Importance | None = None
     widths: Widths | None = None
+    affine: Affine | None = None
+    proximal: Proximal | None = None
     phases: tuple[Phase, ...] = ()
 
     @model_validator(mode="after")
@@ -370,9 +412,22 @@ class Recipe(_Part):
             raise ValueError(f"{' and '.join(chosen)}: a training has one of them")
         if chosen == ["importance"]:
             self._learns_importance()
+        self._maps_weights(chosen)
         if self.phases:
             self.in_phases()
         return self
+
+    def _maps_weights(self, chosen: list[str]) -> None:
+        if self.activations.map != "identity":
+            raise ValueError("activations.map: weights are mapped only, which costs nothing later")
+        if self.weights.map == "identity":
+            return
+        if others := [
+            name
+            for name in (*chosen, "reconstruction")
+            if name != "affine" and getattr(self, name) is not None
+        ]:
+            raise ValueError(f"weights.map: {others[0]} has rounding of its own")
 
     def _learns_importance(self) -> None:
         if self.reconstruction is not None:
@@ -446,7 +501,16 @@ class Recipe(_Part):
 
 # What a phase cannot change.
 OF_ALL_PHASES: Final = frozenset(
-    {"schema_version", "epochs", "batch_size", "seed", "reconstruction", "phases", *METHOD_SECTIONS}
+    {
+        "weights.map",
+        "schema_version",
+        "epochs",
+        "batch_size",
+        "seed",
+        "reconstruction",
+        "phases",
+        *METHOD_SECTIONS,
+    }
 )
 
 

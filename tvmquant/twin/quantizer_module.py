@@ -39,13 +39,16 @@ class Quantizer(Protocol):
 
 @runtime_checkable
 class WeightQuantizer(Protocol):
-    """What a quantizer of a weight has whose range is not the same for all channels.
+    """What a quantizer has that does more to a weight than its ``fake_quant``, which rounds.
 
-    A ``fake_quant`` has one range: the weight that is written back is rounded already.
+    It may map the weight before, or have a range for each channel.
     """
 
     def written(self, weight: Tensor, /) -> Tensor:
-        """Return the weight in whole numbers of its steps, within its channels' ranges."""
+        """Return what the graph gets in place of the weight: rounding it gives the same integers.
+
+        What had a range of its own is in whole numbers of its steps.
+        """
         ...
 
 

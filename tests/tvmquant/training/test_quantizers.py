@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -73,6 +74,23 @@ def test_a_share_is_quantized_while_training_only() -> None:
     assert bool(((found == 0.5) | (found == 0.3)).all())
     with torch.no_grad():
         assert bool((trained(x) == 0.5).all())
+
+
+def test_what_goes_on_is_blended_while_training_only() -> None:
+    trained = TrainedQuantizer(_given(), Quantizer(), per_item=True)
+    x, upstream = _x(4, 30).requires_grad_(), _x(4, 30)
+    whole = np.clip(np.round(x.detach().numpy() / 0.5), 0, 15) * 0.5
+    for k in (0.0, 0.3, 1.0):
+        trained.blend, x.grad = k, None
+        found = trained(x)
+        expected = (1 - k) * x.detach().numpy() + k * whole
+        np.testing.assert_allclose(found.detach(), expected, rtol=0, atol=1e-6)
+        found.backward(upstream)
+        inside = ((x >= 0) & (x <= 7.5)).detach().numpy()
+        expected = upstream.numpy() * (1 - k + k * inside)
+        np.testing.assert_allclose(x.grad, expected, rtol=0, atol=1e-6)
+        with torch.no_grad():
+            np.testing.assert_array_equal(trained(x), whole)
 
 
 def test_steps_stay_near_the_calibrated_ones() -> None:
