@@ -351,7 +351,8 @@ class Training:
         if not has_norms:
             raise TrainingError(
                 "batch_norm: live, and the model has no batch normalization (exporters fold "
-                "it); set it to folded, with a tenth of the learning rate or less"
+                "it); set insert_batch_norm to true, or batch_norm to folded, with a tenth of the "
+                "learning rate or less"
             )
         if size == processes:
             raise TrainingError("batch_norm: live takes the statistics of more than one item")

@@ -369,6 +369,9 @@ class Recipe(_Part):
     batch_norm : {"live", "frozen", "folded"}
         Normalize by the statistics of the batch, whose running means deploy; by those of the model,
         gains and shifts being trained; or folded into weights and biases before.
+    insert_batch_norm : bool
+        Whether layers that have no normalization get one, which is the identity at first: for
+        models that were exported with theirs folded.
     weights, activations : Quantizer
     residual_bits : int, optional
         As of `tvmquant.quantize`.
@@ -389,6 +392,7 @@ class Recipe(_Part):
     seed: Annotated[int, Field(ge=0)] = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     batch_norm: Literal["live", "frozen", "folded"] = "live"
+    insert_batch_norm: bool = False
     weights: Quantizer = Quantizer()
     activations: Quantizer = Quantizer()
     residual_bits: Annotated[int, Field(ge=2, le=8)] | None = None
@@ -413,6 +417,10 @@ class Recipe(_Part):
         if chosen == ["importance"]:
             self._learns_importance()
         self._maps_weights(chosen)
+        if self.insert_batch_norm and self.batch_norm == "folded":
+            raise ValueError("insert_batch_norm: what batch_norm: folded folds is not inserted")
+        if self.insert_batch_norm and chosen == ["importance"]:
+            raise ValueError("insert_batch_norm: a plan is for the layers that the model has")
         if self.phases:
             self.in_phases()
         return self
@@ -503,6 +511,7 @@ class Recipe(_Part):
 OF_ALL_PHASES: Final = frozenset(
     {
         "weights.map",
+        "insert_batch_norm",
         "schema_version",
         "epochs",
         "batch_size",

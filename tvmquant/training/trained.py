@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvmquant.errors import TrainingError
 from tvmquant.progress import Stage, silent_stage
 from tvmquant.training.recipe import Recipe
 
@@ -103,6 +104,7 @@ def train(
     from tvmquant.quantization import apply_calibration, calibrate
     from tvmquant.sensitivity.structure import ends_of
     from tvmquant.training import distributed
+    from tvmquant.training.inserted_norms import with_batch_norms
     from tvmquant.training.items import read
     from tvmquant.training.loop import Training
     from tvmquant.training.reconstruction import round_anew
@@ -119,10 +121,16 @@ def train(
 
     inputs = graph.item_inputs()
     training_data = opened(data)
+    few = training_data.rebatched(16)
+    if few.has_length:
+        few = few.subset(step=max(1, len(few) // CALIBRATED), limit=CALIBRATED)
+    teacher, given = teacher or graph, graph
+    if recipe.insert_batch_norm:
+        if calibration is not None:
+            raise TrainingError("insert_batch_norm: what is calibrated has the normalizations")
+        with stage("insert normalizations") as progress:
+            graph = with_batch_norms(graph, few, progress)
     if calibration is None:
-        few = training_data.rebatched(16)
-        if few.has_length:
-            few = few.subset(step=max(1, len(few) // CALIBRATED), limit=CALIBRATED)
         with stage("calibrate") as progress:
             calibration = calibrate(graph, few, fold_batch_norm=folded, progress=progress)
     start = apply_calibration(
@@ -133,13 +141,12 @@ def train(
         items = read(training_data, progress, folder)
         validated = None if validation is None else read(opened(validation), folder=folder)
     identity = {
-        "model": graph.fingerprint(),
+        "model": given.fingerprint(),
         "recipe": recipe.model_dump_json(),
         "data": items.digest(),
-        "teacher": (teacher or graph).fingerprint(),
+        "teacher": teacher.fingerprint(),
         "choice of bit widths": str(sorted((k, str(v)) for k, v in (choices or {}).items())),
     }
-    teacher = teacher or graph
     training = Training(
         graph, calibration, choices or {}, Twin(start.module, mode="quantized"),
         Twin(teacher.module), (ends_of(graph.module)[0], ends_of(teacher.module)[0]), recipe, items,

@@ -12,6 +12,7 @@ from tvmquant.errors import TrainingError
 from tvmquant.layers import quantizable_layers
 from tvmquant.passes import pipeline
 from tvmquant.training import Recipe, items, train
+from tvmquant.training.inserted_norms import with_batch_norms
 from tvmquant.training.recipe import names
 from tvmquant.twin import Twin
 from tvmquant.twin.fake_quantize import along_axis
@@ -161,6 +162,23 @@ def test_a_network_without_normalization_is_trained_folded(tmp_path) -> None:
         _train(model, tmp_path)
     recipe = Recipe.read(RECIPE, {"batch_norm": "folded", "optimizer.lr": 0.01})
     assert np.isfinite(_train(model, tmp_path, recipe).history[-1]["loss"])
+
+
+def test_normalizations_are_inserted_and_ship_folded(graph, tmp_path) -> None:
+    model = tvmquant.load_onnx(small.export(tmp_path / "m.onnx", batch_norm=False))
+    images, labels = small.data(40, seed=1)
+    normal = with_batch_norms(model, tvmquant.open_data(images, inputs=model.item_inputs()))
+    outputs = [Twin(g.module)(torch.from_numpy(images)).detach() for g in (model, normal)]
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+    recipe = Recipe.read(RECIPE, {"insert_batch_norm": True})
+    trained = _train(model, tmp_path, recipe, validation=(images, labels))
+    exact = _exact(trained, images)
+    assert trained.history[-1]["top1"] == 100 * np.mean(exact.argmax(1) == labels)
+    tvmquant.export_onnx(trained.graph, tmp_path / "trained.onnx")
+    again = tvmquant.quantize(tvmquant.load_onnx(tmp_path / "trained.onnx"), strict=True)
+    np.testing.assert_array_equal(tvmquant.simulate(again, images)[0], exact)
+    with pytest.raises(TrainingError, match="every layer but the last has a normalization"):
+        _train(graph, tmp_path / "other", recipe)
 
 
 @pytest.mark.parametrize(
