@@ -32,8 +32,8 @@ EPSILON: Final = 1e-5
 MOMENTUM: Final = 0.1
 
 
-def layers_without_batch_norm(function: relax.Function) -> set[str]:
-    """Return the names of the layers, of constant weights, whose results are not normalized."""
+def layers_without_batch_norm(function: relax.Function) -> dict[str, relax.Call]:
+    """Return the layers, of constant weights, whose results are not normalized, by their names."""
     readers: dict[relax.Var, list[tuple[relax.Var, relax.Expr]]] = {}
     for var, value in bindings_of(function):
         for read in used_vars(value):
@@ -49,7 +49,7 @@ def layers_without_batch_norm(function: relax.Function) -> set[str]:
         return False
 
     return {
-        span_name(value)
+        span_name(value): value
         for var, value in bindings_of(function)
         if qop.is_call(value, *qop.FLOAT_CONTRACTIONS)
         and isinstance(value.args[1], tvm.ir.GenericConst)

@@ -112,7 +112,7 @@ MAY_IMPORT = {
     },
     # accuracy trained back
     "training": {
-        "allocation", "bit_choice", "calibration", "data", "graph", "layers", "passes",
+        "allocation", "bit_choice", "calibration", "data", "graph", "layers", "levels", "passes",
         "quantization", "reconstructed", "sensitivity", "twin",
     },
     # the front door

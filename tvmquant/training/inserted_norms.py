@@ -9,8 +9,6 @@ from torch import Tensor
 from tvmquant.data import Dataset
 from tvmquant.errors import TrainingError
 from tvmquant.graph import Graph
-from tvmquant.ir import quantized_ops as qop
-from tvmquant.ir.rewriter import bindings_of, span_name
 from tvmquant.layers import quantizable_layers
 from tvmquant.levels import canonical
 from tvmquant.passes.insert_batch_norm import InsertBatchNorm, layers_without_batch_norm
@@ -38,16 +36,15 @@ def with_batch_norms(graph: Graph, data: Dataset, progress: Progress | None = No
     """
     base = canonical(graph, fold_batch_norm=False)
     last = {layer.id for layer in quantizable_layers(graph) if layer.position == "last"}
-    names = layers_without_batch_norm(base.main) - last
-    if not names:
+    calls = {
+        name: call
+        for name, call in layers_without_batch_norm(base.main).items()
+        if name not in last
+    }
+    if not calls:
         raise TrainingError(
             "insert_batch_norm: every layer but the last has a normalization; set it to false"
         )
-    calls = {
-        span_name(value): value
-        for _, value in bindings_of(base.main)
-        if qop.is_call(value, *qop.FLOAT_CONTRACTIONS) and span_name(value) in names
-    }
     computes = {name: make_function(call) for name, call in calls.items()}
     twin = Twin(base.module)
     sums: dict[str, Tensor] = {}
@@ -55,7 +52,7 @@ def with_batch_norms(graph: Graph, data: Dataset, progress: Progress | None = No
     counts: dict[str, int] = {}
 
     def observe(layer: str, x: Tensor) -> None:
-        if layer not in names:
+        if layer not in calls:
             return
         y = computes[layer](x, twin.weights[layer]).movedim(output_axis(calls[layer]), -1).double()
         rows = y.reshape(-1, y.shape[-1])
