@@ -11,7 +11,7 @@ from tvmquant.deploy.manifest import mean_width
 from tvmquant.errors import TrainingError
 from tvmquant.layers import quantizable_layers
 from tvmquant.passes import pipeline
-from tvmquant.training import Recipe, train
+from tvmquant.training import Recipe, items, train
 from tvmquant.training.learned_widths import WidthQuantizer, whole_widths
 from tvmquant.training.quantizers import TrainedQuantizer
 from tvmquant.training.recipe import Quantizer
@@ -127,3 +127,29 @@ def test_a_target_below_the_least_widths_is_refused(graph, tmp_path) -> None:
     recipe = Recipe.read(RECIPE, {"widths.weights": 0.2})
     with pytest.raises(TrainingError, match=r"widths\.weights: 0\.2 of .*; at 2 bits .* 0\.2"):
         _train(graph, tmp_path / "out", recipe)
+
+
+@pytest.mark.parametrize("epoch", [2, 3])  # while widths are learned, and once they are fixed
+def test_a_killed_training_goes_on(graph, tmp_path, monkeypatch, epoch: int) -> None:
+    recipe = Recipe.read(RECIPE, {"epochs": 5})
+    whole = _train(graph, tmp_path / "whole", recipe)
+    monkeypatch.setattr("tvmquant.training.loop.SECONDS_BETWEEN", 0.0)
+    batches = items.batches_of
+
+    def killed(data, phase, number, **options):
+        for step, batch in enumerate(batches(data, phase, number, **options)):
+            if (number, step) == (epoch, 2):
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr("tvmquant.training.loop.batches_of", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _train(graph, tmp_path / "parts", recipe)
+    monkeypatch.undo()
+    parts = _train(graph, tmp_path / "parts", recipe)
+    kept = ("loss", "top1", "weights", "activations")
+    assert [[e[k] for k in kept] for e in parts.history] == [
+        [e[k] for k in kept] for e in whole.history
+    ]
+    first, second = (Twin(trained.graph.module).weights for trained in (whole, parts))
+    assert all(torch.equal(first[name], second[name]) for name in first)
