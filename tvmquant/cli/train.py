@@ -159,6 +159,8 @@ def _print_epoch(epoch: int, found: dict[str, float]) -> None:
 def _in_words(found: dict[str, float]) -> str:
     parts = [f"loss {found['loss']:.4f}", f"{percent(found['top1_training'])} while training"]
     parts += [f"{_words(name)} {percent(found[name])}" for name in _validated(found)]
+    sizes = [name for name in ("weights", "activations") if name in found]
+    parts += [f"{name} at {percent(found[name])} of 8 bits" for name in sizes]
     parts.append(f"{found['items_per_second']:.0f} items/s")
     if "minutes_left" in found:
         parts.append(f"{found['minutes_left']:.0f} min left")

@@ -82,3 +82,18 @@ def test_mistakes_are_named_before_anything_is_written(
 
 def test_data_are_asked_for(tvmquant, files) -> None:
     assert "train needs data" in tvmquant("train", files[0], code=2).stderr
+
+
+def test_widths_that_are_learned_are_told_and_shipped(tvmquant, files, tmp_path) -> None:
+    model, data = files
+    options = ["--recipe", "fdqmp", "--set", "epochs=3", "--set", "batch_size=16"]
+    options += ["--set", "widths.weights=0.44"]
+    options += ["--data", data, "--validation", data, "-o", tmp_path / "learned"]
+    told = " ".join(tvmquant("train", model, *options).stderr.split())
+    assert ", weights at 4" in told
+    assert "% of 8 bits, activations at 3" in told
+    library = tmp_path / "library"
+    tvmquant("compile", tmp_path / "learned" / "trained.onnx", "-o", library, "-q")
+    layers = tvmquant("inspect", library, "--json").json()["layers"]
+    assert any(layer["channel_widths"] for layer in layers)
+    assert "(w " in tvmquant("inspect", library).stdout
