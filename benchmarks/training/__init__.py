@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.rows import Row
 from benchmarks.training import (
+    adaptive,
     gradient_shapes,
     importance,
     learned_widths,
@@ -26,6 +27,7 @@ METHODS: Final[Mapping[str, Callable[[Setting], list[Row]]]] = MappingProxyType(
         for name in quantization_aware.PRESETS
     }
     | {
+        "adaptive": adaptive.rows,
         "fdqmp": learned_widths.rows,
         "limpq": importance.rows,
         "shapes": gradient_shapes.rows,

@@ -223,6 +223,6 @@ def _figures(setting: Setting, plan: Plan, seed: int) -> dict[str, float]:
             "cpu_minutes": values["trained", "cpu_minutes"],
         }
         with atomic_write(path) as file:
-            file.write(json.dumps(figures).encode())
+            file.write_text(json.dumps(figures), encoding="utf-8")
     found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
     return found

@@ -72,7 +72,8 @@ def train_model(
     OUT holds the checkpoint, from which the same command goes on when it was interrupted, and in
     the end trained.onnx (QDQ): `tvmquant compile` makes exactly the integers of it that were
     trained. A recipe that learns what layers are worth (limpq) writes sensitivity.json too, which
-    `tvmquant plan --sensitivity` takes.
+    `tvmquant plan --sensitivity` takes. One that trains several widths (coquant) writes
+    trained-w8.onnx and so on: `tvmquant compile OUT` makes one library of them.
     """
     if data is None:
         raise DataError(
@@ -120,7 +121,11 @@ def train_model(
         return
     file = folder / TRAINED
     with stage("export"):
-        export_onnx(trained.graph, file)
+        for width, at_width in trained.widths.items():
+            export_onnx(at_width, file.with_stem(f"{file.stem}-w{width}"))
+        if not trained.widths:
+            export_onnx(trained.graph, file)
+    file = folder if trained.widths else file
     document = {"out": str(file), "recipe": chosen.model_dump(), "epochs": trained.history}
     if trained.sensitivity is not None:
         learned = folder / SENSITIVITY

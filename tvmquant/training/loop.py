@@ -152,6 +152,7 @@ class Training:
             for epoch in range(len(self.history), end):
                 with stage(f"epoch {epoch + 1} of {self.recipe.epochs}") as progress:
                     found = self._epoch(_Place(number, start, epoch), checkpoint, progress, on_step)
+                found |= self.method.learned()
                 if self.validation is not None:
                     with stage("validate"):
                         found |= self.validated()

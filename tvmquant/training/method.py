@@ -121,6 +121,14 @@ class Method:
         """Return the network (L1) as it is trained."""
         return self.training.graph.with_module(self.training.twin.write_back(), "L1")
 
+    def written_widths(self) -> dict[int, Graph]:
+        """Return the network at every bit width, the widest first, of one that has several."""
+        return {}
+
+    def learned(self) -> dict[str, float]:
+        """Return what else is to be known of an epoch."""
+        return {}
+
     def sensitivity(self) -> Sensitivity | None:
         """Return what choices of layers cost, where that is what was learned."""
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tvmquant.training.adaptive import AdaptiveWidths
 from tvmquant.training.affine import AffineCombination
 from tvmquant.training.importance import LearnedImportance
 from tvmquant.training.learned_widths import LearnedWidths
@@ -14,6 +15,7 @@ METHODS: dict[str, type[Method]] = {
     "widths": LearnedWidths,
     "affine": AffineCombination,
     "proximal": Proximal,
+    "adaptive": AdaptiveWidths,
 }
 
 

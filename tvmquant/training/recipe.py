@@ -18,7 +18,9 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 # Sections that choose another method than the plain one (`training.methods`), at most one.
-METHOD_SECTIONS: Final[tuple[str, ...]] = ("importance", "widths", "affine", "proximal")
+METHOD_SECTIONS: Final[tuple[str, ...]] = (
+    "importance", "widths", "affine", "proximal", "adaptive",
+)  # fmt: skip
 
 
 class _Part(BaseModel):
@@ -284,6 +286,57 @@ class Proximal(_Part):
     hard: Share = 0.67
 
 
+class Adaptive(_Part):
+    """One set of weights for a network at several bit widths (`training.adaptive`).
+
+    Parameters
+    ----------
+    widths : tuple of int
+        Of weights and of activations.
+    passes : {"all", "widest", "float"}
+        What a step computes: every width; the widest alone, or the network without rounding, of
+        which the other widths are made in the end.
+    norms : {"shared", "weight", "choice"}
+        Normalizations are the same for all widths; or have gains, shifts and statistics for each
+        width of the weights before them; or for each pair of these and what their layer reads.
+    teacher : {"objective", "next", "selected"}
+        Who teaches other widths than the widest: nobody but the objective's; the next wider; or
+        that which `training.adaptive` selects.
+    most_distance : float, optional
+        What the distance of weights comes to count in that selection (lambda); default: as much as
+        the entropy does, in the first epoch.
+    swap : float, optional
+        Of a layer, the probability in the first step that it has the width of its pass, and not
+        that of the selected teacher; default: always.
+    swap_until : float
+        Share of the steps after which the first layer always has it; the last from half of it on.
+    mixed : bool
+        Whether a step computes the widest, and widths drawn for each layer.
+    reestimate : int
+        Batches by which the statistics of normalizations are found anew at each width in the end.
+    """
+
+    widths: Annotated[tuple[Annotated[int, Field(ge=2, le=8)], ...], Field(min_length=2)] = (
+        8, 6, 4, 2,
+    )  # fmt: skip
+    passes: Literal["all", "widest", "float"] = "all"
+    norms: Literal["shared", "weight", "choice"] = "weight"
+    teacher: Literal["objective", "next", "selected"] = "objective"
+    most_distance: NotNegative | None = None
+    swap: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    swap_until: Share = 0.8
+    mixed: bool = False
+    reestimate: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Adaptive:
+        if len(set(self.widths)) < len(self.widths):
+            raise ValueError("widths: one is there twice")
+        if self.swap is not None and self.teacher != "selected":
+            raise ValueError("swap: layers are swapped with the teacher that is selected")
+        return self
+
+
 class Importance(_Part):
     """Steps of all widths learned together, as what layers are worth (`training.importance`).
 
@@ -380,6 +433,7 @@ class Recipe(_Part):
     objective : Objective
     augmentation : Augmentation
     reconstruction : Reconstruction, optional
+    adaptive : Adaptive, optional
     importance : Importance, optional
     widths : Widths, optional
     phases : tuple of Phase
@@ -401,6 +455,7 @@ class Recipe(_Part):
     objective: Objective = Objective()
     augmentation: Augmentation = Augmentation()
     reconstruction: Reconstruction | None = None
+    adaptive: Adaptive | None = None
     importance: Importance | None = None
     widths: Widths | None = None
     affine: Affine | None = None
@@ -416,6 +471,8 @@ class Recipe(_Part):
             raise ValueError(f"{' and '.join(chosen)}: a training has one of them")
         if chosen == ["importance"]:
             self._learns_importance()
+        if chosen == ["adaptive"]:
+            self._serves_widths()
         self._maps_weights(chosen)
         if self.insert_batch_norm and self.batch_norm == "folded":
             raise ValueError("insert_batch_norm: what batch_norm: folded folds is not inserted")
@@ -436,6 +493,14 @@ class Recipe(_Part):
             if name != "affine" and getattr(self, name) is not None
         ]:
             raise ValueError(f"weights.map: {others[0]} has rounding of its own")
+
+    def _serves_widths(self) -> None:
+        if self.reconstruction is not None:
+            raise ValueError("reconstruction: rounds at one width, and adaptive has several")
+        if self.weights.stochastic or self.weights.share < 1.0:
+            raise ValueError(
+                "weights: narrower ones follow from the nearest integers of the widest"
+            )
 
     def _learns_importance(self) -> None:
         if self.reconstruction is not None:

@@ -21,7 +21,7 @@ from tvmquant.quantization import activation_formats, apply_calibration
 from tvmquant.training.quantizers import TrainedQuantizer
 from tvmquant.training.recipe import Recipe
 from tvmquant.twin import Twin
-from tvmquant.twin.quantizer_module import FakeQuantize, FakeSign
+from tvmquant.twin.quantizer_module import FakeQuantize, FakeSign, WeightQuantizer
 
 # What tells the sets of a normalization apart: its layer's weights, or all that its layer has.
 NormsBy = Literal["weight", "choice"]
@@ -72,6 +72,11 @@ class SwitchedQuantizer(nn.Module):
         """Return the tensor quantized and dequantized."""
         found: Tensor = self.chosen(x)
         return found
+
+    def written(self, weight: Tensor) -> Tensor:
+        """Return what a graph holds of a weight."""
+        chosen = self.chosen
+        return chosen.written(weight) if isinstance(chosen, WeightQuantizer) else weight
 
     @property
     def scale(self) -> Tensor:  # noqa: D102
@@ -217,13 +222,20 @@ class SeveralWidths:
             self._put_norms_in(choices)
         self.set_widths(choices[0])
 
-    def set_widths(self, choices: BitChoice | Mapping[str, BitChoice]) -> None:
+    def set_widths(
+        self,
+        choices: BitChoice | Mapping[str, BitChoice],
+        norms: Mapping[str, BitChoice] | None = None,
+    ) -> None:
         """Compute at these widths from now on.
 
         Parameters
         ----------
         choices : BitChoice, or mapping of str to BitChoice
             Of all layers but those that cannot take it; or by layer, w8a8 where it is not named.
+        norms : mapping of str to BitChoice, optional
+            What says by layer which set normalizations take, where that is another, such as the
+            choice of a layer that cannot take it.
 
         Raises
         ------
@@ -245,7 +257,7 @@ class SeveralWidths:
         for edge, quantizer in self.switched.items():
             quantizer.choose(held[edge.removesuffix(RESIDUAL)].name)
         for name, layer_id in self._norm_layers.items():
-            key = self._key_of(wanted[layer_id]) if layer_id else self._widest
+            key = self._key_of((norms or wanted)[layer_id]) if layer_id else self._widest
             numbers = self._numbers[name]
             self.twin.substitutes[name] = numbers[key if key in numbers else self._widest]
         self.choices = taken

@@ -38,11 +38,15 @@ class Trained:
         for.
     sensitivity : Sensitivity, optional
         What choices of layers cost, where the recipe learns that (``importance``).
+    widths : dict of int to Graph
+        Level L1: the network at every bit width, the widest first, where the recipe trains several
+        (``adaptive``); `tvmquant.build` makes one library of them.
     """
 
     graph: Graph
     history: list[dict[str, float]]
     sensitivity: Sensitivity | None = None
+    widths: dict[int, Graph] = dataclasses.field(default_factory=dict)
 
 
 def train(
@@ -165,4 +169,5 @@ def train(
         history = [] if validated is None else [training.validated()]
         return Trained(start, history)
     history = training.run(folder / CHECKPOINT, identity, stage, on_epoch, on_step)
-    return Trained(training.method.written(), history, training.method.sensitivity())
+    method = training.method
+    return Trained(method.written(), history, method.sensitivity(), method.written_widths())
