@@ -252,7 +252,7 @@ class Manifest:
     width : int
         Bits, of a library that has several widths; 0 of any other.
     variants : list of Variant
-        The other widths, falling.
+        The other widths.
     schema_version : int
     """
 
@@ -274,7 +274,8 @@ class Manifest:
     @property
     def widths(self) -> list[int]:
         """The bit widths to choose from, the widest first; empty where there is one."""
-        return sorted({self.width, *self._others()} - {0}, reverse=True)
+        others = {variant.width for variant in self.variants}
+        return sorted({self.width, *others} - {0}, reverse=True)
 
     def at(self, width: int | None) -> Manifest:
         """Return the manifest of the network at a bit width; by default of the widest.
@@ -288,8 +289,11 @@ class Manifest:
             return self
         for found in self.variants:
             if found.width == width:
-                names = (f.name for f in fields(found))
-                return replace(self, **{name: getattr(found, name) for name in names})
+                names = [part.name for part in fields(Variant)]
+                own = Variant(**{name: getattr(self, name) for name in names})
+                others = [own, *(variant for variant in self.variants if variant != found)]
+                network = {name: getattr(found, name) for name in names}
+                return replace(self, **network, variants=others)
         known = f"has the widths {', '.join(map(str, self.widths))}"
         if not self.widths:
             known = "was built at one choice of bit widths; leave width out"
@@ -297,10 +301,8 @@ class Manifest:
 
     def entry(self, function: str) -> str:
         """Return the name of the library's function at this manifest's width."""
-        return entry_name(function, self.width if self.width in self._others() else 0)
-
-    def _others(self) -> set[int]:
-        return {variant.width for variant in self.variants}
+        widest = max(self.widths, default=0)
+        return entry_name(function, self.width if self.width < widest else 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

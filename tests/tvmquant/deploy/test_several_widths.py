@@ -135,6 +135,8 @@ def test_every_width_is_its_exact_twin(
         else:
             np.testing.assert_array_equal(model(x[None]), wanted[None])
     assert model.manifest.width == width
+    assert model.manifest.widths == list(WIDTHS)
+    assert model.manifest.at(8).layers == tvmquant.load(library).manifest.layers
 
 
 def test_weights_are_stored_once(
