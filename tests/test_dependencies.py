@@ -112,8 +112,8 @@ MAY_IMPORT = {
     },
     # accuracy trained back
     "training": {
-        "allocation", "bit_choice", "calibration", "data", "graph", "layers", "levels", "passes",
-        "quantization", "reconstructed", "sensitivity", "twin",
+        "allocation", "bit_choice", "calibration", "data", "graph", "ir", "layers", "levels", "nn",
+        "passes", "quantization", "reconstructed", "sensitivity", "twin",
     },
     # the front door
     "report": {

@@ -12,6 +12,7 @@ import torch
 from benchmarks.rows import Row
 from benchmarks.training import (
     adaptive,
+    binary,
     gradient_shapes,
     importance,
     learned_widths,
@@ -26,6 +27,7 @@ METHODS: Final[Mapping[str, Callable[[Setting], list[Row]]]] = MappingProxyType(
         name: functools.partial(quantization_aware.rows, name=name)
         for name in quantization_aware.PRESETS
     }
+    | {name: functools.partial(binary.rows, name=name) for name in binary.RECIPES}
     | {
         "adaptive": adaptive.rows,
         "fdqmp": learned_widths.rows,

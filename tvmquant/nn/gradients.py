@@ -52,7 +52,7 @@ def clipped(x: Tensor) -> Tensor:
 
 def triangle(x: Tensor) -> Tensor:
     """Return ``max(2 - 2 |x|, 0)``, of Bi-Real's polynomials ``x (2 -+ x)`` on either side of 0."""
-    return (2.0 - 2.0 * x.abs()).clamp_min(0.0)
+    return x.abs().mul_(-2.0).add_(2.0).clamp_min_(0.0)
 
 
 def swish(x: Tensor) -> Tensor:

@@ -127,8 +127,13 @@ class ABCConv2d(LayerOfFewValues, nn.Conv2d):
         """Return ``a_i B_i``, each like the weight."""
         if self.frozen:
             return tuple(self.kept)
-        terms: tuple[Tensor, ...] = _Terms.apply(self.weight, self.weight_terms)  # type: ignore[no-untyped-call]
-        return terms
+        return weight_terms(self.weight, self.weight_terms)
+
+
+def weight_terms(weight: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Return ``a_i B_i`` of `ABCConv2d`, each like the weight, with its gradients."""
+    terms: tuple[Tensor, ...] = _Terms.apply(weight, count)  # type: ignore[no-untyped-call]
+    return terms
 
 
 class _Terms(torch.autograd.Function):

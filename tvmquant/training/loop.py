@@ -69,6 +69,8 @@ class Training:
         With labels; without, the exact twin is not evaluated.
     device : torch.device
         Of the twin and the teacher; integers are validated on the CPU.
+    binarized : tuple of str
+        Layers that the recipe made binary.
 
     Attributes
     ----------
@@ -90,6 +92,7 @@ class Training:
     items: Items
     validation: Items | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    binarized: tuple[str, ...] = ()
     method: Method = field(init=False)
     history: History = field(default_factory=list)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tvmquant.training.adaptive import AdaptiveWidths
 from tvmquant.training.affine import AffineCombination
+from tvmquant.training.binary import Binarized
 from tvmquant.training.importance import LearnedImportance
 from tvmquant.training.learned_widths import LearnedWidths
 from tvmquant.training.method import Method
@@ -16,6 +17,7 @@ METHODS: dict[str, type[Method]] = {
     "affine": AffineCombination,
     "proximal": Proximal,
     "adaptive": AdaptiveWidths,
+    "binarization": Binarized,
 }
 
 

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tvmquant.errors import TrainingError
+from tvmquant.training.binary_recipe import Binarization
 
 SCHEMA_VERSION: Final = 1
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -19,7 +20,7 @@ NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 # Sections that choose another method than the plain one (`training.methods`), at most one.
 METHOD_SECTIONS: Final[tuple[str, ...]] = (
-    "importance", "widths", "affine", "proximal", "adaptive",
+    "importance", "widths", "affine", "proximal", "adaptive", "binarization",
 )  # fmt: skip
 
 
@@ -436,6 +437,7 @@ class Recipe(_Part):
     adaptive : Adaptive, optional
     importance : Importance, optional
     widths : Widths, optional
+    binarization : Binarization, optional
     phases : tuple of Phase
         Of no phase, the whole is one.
     """
@@ -460,6 +462,7 @@ class Recipe(_Part):
     widths: Widths | None = None
     affine: Affine | None = None
     proximal: Proximal | None = None
+    binarization: Binarization | None = None
     phases: tuple[Phase, ...] = ()
 
     @model_validator(mode="after")
@@ -478,6 +481,8 @@ class Recipe(_Part):
             raise ValueError("insert_batch_norm: what batch_norm: folded folds is not inserted")
         if self.insert_batch_norm and chosen == ["importance"]:
             raise ValueError("insert_batch_norm: a plan is for the layers that the model has")
+        if self.binarization is not None and self.batch_norm == "folded":
+            raise ValueError("batch_norm: folded, and binary layers are normalized while training")
         if self.phases:
             self.in_phases()
         return self

@@ -108,6 +108,7 @@ def train(
     from tvmquant.quantization import apply_calibration, calibrate
     from tvmquant.sensitivity.structure import ends_of
     from tvmquant.training import distributed
+    from tvmquant.training.binarization import binarized, settled
     from tvmquant.training.inserted_norms import with_batch_norms
     from tvmquant.training.items import read
     from tvmquant.training.loop import Training
@@ -128,12 +129,19 @@ def train(
     few = training_data.rebatched(16)
     if few.has_length:
         few = few.subset(step=max(1, len(few) // CALIBRATED), limit=CALIBRATED)
-    teacher, given = teacher or graph, graph
+    teacher, given, layers = teacher or graph, graph, tuple[str, ...]()
     if recipe.insert_batch_norm:
         if calibration is not None:
             raise TrainingError("insert_batch_norm: what is calibrated has the normalizations")
         with stage("insert normalizations") as progress:
             graph = with_batch_norms(graph, few, progress)
+    if recipe.binarization is not None:
+        if calibration is not None:
+            raise TrainingError("binarization: what is calibrated has the binary layers")
+        with stage("make layers binary"):
+            graph, layers = binarized(graph, recipe.binarization)
+            graph = settled(graph, few)
+    choices = {name: choice for name, choice in (choices or {}).items() if name not in layers}
     if calibration is None:
         with stage("calibrate") as progress:
             calibration = calibrate(graph, few, fold_batch_norm=folded, progress=progress)
@@ -149,12 +157,12 @@ def train(
         "recipe": recipe.model_dump_json(),
         "data": items.digest(),
         "teacher": teacher.fingerprint(),
-        "choice of bit widths": str(sorted((k, str(v)) for k, v in (choices or {}).items())),
+        "choice of bit widths": str(sorted((k, str(v)) for k, v in choices.items())),
     }
     training = Training(
-        graph, calibration, choices or {}, Twin(start.module, mode="quantized"),
+        graph, calibration, choices, Twin(start.module, mode="quantized"),
         Twin(teacher.module), (ends_of(graph.module)[0], ends_of(teacher.module)[0]), recipe, items,
-        validated, where,
+        validated, where, layers,
     )  # fmt: skip
     if recipe.reconstruction is not None:
         training.check()

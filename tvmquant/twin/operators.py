@@ -101,7 +101,9 @@ def _leaky_relu(call: relax.Call) -> Callable[[Tensor], Tensor]:
 
 
 def _prelu(call: relax.Call) -> Callable[[Tensor, Tensor], Tensor]:
-    axis = int(call.attrs.axis)
+    axis, rank = int(call.attrs.axis), len(call.args[0].ty.shape.values)
+    if axis % rank == 1:
+        return F.prelu
     return lambda x, slope: torch.where(x >= 0, x, x * along_axis(slope, x, axis))
 
 

@@ -32,7 +32,7 @@ _WEIGHT_POSITIONS = {
     "relax.nn.conv2d_transpose": (1,),
     "relax.matmul": (0, 1),
 }
-_TRAINED_POSITIONS = {"relax.nn.batch_norm": (1, 2)}
+_TRAINED_POSITIONS = {"relax.nn.batch_norm": (1, 2), "relax.nn.prelu": (1,)}
 
 
 @dataclass(frozen=True)

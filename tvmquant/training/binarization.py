@@ -1,0 +1,122 @@
+"""Choose the layers of a network that become binary, and rewrite them."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from typing import Any
+
+import torch
+import tvm
+
+from tvmquant.data import Dataset, arrays_of
+from tvmquant.errors import TrainingError
+from tvmquant.formats import BINARY, INT8, UBINARY, Uniform
+from tvmquant.graph import Graph
+from tvmquant.ir import quantized_ops as qop
+from tvmquant.ir.rewriter import bindings_of
+from tvmquant.layers import quantizable_layers
+from tvmquant.levels import canonical
+from tvmquant.passes.insert_binarization import InsertBinarization, Rewrite, reasons_against
+from tvmquant.training.binary_recipe import Binarization
+from tvmquant.twin import Twin
+
+# Of the weights of one layer, while it is trained.
+FORMATS = {"sign": BINARY, "ternary": Uniform(2, signed=True), "two_scales": INT8, "sum": INT8}
+
+
+def binarized(graph: Graph, how: Binarization) -> tuple[Graph, tuple[str, ...]]:
+    """Return a network whose layers are binary, and the names of those.
+
+    Parameters
+    ----------
+    graph : Graph
+        Level L0.
+    how : Binarization
+
+    Raises
+    ------
+    TrainingError
+        When there is no layer of a name, or one cannot be binary; names it and says why.
+    """
+    rewrite = Rewrite(
+        FORMATS[how.weights].name, how.inputs == "sign", how.thresholds, how.shortcuts,
+        how.activation,
+    )  # fmt: skip
+    module = canonical(graph, fold_batch_norm=False).module
+    layers = chosen_layers(graph, how.layers, reasons_against(module, rewrite))
+    if layers:
+        module = tvm.transform.Sequential([InsertBinarization(layers, rewrite)])(module)
+    elif not _holds_signs(module):
+        raise TrainingError(
+            f"binarization: no layer of the model {graph.name!r} but its ends can be binary; name "
+            "some in binarization.layers to see why they cannot"
+        )
+    return graph.with_module(module), layers
+
+
+def chosen_layers(
+    graph: Graph, patterns: tuple[str, ...], reasons: dict[str, str]
+) -> tuple[str, ...]:
+    """Return the names of layers that patterns match, or of all but the ends that can be binary.
+
+    Parameters
+    ----------
+    graph : Graph
+        Level L0.
+    patterns : tuple of str
+    reasons : dict of str to str
+        Why a layer cannot be binary; "" where it can.
+
+    Raises
+    ------
+    TrainingError
+        When a pattern matches no layer, or one that cannot be binary.
+    """
+    layers = quantizable_layers(graph)
+    if not patterns:
+        return tuple(layer.id for layer in layers if not layer.position and not reasons[layer.id])
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        names = fnmatch.filter((layer.id for layer in layers), pattern)
+        if not names:
+            close = difflib.get_close_matches(pattern, [layer.id for layer in layers], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise TrainingError(f"binarization.layers: the model has no layer {pattern!r}{hint}")
+        found |= dict.fromkeys(names)
+    for name in found:
+        if reasons[name]:
+            raise TrainingError(
+                f"binarization.layers: layer {name!r} cannot be binary: {reasons[name]}"
+            )
+    return tuple(found)
+
+
+def settled(graph: Graph, data: Dataset) -> Graph:
+    """Return a binary network whose normalizations have the statistics of some inputs.
+
+    Those of a float network say nothing of sums of signs, nor do the ranges that follow from them.
+
+    Parameters
+    ----------
+    graph : Graph
+        Level L0, binary.
+    data : Dataset
+    """
+    twin = Twin(graph.module)
+    twin.live_batch_norm = True
+    with torch.no_grad():
+        for batch, _labels in data:
+            inputs = [torch.from_numpy(array) for array in arrays_of(batch)]
+            if len(inputs[0]) > 1:
+                twin(*inputs)
+    return graph.with_module(twin.write_back())
+
+
+def _holds_signs(module: Any) -> bool:
+    """Whether something is of one bit already."""
+    return any(
+        qop.is_call(value, qop.FAKE_QUANT)
+        and qop.attributes(value)["format"] in (BINARY.name, UBINARY.name)
+        for _, value in bindings_of(module["main"])
+    )
