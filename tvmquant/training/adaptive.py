@@ -115,7 +115,7 @@ class AdaptiveWidths(Method):
             return
         if self.how.mixed:
             random = torch.Generator().manual_seed(seed_of(self.recipe, batch.epoch, batch.step))
-            self.widths.set_widths(self.widths.drawn(random))
+            self._draw(random)
             yield self.one_pass(batch)
             return
         logits = [self._last]
@@ -123,6 +123,17 @@ class AdaptiveWidths(Method):
             value, found = self._narrower(batch, number, choice, logits)
             logits.append(found.detach())
             yield value, found
+
+    def _draw(self, random: torch.Generator) -> None:
+        """Set the widths of all layers by chance; of those that have one, what norms take."""
+        drawn = self.widths.drawn(random)
+        norms = dict(drawn)
+        for layer, able in self.widths.formats.items():
+            if len(able.weights) == len(able.activations) == 1:
+                norms[layer] = self.uniform[
+                    int(torch.randint(len(self.uniform), (), generator=random))
+                ]
+        self.widths.set_widths(drawn, norms)
 
     def _widest(self, batch: Batch) -> tuple[Tensor, Tensor]:
         twin, objective = self.training.twin, self.recipe.objective

@@ -57,6 +57,24 @@ def test_earlier_layers_keep_the_teacher_longer():
         assert all(a <= b for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.parametrize(("first", "bits"), [(0.0, {8}), (1.0, {6, 4, 2})])
+def test_layers_have_their_own_width_or_the_teachers(graph, tmp_path, monkeypatch, first, bits):
+    seen = []
+    swap = adaptive.AdaptiveWidths._swap
+
+    def observed(self, batch, number, own, teacher):
+        swap(self, batch, number, own, teacher)
+        seen.append({choice.weight.bits for choice in self.widths.choices.values()} - {8})
+        assert seen[-1] <= {own.weight.bits, teacher.weight.bits}
+
+    monkeypatch.setattr(adaptive.AdaptiveWidths, "_swap", observed)
+    monkeypatch.setattr(adaptive, "selected", lambda *_: 0)
+    changes = {"epochs": 1, "batch_size": 96, "adaptive.swap": first}
+    train(graph, small.data(96), Recipe.read("coquant", changes), out=tmp_path)
+    assert [found or {8} for found in seen] == ([{8}] * 3 if first == 0.0 else [{6}, {4}, {2}])
+    assert set.union(*(found or {8} for found in seen)) == bits
+
+
 def _several(graph, recipe):
     calibration = tvmquant.calibrate(graph, small.data()[0], fold_batch_norm=False)
     choices = [tvmquant.BitChoice.parse(f"w{bits}a{bits}") for bits in (8, 6, 4, 2)]
