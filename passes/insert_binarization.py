@@ -13,9 +13,10 @@ After, with thresholds, shortcuts and slopes (Liu et al., 2020, "ReActNet")::
 Weights keep their real numbers, from which training goes on (`tvmquant.training.binary`).
 
 * A layer that no normalization follows gets one, whose shift is the layer's bias.
-* *Shortcuts*: what a layer gets is added to what it gives, instead of what was added before. Where
-  it halves the picture that is averaged over 2 x 2 (stride x stride), where it multiplies the
-  channels they are repeated (Liu et al., 2018, "Bi-Real Net").
+* *Shortcuts*: what a layer gets is added to what it gives, instead of what was added before, with
+  the projection that made that. Where a layer halves the picture it is averaged over 2 x 2
+  (stride x stride), where it multiplies the channels they are repeated (Liu et al., 2018,
+  "Bi-Real Net").
 * A ReLU gives numbers of one sign only. Those that a binary layer reads, or that follow one, become
   PReLUs with a slope for each channel, or clips to [-1, 1], or are left out; where they stay, signs
   are taken of what they read.
@@ -102,9 +103,13 @@ class _Reader:
     def __init__(self, function: relax.Function) -> None:
         self.producer = dict(bindings_of(function))
         self.readers: dict[relax.Var, list[relax.Var]] = {}
+        # how many layers a tensor comes of, one after the other
+        self.depth: dict[relax.Var, int] = dict.fromkeys(function.params, 0)
         for var, value in self.producer.items():
             for used in used_vars(value):
                 self.readers.setdefault(used, []).append(var)
+            before = max((self.depth[used] for used in used_vars(value)), default=0)
+            self.depth[var] = before + qop.is_call(value, *qop.FLOAT_CONTRACTIONS)
         self.results = set(used_vars(function.body.body))
 
     def layers(self) -> dict[str, tuple[relax.Var, relax.Call]]:
@@ -231,10 +236,15 @@ class _Inserter(DataflowRewriter):
             block = self.reader.block(var, call)
             self.blocks[var] = block
             self.by_end[block.end] = call
-            if how.shortcuts and block.total is not None:
+            if how.shortcuts and block.total is not None and self._is_deepest(block):
                 self.totals[block.total] = block.end
             if how.signs and how.activation != "relu":
                 self.relus |= self.reader.relus_of(call, block)
+
+    def _is_deepest(self, block: _Block) -> bool:
+        """Whether what else is added to a layer has fewer layers before it, as a projection has."""
+        added, depth = used_vars(self.reader.producer[block.total]), self.reader.depth
+        return all(v.same_as(block.end) or depth[v] < depth[block.end] for v in added)
 
     def visit_binding(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         new = None

@@ -180,3 +180,32 @@ def test_scales_are_mean_magnitudes() -> None:
     np.testing.assert_array_equal(qop.constant_array(call.args[1]), [0.5, 1.75])
     call = few_valued_weight(weight, "int2", axis=0, name="dense")
     np.testing.assert_array_equal(qop.constant_array(call.args[1]), [3.0, 0.5])
+
+
+class Projected(nn.Module):
+    """A block of two layers whose shortcut is a projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv1, self.norm1 = nn.Conv2d(8, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16)
+        self.conv2, self.norm2 = nn.Conv2d(16, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        self.projection, self.norm3 = nn.Conv2d(8, 16, 1, 2, bias=False), nn.BatchNorm2d(16)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        y = self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
+        x = torch.relu(y + self.norm3(self.projection(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_projection_gives_way_to_shortcuts(tmp_path) -> None:
+    torch.manual_seed(0)
+    export_onnx(Projected().eval(), tmp_path / "projected.onnx", (3, 8, 8), fold_bn=False)
+    module = pipeline.canonicalize(load_onnx(tmp_path / "projected.onnx").module,
+                                   fold_batch_norm=False)  # fmt: skip
+    names = _layers(module)
+    chosen = [names[name] for name in ("conv1", "conv2", "projection")]
+    left = _layers(InsertBinarization(chosen, REACTNET)(module))
+    assert set(left) == {"stem", "conv1", "conv2", "head"}

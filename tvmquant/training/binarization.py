@@ -26,7 +26,9 @@ FORMATS = {"sign": BINARY, "ternary": Uniform(2, signed=True), "two_scales": INT
 
 
 def binarized(graph: Graph, how: Binarization) -> tuple[Graph, tuple[str, ...]]:
-    """Return a network whose layers are binary, and the names of those.
+    """Return a network whose layers are binary, and the names of those that became so.
+
+    One that holds signs already stays as it is, unless layers are named.
 
     Parameters
     ----------
@@ -44,15 +46,16 @@ def binarized(graph: Graph, how: Binarization) -> tuple[Graph, tuple[str, ...]]:
         how.activation,
     )  # fmt: skip
     module = canonical(graph, fold_batch_norm=False).module
+    if not how.layers and _holds_signs(module):
+        return graph, ()
     layers = chosen_layers(graph, how.layers, reasons_against(module, rewrite))
-    if layers:
-        module = tvm.transform.Sequential([InsertBinarization(layers, rewrite)])(module)
-    elif not _holds_signs(module):
+    if not layers:
         raise TrainingError(
             f"binarization: no layer of the model {graph.name!r} but its ends can be binary; name "
             "some in binarization.layers to see why they cannot"
         )
-    return graph.with_module(module), layers
+    rewriting = tvm.transform.Sequential([InsertBinarization(layers, rewrite)])
+    return graph.with_module(rewriting(module)), layers
 
 
 def chosen_layers(

@@ -18,7 +18,8 @@ class Binarization(BaseModel):
     Parameters
     ----------
     layers : tuple of str
-        Names of ONNX nodes, or patterns such as ``layer3*``; of none, all but the ends that can be.
+        Names of ONNX nodes, or patterns such as ``layer3*``; of none, all but the ends that can be,
+        or, where the model has signs already, those that it has.
     weights : {"sign", "ternary", "two_scales", "sum"}
         Signs times a magnitude (BWN); -a, 0 and a (TWN); -n, 0 and p, both learned (TTQ), which
         ship as weights of 8 bits; or a sum of signs, each times a number (ABC-Net).

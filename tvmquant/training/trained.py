@@ -140,7 +140,7 @@ def train(
             raise TrainingError("binarization: what is calibrated has the binary layers")
         with stage("make layers binary"):
             graph, layers = binarized(graph, recipe.binarization)
-            graph = settled(graph, few)
+            graph = settled(graph, few) if layers else graph
     choices = {name: choice for name, choice in (choices or {}).items() if name not in layers}
     if calibration is None:
         with stage("calibrate") as progress:
