@@ -129,7 +129,7 @@ class Binarized(Method):
         weights = self.training.twin.weights
         return {
             layer: [
-                term.movedim(0, quantizer.axis).numpy()
+                term.movedim(0, quantizer.axis).cpu().numpy()
                 for term in quantizer.terms(weights[layer].detach().movedim(quantizer.axis, 0))
             ]
             for layer, quantizer in self.weights.items()
