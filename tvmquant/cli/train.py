@@ -73,7 +73,8 @@ def train_model(
     the end trained.onnx (QDQ): `tvmquant compile` makes exactly the integers of it that were
     trained. A recipe that learns what layers are worth (limpq) writes sensitivity.json too, which
     `tvmquant plan --sensitivity` takes. One that trains several widths (coquant) writes
-    trained-w8.onnx and so on: `tvmquant compile OUT` makes one library of them.
+    trained-w8.onnx and so on: `tvmquant compile OUT` makes one library of them. One of few values
+    (reactnet, bnn, twn, ...) makes the layers of its section `binarization` binary first.
     """
     if data is None:
         raise DataError(

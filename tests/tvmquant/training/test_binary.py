@@ -13,7 +13,7 @@ from tvmquant.errors import TrainingError
 from tvmquant.frontend import load_onnx
 from tvmquant.nn import GRADIENTS, BinaryConv2d, RPReLU, RSign, freeze
 from tvmquant.passes import pipeline
-from tvmquant.training import Recipe, train
+from tvmquant.training import Recipe, items, train
 from tvmquant.training.binarization import binarized
 from tvmquant.training.binary_recipe import Binarization
 from tvmquant.training.few_values import SignedWeight, TrainedSign, TwoScales
@@ -78,6 +78,28 @@ def test_a_first_phase_has_real_weights(graph, tmp_path) -> None:
     assert last[-1]["top1"] > 40
     images, labels = small.data(100, seed=1)
     assert last[-1]["top1"] == 100 * np.mean(_exact(trained, images).argmax(1) == labels)
+
+
+@pytest.mark.parametrize("name", ["reactnet", "binaryconnect", "ttq"])
+def test_a_killed_training_goes_on(graph, tmp_path, monkeypatch, name) -> None:
+    changes = {"epochs": 4}
+    whole = _train(graph, tmp_path / "whole", name, changes)
+    batches = items.batches_of
+
+    def killed(data, recipe, epoch, **options):
+        for step, batch in enumerate(batches(data, recipe, epoch, **options)):
+            if (epoch, step) == (3, 1):
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr("tvmquant.training.loop.batches_of", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _train(graph, tmp_path / "parts", name, changes)
+    monkeypatch.undo()
+    parts = _train(graph, tmp_path / "parts", name, changes)
+    assert [e["loss"] for e in whole.history] == [e["loss"] for e in parts.history]
+    images, _ = small.data(8, seed=2)
+    np.testing.assert_array_equal(_exact(whole, images), _exact(parts, images))
 
 
 @pytest.mark.parametrize("name", GRADIENTS)
