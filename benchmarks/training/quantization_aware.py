@@ -35,7 +35,18 @@ NARROW: Final[Mapping[str, Any]] = MappingProxyType(
 PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
     {
         "w8a8": Preset("w8a8", changes={"epochs": 1, "optimizer.lr": 0.002}),
-        "w4a4": Preset("w4a4", changes={"epochs": 5}),
+        "w4a4": Preset(
+            "w4a4",
+            changes={
+                "epochs": 4,
+                "residual_bits": 8,
+                "objective.labels": 0.8,
+                "objective.distillation": 0.1,
+                "augmentation": {"shift": 2, "mirror": True},
+                "optimizer.lr": 0.02,
+                "optimizer.step_lr": 0.01,
+            },
+        ),
         "w3a3": Preset("w3a3", changes={"optimizer.lr": 0.02, **NARROW}),
         "w2a2": Preset("w2a2", changes={"optimizer.lr": 0.04, **NARROW}),
     }
