@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from tvmquant.training import Recipe as Recipe
     from tvmquant.training import Trained as Trained
     from tvmquant.training import train as train
+    from tvmquant.training.reconstruct import reconstruct as reconstruct
     from tvmquant.tuning.tune import tune as tune
 
 _EXPORTS: Final = {
@@ -76,6 +77,7 @@ _EXPORTS: Final = {
     "Recipe": "tvmquant.training",
     "Trained": "tvmquant.training",
     "train": "tvmquant.training",
+    "reconstruct": "tvmquant.training.reconstruct",
     "tune": "tvmquant.tuning.tune",
     "write_report": "tvmquant.report",
 }

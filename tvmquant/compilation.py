@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tvmquant.mixed_precision import MixedPrecisionRecord, Wishes
     from tvmquant.mixed_precision.choose import Chosen
     from tvmquant.output_quality import OutputQuality
+    from tvmquant.reconstructed import Reconstructed
+    from tvmquant.training import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Compilation:
         How close each output, and each part of one that joins several, is to the float model's, on
         a few of the calibration items; empty where the data can be read only once, or the library
         is for another processor.
+    reconstruction : Reconstructed, optional
+        The weights that were rounded anew; None also where the library was there already.
     """
 
     manifest: Manifest
@@ -58,6 +62,7 @@ class Compilation:
     plan: Plan | None = None
     untuned: tuple[str, ...] = ()
     outputs: tuple[OutputQuality, ...] = ()
+    reconstruction: Reconstructed | None = None
 
 
 def compile_onnx(
@@ -85,6 +90,8 @@ def compile_onnx(
     requantize: bool = False,
     dynamic: bool = False,
     residual_bits: int | None = None,
+    choice: str | None = None,
+    reconstruct: bool | str | Path | Recipe = False,
     force: bool = False,
     rpc: str | Tracker | None = None,
     rpc_key: str | None = None,
@@ -135,6 +142,13 @@ def compile_onnx(
         them.
     residual_bits : int, optional
         As of `quantize`.
+    choice : str, optional
+        Bit widths of all layers but the ends, such as ``w4a8``, or what is nearest to it.
+    reconstruct : bool, str, path or Recipe
+        Round weights of 2 to 4 bits anew on the calibration data, by this recipe (`reconstruct`):
+        True is ``adaround``, or, of a plan, what its sensitivity was measured with. With wishes
+        sensitivity is measured of weights that are rounded so. They are kept in the folder, as
+        ``reconstruction-KEY.json``; an interrupted search goes on.
     target, threads, batch, force
         As of `build`; threads must be given with a tracker.
     rpc, rpc_key : str, optional
@@ -168,7 +182,8 @@ def compile_onnx(
             path, data, folder=out, clock=clock, preprocess=preprocess, select=select,
             samples=samples, input_shapes=input_shapes, target=target, threads=threads,
             batch=batch, table=table, tune_seconds=tune_seconds, wishes=wishes, plan=plan,
-            options=options, requantize=requantize, rpc=rpc, rpc_key=rpc_key,
+            options=options, requantize=requantize, rpc=rpc, rpc_key=rpc_key, choice=choice,
+            reconstruct=reconstruct,
         )  # fmt: skip
         earlier = None if force else _earlier(session)
     if earlier is not None and (earlier.record is not None or wishes is None):
@@ -179,7 +194,7 @@ def compile_onnx(
     record = session.measure()
     return Compilation(
         manifest, clock.seconds, calibration_cached=session.calibration_cached, record=record,
-        plan=session.plan, untuned=untuned, outputs=outputs,
+        plan=session.plan, untuned=untuned, outputs=outputs, reconstruction=session.reconstructed,
     )  # fmt: skip
 
 
@@ -222,6 +237,7 @@ def plan_onnx(
     tune_seconds: float | None = None,
     rpc: str | Tracker | None = None,
     rpc_key: str | None = None,
+    reconstruct: bool | str | Path | Recipe = False,
     stage: Stage = silent_stage,
 ) -> Chosen:
     """Choose the bit widths of an ONNX model and write them as a plan, without building.
@@ -237,7 +253,7 @@ def plan_onnx(
     out : path
         The plan's file. Calibration, sensitivity and latencies are kept beside it, in a folder
         ``NAME-measurements``, for a later run with other budgets.
-    table, tune_seconds, rpc, rpc_key, stage
+    table, tune_seconds, rpc, rpc_key, reconstruct, stage
         As of `compile_onnx`.
 
     Raises
@@ -257,7 +273,7 @@ def plan_onnx(
             preprocess=preprocess, select=select, samples=samples, input_shapes=input_shapes,
             target=target, threads=threads, batch=batch, table=table, tune_seconds=tune_seconds,
             wishes=wishes or Wishes(), options=Options(bound_pairs=bound_pairs),
-            requantize=requantize, rpc=rpc, rpc_key=rpc_key,
+            requantize=requantize, rpc=rpc, rpc_key=rpc_key, reconstruct=reconstruct,
         )  # fmt: skip
     chosen = session.chosen
     assert chosen is not None  # there are wishes

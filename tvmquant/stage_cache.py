@@ -70,6 +70,11 @@ def taken_up(
     return record, False
 
 
+def record_name(name: str, cls: type[BaseModel], follows_from: Sequence[Any]) -> str:
+    """Return the name of the file that `taken_up` keeps a record in."""
+    return _path(Path(), name, cls, follows_from).name
+
+
 def kept(folder: Path, name: str, cls: type[Record], follows_from: Sequence[Any]) -> Record | None:
     """Return a record that an earlier run made of the same; None where there is none.
 

@@ -66,6 +66,9 @@ class Plan(BaseModel):
         Method; empty for a plan that nothing measured.
     budgets : dict of str to str
         As the user wrote them.
+    reconstruction : dict, optional
+        Fields of the recipe (`tvmquant.Recipe`) by which weights were rounded anew before the
+        sensitivity was measured.
     predicted : dict of str to float
         ``latency`` in milliseconds, ``size`` in bytes, ``bops``, ``perturbation``.
     layers : dict of str to PlannedLayer
@@ -81,6 +84,7 @@ class Plan(BaseModel):
     threads: int = Field(default=1, gt=0)
     sensitivity: str = ""
     budgets: dict[str, str] = Field(default_factory=dict)
+    reconstruction: dict[str, Any] | None = None
     predicted: dict[str, FiniteFloat] = Field(default_factory=dict)
     layers: dict[str, PlannedLayer]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from tvmquant.cli.output import TitledTable
     from tvmquant.compilation import Compilation
     from tvmquant.output_quality import OutputQuality
+    from tvmquant.reconstructed import Reconstructed
 
 
 def compile_model(
@@ -77,6 +79,10 @@ def compile_model(
     size: options.Size = None,
     bops: options.Bops = None,
     choices: options.Choices = None,
+    choice: Annotated[
+        str | None,
+        typer.Option("--choice", metavar="C", help="Bit widths of all layers but the ends: w4a8."),
+    ] = None,
     pins: options.Pins = None,
     free_ends: options.FreeEnds = False,
     sensitivity: options.SensitivityMethod = None,
@@ -86,6 +92,8 @@ def compile_model(
             "--plan", metavar="plan.json", help="Take the bit widths from here instead of budgets."
         ),
     ] = None,
+    reconstruct: options.Reconstruct = False,
+    recipe: options.Reconstruction = None,
     table: options.Table = None,
     tune: options.Tune = None,
     rpc: options.Rpc = None,
@@ -146,6 +154,8 @@ def compile_model(
         requantize=requantize,
         dynamic=dynamic,
         residual_bits=residual_bits,
+        choice=choice,
+        reconstruct=options.parse_reconstruction(reconstruct, recipe),
         force=force,
         stage=StageReporter(quiet=quiet),
     )
@@ -184,6 +194,7 @@ def summarize(done: Compilation, out: Path) -> dict[str, Any]:
         "weight_pairs": describe_pairs(layer["weight_pairs"] for layer in manifest["layers"]),
         "untuned": list(done.untuned),
         "outputs": [output.to_dict() for output in done.outputs],
+        "reconstruction": _errors(done.reconstruction),
         "plan": None if done.record is None else done.record.chosen.model_dump(),
         "reference": None if done.record is None else done.record.uniform[0].model_dump(),
         "calibration_cached": done.calibration_cached,
@@ -196,6 +207,28 @@ def _bits(layer: dict[str, Any]) -> str:
     from tvmquant.deploy.manifest import describe_choice
 
     return describe_choice(layer["choice"], layer["dynamic"])
+
+
+def _errors(found: Reconstructed | None) -> dict[str, dict[str, float]] | None:
+    """Return the errors of outputs, in percent, by what was rounded anew."""
+    if found is None:
+        return None
+    return {
+        name: {"before": weight.before, "after": weight.after}
+        for name, weight in found.weights.items()
+    }
+
+
+def _reconstruction_rows(errors: dict[str, dict[str, float]] | None) -> list[Any]:
+    if not errors:
+        return []
+    before, after = (median(e[when] for e in errors.values()) for when in ("before", "after"))
+    return [
+        (
+            "weights rounded anew",
+            f"{len(errors)} layers; median error of outputs {before:.2f} to {after:.2f} %",
+        )
+    ]
 
 
 def _plan_rows(plan: dict[str, Any] | None, reference: dict[str, Any] | None) -> list[Any]:
@@ -223,6 +256,7 @@ def _table(summary: dict[str, Any], outputs: Sequence[OutputQuality]) -> TitledT
         ("multiply-accumulates", f"{summary['macs'] / 1e6:.1f} M"),
         ("layers by bits", ", ".join(f"{n} {bits}" for bits, n in summary["bits"].items())),
         *([("pairs of weights", summary["weight_pairs"])] if summary["weight_pairs"] else []),
+        *_reconstruction_rows(summary["reconstruction"]),
         *_plan_rows(summary["plan"], summary["reference"]),
         ("model", megabytes(summary["model_bytes"])),
         ("library", megabytes(summary["library_bytes"])),

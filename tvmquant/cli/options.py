@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from tvmquant import default_choices
-from tvmquant.errors import AllocationError, DataError, TuningError
+from tvmquant.errors import AllocationError, DataError, TrainingError, TuningError
 from tvmquant.target import MAX_THREADS
 
 if TYPE_CHECKING:
@@ -146,6 +146,23 @@ ResidualBits = Annotated[
         help="Width of what a residual connection shares with narrower layers; default: theirs.",
     ),
 ]
+Reconstruct = Annotated[
+    bool,
+    typer.Option(
+        "--reconstruct",
+        help="Round weights of 2 to 4 bits anew on the data (no labels), so that what layers "
+        "compute stays near: minutes.",
+    ),
+]
+Reconstruction = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="R",
+        help="With --reconstruct: adaround (default, layer by layer), brecq or qdrop (blocks), or "
+        "a YAML file. A plan's default: what it was made with.",
+    ),
+]
 Table = Annotated[
     Path | None,
     typer.Option(
@@ -222,6 +239,19 @@ def parse_wishes(
         sensitivity=method,
         given=given,
     )
+
+
+def parse_reconstruction(asked: bool, recipe: str | None) -> bool | str:
+    """Return what `tvmquant.compile_onnx` takes as ``reconstruct``.
+
+    Raises
+    ------
+    TrainingError
+        When there is a recipe that nothing asks for.
+    """
+    if recipe is not None and not asked:
+        raise TrainingError(f"--recipe {recipe}: says how to reconstruct; pass --reconstruct too")
+    return asked if recipe is None else recipe
 
 
 def parse_time(option: str, text: str) -> float:

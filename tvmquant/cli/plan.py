@@ -41,6 +41,8 @@ def plan_model(
     ] = "native",
     bound_pairs: options.BoundPairs = None,
     requantize: options.Requantize = False,
+    reconstruct: options.Reconstruct = False,
+    recipe: options.Reconstruction = None,
     table: options.Table = None,
     tune: options.Tune = None,
     rpc: options.Rpc = None,
@@ -86,6 +88,7 @@ def plan_model(
         tune_seconds=tune_seconds,
         rpc=rpc,
         rpc_key=rpc_key,
+        reconstruct=options.parse_reconstruction(reconstruct, recipe),
         stage=StageReporter(quiet=quiet),
     )
     from tvmquant.mixed_precision.choose import frontier

@@ -44,6 +44,7 @@ class ModelFacts(Named, total=False):
     sha256: str
     bytes: int
     settings: BuildSettings
+    reconstruction: str
 
 
 class TargetFacts(TypedDict):

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from tvmquant.calibration import Calibration
     from tvmquant.data import Dataset
     from tvmquant.graph import Graph
+    from tvmquant.sensitivity.quantizers import Rounder
+    from tvmquant.training import Recipe
 
 # Images that sensitivity is estimated with; traces converge within these.
 SENSITIVITY_SAMPLES = 64
@@ -61,6 +63,8 @@ class Setup:
         Further options of `tvmquant.quantize`.
     tracker : Tracker, optional
         Whose device measures latencies; default: this machine does.
+    reconstruction : Recipe, optional
+        Sensitivity is that of weights rounded anew, as of `training.reconstruct.alone`.
     """
 
     graph: Graph
@@ -72,6 +76,7 @@ class Setup:
     tuning_state: str = ""
     quantize_options: Mapping[str, Any] = field(default_factory=dict)
     tracker: Tracker | None = None
+    reconstruction: Recipe | None = None
 
 
 def measure_sensitivity(
@@ -100,8 +105,21 @@ def measure_sensitivity(
         choices=list(dict.fromkeys(choices)),
         cache=cache,
         progress=progress,
+        rounder=_rounder(setup, wishes, cache),
         **{name: value for name, value in setup.quantize_options.items() if name in ROUNDING},
     )
+
+
+def _rounder(setup: Setup, wishes: Wishes, cache: Path) -> Rounder | None:
+    """Return what rounds weights anew, but those of layers that will have 8 bits in any case."""
+    if setup.reconstruction is None:
+        return None
+    from tvmquant.training.reconstruct import LayerRounder, alone
+
+    ends = [layer.id for layer in quantizable_layers(setup.graph) if layer.position]
+    taken = {**(dict.fromkeys(ends, W8A8) if wishes.pin_ends else {}), **wishes.pinned}
+    leaves = [name for name, choice in taken.items() if choice == W8A8]
+    return LayerRounder(setup.graph, setup.data, alone(setup.reconstruction), cache, leaves)
 
 
 def measure_latency(
@@ -238,8 +256,18 @@ def choose_plan(setup: Setup, wishes: Wishes, cache: Path, stage: Stage) -> Chos
         threads=latency.threads,
         sensitivity=wishes.sensitivity,
         budgets=wishes.budgets,
+        reconstruction=_fields(setup),
     )
     return Chosen(plan, allocation, layers, sensitivity, latency, wishes)
+
+
+def _fields(setup: Setup) -> dict[str, Any] | None:
+    """Return what a plan says of how weights are rounded anew."""
+    if setup.reconstruction is None:
+        return None
+    from tvmquant.training.reconstruct import alone
+
+    return alone(setup.reconstruction).model_dump(mode="json", exclude_defaults=True)
 
 
 def frontier(chosen: Chosen, points: int = FRONTIER_POINTS) -> list[Allocation]:

@@ -63,7 +63,7 @@ from tvmquant.sensitivity.direct import Control, OutputGrowth
 from tvmquant.sensitivity.estimator import Estimator, Settings
 from tvmquant.sensitivity.loss import check_loss
 from tvmquant.sensitivity.methods import check_method
-from tvmquant.sensitivity.quantizers import make_quantizers
+from tvmquant.sensitivity.quantizers import Rounder, make_quantizers
 from tvmquant.sensitivity.record import Sensitivity
 from tvmquant.stage_cache import taken_up
 
@@ -103,6 +103,7 @@ def estimate_sensitivity(
     seed: int = 0,
     cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    rounder: Rounder | None = None,
 ) -> Sensitivity:
     """Estimate what every layer's choices cost (see the module's description).
 
@@ -141,7 +142,9 @@ def estimate_sensitivity(
         Folder: an estimate of the same model, data and settings is read from there, or kept there.
     progress : callable (done, total), optional
         Receives the items done, counted anew in each pass, and the items expected, None where the
-        length of the data is not known.
+        length of the data is not known; first of all the weights that were rounded anew.
+    rounder : Rounder, optional
+        What rounds weights instead of `quantize` (`tvmquant.training.reconstruct.LayerRounder`).
 
     Raises
     ------
@@ -178,7 +181,8 @@ def estimate_sensitivity(
     def estimate() -> Sensitivity:
         quantizers = make_quantizers(
             graph, calibration, choices, activation_scheme=activation_scheme,
-            weight_method=weight_method, bound_pairs=bound_pairs,
+            weight_method=weight_method, bound_pairs=bound_pairs, rounder=rounder,
+            progress=progress,
         )  # fmt: skip
         estimator = _ESTIMATORS[method](
             quantizers, dataset, fingerprint is not None, settings, progress
@@ -197,6 +201,7 @@ def estimate_sensitivity(
     follows_from = [
         graph.fingerprint(), fingerprint, calibration.model_dump_json(), method, names,
         activation_scheme, weight_method, bound_pairs, *astuple(settings),
+        *([] if rounder is None else rounder.settings),
     ]  # fmt: skip
     folder = cache if fingerprint is not None else None
     return taken_up(folder, "sensitivity", Sensitivity, follows_from, estimate)[0]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
 from tvmquant.bit_choice import W8A8, BitChoice
@@ -13,12 +14,32 @@ from tvmquant.layers import Layer, quantizable_layers
 from tvmquant.quantization import apply_calibration
 from tvmquant.sensitivity.structure import ends_of, is_piecewise_linear
 from tvmquant.twin import Twin
+from tvmquant.twin.quantizer_module import FakeQuantize
 
 if TYPE_CHECKING:
     from tvmquant.calibration import Calibration
     from tvmquant.graph import Graph
+    from tvmquant.progress import Progress
+    from tvmquant.reconstructed import Reconstructed
 
 Quantizer = Callable[[Tensor], Tensor]
+
+
+class Rounder(Protocol):
+    """What rounds weights otherwise than to the nearest."""
+
+    @property
+    def settings(self) -> list[Any]:
+        """JSON values that tell what it does from others."""
+        ...
+
+    def narrow(self, annotated: Graph, /) -> list[str]:
+        """Return the layers of a calibrated graph (L1) that it rounds."""
+        ...
+
+    def __call__(self, annotated: Graph, layer: str, /) -> Reconstructed:
+        """Return the weight of a layer of a calibrated graph (L1)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -67,10 +88,12 @@ def make_quantizers(
     activation_scheme: str = "asymmetric",
     weight_method: str = "mse",
     bound_pairs: bool = True,
+    rounder: Rounder | None = None,
+    progress: Progress | None = None,
 ) -> Quantizers:
     """Annotate a float graph with every width and collect what its fake_quants do.
 
-    Parameters are those of `tvmquant.quantize`.
+    Parameters are those of `tvmquant.quantize`, and what rounds weights, whose progress it reports.
     """
     layers = quantizable_layers(graph)
     wanted = list(dict.fromkeys([W8A8, *choices]))
@@ -88,7 +111,7 @@ def make_quantizers(
         }
         for held in {choice.activation for choice in wanted}
     }
-    twin = None
+    twin, rounded = None, 0
     for choice in wanted:
         plan = {}
         for layer in layers:
@@ -105,11 +128,20 @@ def make_quantizers(
         twin = twin or annotated
         quantizers, edges = annotated.quantizers, annotated.weight_edges
         fixed = {edge.id for edge in annotated.edges if edge.fixed}
+        anew = () if rounder is None else rounder.narrow(calibrated)
         for layer in layers:
             name = plan[layer.id].weight.name
             if name not in weights[layer.id]:
-                weight = annotated.weights[layer.id].detach()
-                weights[layer.id][name] = quantizers[edges[layer.id]](weight).detach()
+                weight, edge = annotated.weights[layer.id].detach(), edges[layer.id]
+                quantizer = quantizers[edge]
+                if rounder is not None and layer.id in anew:
+                    assert isinstance(quantizer, FakeQuantize)  # or it would not be rounded anew
+                    integers = rounder(calibrated, layer.id).weights[edge].array()
+                    weight = torch.from_numpy(integers.copy()) * quantizer.steps_of(weight)
+                    rounded += 1
+                    if progress is not None:
+                        progress(rounded, None)
+                weights[layer.id][name] = quantizer(weight).detach()
             for edge in (edge for edge in layer.edges if edge not in fixed):
                 activations.setdefault(edge, {}).setdefault(
                     plan[layer.id].activation.name, quantizers[edge]

@@ -14,6 +14,7 @@ from tvmquant.errors import AllocationError, DataError
 from tvmquant.machine import Machine
 from tvmquant.progress import Clock
 from tvmquant.session.options import Options
+from tvmquant.session.reconstruction import how_to_reconstruct
 from tvmquant.session.session import Session
 from tvmquant.session.several_widths import check_narrower, models_at_widths
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tvmquant.allocation import Plan
     from tvmquant.graph import Graph
     from tvmquant.mixed_precision import Wishes
+    from tvmquant.training import Recipe
     from tvmquant.tuning import Database
 
 # More images hardly move the ranges, which are extremes or histograms over every pixel of them.
@@ -48,6 +50,8 @@ def open_session(
     requantize: bool = False,
     rpc: str | Tracker | None = None,
     rpc_key: str | None = None,
+    choice: str | None = None,
+    reconstruct: bool | str | Path | Recipe = False,
 ) -> Session:
     """Load the network, open its data, and refuse whatever the slow stages could not use.
 
@@ -64,9 +68,10 @@ def open_session(
     from tvmquant.frontend import load_onnx
 
     options, path = options or Options(), Path(path)
-    if wishes is not None and plan is not None:
+    if sum(given is not None for given in (wishes, plan, choice)) > 1:
         raise AllocationError(
-            "a plan already says the bit widths; leave out either the plan or budgets and choices"
+            "a plan already says the bit widths, and so does one choice for all layers; leave out "
+            "either the plan or the choice, or budgets and choices"
         )
     recipe = Preprocess.parse(preprocess)
     tracker = Tracker.of(rpc, rpc_key)
@@ -87,9 +92,13 @@ def open_session(
     machine = Machine.of(target, threads, remote=tracker is not None)
     find_linker(machine.target)
     dataset = _open_calibration_data(graph, data, recipe, select, samples, options)
-    if wishes is not None or plan is not None:
+    given = None
+    if wishes is not None or plan is not None or choice is not None:
         _check_free(graph)
-    given = _read_plan(plan, graph) if plan is not None else None
+    if plan is not None:
+        given = _read_plan(plan, graph)
+    elif choice is not None:
+        given = _uniform_plan(choice, graph)
     if wishes is not None:
         _check_wishes(graph, wishes)
     if wishes is not None or tune_seconds is not None:
@@ -100,7 +109,21 @@ def open_session(
         wishes=wishes, given=given, tune_seconds=tune_seconds,
         table=_open_table(table, machine, tracker, create=tune_seconds is not None),
         tracker=tracker, width=widest, narrower=graphs,
+        reconstruction=how_to_reconstruct(reconstruct, graph, dataset, given, wishes),
     )  # fmt: skip
+
+
+def _uniform_plan(choice: str, graph: Graph) -> Plan:
+    """Return the plan that gives all layers but the ends a choice, or what is nearest to it."""
+    from tvmquant.allocation import Plan
+    from tvmquant.bit_choice import BitChoice
+    from tvmquant.layers import quantizable_layers, uniform_choices
+
+    choices = uniform_choices(quantizable_layers(graph), BitChoice.parse(choice))
+    layers = {name: {"choice": str(taken)} for name, taken in choices.items()}
+    return Plan.model_validate(
+        {"model": graph.name, "fingerprint": graph.fingerprint(), "layers": layers}
+    )
 
 
 def _check_free(graph: Graph) -> None:

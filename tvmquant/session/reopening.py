@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tvmquant.calibration import Calibration
     from tvmquant.deploy.manifest import Manifest
     from tvmquant.graph import Graph
+    from tvmquant.reconstructed import Reconstructed
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,9 @@ def _library(folder: Path, model: Path | None) -> Reopened:
     rounding = {k: v for k, v in settings["quantization"].items() if k != "strict"}
     choices = _choices_of(manifest, graph)
     annotated = apply_calibration(
-        graph, _calibration_of(folder, settings), choices=choices, **rounding
-    )
+        graph, _calibration_of(folder, settings), choices=choices,
+        reconstruction=_reconstruction_of(folder, manifest), **rounding,
+    )  # fmt: skip
     return Reopened(annotated, _plan_of(folder, graph, choices), manifest.preprocess)
 
 
@@ -164,6 +166,14 @@ def _calibration_of(folder: Path, settings: Mapping[str, Any]) -> Calibration | 
             "of tvmquant; compile the model again with --force"
         )
     return calibration
+
+
+def _reconstruction_of(folder: Path, manifest: Manifest) -> Reconstructed | None:
+    """Return the integers of weights that were rounded anew, where any were."""
+    from tvmquant.reconstructed import Reconstructed
+
+    name = manifest.model.get("reconstruction")
+    return None if name is None else Reconstructed.load(folder / name)
 
 
 def _choices_of(manifest: Manifest, graph: Graph) -> dict[str, BitChoice]:

@@ -14,7 +14,7 @@ from tvmquant.errors import DataError
 from tvmquant.machine import Machine
 from tvmquant.progress import Clock, Progress
 from tvmquant.session.options import Options
-from tvmquant.stage_cache import taken_up
+from tvmquant.stage_cache import record_name, taken_up
 
 if TYPE_CHECKING:
     from tvmquant.allocation import Plan
@@ -25,10 +25,14 @@ if TYPE_CHECKING:
     from tvmquant.mixed_precision import MixedPrecisionRecord, Wishes
     from tvmquant.mixed_precision.choose import Chosen
     from tvmquant.output_quality import OutputQuality
+    from tvmquant.reconstructed import Reconstructed
+    from tvmquant.training import Recipe
     from tvmquant.tuning import Database
 
 # Stands for the data of a model that brings its scales.
 NO_DATA = "none"
+# The name of the stage, its files, and what the manifest says of them.
+RECONSTRUCTION = "reconstruction"
 # Items that the finished library and the float model are compared on.
 COMPARED = 8
 
@@ -73,6 +77,8 @@ class Session:
         Bits of the network, where the library is to have several widths.
     narrower : mapping of int to Graph
         Level L0: the other widths.
+    reconstruction : Recipe, optional
+        How weights of few bits are rounded anew (`tvmquant.reconstruct`).
     """
 
     path: Path
@@ -93,6 +99,7 @@ class Session:
     requantize: bool = False
     width: int = 0
     narrower: Mapping[int, Graph] = field(default_factory=dict)
+    reconstruction: Recipe | None = None
 
     @cached_property
     def rounding(self) -> dict[str, Any]:
@@ -169,7 +176,7 @@ class Session:
             raise DataError("bit widths are chosen by what narrower ones cost on data; pass --data")
         setup = Setup(
             self.graph, self.calibration, self.data, self.machine, self.batch, self.tilings,
-            _state(self.database) or "", self.rounding, self.tracker,
+            _state(self.database) or "", self.rounding, self.tracker, self.reconstruction,
         )  # fmt: skip
         return choose_plan(setup, self.wishes, self.folder, self.clock.stage)
 
@@ -178,18 +185,59 @@ class Session:
         """The bit widths, chosen or given; None where every layer has 8 bits."""
         return self.given if self.chosen is None else self.chosen.plan
 
+    @property
+    def _reconstruction_of(self) -> list[Any]:
+        """What a reconstruction follows from, as JSON values."""
+        assert self.calibration is not None
+        assert self.reconstruction is not None
+        choices = self.plan.choices if self.plan else {}
+        return [
+            self.graph.fingerprint(), self.data_fingerprint, self.calibration.model_dump_json(),
+            sorted((name, str(choice)) for name, choice in choices.items()), self.rounding,
+            self.reconstruction.model_dump_json(),
+        ]  # fmt: skip
+
+    @cached_property
+    def reconstructed(self) -> Reconstructed | None:
+        """The weights that were rounded anew; None where that is not asked for.
+
+        Nor where bit widths were chosen, and no weight got so few.
+        """
+        if self.reconstruction is None:
+            return None
+        from tvmquant.reconstructed import Reconstructed
+        from tvmquant.training.reconstruct import is_narrow, reconstruct
+
+        calibration, plan, recipe = self.calibration, self.plan, self.reconstruction
+        assert calibration is not None  # opening the session has seen to that
+        if plan is not None and self.wishes is not None and not is_narrow(plan.choices, recipe):
+            return None
+        with self.clock.stage("reconstruct") as progress:
+            return taken_up(
+                self.folder,
+                RECONSTRUCTION,
+                Reconstructed,
+                self._reconstruction_of,
+                lambda: reconstruct(
+                    self.graph, self.data, calibration, out=self.folder, recipe=recipe,
+                    choices=plan.choices if plan else None, progress=progress, **self.rounding,
+                ),
+            )[0]  # fmt: skip
+
     @cached_property
     def quantized(self) -> Graph:
         """The integer graph (L2)."""
         from tvmquant.quantization import quantize
 
         calibration, plan = self.calibration, self.plan
+        reconstruction = self.reconstructed
         with self.clock.stage("quantize"):
             return quantize(
                 self.graph,
                 calibration,
                 choices=plan.choices if plan else None,
                 strict=self.options.strict,
+                reconstruction=reconstruction,
                 **self.rounding,
             )
 
@@ -227,11 +275,15 @@ class Session:
             "wishes": self.wishes.settings() if self.wishes else None,
             "plan": {name: layer.choice for name, layer in given.layers.items()} if given else None,
             "table": _state(database),
-        } | self._narrower_settings()
+        } | self._rarer_settings()
 
-    def _narrower_settings(self) -> dict[str, Any]:
+    def _rarer_settings(self) -> dict[str, Any]:
         graphs = {str(width): graph.fingerprint() for width, graph in self.narrower.items()}
-        return {"narrower": graphs} if graphs else {}
+        how = self.reconstruction
+        return {
+            **({"narrower": graphs} if graphs else {}),
+            **({RECONSTRUCTION: how.model_dump(mode="json")} if how else {}),
+        }
 
     def build(self, *, force: bool) -> tuple[Manifest, tuple[str, ...]]:
         """Build the library into the folder.
@@ -265,12 +317,21 @@ class Session:
                     "sha256": file_sha256(self.path),
                     "bytes": self.path.stat().st_size,
                     "settings": settings,
+                    **self._reconstruction_file(),
                 },
                 preprocess=self.recipe.model_dump(mode="json"),
                 tilings=None if tilings is None else noting(tilings, untuned),
             )
             replace_plan(self.folder, self.plan)
         return manifest, tuple(untuned)
+
+    def _reconstruction_file(self) -> dict[str, str]:
+        """Return where the integers of weights are kept, for who opens the library again."""
+        if self.reconstructed is None:
+            return {}
+        from tvmquant.reconstructed import Reconstructed
+
+        return {RECONSTRUCTION: record_name(RECONSTRUCTION, Reconstructed, self._reconstruction_of)}
 
     def compare(self, manifest: Manifest) -> tuple[OutputQuality, ...]:
         """Compare the library with the float model on a few items, and keep what that finds.

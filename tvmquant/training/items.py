@@ -77,7 +77,9 @@ def read(data: Dataset, progress: Progress | None = None, folder: Path | None = 
     taken, total = 0, len(data) if data.has_length else None
     for batch, found in data:
         if isinstance(batch, tuple):
-            raise TrainingError(f"{data.name}: networks of several inputs cannot be trained yet")
+            raise TrainingError(
+                f"{data.name}: networks of several inputs are neither trained nor reconstructed yet"
+            )
         if total is None:
             _check_room(data.name, taken, sum(x.nbytes for x in inputs), 0, None)
             inputs.append(batch)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -30,10 +31,13 @@ from tvmquant.training.items import Items, room
 from tvmquant.training.output_fisher import output_fisher
 from tvmquant.training.quantizers import TrainedQuantizer
 from tvmquant.training.recipe import Quantizer, Recipe, Reconstruction
-from tvmquant.training.soft_rounding import FREE, SoftWeight, steps_of, weighted_error
+from tvmquant.training.soft_rounding import FREE, SoftWeight, weighted_error
 from tvmquant.twin import Twin
 from tvmquant.twin.blocks import Block
 from tvmquant.twin.quantizer_module import FakeQuantize, FakeSign
+
+# Two weights of this magnitude and less are within any bound of pairs (`tvmquant.weight_pairs`).
+MOST_UNBOUNDED: Final = 63
 
 
 def round_anew(
@@ -79,10 +83,7 @@ def round_anew(
     exact, rounded = Twin(annotated.module), Twin(annotated.module, mode="quantized")
     narrow = [n for n in narrow_layers(rounded, how) if layers is None or n in layers]
     if not narrow:
-        raise TrainingError(
-            f"{annotated.name}: nothing to reconstruct: no layer has weights of 2 to "
-            f"{how.most_bits} bits; choose narrower ones, such as w4a8, or leave it out"
-        )
+        raise TrainingError(nothing_narrow(annotated.name, how.most_bits))
     used, size = _whole_batches(annotated, items, recipe)
     exact.requires_grad_(False)
     rounded.requires_grad_(False)
@@ -106,6 +107,14 @@ def round_anew(
     return _record(exact, rounded, of_narrow, model, len(used))
 
 
+def nothing_narrow(model: str, most_bits: int) -> str:
+    """Return what a user is told whose network has nothing to reconstruct."""
+    return (
+        f"{model}: nothing to reconstruct: no layer has weights of 2 to {most_bits} bits; choose "
+        "narrower ones, such as w4a8, or leave it out"
+    )
+
+
 def narrow_layers(twin: Twin, how: Reconstruction) -> list[str]:
     """Return the layers whose weights are to be rounded anew."""
     edges, quantizers = twin.weight_edges, twin.quantizers
@@ -120,7 +129,10 @@ def narrow_layers(twin: Twin, how: Reconstruction) -> list[str]:
 def _is_narrow(quantizer: torch.nn.Module, how: Reconstruction) -> bool:
     if not isinstance(quantizer, FakeQuantize) or isinstance(quantizer, FakeSign):
         return False
-    return int(quantizer.qmax) < 1 << (how.most_bits - 1)
+    most = int(quantizer.qmax)
+    if quantizer.bounded and most > MOST_UNBOUNDED:
+        return False
+    return most < 1 << (how.most_bits - 1)
 
 
 def _whole_batches(graph: Graph, items: Items, recipe: Recipe) -> tuple[Items, int]:
@@ -277,7 +289,7 @@ def _record(
     weights = {}
     for name, found in errors.items():
         edge, weight = rounded.weight_edges[name], rounded.weights[name].detach()
-        integers = torch.round(weight / steps_of(quantizers[edge], weight)).to(torch.int8)
+        integers = torch.round(weight / quantizers[edge].steps_of(weight)).to(torch.int8)
         weights[edge] = RoundedWeight.of(integers.numpy(), **found)
     steps = {
         edge: float(quantizer.scale)

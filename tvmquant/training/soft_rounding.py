@@ -7,7 +7,6 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from tvmquant.twin.fake_quantize import along_axis
 from tvmquant.twin.quantizer_module import FakeQuantize
 
 # Of h; the penalty's weight, and its exponent in the first and in the last step; the share of the
@@ -43,7 +42,7 @@ class SoftWeight(torch.nn.Module):
         super().__init__()
         self.hard = False
         with torch.no_grad():
-            self.scale = steps_of(quantizer, weight)
+            self.scale = quantizer.steps_of(weight).detach()
             self.low, self.high = int(quantizer.qmin), int(quantizer.qmax)
             self.floor = torch.floor(weight / self.scale)
             start = (weight / self.scale - self.floor).clamp(MARGIN, 1.0 - MARGIN)
@@ -73,12 +72,6 @@ class SoftWeight(torch.nn.Module):
         """
         exponent = LAST_POWER + (FIRST_POWER - LAST_POWER) * (1.0 - done)
         return PENALTY * (1.0 - (2.0 * self.up() - 1.0).abs().pow(exponent)).mean()
-
-
-def steps_of(quantizer: FakeQuantize, weight: Tensor) -> Tensor:
-    """Return the step of each weight, so that it broadcasts with them."""
-    scale = along_axis(quantizer.scale, weight, quantizer.axis).detach()
-    return scale if quantizer.multiplier is None else scale * quantizer.multiplier
 
 
 def weighted_error(found: Tensor, wanted: Tensor, importance: Tensor | None) -> Tensor:

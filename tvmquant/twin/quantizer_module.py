@@ -118,6 +118,11 @@ class FakeQuantize(torch.nn.Module):
             self.register_parameter("scale", learned)
         return self.get_parameter("scale")
 
+    def steps_of(self, x: Tensor) -> Tensor:
+        """Return the step of each number of a tensor, so that it broadcasts with them."""
+        scale = along_axis(self.scale, x, self.axis)
+        return scale if self.multiplier is None else scale * self.multiplier
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the tensor quantized and dequantized, bit for bit as integers give it."""
         scale = self.scale

@@ -1,0 +1,122 @@
+"""Weights that `compile` rounds anew are those of the library, whoever opens it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import tvmquant
+from tests.tvmquant.training import small
+from tvmquant.compilation import compile_onnx
+from tvmquant.errors import DataError, TrainingError
+from tvmquant.layers import quantizable_layers, uniform_choices
+from tvmquant.passes import pipeline
+from tvmquant.session import reopen
+from tvmquant.training import Recipe, train
+
+QUICK = Recipe.read("adaround", {"reconstruction.steps": 20, "reconstruction.lr": 0.1})
+
+
+@pytest.fixture(scope="module")
+def onnx(tmp_path_factory):
+    return small.export(tmp_path_factory.mktemp("model") / "small.onnx", batch_norm=False)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images") / "images.npy"
+    np.save(path, small.data(48)[0])
+    return path
+
+
+def _compile(onnx, images, out, **options):
+    return compile_onnx(
+        onnx, images, out=out, **{"choice": "w3a8", "reconstruct": QUICK, **options}
+    )
+
+
+@pytest.fixture(scope="module")
+def library(onnx, images, tmp_path_factory):
+    out = tmp_path_factory.mktemp("library") / "out"
+    return out, _compile(onnx, images, out)
+
+
+def _outputs(graph):
+    integer = graph.with_module(pipeline.integerize(graph.module), "L2")
+    return tvmquant.simulate(integer, small.data(8, seed=1)[0])[0]
+
+
+def test_what_is_rounded_anew_is_built_and_opened_again(library, onnx) -> None:
+    out, done = library
+    assert all(w.after < w.before for w in done.reconstruction.weights.values())
+    reopened = reopen(out, model=onnx).annotated
+    found = tvmquant.load(out)
+    wanted = np.concatenate([found(x[None]) for x in small.data(8, seed=1)[0]])
+    np.testing.assert_array_equal(_outputs(reopened), wanted)
+    assert not list(out.glob("*.pt"))
+
+
+def test_it_is_what_a_training_that_only_reconstructs_finds(library, onnx, images, tmp_path):
+    graph = tvmquant.load_onnx(onnx)
+    choice = tvmquant.BitChoice.parse("w3a8")
+    choices = uniform_choices(quantizable_layers(graph), choice)
+    trained = train(graph, images, QUICK, out=tmp_path, choices=choices)
+    np.testing.assert_array_equal(_outputs(trained.graph), _outputs(reopen(library[0]).annotated))
+
+
+def test_it_is_taken_from_an_earlier_run(library, onnx, images, tmp_path, monkeypatch) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(library[0], out)
+    monkeypatch.setattr("tvmquant.training.reconstruct.round_anew", None)
+    assert _compile(onnx, images, out).up_to_date
+    found = _compile(onnx, images, out, force=True)
+    assert found.reconstruction == library[1].reconstruction
+
+
+def test_an_interrupted_search_goes_on(library, onnx, images, tmp_path, monkeypatch) -> None:
+    from tvmquant.training.checkpoint import Checkpoint
+
+    def killed(self, *arguments):
+        save(self, *arguments)
+        raise KeyboardInterrupt
+
+    save = Checkpoint.save
+    monkeypatch.setattr(Checkpoint, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _compile(onnx, images, tmp_path)
+    monkeypatch.undo()
+    assert list(tmp_path.glob("*.pt"))
+    other = tmp_path / "other.npy"  # neither hindered by what is there, nor taking it
+    np.save(other, small.data(40, seed=2)[0])
+    assert _compile(onnx, other, tmp_path).reconstruction.count == 40
+    found = _compile(onnx, images, tmp_path, force=True)
+    assert found.reconstruction == library[1].reconstruction
+
+
+def test_a_plan_is_made_of_the_weights_that_it_gives(onnx, images, tmp_path) -> None:
+    wishes = tvmquant.Wishes(size="0.8x", choices=[tvmquant.BitChoice.parse("w3a8")])
+    plan = tmp_path / "plan.json"
+    chosen = tvmquant.plan_onnx(onnx, images, wishes, out=plan, reconstruct=QUICK)
+    assert chosen.plan.reconstruction["reconstruction"]["inputs"] == "float"
+    narrow = {name for name, c in chosen.plan.choices.items() if c.weight.bits == 3}
+    kept = list((tmp_path / "plan-measurements" / "rounded").iterdir())
+    assert narrow
+    assert len(kept) == 1  # of the only layer that is no end
+    measured = json.loads(kept[0].read_text())["weights"]
+    done = compile_onnx(onnx, images, out=tmp_path / "out", plan=plan, reconstruct=True)
+    found = {name: weight.integers for name, weight in done.reconstruction.weights.items()}
+    assert found == {name: weight["integers"] for name, weight in measured.items()}
+
+
+def test_what_cannot_be_reconstructed_is_said_first(onnx, images, tmp_path) -> None:
+    def refused(error, message, source=images, **options):
+        with pytest.raises(error, match=message):
+            _compile(onnx, source, tmp_path / "out", **options)
+        assert not (tmp_path / "out").exists()
+
+    refused(TrainingError, "no layer has weights of 2 to 4 bits", choice="w8a8")
+    refused(TrainingError, "recipe lsq: trains", reconstruct="lsq")
+    refused(DataError, "by what layers compute of data", None, dynamic=True)
+    batches = (x[None] for x in small.data(8)[0])
+    refused(DataError, "can be read only once", batches)
