@@ -95,7 +95,7 @@ MAY_IMPORT = {
     "allocation": {"bit_choice", "layers"},
     "sensitivity": {
         "bit_choice", "calibration", "data", "graph", "ir", "layers", "passes", "quantization",
-        "quantizer", "stage_cache", "twin",
+        "quantizer", "reconstructed", "stage_cache", "twin",
     },
     "tuning": {
         "bit_choice", "calibration", "deploy", "devices", "graph", "ir", "layers", "machine",
@@ -108,12 +108,12 @@ MAY_IMPORT = {
     },
     "mixed_precision": {
         "allocation", "bit_choice", "calibration", "data", "devices", "graph", "layers", "machine",
-        "network_latency", "sensitivity", "stage_cache", "tuning",
+        "network_latency", "sensitivity", "stage_cache", "training", "tuning",
     },
     # accuracy trained back
     "training": {
         "allocation", "bit_choice", "calibration", "data", "graph", "ir", "layers", "levels", "nn",
-        "passes", "quantization", "reconstructed", "sensitivity", "twin",
+        "passes", "quantization", "reconstructed", "sensitivity", "stage_cache", "twin",
     },
     # the front door
     "report": {
@@ -123,17 +123,19 @@ MAY_IMPORT = {
     "session": {
         "allocation", "benchmark", "bit_choice", "calibration", "data", "deploy", "devices",
         "evaluation", "frontend", "graph", "layers", "levels", "machine", "mixed_precision",
-        "output_quality", "output_record", "quantization", "quantizer", "schedules.isa",
-        "stage_cache", "tuning",
+        "output_quality", "output_record", "quantization", "quantizer", "reconstructed",
+        "schedules.isa", "stage_cache", "training", "tuning",
     },
     "compilation": {
-        "allocation", "data", "deploy", "devices", "mixed_precision", "output_quality", "session",
+        "allocation", "data", "deploy", "devices", "mixed_precision", "output_quality",
+        "reconstructed", "session", "training",
     },
     "demo": {"benchmark", "compilation", "data", "deploy", "evaluation", "frontend"},
     "cli": {
         "allocation", "benchmark", "bit_choice", "compilation", "data", "demo", "deploy", "devices",
         "evaluation", "export", "frontend", "graph", "inspection", "machine", "mixed_precision",
-        "output_quality", "report", "sensitivity", "session", "target", "training", "tuning",
+        "output_quality", "reconstructed", "report", "sensitivity", "session", "target", "training",
+        "tuning",
     },
     "__main__": {"cli"},
 }  # fmt: skip

@@ -10,6 +10,9 @@ from tvmquant.errors import ArtifactError
 REPORT_NAME = "report.html"
 # where a compilation that tunes keeps its measurements, unless told otherwise
 TABLE_NAME = "table"
+# weights that were rounded anew, and what an interrupted search of them has found
+ROUNDED_NAME = "rounded"
+SEARCHED = "reconstruction-*.pt"
 
 
 def check_destination(folder: Path, *, force: bool) -> Path:
@@ -33,5 +36,7 @@ def check_destination(folder: Path, *, force: bool) -> Path:
 
 def only_our_files(folder: Path) -> bool:
     """Whether a folder holds nothing but what an earlier, perhaps unfinished run wrote."""
-    ours = (LIBRARY_NAME, REPORT_NAME, TABLE_NAME)
-    return all(p.name in ours or p.suffix == ".json" for p in folder.iterdir())
+    ours = (LIBRARY_NAME, REPORT_NAME, TABLE_NAME, ROUNDED_NAME)
+    return all(
+        p.name in ours or p.suffix == ".json" or p.match(SEARCHED) for p in folder.iterdir()
+    )

@@ -83,14 +83,15 @@ def test_an_interrupted_search_goes_on(library, onnx, images, tmp_path, monkeypa
 
     save = Checkpoint.save
     monkeypatch.setattr(Checkpoint, "save", killed)
+    out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        _compile(onnx, images, tmp_path)
+        _compile(onnx, images, out)
     monkeypatch.undo()
-    assert list(tmp_path.glob("*.pt"))
+    assert list(out.glob("*.pt"))
     other = tmp_path / "other.npy"  # neither hindered by what is there, nor taking it
     np.save(other, small.data(40, seed=2)[0])
-    assert _compile(onnx, other, tmp_path).reconstruction.count == 40
-    found = _compile(onnx, images, tmp_path, force=True)
+    assert _compile(onnx, other, out).reconstruction.count == 40
+    found = _compile(onnx, images, out, force=True)
     assert found.reconstruction == library[1].reconstruction
 
 
@@ -99,14 +100,16 @@ def test_a_plan_is_made_of_the_weights_that_it_gives(onnx, images, tmp_path) -> 
     plan = tmp_path / "plan.json"
     chosen = tvmquant.plan_onnx(onnx, images, wishes, out=plan, reconstruct=QUICK)
     assert chosen.plan.reconstruction["reconstruction"]["inputs"] == "float"
-    narrow = {name for name, c in chosen.plan.choices.items() if c.weight.bits == 3}
-    kept = list((tmp_path / "plan-measurements" / "rounded").iterdir())
-    assert narrow
-    assert len(kept) == 1  # of the only layer that is no end
-    measured = json.loads(kept[0].read_text())["weights"]
+    assert any(choice.weight.bits == 3 for choice in chosen.plan.choices.values())
+    kept = sorted((tmp_path / "plan-measurements" / "rounded").iterdir())
+    assert len(kept) == 2  # of the layers that are no ends
+    measured = {}
+    for path in kept:
+        measured |= json.loads(path.read_text())["weights"]
     done = compile_onnx(onnx, images, out=tmp_path / "out", plan=plan, reconstruct=True)
     found = {name: weight.integers for name, weight in done.reconstruction.weights.items()}
-    assert found == {name: weight["integers"] for name, weight in measured.items()}
+    assert found
+    assert found.items() <= {name: w["integers"] for name, w in measured.items()}.items()
 
 
 def test_what_cannot_be_reconstructed_is_said_first(onnx, images, tmp_path) -> None:
