@@ -68,10 +68,11 @@ def open_session(
     from tvmquant.frontend import load_onnx
 
     options, path = options or Options(), Path(path)
-    if sum(given is not None for given in (wishes, plan, choice)) > 1:
+    said = {"the plan": plan, "the choice of all layers": choice, "budgets": wishes}
+    twice = [name for name, given in said.items() if given is not None]
+    if len(twice) > 1:
         raise AllocationError(
-            "a plan already says the bit widths, and so does one choice for all layers; leave out "
-            "either the plan or the choice, or budgets and choices"
+            f"{twice[0]} already says the bit widths; leave out either {' or '.join(twice)}"
         )
     recipe = Preprocess.parse(preprocess)
     tracker = Tracker.of(rpc, rpc_key)

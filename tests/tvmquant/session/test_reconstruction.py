@@ -95,6 +95,7 @@ def test_an_interrupted_search_goes_on(library, onnx, images, tmp_path, monkeypa
     assert found.reconstruction == library[1].reconstruction
 
 
+@pytest.mark.usefixtures("brief_timing")
 def test_a_plan_is_made_of_the_weights_that_it_gives(onnx, images, tmp_path) -> None:
     wishes = tvmquant.Wishes(size="0.8x", choices=[tvmquant.BitChoice.parse("w3a8")])
     plan = tmp_path / "plan.json"
