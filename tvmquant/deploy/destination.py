@@ -37,6 +37,4 @@ def check_destination(folder: Path, *, force: bool) -> Path:
 def only_our_files(folder: Path) -> bool:
     """Whether a folder holds nothing but what an earlier, perhaps unfinished run wrote."""
     ours = (LIBRARY_NAME, REPORT_NAME, TABLE_NAME, ROUNDED_NAME)
-    return all(
-        p.name in ours or p.suffix == ".json" or p.match(SEARCHED) for p in folder.iterdir()
-    )
+    return all(p.name in ours or p.suffix == ".json" or p.match(SEARCHED) for p in folder.iterdir())
