@@ -17,6 +17,7 @@ from benchmarks.training import (
     importance,
     learned_widths,
     quantization_aware,
+    rounding,
     training_step,
 )
 from benchmarks.training.common import Setting
@@ -32,6 +33,7 @@ METHODS: Final[Mapping[str, Callable[[Setting], list[Row]]]] = MappingProxyType(
         "adaptive": adaptive.rows,
         "fdqmp": learned_widths.rows,
         "limpq": importance.rows,
+        "rounding": rounding.rows,
         "shapes": gradient_shapes.rows,
         "step": training_step.rows,
     }

@@ -6,7 +6,7 @@ trained for each width alone (``individual``), in percent.
 
 from __future__ import annotations
 
-import json
+import functools
 import statistics
 import tempfile
 from collections.abc import Mapping
@@ -18,8 +18,7 @@ import numpy as np
 
 import tvmquant
 from benchmarks.rows import Row
-from benchmarks.training.common import BATCH, MODEL, Setting, logits, top1
-from tvmquant.atomic_write import atomic_write
+from benchmarks.training.common import BATCH, MODEL, Setting, kept, logits, top1
 from tvmquant.bit_choice import BitChoice
 from tvmquant.graph import Graph
 from tvmquant.layers import quantizable_layers, uniform_choices
@@ -72,11 +71,15 @@ def rows(setting: Setting) -> list[Row]:
     found: list[Row] = []
     reference: dict[str, float] = {}
     for method in (REFERENCE, *METHODS):
-        figures = _figures(setting, method)
+        name, changes = METHODS.get(method, ALONE)
+        recipe = Recipe.read(name, {**COMMON, **changes, **setting.changes})
+        document = recipe.model_dump(mode="json")
+        path = setting.out / "adaptive" / method / "figures.json"
+        figures = kept(path, document, functools.partial(_figures, setting, method, recipe))
         tops = {f"w{width}": figures[f"w{width}"] for width in WIDTHS}
         reference = reference or tops
         delta = 100.0 * statistics.fmean(tops[width] / reference[width] for width in tops)
-        facts = _facts(figures["recipe"])
+        facts = _facts(document)
         for width, value in tops.items():
             found.append(setting.make(MODEL, f"{method}-{width}", "top1", value, "%", **facts))
         found.append(setting.make(MODEL, method, "delta_b", delta, "%", **facts))
@@ -87,33 +90,22 @@ def rows(setting: Setting) -> list[Row]:
     return found
 
 
-def _figures(setting: Setting, method: str) -> dict[str, Any]:
-    """Train and evaluate a method, or read what came of it."""
-    name, changes = METHODS.get(method, ALONE)
-    recipe = Recipe.read(name, {**COMMON, **changes, **setting.changes})
-    document = recipe.model_dump(mode="json")
-    path = setting.out / "adaptive" / method / "figures.json"
-    if path.exists():
-        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if known["recipe"] == document:
-            return known
+def _figures(setting: Setting, method: str, recipe: Recipe) -> dict[str, float]:
+    """Train and evaluate a method."""
+    folder = setting.out / "adaptive" / method
     if method == REFERENCE:
-        graphs, history = _individual(setting, recipe, path.parent)
+        graphs, history = _individual(setting, recipe, folder)
     else:
         trained = tvmquant.train(
-            setting.graph, setting.training_images(IMAGES), recipe, out=path.parent,
+            setting.graph, setting.training_images(IMAGES), recipe, out=folder,
             stage=setting.stage,
         )  # fmt: skip
         graphs, history = trained.widths, trained.history
-    found = {
-        "recipe": document,
+    return {
         "cpu_minutes": sum(epoch["cpu_minutes"] for epoch in history),
         **{key: history[-1][key] for key in ("most_distance",) if key in history[-1]},
         **_deployed(setting, graphs, together=method != REFERENCE),
     }
-    with atomic_write(path) as file:
-        file.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    return found
 
 
 def _facts(recipe: dict[str, Any]) -> dict[str, Any]:

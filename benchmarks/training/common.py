@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import nn
 import tvmquant
 from benchmarks.accuracy import TASKS, Task, check_files, open_images
 from benchmarks.rows import Row, RowMaker, machine_facts
+from tvmquant.atomic_write import atomic_write
 from tvmquant.bit_choice import BitChoice
 from tvmquant.data import Dataset
 from tvmquant.graph import Graph
@@ -129,6 +131,28 @@ def trained_rows(
     ]  # fmt: skip
     rows += deployed(setting.make, MODEL, f"-{name}", trained.graph, setting.test, setting.stage)
     return rows, trained
+
+
+def kept(path: Path, identity: Any, find: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Return figures that were written for the same identity, or find and write them.
+
+    Parameters
+    ----------
+    path : Path
+        Of the JSON file; another identity's is replaced.
+    identity : JSON value
+        What the figures follow from.
+    find : callable
+    """
+    if path.exists():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if known["identity"] == identity:
+            return dict(known["figures"])
+    figures = find()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write_text(json.dumps({"identity": identity, "figures": figures}, indent=1), "utf-8")
+    return figures
 
 
 def read_images(folder: Path, task: Task, which: tuple[str, str | None]) -> Items:

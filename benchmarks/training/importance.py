@@ -19,10 +19,9 @@ from typing import Any, Final
 
 import tvmquant
 from benchmarks.rows import Row, target_rounding
-from benchmarks.training.common import MODEL, Setting, trained_rows
+from benchmarks.training.common import MODEL, Setting, kept, trained_rows
 from tvmquant.allocation import allocate
 from tvmquant.allocation.costs import Costs
-from tvmquant.atomic_write import atomic_write
 from tvmquant.bit_choice import W4A4, W8A8, BitChoice
 from tvmquant.layers import Layer, quantizable_layers, uniform_choices
 from tvmquant.network_latency import NetworkLatency, measure_network
@@ -213,16 +212,14 @@ def _figures(setting: Setting, plan: Plan, seed: int) -> dict[str, float]:
     names = {layer: str(choice) for layer, choice in plan.items()}
     identity = json.dumps([names, recipe.model_dump(), IMAGES], sort_keys=True)
     name = f"plan-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-    path = setting.out / name / "figures.json"
-    if not path.exists():
+
+    def find() -> dict[str, float]:
         made, _ = trained_rows(setting, name, recipe, plan, setting.training_images(IMAGES))
         values = {(str(row["config"]).split("-")[0], row["metric"]): row["value"] for row in made}
-        figures = {
+        return {
             "top1": values["library", "top1"],
             "differing": values["library", "differing"],
             "cpu_minutes": values["trained", "cpu_minutes"],
         }
-        with atomic_write(path) as file:
-            file.write_text(json.dumps(figures), encoding="utf-8")
-    found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+
+    return kept(setting.out / name / "figures.json", identity, find)

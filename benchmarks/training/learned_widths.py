@@ -1,12 +1,16 @@
-"""A network whose bit widths were learned, and uniform ones of about its size.
+"""A network whose bit widths were learned, beside a uniform one of its size.
 
-Sizes are what the integers take, as shares of 8 bits for each: of all weights, and of all
-activations of an item between its operators. Uniform choices leave the ends at 8 bits.
+Both are trained alike, but for what the recipe of learned widths says of them: as many epochs, the
+same optimizer and images, and no residual connections of other widths. Sizes are what the integers
+take, as shares of 8 bits for each: of all weights, and of all activations of an item between its
+operators. Uniform choices leave the ends at 8 bits.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -25,17 +29,27 @@ from tvmquant.twin.fake_quantize import along_axis
 from tvmquant.twin.quantizer_module import FakeQuantize
 
 RECIPE: Final = "fdqmp"
-# What training begins with, and what the result is beside.
+# What training begins with.
 START: Final = "w4a4"
+# What the result is beside, of which the last is trained.
 UNIFORM: Final = ("w4a4", "w3a3")
+CHANGES: Final[Mapping[str, Any]] = MappingProxyType(
+    {"epochs": 5, "optimizer.lr": 0.02, "augmentation": {"mirror": True}}
+)
+# Of the uniform one, whose steps learn at any time.
+STEADY: Final[Mapping[str, Any]] = MappingProxyType({**CHANGES, "optimizer.step_lr": 0.01})
 
 
 def rows(setting: Setting) -> list[Row]:
     """Train, build and evaluate, and say what the integers take."""
     layers = quantizable_layers(setting.graph)
-    recipe = Recipe.read(RECIPE, setting.changes)
     choices = {name: uniform_choices(layers, BitChoice.parse(name)) for name in UNIFORM}
-    found, trained = trained_rows(setting, RECIPE, recipe, choices[START])
+    learned = Recipe.read(RECIPE, {**CHANGES, **setting.changes})
+    found, trained = trained_rows(setting, RECIPE, learned, choices[START])
+    name = UNIFORM[-1]
+    common = {field: x for field, x in setting.changes.items() if not field.startswith("widths")}
+    steady = Recipe.read("lsq", {**STEADY, **common})
+    found += trained_rows(setting, f"uniform-{name}", steady, choices[name])[0]
     calibration = tvmquant.calibrate(setting.graph, setting.training_images(BATCH))
     networks = {RECIPE: trained.graph} | {
         f"uniform-{name}": tvmquant.apply_calibration(setting.graph, calibration, choices=chosen)
