@@ -16,7 +16,7 @@ def test_rounding_anew_is_beside_the_nearest(
 ) -> None:
     few = dataclasses.replace(
         TASKS["resnet20"],
-        calibration=("cifar10-train.tar", "step=1000"),
+        calibration=("cifar10-test.tar", "step=200"),
         evaluation=("cifar10-test.tar", "step=200"),
     )
     monkeypatch.setitem(TASKS, "resnet20", few)
