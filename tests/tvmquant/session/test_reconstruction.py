@@ -31,9 +31,8 @@ def images(tmp_path_factory):
 
 
 def _compile(onnx, images, out, **options):
-    return compile_onnx(
-        onnx, images, out=out, **{"choice": "w3a8", "reconstruct": QUICK, **options}
-    )
+    given = {"choice": "w3a8", "reconstruct": QUICK, "threads": 1, **options}
+    return compile_onnx(onnx, images, out=out, **given)
 
 
 @pytest.fixture(scope="module")

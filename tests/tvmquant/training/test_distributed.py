@@ -6,15 +6,16 @@ import sys
 
 import numpy as np
 import torch
+from typer.testing import CliRunner
 
 from tests.tvmquant.training import small
+from tvmquant.cli.app import app
 
 OPTIONS = [
     "--choice", "w4a4", "--set", "epochs=2", "--set", "batch_size=32",
     "--set", "batch_norm=frozen", "--set", "augmentation.shift=1",
     "--set", "augmentation.mixup=0.2", "--threads", "1",
 ]  # fmt: skip
-ALONE = [sys.executable, "-m", "tvmquant"]
 TORCHRUN = [
     sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
     "-m", "tvmquant",
@@ -25,18 +26,19 @@ def test_two_processes_train_what_one_does(model, tmp_path) -> None:
     images, labels = small.data()
     np.savez(tmp_path / "data.npz", images=images, labels=labels)
     data = str(tmp_path / "data.npz")
+    command = ["train", str(model), "--data", data, "--validation", data, *OPTIONS, "-o"]
+    alone = CliRunner().invoke(app, [*command, str(tmp_path / "one")])
+    assert alone.exit_code == 0, alone.stderr
+    ended = subprocess.run(
+        [*TORCHRUN, *command, str(tmp_path / "two")], env=os.environ | {"OMP_NUM_THREADS": "1"},
+        text=True, capture_output=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
     found = {}
-    for name, start in (("one", ALONE), ("two", TORCHRUN)):
-        out = tmp_path / name
-        command = [*start, "train", str(model), "--data", data, "--validation", data, *OPTIONS]
-        ended = subprocess.run(
-            [*command, "-o", str(out)], env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
-            capture_output=True, check=False, timeout=300,
-        )  # fmt: skip
-        assert ended.returncode == 0, ended.stderr
-        assert ended.stderr.count("epoch 2: loss") == 1  # one of them reports
-        assert (out / "trained.onnx").is_file()
-        found[name] = torch.load(out / "checkpoint.pt")
+    for name, stderr in (("one", alone.stderr), ("two", ended.stderr)):
+        assert stderr.count("epoch 2: loss") == 1  # one of them reports
+        assert (tmp_path / name / "trained.onnx").is_file()
+        found[name] = torch.load(tmp_path / name / "checkpoint.pt")
     one, two = found["one"], found["two"]
     for name, value in one["twin"].items():
         torch.testing.assert_close(two["twin"][name], value, rtol=1e-6, atol=1e-6, msg=name)
