@@ -44,9 +44,9 @@ from tvmquant.quantization import calibrate
 from tvmquant.training.batch_norm import reestimate
 from tvmquant.training.items import batches_of, seed_of
 from tvmquant.training.method import Batch, Method
+from tvmquant.training.method_sections import Adaptive
 from tvmquant.training.objective import loss, top1
 from tvmquant.training.quantizers import TrainedQuantizer
-from tvmquant.training.recipe import Adaptive
 from tvmquant.training.several_widths import NormsBy, SeveralWidths
 from tvmquant.training.shared_weights import share_weights
 from tvmquant.twin import Twin

@@ -18,7 +18,7 @@ from tvmquant.training.method import Batch, Method
 
 
 class AffineCombination(Method):
-    """Let ``k`` rise in every step (`recipe.Affine`)."""
+    """Let ``k`` rise in every step (`method_sections.Affine`)."""
 
     def losses(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the one pass of a step, its outputs combined as far as the step is."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tvmquant.errors import TrainingError
-from tvmquant.training.recipe import Augmentation
+from tvmquant.training.sections import Augmentation
 
 # Greatest ratio of a part's sides, either way.
 MOST_RATIO = 4.0 / 3.0

@@ -18,7 +18,7 @@ from tvmquant.ir.rewriter import bindings_of
 from tvmquant.layers import quantizable_layers
 from tvmquant.levels import canonical
 from tvmquant.passes.insert_binarization import InsertBinarization, Rewrite, reasons_against
-from tvmquant.training.binary_recipe import Binarization
+from tvmquant.training.method_sections import Binarization
 from tvmquant.twin import Twin
 
 # Of the weights of one layer, while it is trained.

@@ -19,7 +19,6 @@ from tvmquant.formats import BINARY, UBINARY
 from tvmquant.graph import Graph
 from tvmquant.passes.keep_binary_sums import KeepBinarySums
 from tvmquant.passes.split_weights import SplitWeights
-from tvmquant.training.binary_recipe import Binarization
 from tvmquant.training.few_values import (
     FewValues,
     SignedWeight,
@@ -29,6 +28,7 @@ from tvmquant.training.few_values import (
     TwoScales,
 )
 from tvmquant.training.method import Batch, Method
+from tvmquant.training.method_sections import Binarization
 from tvmquant.training.objective import top1
 from tvmquant.training.quantizers import TrainedQuantizer
 from tvmquant.training.recipe import Recipe

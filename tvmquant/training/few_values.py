@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tvmquant.nn import binarize_weight, ternarize_weight
 from tvmquant.nn.gradients import gradient_named
 from tvmquant.nn.sums import weight_terms
-from tvmquant.training.binary_recipe import Binarization
+from tvmquant.training.method_sections import Binarization
 from tvmquant.twin.quantizer_module import FakeQuantize, FakeSign
 
 # Of the largest magnitude of a weight: Zhu et al. (2017), "Trained Ternary Quantization".

@@ -7,9 +7,9 @@ range is from 0, or from below it in the proportion that calibration found. It t
 
 bits, one less without a sign. To the loss is added ``p max(S / T - 1, 0)^2`` of weights and of
 activations each, ``S`` being their bits and ``T`` the target, so that the network pays for what it
-keeps; ``round`` and ``ceil`` pass gradients. Phases of a recipe say what counts (`recipe.Widths`).
-In the last, widths are fixed: those wanted, all moved alike up or down until the targets are met to
-one channel, or tensor.
+keeps; ``round`` and ``ceil`` pass gradients. Phases of a recipe say what counts
+(`method_sections.Widths`). In the last, widths are fixed: those wanted, all moved alike up or down
+until the targets are met to one channel, or tensor.
 
 The document behind this has neither targets nor numbers. The authors' code penalises
 ``1e-4 (S - T)^2``, in kilobytes, which depends on the network's size; it gives ``d`` and ``q`` a
@@ -36,8 +36,9 @@ from tvmquant import formats
 from tvmquant.errors import TrainingError
 from tvmquant.formats import LEAST_BITS, MOST_BITS
 from tvmquant.training.method import Batch, Method
+from tvmquant.training.method_sections import Widths
 from tvmquant.training.quantizers import TrainedQuantizer
-from tvmquant.training.recipe import Recipe, Widths
+from tvmquant.training.recipe import Recipe
 from tvmquant.training.rounding import rounded
 from tvmquant.twin.program import Edge
 

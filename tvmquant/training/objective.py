@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from tvmquant.errors import TrainingError
 from tvmquant.training.items import Items
-from tvmquant.training.recipe import Objective
+from tvmquant.training.sections import Objective
 
 # Of a batch that is validated, most items and most bytes: the system clears the pages of larger
 # tensors anew each time, which takes longer than computing them.

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from tvmquant.training.method import Method
-from tvmquant.training.recipe import Recipe, Schedule
+from tvmquant.training.recipe import Recipe
+from tvmquant.training.sections import Schedule
 
 
 def make_optimizer(

@@ -31,7 +31,7 @@ RESOLUTION: Final = 10_000
 
 
 class Proximal(Method):
-    """Draw weights to their levels after every step (`recipe.Proximal`)."""
+    """Draw weights to their levels after every step (`method_sections.Proximal`)."""
 
     def __init__(self, training: Training) -> None:
         super().__init__(training)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tvmquant.errors import TrainingError
 from tvmquant.training.mapped_weights import MAPS, WeightMap
-from tvmquant.training.recipe import Quantizer, Recipe
+from tvmquant.training.recipe import Recipe
 from tvmquant.training.rounding import quantized
+from tvmquant.training.sections import Quantizer
 from tvmquant.twin import Twin
 from tvmquant.twin.fake_quantize import along_axis
 from tvmquant.twin.quantizer_module import FakeQuantize, FakeSign

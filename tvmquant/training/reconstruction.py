@@ -30,7 +30,8 @@ from tvmquant.training.checkpoint import Checkpoint
 from tvmquant.training.items import Items, room
 from tvmquant.training.output_fisher import output_fisher
 from tvmquant.training.quantizers import TrainedQuantizer
-from tvmquant.training.recipe import Quantizer, Recipe, Reconstruction
+from tvmquant.training.recipe import Recipe
+from tvmquant.training.sections import Quantizer, Reconstruction
 from tvmquant.training.soft_rounding import FREE, SoftWeight, weighted_error
 from tvmquant.twin import Twin
 from tvmquant.twin.blocks import Block

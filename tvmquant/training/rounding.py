@@ -74,7 +74,7 @@ def quantized(
     scale, low, high : tensors like x that broadcast against it
         Of the clip the gradients are exact; of the scale those of its two uses.
     shape, delta, alpha
-        As of `training.recipe.Rounding`.
+        As of `training.sections.Rounding`.
     stochastic : bool
         Up with the probability of the distance from the lower integer, by torch's random numbers.
     clips_only : bool

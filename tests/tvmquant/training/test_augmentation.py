@@ -6,7 +6,7 @@ import torch
 from tvmquant.errors import TrainingError
 from tvmquant.training import Recipe
 from tvmquant.training.augmentation import augmented, mixed, user_callable
-from tvmquant.training.recipe import Augmentation
+from tvmquant.training.sections import Augmentation
 
 
 def _random() -> torch.Generator:

@@ -15,8 +15,8 @@ from tvmquant.nn import GRADIENTS, BinaryConv2d, RPReLU, RSign, freeze
 from tvmquant.passes import pipeline
 from tvmquant.training import Recipe, items, train
 from tvmquant.training.binarization import binarized
-from tvmquant.training.binary_recipe import Binarization
 from tvmquant.training.few_values import SignedWeight, TrainedSign, TwoScales
+from tvmquant.training.method_sections import Binarization
 from tvmquant.twin import Twin
 from tvmquant.twin.quantizer_module import FakeQuantize, FakeSign
 

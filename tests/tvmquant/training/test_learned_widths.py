@@ -14,7 +14,7 @@ from tvmquant.passes import pipeline
 from tvmquant.training import Recipe, items, train
 from tvmquant.training.learned_widths import WidthQuantizer, whole_widths
 from tvmquant.training.quantizers import TrainedQuantizer
-from tvmquant.training.recipe import Quantizer
+from tvmquant.training.sections import Quantizer
 from tvmquant.twin import Twin
 from tvmquant.twin.quantizer_module import FakeQuantize
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from tvmquant.training.quantizers import MOST_CHANGE, TrainedQuantizer
-from tvmquant.training.recipe import Quantizer
+from tvmquant.training.sections import Quantizer
 from tvmquant.twin import FakeQuantize
 
 
