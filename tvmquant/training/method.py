@@ -33,7 +33,7 @@ class Batch:
     done : float
         Share of the steps of this phase that are done, from 0 to below 1.
     epoch, step : int
-        From 0.
+        From 0; the step is that of the epoch.
     """
 
     inputs: Tensor

@@ -12,9 +12,11 @@ from tvmquant.errors import TrainingError
 from tvmquant.layers import quantizable_layers
 from tvmquant.passes import pipeline
 from tvmquant.training import Recipe, items, train
-from tvmquant.training.learned_widths import WidthQuantizer, whole_widths
+from tvmquant.training.learned_widths import LearnedWidths
 from tvmquant.training.quantizers import TrainedQuantizer
 from tvmquant.training.sections import Quantizer
+from tvmquant.training.width_quantizer import WidthQuantizer
+from tvmquant.training.width_targets import whole_widths
 from tvmquant.twin import Twin
 from tvmquant.twin.quantizer_module import FakeQuantize
 
@@ -121,6 +123,20 @@ def test_targets_are_met_and_the_library_computes_what_was_trained(graph, tmp_pa
         np.testing.assert_array_equal(library(images), exact)
         layers = [layer for layer in library.manifest.layers if layer.choice]
         assert 2.0 < min(mean_width(layer.channel_widths) or 8.0 for layer in layers) < 4.0
+
+
+def test_steps_move_once_in_so_many_steps_of_all_epochs(graph, tmp_path, monkeypatch) -> None:
+    moved = []
+
+    def watched(self, batch):
+        clip(self, batch)
+        moved.append(self.quantizers[0].scale.grad is not None)
+
+    clip = LearnedWidths.before_step
+    monkeypatch.setattr(LearnedWidths, "before_step", watched)
+    _train(graph, tmp_path, Recipe.read(RECIPE, {"epochs": 2, "phases": [], "widths.every": 8}))
+    assert len(moved) == 12  # more than an epoch's are needed
+    assert np.flatnonzero(moved).tolist() == [7]
 
 
 def test_a_target_below_the_least_widths_is_refused(graph, tmp_path) -> None:
