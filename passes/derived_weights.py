@@ -4,7 +4,7 @@ A layer that several bit widths share has one weight of the widest, ``q``, and o
 
     w = +- clip((q * M + 2**(s - 1)) >> s, -qmax, qmax)                   equation (3), of one term
 
-with ``M`` and ``s`` per channel. Training rounds so (`tvmquant.training.several_widths`), and what
+with ``M`` and ``s`` per channel. Training rounds so (`tvmquant.training.shared_weights`), and what
 folding a normalization does to the sign of a channel is in that of ``M`` and of the result. No
 numbers of training are needed: each weight and its narrower one bound the ratio ``M / 2**s``, and
 the dyadic number of fewest bits between the bounds is taken, if there is one.

@@ -41,6 +41,7 @@ from tvmquant.graph import Graph
 from tvmquant.layers import uniform_choices
 from tvmquant.levels import canonical
 from tvmquant.quantization import calibrate
+from tvmquant.training import distributed
 from tvmquant.training.batch_norm import reestimate
 from tvmquant.training.items import batches_of, seed_of
 from tvmquant.training.method import Batch, Method
@@ -171,13 +172,12 @@ class AdaptiveWidths(Method):
         return loss(found, batch.labels, logits[teacher], objective), found
 
     def _selected(self, batch: Batch, choice: BitChoice, logits: Sequence[Tensor]) -> int:
-        """Return which of the wider widths teaches (1)."""
-        entropies = torch.stack([entropy(found) for found in logits])
+        """Return which of the wider widths teaches (1): the same one in all processes."""
+        entropies = torch.tensor([distributed.mean(float(entropy(found))) for found in logits])
         with torch.no_grad():
             own = self._weights(choice)
-            distances = torch.stack(
-                [distance(self._weights(wider), own) for wider in self.uniform[: len(logits)]]
-            )
+            wider = self.uniform[: len(logits)]
+            distances = torch.stack([distance(self._weights(each), own) for each in wider]).cpu()
         sums = self.state.get_buffer("sums")
         if batch.epoch == 0:
             sums += torch.stack([entropies.sum(), distances.sum()]).to(sums)

@@ -75,6 +75,20 @@ def test_layers_have_their_own_width_or_the_teachers(graph, tmp_path, monkeypatc
     assert set.union(*(found or {8} for found in seen)) == bits
 
 
+def test_processes_select_the_same_teacher(graph, tmp_path, monkeypatch):
+    seen = []
+
+    def observed(entropies, *_):
+        seen.append(entropies.tolist())
+        return 0
+
+    monkeypatch.setattr(adaptive, "selected", observed)
+    monkeypatch.setattr("tvmquant.training.distributed.mean", lambda _value: 7.0)
+    train(graph, small.data(16), Recipe.read("coquant", {"epochs": 1, "batch_size": 16}),
+          out=tmp_path)  # fmt: skip
+    assert seen == [[7.0], [7.0] * 2, [7.0] * 3]
+
+
 def _several(graph, recipe):
     calibration = tvmquant.calibrate(graph, small.data()[0], fold_batch_norm=False)
     choices = [tvmquant.BitChoice.parse(f"w{bits}a{bits}") for bits in (8, 6, 4, 2)]
