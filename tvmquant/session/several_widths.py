@@ -12,7 +12,7 @@ from tvmquant.errors import ModelError
 if TYPE_CHECKING:
     from tvmquant.graph import Graph
 
-_NAME: Final = re.compile(r".*-w([1-9][0-9]?)\.onnx")
+_NAME: Final = re.compile(r"(.*)-w([1-9][0-9]?)\.onnx")
 
 
 def models_at_widths(path: Path) -> dict[int, Path]:
@@ -23,16 +23,21 @@ def models_at_widths(path: Path) -> dict[int, Path]:
     Raises
     ------
     ModelError
-        When a folder holds none, or two of one width.
+        When a folder holds none, or those of several networks.
     """
     if not path.is_dir():
         return {0: path}
     found: dict[int, Path] = {}
+    names: dict[str, Path] = {}
     for file in sorted(path.iterdir()):
         if match := _NAME.fullmatch(file.name):
-            other = found.setdefault(int(match[1]), file)
-            if other != file:
-                raise ModelError(f"{path}: {other.name} and {file.name} are of the same width")
+            found[int(match[2])] = names[match[1]] = file
+    if len(names) > 1:
+        files = " and ".join(file.name for file in names.values())
+        raise ModelError(
+            f"{path}: {files} are named after several networks; expected one network at several "
+            "widths, such as trained-w8.onnx and trained-w4.onnx; move the others elsewhere"
+        )
     if not found:
         raise ModelError(
             f"{path} is a folder without files such as trained-w8.onnx; expected an ONNX file, or "

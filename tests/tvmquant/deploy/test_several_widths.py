@@ -204,7 +204,7 @@ def test_a_folder_of_quantized_models_is_compiled(
     ("names", "message"),
     [
         ((), "a folder without files such as trained-w8.onnx"),
-        (("a-w4.onnx", "b-w4.onnx"), "a-w4.onnx and b-w4.onnx are of the same width"),
+        (("a-w4.onnx", "b-w4.onnx"), "a-w4.onnx and b-w4.onnx are named after several"),
     ],
 )
 def test_folders_that_are_no_network(names: tuple[str, ...], message: str, tmp_path: Path) -> None:
