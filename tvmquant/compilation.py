@@ -51,7 +51,7 @@ class Compilation:
         a few of the calibration items; empty where the data can be read only once, or the library
         is for another processor.
     reconstruction : Reconstructed, optional
-        The weights that were rounded anew; None also where the library was there already.
+        The weights that were rounded anew.
     """
 
     manifest: Manifest
@@ -215,6 +215,7 @@ def _earlier(session: Session) -> Compilation | None:
         record=library_folder.kept_record(folder) if chosen else None,
         plan=library_folder.kept_plan(folder) if chosen else session.given,
         outputs=library_folder.kept_outputs(folder, manifest),
+        reconstruction=library_folder.kept_reconstruction(folder, manifest),
     )
 
 

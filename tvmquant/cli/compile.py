@@ -21,6 +21,7 @@ from tvmquant.cli.output import (
     print_json,
     print_tables,
     print_warning,
+    warn_nearest,
     warn_poor,
     warn_untuned,
 )
@@ -164,6 +165,8 @@ def compile_model(
         for entry in done.manifest.float_audit:
             print_warning(f"{entry['node']} ({entry['op']}) stays float: {entry['reason']}")
         warn_untuned(table, done.untuned)
+        if plan is not None and done.plan is not None and not reconstruct:
+            warn_nearest(plan, done.plan)
         warn_poor(done.outputs)
     if as_json:
         print_json(summary)

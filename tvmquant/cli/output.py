@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from tvmquant.allocation import Plan
     from tvmquant.output_quality import OutputQuality
     from tvmquant.progress import Progress
 
@@ -44,6 +45,20 @@ def warn_untuned(table: Path | None, layers: Sequence[str]) -> None:
         print_warning(
             f"{table or 'the table'} has no measurements of {len(layers)} layers ({names}), which "
             "took the analytic tiling; --tune 10m measures them"
+        )
+
+
+def warn_nearest(path: Path, plan: Plan) -> None:
+    """Warn of a plan of weights that are rounded anew, where they are rounded to the nearest."""
+    if plan.reconstruction is None:
+        return
+    from tvmquant.training import Recipe
+    from tvmquant.training.reconstruct import is_narrow
+
+    if is_narrow(plan.choices, Recipe.model_validate(plan.reconstruction)):
+        print_warning(
+            f"{path} was chosen for weights that are rounded anew, and these are rounded to the "
+            "nearest; pass --reconstruct too"
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tvmquant.errors import ArtifactError
+from tvmquant.errors import ArtifactError, DataError
 from tvmquant.machine import Machine
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tvmquant.deploy.manifest import Manifest
     from tvmquant.mixed_precision import MixedPrecisionRecord
     from tvmquant.output_quality import OutputQuality
+    from tvmquant.reconstructed import Reconstructed
 
 PLAN_NAME: Final = "plan.json"
 
@@ -74,6 +75,27 @@ def kept_outputs(folder: Path, manifest: Manifest) -> tuple[OutputQuality, ...]:
 
     record = read_outputs(folder, manifest)
     return () if record is None else record.qualities()
+
+
+def kept_reconstruction(folder: Path, manifest: Manifest) -> Reconstructed | None:
+    """Return how weights of the library were rounded anew; None where none were.
+
+    Raises
+    ------
+    DataError
+        When the file is missing or damaged.
+    """
+    from tvmquant.reconstructed import Reconstructed
+
+    name = manifest.model.get("reconstruction")
+    if name is None:
+        return None
+    if not (folder / name).is_file():
+        raise DataError(
+            f"{folder} holds no {name}, the weights of this library that were rounded anew; "
+            "compile the model again with --force"
+        )
+    return Reconstructed.load(folder / name)
 
 
 def replace_plan(folder: Path, plan: Plan | None) -> None:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from tvmquant.calibration import Calibration
     from tvmquant.deploy.manifest import Manifest
     from tvmquant.graph import Graph
-    from tvmquant.reconstructed import Reconstructed
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,7 @@ def _library(folder: Path, model: Path | None) -> Reopened:
     from tvmquant.deploy.manifest import Manifest
     from tvmquant.frontend import load_onnx
     from tvmquant.quantization import apply_calibration
+    from tvmquant.session.library_folder import kept_reconstruction
 
     manifest = Manifest.load(folder)
     settings: Mapping[str, Any] = manifest.model.get("settings", {})
@@ -123,7 +123,7 @@ def _library(folder: Path, model: Path | None) -> Reopened:
     choices = _choices_of(manifest, graph)
     annotated = apply_calibration(
         graph, _calibration_of(folder, settings), choices=choices,
-        reconstruction=_reconstruction_of(folder, manifest), **rounding,
+        reconstruction=kept_reconstruction(folder, manifest), **rounding,
     )  # fmt: skip
     return Reopened(annotated, _plan_of(folder, graph, choices), manifest.preprocess)
 
@@ -166,14 +166,6 @@ def _calibration_of(folder: Path, settings: Mapping[str, Any]) -> Calibration | 
             "of tvmquant; compile the model again with --force"
         )
     return calibration
-
-
-def _reconstruction_of(folder: Path, manifest: Manifest) -> Reconstructed | None:
-    """Return the integers of weights that were rounded anew, where any were."""
-    from tvmquant.reconstructed import Reconstructed
-
-    name = manifest.model.get("reconstruction")
-    return None if name is None else Reconstructed.load(folder / name)
 
 
 def _choices_of(manifest: Manifest, graph: Graph) -> dict[str, BitChoice]:

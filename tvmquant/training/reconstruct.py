@@ -16,8 +16,8 @@ from tvmquant.quantization import apply_calibration
 from tvmquant.reconstructed import Reconstructed
 from tvmquant.stage_cache import taken_up
 from tvmquant.training.items import Items, read
-from tvmquant.training.recipe import Recipe
-from tvmquant.training.reconstruction import narrow_layers, nothing_narrow, round_anew
+from tvmquant.training.recipe import METHOD_SECTIONS, Recipe
+from tvmquant.training.reconstruction import Kept, narrow_layers, nothing_narrow, round_anew
 from tvmquant.twin import Twin
 from tvmquant.twin.quantizer_module import FakeQuantize
 
@@ -95,7 +95,7 @@ def reconstruct(
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     checkpoint = folder / f"reconstruction-{key}.pt"
     found = round_anew(
-        annotated, graph.fingerprint(), items, recipe, checkpoint, identity, progress
+        annotated, graph.fingerprint(), items, recipe, folder, Kept(checkpoint, identity), progress
     )
     checkpoint.unlink(missing_ok=True)
     return found
@@ -107,15 +107,24 @@ def checked_recipe(recipe: Recipe | str | Path) -> Recipe:
     Raises
     ------
     TrainingError
-        When it trains.
+        When it trains, or says of the network what is an option here.
     """
     found = Recipe.read(recipe)
+    name = "the recipe" if isinstance(recipe, Recipe) else f"recipe {recipe}"
     if found.reconstruction is None or found.epochs:
         raise TrainingError(
-            f"recipe {recipe if isinstance(recipe, str | Path) else ''}: trains, which is what "
-            "`tvmquant train` does; expected one of 0 epochs with a reconstruction, such as "
-            "adaround, brecq or qdrop"
+            f"{name}: trains, which is what `tvmquant train` does; expected one of 0 epochs with a "
+            "reconstruction, such as adaround, brecq or qdrop"
         )
+    if found.residual_bits is not None:
+        raise TrainingError(
+            f"{name}: residual_bits: is an option of its own here (--residual-bits); leave it out"
+        )
+    for section in ("insert_batch_norm", *METHOD_SECTIONS):
+        if getattr(found, section):
+            raise TrainingError(
+                f"{name}: {section}: is of a training (`tvmquant train`); leave it out"
+            )
     return found
 
 
@@ -188,9 +197,14 @@ class LayerRounder:
         return read_items(self.graph, self._data, self.folder)
 
     @functools.cached_property
-    def settings(self) -> list[str]:
+    def _follows_from(self) -> list[str]:
         """What weights follow from, beside their steps."""
         return [self.graph.fingerprint(), self.items.digest(), self.recipe.model_dump_json()]
+
+    @property
+    def settings(self) -> list[Any]:
+        """What tells it from others: what weights follow from, and which are left."""
+        return [*self._follows_from, sorted(self.leaves)]
 
     def narrow(self, annotated: Graph) -> list[str]:
         """Return the layers of a calibrated graph (L1) that would be rounded anew."""
@@ -208,10 +222,10 @@ class LayerRounder:
             self.folder / ALONE,
             "weight",
             Reconstructed,
-            [*self.settings, layer, digest.hexdigest()],
+            [*self._follows_from, layer, digest.hexdigest()],
             lambda: round_anew(
-                annotated, self.graph.fingerprint(), self.items, self.recipe,
-                self.folder / ALONE / "none", layers=[layer],
+                annotated, self.graph.fingerprint(), self.items, self.recipe, self.folder / ALONE,
+                layers=[layer],
             ),
         )[0]  # fmt: skip
 

@@ -41,13 +41,28 @@ from tvmquant.twin.quantizer_module import FakeQuantize, FakeSign
 MOST_UNBOUNDED: Final = 63
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Where what is done is kept, after every block, for a search that is interrupted.
+
+    Parameters
+    ----------
+    path : Path
+    identity : dict of str to str
+        As of `Checkpoint`.
+    """
+
+    path: Path
+    identity: dict[str, str]
+
+
 def round_anew(
     annotated: Graph,
     model: str,
     items: Items,
     recipe: Recipe,
-    path: Path,
-    identity: dict[str, str] | None = None,
+    folder: Path,
+    kept: Kept | None = None,
     progress: Progress | None = None,
     layers: Collection[str] | None = None,
 ) -> Reconstructed:
@@ -63,11 +78,10 @@ def round_anew(
         Labels are not used.
     recipe : Recipe
         With a reconstruction; ``batch_size`` and ``seed`` are those of its steps.
-    path : Path
-        Of the checkpoint, written after every block. What is too much for memory lies in a file
-        beside it.
-    identity : dict of str to str, optional
-        As of `Checkpoint`; None: no checkpoint is written.
+    folder : Path
+        Where a file without a name holds what is too much for memory.
+    kept : Kept, optional
+        A checkpoint, from which this goes on.
     progress : callable, optional
         Receives the blocks done and their number.
     layers : collection of str, optional
@@ -88,10 +102,12 @@ def round_anew(
     used, size = _whole_batches(annotated, items, recipe)
     exact.requires_grad_(False)
     rounded.requires_grad_(False)
-    search = _Search(exact, rounded, narrow, used, size, recipe, how, path.parent)
+    search = _Search(exact, rounded, narrow, used, size, recipe, how, folder)
     blocks = [b for b in rounded.blocks(widest=how.blocks) if set(b.layers) & set(narrow)]
-    checkpoint = Checkpoint(path, identity or {}, {"twin": rounded})
-    done = [] if identity is None else checkpoint.load()
+    checkpoint = None
+    if kept is not None:
+        checkpoint = Checkpoint(kept.path, kept.identity, {"twin": rounded})
+    done = [] if checkpoint is None else checkpoint.load()
     importance = (
         output_fisher(exact, annotated, blocks[len(done) :], used, size, recipe.seed)
         if how.fisher
@@ -99,7 +115,7 @@ def round_anew(
     )
     for block in blocks[len(done) :]:
         done.append(search.block(block, importance.get(block.output)))
-        if identity is not None:
+        if checkpoint is not None:
             checkpoint.save(done)
         if progress is not None:
             progress(len(done), len(blocks))

@@ -112,7 +112,7 @@ def train(
     from tvmquant.training.inserted_norms import with_batch_norms
     from tvmquant.training.items import read
     from tvmquant.training.loop import Training
-    from tvmquant.training.reconstruction import round_anew
+    from tvmquant.training.reconstruction import Kept, round_anew
     from tvmquant.twin import Twin
 
     recipe, folder = Recipe.read(recipe), Path(out)
@@ -168,8 +168,8 @@ def train(
         training.check()
         with stage("reconstruct") as progress:
             rounded = round_anew(
-                start, graph.fingerprint(), items, recipe, folder / RECONSTRUCTED, identity,
-                progress,
+                start, graph.fingerprint(), items, recipe, folder,
+                Kept(folder / RECONSTRUCTED, identity), progress,
             )  # fmt: skip
             start = rounded.apply(start)
         training = dataclasses.replace(training, twin=Twin(start.module, mode="quantized"))

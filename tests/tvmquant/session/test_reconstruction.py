@@ -8,12 +8,14 @@ import pytest
 
 import tvmquant
 from tests.tvmquant.training import small
+from tvmquant.cli.output import warn_nearest
 from tvmquant.compilation import compile_onnx
 from tvmquant.errors import DataError, TrainingError
 from tvmquant.layers import quantizable_layers, uniform_choices
 from tvmquant.passes import pipeline
 from tvmquant.session import reopen
 from tvmquant.training import Recipe, train
+from tvmquant.training.reconstruct import LayerRounder, alone
 
 QUICK = Recipe.read("adaround", {"reconstruction.steps": 20, "reconstruction.lr": 0.1})
 
@@ -68,9 +70,13 @@ def test_it_is_taken_from_an_earlier_run(library, onnx, images, tmp_path, monkey
     out = tmp_path / "out"
     shutil.copytree(library[0], out)
     monkeypatch.setattr("tvmquant.training.reconstruct.round_anew", None)
-    assert _compile(onnx, images, out).up_to_date
-    found = _compile(onnx, images, out, force=True)
-    assert found.reconstruction == library[1].reconstruction
+    for found in (_compile(onnx, images, out), _compile(onnx, images, out, force=True)):
+        assert found.reconstruction == library[1].reconstruction
+    assert not found.up_to_date
+    (record,) = out.glob("reconstruction-*.json")
+    record.unlink()
+    with pytest.raises(DataError, match=r"reconstruction-.*compile the model again with --force"):
+        _compile(onnx, images, out)
 
 
 def test_an_interrupted_search_goes_on(library, onnx, images, tmp_path, monkeypatch) -> None:
@@ -95,7 +101,7 @@ def test_an_interrupted_search_goes_on(library, onnx, images, tmp_path, monkeypa
 
 
 @pytest.mark.usefixtures("brief_timing")
-def test_a_plan_is_made_of_the_weights_that_it_gives(onnx, images, tmp_path) -> None:
+def test_a_plan_is_made_of_the_weights_that_it_gives(onnx, images, tmp_path, capsys) -> None:
     wishes = tvmquant.Wishes(size="0.8x", choices=[tvmquant.BitChoice.parse("w3a8")])
     plan = tmp_path / "plan.json"
     chosen = tvmquant.plan_onnx(onnx, images, wishes, out=plan, reconstruct=QUICK)
@@ -107,9 +113,21 @@ def test_a_plan_is_made_of_the_weights_that_it_gives(onnx, images, tmp_path) -> 
     for path in kept:
         measured |= json.loads(path.read_text())["weights"]
     done = compile_onnx(onnx, images, out=tmp_path / "out", plan=plan, reconstruct=True)
+    warn_nearest(plan, done.plan)
+    assert "plan.json was chosen for weights that are rounded anew" in capsys.readouterr().err
     found = {name: weight.integers for name, weight in done.reconstruction.weights.items()}
     assert found
     assert found.items() <= {name: w["integers"] for name, w in measured.items()}.items()
+
+
+def test_rounders_that_leave_other_layers_are_told_apart(onnx, images, tmp_path) -> None:
+    graph = tvmquant.load_onnx(onnx)
+    first, *_ = (layer.id for layer in quantizable_layers(graph))
+    every, some = (
+        LayerRounder(graph, images, alone(QUICK), tmp_path, leaves).settings
+        for leaves in ((), (first,))
+    )
+    assert every != some
 
 
 def test_what_cannot_be_reconstructed_is_said_first(onnx, images, tmp_path) -> None:
@@ -120,6 +138,12 @@ def test_what_cannot_be_reconstructed_is_said_first(onnx, images, tmp_path) -> N
 
     refused(TrainingError, "no layer has weights of 2 to 4 bits", choice="w8a8")
     refused(TrainingError, "recipe lsq: trains", reconstruct="lsq")
+    for changes, message in (
+        ({"epochs": 1}, "the recipe: trains"),
+        ({"residual_bits": 8}, r"residual_bits: is an option .*--residual-bits"),
+        ({"insert_batch_norm": True, "batch_norm": "live"}, "insert_batch_norm: is of a training"),
+    ):
+        refused(TrainingError, message, reconstruct=Recipe.read(QUICK, changes))
     refused(DataError, "by what layers compute of data", None, dynamic=True)
     batches = (x[None] for x in small.data(8)[0])
     refused(DataError, "can be read only once", batches)
