@@ -128,7 +128,7 @@ def compile_model(
     tune_seconds = None if tune is None else options.parse_time("--tune", tune)
     from tvmquant.compilation import compile_onnx
 
-    out = out or Path(f"{model.stem}-int8")
+    out = out or Path(f"{model.absolute().stem}-int8")  # of the folder "." too
     done = compile_onnx(
         model,
         data,
@@ -263,7 +263,7 @@ def _table(summary: dict[str, Any], outputs: Sequence[OutputQuality]) -> TitledT
         *_plan_rows(summary["plan"], summary["reference"]),
         ("model", megabytes(summary["model_bytes"])),
         ("library", megabytes(summary["library_bytes"])),
-        *([("bits", ", ".join(map(str, summary["widths"])))] if summary["widths"] else []),
+        *([("widths", ", ".join(map(str, summary["widths"])))] if summary["widths"] else []),
         *([("SQNR against float", sqnr)] if sqnr else []),
     ]
     notes = {"calibrate": " (kept from an earlier run)"} if summary["calibration_cached"] else {}

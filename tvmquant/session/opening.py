@@ -16,7 +16,12 @@ from tvmquant.progress import Clock
 from tvmquant.session.options import Options
 from tvmquant.session.reconstruction import how_to_reconstruct
 from tvmquant.session.session import Session
-from tvmquant.session.several_widths import check_narrower, models_at_widths
+from tvmquant.session.width_files import (
+    check_as_trained,
+    check_scales,
+    models_at_widths,
+    network_name,
+)
 
 if TYPE_CHECKING:
     from tvmquant.allocation import Plan
@@ -68,7 +73,7 @@ def open_session(
     from tvmquant.frontend import load_onnx
 
     options, path = options or Options(), Path(path)
-    said = {"the plan": plan, "the choice of all layers": choice, "budgets": wishes}
+    said: dict[str, Any] = {"the plan": plan, "the choice of all layers": choice, "budgets": wishes}
     twice = [name for name, given in said.items() if given is not None]
     if len(twice) > 1:
         raise AllocationError(
@@ -80,14 +85,21 @@ def open_session(
         table = table or folder / TABLE_NAME
     # mistakes of the file are told before TVM is loaded
     shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
+    files = models_at_widths(path)
+    if len(files) > 1:
+        said |= {"--reconstruct": reconstruct or None, "--requantize": requantize or None}
+        asked = [name for name, given in said.items() if given is not None]
+        check_as_trained(path, files, asked)
     graphs = {
-        width: load_onnx(file, input_shapes=shapes or None, requantize=requantize)
-        for width, file in models_at_widths(path).items()
+        width: load_onnx(
+            file, input_shapes=shapes or None, name=network_name(files), requantize=requantize
+        )
+        for width, file in files.items()
     }
     if len(graphs) > 1:
-        check_narrower(graphs)
+        check_scales(graphs, files)
     widest, *_ = graphs
-    path, graph = models_at_widths(path)[widest], graphs.pop(widest)
+    path, graph = files[widest], graphs.pop(widest)
 
     options.check()
     machine = Machine.of(target, threads, remote=tracker is not None)

@@ -128,7 +128,7 @@ def nothing_narrow(model: str, most_bits: int) -> str:
     """Return what a user is told whose network has nothing to reconstruct."""
     return (
         f"{model}: nothing to reconstruct: no layer has weights of 2 to {most_bits} bits; choose "
-        "narrower ones, such as w4a8, or leave it out"
+        "narrower ones, such as w4a8, or leave reconstruction out"
     )
 
 

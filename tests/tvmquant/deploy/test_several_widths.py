@@ -26,7 +26,7 @@ from tvmquant.passes import pipeline
 from tvmquant.passes.store_weights import WEIGHTS
 from tvmquant.quantization import apply_calibration
 from tvmquant.schedules.weight_layout import WeightLayout
-from tvmquant.session.several_widths import models_at_widths
+from tvmquant.session.width_files import models_at_widths
 from tvmquant.twin import Twin
 
 SHAPE = (3, 8, 8)
@@ -214,8 +214,17 @@ def test_folders_that_are_no_network(names: tuple[str, ...], message: str, tmp_p
         models_at_widths(tmp_path)
 
 
-def test_narrower_float_models_are_refused(small_onnx: Path, tmp_path: Path) -> None:
+def test_networks_that_are_not_as_they_were_trained_are_refused(
+    small_onnx: Path, tmp_path: Path
+) -> None:
     for width in (8, 4):
         (tmp_path / f"net-w{width}.onnx").write_bytes(small_onnx.read_bytes())
-    with pytest.raises(ModelError, match="brings no scales"):
-        tvmquant.compile_onnx(tmp_path, np.zeros((1, 3, 8, 8), np.float32), out=tmp_path / "out")
+    images = np.zeros((1, 3, 8, 8), np.float32)
+
+    def refused(message: str, **options: Any) -> None:
+        with pytest.raises(ModelError, match=message):
+            tvmquant.compile_onnx(tmp_path, images, out=tmp_path / "out", **options)
+
+    refused(r"net-w8\.onnx brings no scales")
+    refused("at 8, 4 bits, .*; leave out the choice of all layers, or give", choice="w4a8")
+    refused("leave out --reconstruct and --requantize, or", reconstruct=True, requantize=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -46,7 +46,37 @@ def models_at_widths(path: Path) -> dict[int, Path]:
     return dict(sorted(found.items(), reverse=True))
 
 
-def check_narrower(graphs: Mapping[int, Graph]) -> None:
+def network_name(files: Mapping[int, Path]) -> str | None:
+    """Return what files of several widths are named after; None of one file."""
+    first = next(iter(files.values()))
+    match = _NAME.fullmatch(first.name)
+    return match[1] if match and len(files) > 1 else None
+
+
+def check_as_trained(folder: Path, files: Mapping[int, Path], asked: Sequence[str]) -> None:
+    """Refuse what would change a network of several widths, whose widths and scales are trained.
+
+    Parameters
+    ----------
+    folder : Path
+    files : mapping of int to Path
+        As of `models_at_widths`.
+    asked : sequence of str
+        What is asked for, in words.
+
+    Raises
+    ------
+    ModelError
+    """
+    if asked:
+        raise ModelError(
+            f"{folder} holds one network at {', '.join(map(str, files))} bits, with the scales "
+            f"that were trained; leave out {' and '.join(asked)}, or give one of its files, such "
+            f"as {next(iter(files.values()))}"
+        )
+
+
+def check_scales(graphs: Mapping[int, Graph], files: Mapping[int, Path]) -> None:
     """Refuse networks that would have to be calibrated: each brings its own scales.
 
     Raises
@@ -55,9 +85,9 @@ def check_narrower(graphs: Mapping[int, Graph]) -> None:
     """
     from tvmquant.layers import is_quantized
 
-    for graph in graphs.values():
+    for width, graph in graphs.items():
         if not is_quantized(graph):
             raise ModelError(
-                f"the model {graph.name!r} brings no scales; a library of several widths is built "
+                f"the model {files[width]} brings no scales; a library of several widths is built "
                 "of quantized models (QDQ), as training writes them"
             )
