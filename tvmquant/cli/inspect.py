@@ -110,7 +110,7 @@ def _tables(report: dict[str, Any]) -> list[TitledTable]:
         general.append(("threads", report["threads"]))
         if report["widths"]:
             others = ", ".join(str(w) for w in report["widths"] if w != report["width"])
-            general.append(("bits", f"{report['width']} here, and also {others}"))
+            general.append(("widths", f"{report['width']} here, and also {others}"))
     rows = [
         (
             layer["id"],

@@ -33,7 +33,7 @@ def how_to_reconstruct(
         When there are no data to look at again, or the network is quantized already or has several
         inputs.
     TrainingError
-        When the recipe trains, or no layer has weights of few bits.
+        When the recipe trains, or no layer has, or may get, weights of few bits.
     """
     if asked is False:
         return None
@@ -60,6 +60,7 @@ def how_to_reconstruct(
     if asked is True and given is not None and given.reconstruction is not None:
         recipe = checked_recipe(Recipe.model_validate(given.reconstruction))
     if wishes is not None:
+        check_narrow(graph, {str(choice): choice for choice in wishes.measured}, recipe)
         return alone(recipe) if asked is True else recipe
     check_narrow(graph, given.choices if given else {}, recipe)
     return recipe

@@ -137,6 +137,8 @@ def test_what_cannot_be_reconstructed_is_said_first(onnx, images, tmp_path) -> N
         assert not (tmp_path / "out").exists()
 
     refused(TrainingError, "no layer has weights of 2 to 4 bits", choice="w8a8")
+    wide = tvmquant.Wishes(bops="0.9x", choices=[tvmquant.BitChoice.parse("w8a4")])
+    refused(TrainingError, "no layer has weights of 2 to 4 bits", choice=None, wishes=wide)
     refused(TrainingError, "recipe lsq: trains", reconstruct="lsq")
     for changes, message in (
         ({"epochs": 1}, "the recipe: trains"),
