@@ -40,18 +40,18 @@ def augmented(images: Tensor, how: Augmentation, random: torch.Generator) -> Ten
     for change, wanted in changes:
         if wanted:
             images = change(images, how, random)
-    return images if own is None else _called(own, how, images)
+    return images if own is None else _called(own, how, images, random)
 
 
 def mixed(
-    images: Tensor, labels: Tensor, classes: int, alpha: float, random: torch.Generator
-) -> tuple[Tensor, Tensor]:
+    images: Tensor, labels: Tensor | None, classes: int, alpha: float, random: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
     """Return each item mixed with another of the batch, and the labels as probabilities.
 
     Parameters
     ----------
     images : tensor (N, ...)
-    labels : int64 tensor (N,)
+    labels : int64 tensor (N,), optional
     classes : int
     alpha : float
         > 0.
@@ -59,16 +59,17 @@ def mixed(
 
     Returns
     -------
-    tensor (N, ...), float tensor (N, classes)
+    tensor (N, ...), float tensor (N, classes) where there are labels
     """
-    seed = int(torch.randint(1 << 31, (), generator=random))
-    share = float(np.random.default_rng(seed).beta(alpha, alpha))
+    share = float(np.random.default_rng(_drawn_seed(random)).beta(alpha, alpha))
     other = torch.randperm(len(images), generator=random)
-    whole = functional.one_hot(labels, classes).to(images.dtype)
-    return (
-        share * images + (1.0 - share) * images[other],
-        share * whole + (1.0 - share) * whole[other],
-    )
+
+    def mix(each: Tensor) -> Tensor:
+        return share * each + (1.0 - share) * each[other]
+
+    if labels is None:
+        return mix(images), None
+    return mix(images), mix(functional.one_hot(labels, classes).to(images.dtype))
 
 
 def user_callable(how: Augmentation) -> Callable[[Tensor], Tensor] | None:
@@ -93,8 +94,12 @@ def user_callable(how: Augmentation) -> Callable[[Tensor], Tensor] | None:
     return found
 
 
-def _called(function: Callable[[Tensor], Tensor], how: Augmentation, images: Tensor) -> Tensor:
-    found = function(images)
+def _called(
+    function: Callable[[Tensor], Tensor], how: Augmentation, images: Tensor, random: torch.Generator
+) -> Tensor:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(_drawn_seed(random))
+        found = function(images)
     if not isinstance(found, Tensor) or found.shape != images.shape:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise TrainingError(
@@ -102,6 +107,10 @@ def _called(function: Callable[[Tensor], Tensor], how: Augmentation, images: Ten
             f"{tuple(images.shape)}"
         )
     return found
+
+
+def _drawn_seed(random: torch.Generator) -> int:
+    return int(torch.randint(1 << 31, (), generator=random))
 
 
 def _uniform(count: int, low: float, high: float, random: torch.Generator) -> Tensor:

@@ -138,7 +138,7 @@ def batches_of(
     first : int
         Batches before are passed over.
     classes : int, optional
-        Of the network; for labels that are mixed.
+        Of the network; where there are none, items are not mixed.
 
     Yields
     ------
@@ -152,7 +152,7 @@ def batches_of(
         random = _generator(recipe, epoch, step)
         inputs = augmented(items.inputs[chosen], how, random)
         labels = None if items.labels is None else items.labels[chosen]
-        if how.mixup and labels is not None and classes is not None:
+        if how.mixup and classes is not None:
             inputs, labels = mixed(inputs, labels, classes, how.mixup, random)
         yield inputs[own], None if labels is None else labels[own]
 

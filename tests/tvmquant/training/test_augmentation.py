@@ -92,3 +92,18 @@ def test_what_is_no_image_is_not_moved() -> None:
 def test_a_share_out_of_order_is_refused() -> None:
     with pytest.raises(TrainingError, match="resized_crop: the least share is greater"):
         Recipe.read("lsq", {"augmentation.resized_crop": (0.5, 0.25)})
+
+
+def noisy(images: torch.Tensor) -> torch.Tensor:
+    return images + torch.rand_like(images)
+
+
+def test_chance_in_a_callable_follows_from_the_step_alone() -> None:
+    images, how = torch.zeros(4, 1, 2, 2), Augmentation(call=f"{__name__}:noisy")
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        found.append(augmented(images, how, _random()))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(*found)

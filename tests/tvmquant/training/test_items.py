@@ -34,6 +34,14 @@ def test_an_epoch_goes_on_at_any_step() -> None:
         assert torch.equal(one, other)
 
 
+def test_items_without_labels_are_mixed_too() -> None:
+    recipe = Recipe(batch_size=10, augmentation={"mixup": 0.5})
+    ((inputs, labels),) = batches_of(Items(_items().inputs, None), recipe, 0, classes=10)
+    assert labels is None
+    whole = {tuple(item.flatten().tolist()) for item in _items().inputs}
+    assert not whole & {tuple(item.flatten().tolist()) for item in inputs}
+
+
 def test_what_memory_cannot_hold_lies_in_a_file(tmp_path, monkeypatch) -> None:
     images = np.random.default_rng(0).normal(size=(40, 3, 8, 8)).astype(np.float32)
     data = open_data((images, np.arange(40)), batch_size=16, input_shape=(3, 8, 8))
