@@ -89,7 +89,8 @@ def train_model(
     from tvmquant.training.widths import given_choices
 
     chosen = Recipe.read(recipe, dict(map(parse_change, changes or [])))
-    threads = threads or physical_cores()
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun, on this machine
+    threads = threads or max(1, physical_cores() // processes)
     import torch
 
     torch.set_num_threads(threads)
@@ -163,7 +164,9 @@ def _print_epoch(epoch: int, found: dict[str, float]) -> None:
 
 
 def _in_words(found: dict[str, float]) -> str:
-    parts = [f"loss {found['loss']:.4f}", f"{percent(found['top1_training'])} while training"]
+    parts = [f"loss {found['loss']:.4f}"]
+    if "top1_training" in found:
+        parts.append(f"{percent(found['top1_training'])} while training")
     parts += [f"{_words(name)} {percent(found[name])}" for name in _validated(found)]
     sizes = [name for name in ("weights", "activations") if name in found]
     parts += [f"{name} at {percent(found[name])} of 8 bits" for name in sizes]

@@ -16,8 +16,11 @@ T = TypeVar("T")
 
 def join(device: torch.device) -> None:
     """Join the group that torchrun started this process for, if it did."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        return
+    if device.type == "cuda":  # numbers and objects that processes exchange are put there
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
 def rank() -> int:
@@ -61,17 +64,19 @@ def mean(value: float) -> float:
 def chosen_device(name: str | None) -> torch.device:
     """Return a device; of none, the GPU of this process where torch has one, else the CPU.
 
+    ``cuda`` without a number is the GPU of this process.
+
     Raises
     ------
     TrainingError
         When torch has no such device.
     """
     if name is None:
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

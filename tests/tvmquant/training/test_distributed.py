@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from tests.tvmquant.training import small
 from tvmquant.cli.app import app
+from tvmquant.training import distributed
 
 OPTIONS = [
     "--choice", "w4a4", "--set", "epochs=2", "--set", "batch_size=32",
@@ -46,3 +47,18 @@ def test_two_processes_train_what_one_does(model, tmp_path) -> None:
         assert abs(first["loss"] - second["loss"]) < 1e-6
         assert first["top1_training"] == second["top1_training"]
         assert first["top1"] == second["top1"]
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch) -> None:
+    calls = []
+    monkeypatch.setattr("torch.cuda.set_device", calls.append)
+    monkeypatch.setattr("torch.distributed.init_process_group", calls.append)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.empty", lambda *_, device: None)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    for name in (None, "cuda"):
+        assert distributed.chosen_device(name) == torch.device("cuda", 3)
+    assert distributed.chosen_device("cuda:1") == torch.device("cuda", 1)
+    distributed.join(torch.device("cuda", 3))
+    assert calls == [torch.device("cuda", 3), "nccl"]
