@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Protocol
@@ -64,8 +66,14 @@ class Checkpoint:
         state = self._read()
         if state is None:
             return []
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+        except (RuntimeError, LookupError, ValueError) as error:
+            raise TrainingError(
+                f"{self.path}: was written by another version of tvmquant; choose another folder "
+                f"({error})"
+            ) from error
         self.partial = dict(state["partial"])
         return list(state["history"])
 
@@ -81,8 +89,9 @@ class Checkpoint:
         for name, mine in self.identity.items():
             if identity.get(name) != mine:
                 raise TrainingError(
-                    f"{self.path}: is of a training whose {name} differs; continue that, or choose "
-                    "another folder"
+                    f"{self.path}: is of a training whose {name} differs"
+                    f"{_difference(identity.get(name), mine)}; continue that, or choose another "
+                    "folder"
                 )
         return state
 
@@ -106,3 +115,25 @@ class Checkpoint:
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         with atomic_write(self.path) as file:
             torch.save({**state, **parts}, file)
+
+
+def _difference(saved: str | None, mine: str) -> str:
+    """Return which field of two recipes differs; nothing of what are no JSON objects."""
+    if saved is None or not saved.startswith("{") or not mine.startswith("{"):
+        return ""
+    before, now = (dict(_fields(json.loads(text))) for text in (saved, mine))
+    missing = object()
+    for field in before | now:
+        old, new = before.get(field, missing), now.get(field, missing)
+        if old != new:
+            told = ["unknown" if value is missing else repr(value) for value in (old, new)]
+            return f" ({field} was {told[0]}, and is {told[1]})"
+    return ""
+
+
+def _fields(document: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(document, dict):
+        yield path, document
+        return
+    for name, value in document.items():
+        yield from _fields(value, f"{path}.{name}" if path else name)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tvmquant.bit_choice import BitChoice
 from tvmquant.calibration import Calibration
-from tvmquant.errors import TrainingError
+from tvmquant.errors import DataError, TrainingError
 from tvmquant.graph import Graph
 from tvmquant.progress import Progress, Stage, silent_stage
 from tvmquant.sensitivity.loss import LEAST_SOFTMAX
@@ -77,8 +77,9 @@ class Training:
     method : Method
         The recipe's.
     history : list of dict
-        Of every epoch: ``loss`` and ``top1_training`` (of batches while training, percent),
-        ``top1`` of the exact twin on the validation items, ``items_per_second``, ``minutes`` and
+        Of every epoch: ``loss`` and, where there are labels, ``top1_training`` (of batches while
+        training, percent); what the method validates, such as ``top1`` of the exact twin on the
+        validation items, and what it has learned; ``items_per_second``, ``minutes`` and
         ``cpu_minutes`` of all threads of this process.
     """
 
@@ -160,9 +161,10 @@ class Training:
                     with stage("validate"):
                         found |= self.validated()
                 self.history.append(found)
-                checkpoint.save(self.history, number)
+                self._save(checkpoint, number)
                 on_epoch(epoch + 1, found)
         self.twin.to("cpu")
+        self.method.state.to("cpu")
         self.method.finish()
         return self.history
 
@@ -241,20 +243,34 @@ class Training:
                 progress(step + 1, steps)
                 on_step(self._known(sums) | {"minutes_left": self._left(sums, epoch, steps)})
                 if time.monotonic() - saved > SECONDS_BETWEEN and step + 1 < steps:
-                    checkpoint.save(self.history, place.phase, sums)
+                    self._save(checkpoint, place.phase, sums)
                     saved = time.monotonic()
         known = {name: distributed.mean(value) for name, value in self._known(sums).items()}
         minutes = {"minutes": sums["seconds"] / 60, "cpu_minutes": sums["cpu_seconds"] / 60}
         return known | minutes
 
+    def _save(
+        self, checkpoint: Checkpoint, phase: int, partial: dict[str, float] | None = None
+    ) -> None:
+        """Write the checkpoint, unless going on from it would be of no use."""
+        for name, parameter in self.twin.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                raise self._diverged(f"the parameter {name!r} is not finite")
+        checkpoint.save(self.history, phase, partial)
+
+    def _diverged(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"{what}; lower optimizer.lr (now {self.phase.optimizer.lr:g}) and train into another "
+            "folder; the last checkpoint is kept"
+        )
+
     def _known(self, sums: dict[str, float]) -> dict[str, float]:
         steps = sums["step"]
         count = steps * self.phase.batch_size
-        return {
-            "loss": sums["loss"] / steps,
-            "top1_training": 100.0 * sums["right"] * distributed.size() / count,
-            "items_per_second": count / sums["seconds"],
-        }
+        known = {"loss": sums["loss"] / steps, "items_per_second": count / sums["seconds"]}
+        if self.items.labels is not None:
+            known["top1_training"] = 100.0 * sums["right"] * distributed.size() / count
+        return known
 
     def _left(self, sums: dict[str, float], epoch: int, steps: int) -> float:
         left = (self.recipe.epochs - epoch) * steps - sums["step"]
@@ -287,11 +303,8 @@ class Training:
         for value, logits in self.method.losses(batch):
             losses.append(float(value.detach()))
             if not math.isfinite(losses[-1]):
-                raise TrainingError(
-                    f"the loss is {losses[-1]} in step {batch.step + 1} of epoch "
-                    f"{batch.epoch + 1}; lower optimizer.lr (now "
-                    f"{self.phase.optimizer.lr:g}); the last checkpoint is kept"
-                )
+                where = f"in step {batch.step + 1} of epoch {batch.epoch + 1}"
+                raise self._diverged(f"the loss is {losses[-1]} {where}")
             value.backward()  # type: ignore[no-untyped-call]
             if batch.labels is not None:
                 labels = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(1)
@@ -322,8 +335,9 @@ class Training:
         ------
         TrainingError
         """
-        with torch.inference_mode():
-            output = self.teacher(self.items.inputs[:1])
+        inputs = self.items.inputs[:1]
+        with torch.no_grad():
+            output = self.twin(inputs)
         check_validation(self.validation, output)
         if self.recipe.epochs == 0:
             return
@@ -332,13 +346,45 @@ class Training:
         for recipe in self.recipe.in_phases():
             check_labels(self.items, output.shape[1], recipe.objective)
             user_callable(recipe.augmentation)
-            if recipe.objective.features and not set(self.twin.weights) & set(self.teacher.weights):
-                raise TrainingError(
-                    "objective.features: the teacher has no layer of a name that the model has, "
-                    f"such as {next(iter(self.twin.weights))!r}"
-                )
+            if recipe.objective.is_taught and recipe.objective.teacher == "float":
+                self._check_teacher(recipe, inputs, output)
             self._check_batch(recipe)
         self.method.check()
+
+    def _check_teacher(self, recipe: Recipe, inputs: Tensor, output: Tensor) -> None:
+        seen: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
+        self.twin.observe_input = seen[False].__setitem__
+        self.teacher.observe_input = seen[True].__setitem__
+        try:
+            with torch.no_grad():
+                self.twin(inputs)
+                taught = self.teacher(inputs)
+        except DataError as error:
+            raise TrainingError(f"the teacher does not fit the model: {error}") from error
+        finally:
+            self.twin.observe_input = self.teacher.observe_input = None
+        if not isinstance(taught, Tensor) or taught.shape != output.shape:
+            found = tuple(taught.shape[1:]) if isinstance(taught, Tensor) else "several tensors"
+            raise TrainingError(
+                f"the teacher does not fit the model: for an item it gives {found}, the model "
+                f"{tuple(output.shape[1:])}; choose one of the same classes"
+            )
+        if not recipe.objective.features:
+            return
+        pairs = {name: (x, seen[True][name]) for name, x in seen[False].items()
+                 if name in seen[True]}  # fmt: skip
+        if not pairs:
+            raise TrainingError(
+                "objective.features: the teacher has no layer of a name that the model has, "
+                f"such as {next(iter(self.twin.weights))!r}"
+            )
+        for name, (own, other) in pairs.items():
+            if own.shape != other.shape:
+                raise TrainingError(
+                    f"objective.features: layer {name!r} reads {tuple(own.shape[1:])} in the model "
+                    f"and {tuple(other.shape[1:])} in the teacher; set objective.features to 0, or "
+                    "choose a teacher whose layers are as wide"
+                )
 
     def _check_batch(self, recipe: Recipe) -> None:
         size, processes = recipe.batch_size, distributed.size()

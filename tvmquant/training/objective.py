@@ -54,8 +54,8 @@ def feature_loss(features: dict[str, Tensor], teacher: dict[str, Tensor]) -> Ten
         By the names of layers; those of both count.
     """
     found = [
-        functional.mse_loss(features[name], wanted) / wanted.pow(2).mean().clamp_min(1e-12)
-        for name, wanted in teacher.items()
+        functional.mse_loss(features[name].float(), x) / x.pow(2).mean().clamp_min(1e-12)
+        for name, x in ((name, wanted.float()) for name, wanted in teacher.items())
         if name in features
     ]
     return torch.stack(found).mean()

@@ -119,6 +119,8 @@ class Recipe(Section):
         if self.epochs == 0 and self.reconstruction is None:
             raise ValueError("nothing to do: 0 epochs, and no reconstruction")
         chosen = [name for name in METHOD_SECTIONS if getattr(self, name) is not None]
+        if self.epochs == 0 and chosen:
+            raise ValueError(f"epochs: 0, and {chosen[0]} is a way to train")
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)}: a training has one of them")
         if chosen == ["importance"]:
@@ -181,7 +183,9 @@ class Recipe(Section):
             done += phase.share
             epochs = round(done * self.epochs) - begun
             if epochs < 1:
-                raise ValueError(f"phases: of {self.epochs} epochs none is phase {number}'s")
+                raise ValueError(
+                    f"phases: of {self.epochs} epochs none is phase {number}'s; train more epochs"
+                )
             own = self.model_copy(update={"phases": (), "epochs": epochs})
             try:
                 changing = Recipe.model_validate(changed(own.model_dump(), phase.changes))

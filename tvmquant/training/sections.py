@@ -47,7 +47,8 @@ class Quantizer(Section):
     Parameters
     ----------
     step : {"learned", "clip", "fixed"}
-        Whether steps are trained (LSQ), by what is clipped only (PACT), or stay as calibrated.
+        Whether steps are trained (LSQ), by what is clipped only (PACT, whose clips begin as
+        calibrated and do not decay here), or stay as calibrated.
     rounding : Rounding
     stochastic : bool
         Whether numbers are rounded up as often as they are near the upper integer.

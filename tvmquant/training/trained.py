@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,20 @@ def train(
     from tvmquant.twin import Twin
 
     recipe, folder = Recipe.read(recipe), Path(out)
+    inputs = graph.item_inputs()
+    if len(inputs) != 1:
+        raise TrainingError(
+            f"{graph.name!r} has {len(inputs)} inputs; only networks of one are trained yet"
+        )
+    if teacher is not None and not any(
+        phase.objective.is_taught and phase.objective.teacher == "float"
+        for phase in recipe.in_phases()
+    ):
+        raise TrainingError(
+            "the recipe asks no teacher; leave it out, or set objective.distillation above 0 and "
+            "objective.teacher to float"
+        )
+    _check_writable(folder)
     where = distributed.chosen_device(device)
     distributed.join(where)
     folded = recipe.batch_norm == "folded"
@@ -124,7 +139,6 @@ def train(
         found = source if isinstance(source, Dataset) else open_data(source, inputs=inputs)
         return found.rebatched(CALIBRATED)
 
-    inputs = graph.item_inputs()
     training_data = opened(data)
     few = training_data.rebatched(16)
     if few.has_length:
@@ -179,3 +193,15 @@ def train(
     history = training.run(folder / CHECKPOINT, identity, stage, on_epoch, on_step)
     method = training.method
     return Trained(method.written(), history, method.sensitivity(), method.written_widths())
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse a folder that nothing can be written to, before anything slow."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise TrainingError(
+            f"cannot write to {folder} ({error.strerror}); choose another folder"
+        ) from error

@@ -12,18 +12,21 @@ SHAPE = (3, 8, 8)
 CLASSES = 4
 
 
-def export(path: Path, *, batch_norm: bool = True, softmax: bool = False) -> Path:
+def export(
+    path: Path, *, batch_norm: bool = True, softmax: bool = False, channels: int = 16,
+    classes: int = CLASSES, side: int = SHAPE[1],
+) -> Path:  # fmt: skip
     """Write the network."""
     torch.manual_seed(0)
     norm = nn.BatchNorm2d if batch_norm else lambda _channels: nn.Identity()
     layers = [
         nn.Conv2d(3, 8, 3, padding=1), norm(8), nn.ReLU(),
-        nn.Conv2d(8, 16, 3, stride=2, padding=1), norm(16), nn.ReLU(),
-        nn.Conv2d(16, 16, 3, padding=1), norm(16), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, CLASSES),
+        nn.Conv2d(8, channels, 3, stride=2, padding=1), norm(channels), nn.ReLU(),
+        nn.Conv2d(channels, channels, 3, padding=1), norm(channels), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes),
     ]  # fmt: skip
     network = nn.Sequential(*layers, *([nn.Softmax(1)] if softmax else []))
-    return export_onnx(network.eval(), path, SHAPE, fold_bn=False)
+    return export_onnx(network.eval(), path, (3, side, side), fold_bn=False)
 
 
 def data(count: int = 96, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

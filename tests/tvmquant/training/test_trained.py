@@ -115,8 +115,13 @@ def test_a_killed_training_goes_on(graph, tmp_path, monkeypatch, changes, second
 
 def test_a_checkpoint_of_another_training_is_refused(graph, tmp_path) -> None:
     _train(graph, tmp_path / "parts", Recipe.read(RECIPE, {"epochs": 1}))
-    with pytest.raises(TrainingError, match="whose recipe differs"):
+    with pytest.raises(TrainingError, match=r"recipe differs \(epochs was 1, and is 3\);"):
         _train(graph, tmp_path / "parts", Recipe.read(RECIPE, {"epochs": 3}))
+    saved = torch.load(tmp_path / "parts" / "checkpoint.pt")
+    del saved["twin"]
+    torch.save(saved, tmp_path / "parts" / "checkpoint.pt")
+    with pytest.raises(TrainingError, match="by another version of tvmquant; choose another"):
+        _train(graph, tmp_path / "parts", Recipe.read(RECIPE, {"epochs": 1}))
     (tmp_path / "parts" / "checkpoint.pt").write_bytes(b"no")
     with pytest.raises(TrainingError, match="is no checkpoint"):
         _train(graph, tmp_path / "parts")
@@ -132,6 +137,18 @@ def test_a_loss_that_diverges_stops_and_keeps_what_was_done(graph, tmp_path, mon
     with pytest.raises(TrainingError, match=r"nan in step 3 of epoch 2; lower optimizer.lr \(now"):
         _train(graph, tmp_path)
     assert len(torch.load(tmp_path / "checkpoint.pt")["history"]) == 1
+
+
+def test_weights_that_are_no_numbers_are_not_kept(graph, tmp_path, monkeypatch) -> None:
+    def after_step(self, _batch):
+        with torch.no_grad():
+            next(iter(self.training.twin.weights.values())).fill_(float("inf"))
+
+    recipe = Recipe.read(RECIPE, {"epochs": 1, "batch_size": 96})
+    monkeypatch.setattr("tvmquant.training.method.Method.after_step", after_step)
+    with pytest.raises(TrainingError, match=r"weight' is not finite; lower optimizer\.lr"):
+        _train(graph, tmp_path, recipe)
+    assert not (tmp_path / "checkpoint.pt").exists()
 
 
 @pytest.mark.parametrize(
@@ -154,6 +171,7 @@ def test_without_labels_the_float_network_teaches(graph, tmp_path) -> None:
     recipe = Recipe.read(RECIPE, {"objective": {"labels": 0.0, "distillation": 1.0}})
     history = train(graph, small.data()[0], recipe, out=tmp_path, choices=_choices(graph)).history
     assert history[-1]["loss"] < history[0]["loss"]
+    assert "top1_training" not in history[-1]
 
 
 def test_a_network_without_normalization_is_trained_folded(tmp_path) -> None:
@@ -187,7 +205,7 @@ def test_normalizations_are_inserted_and_ship_folded(graph, tmp_path) -> None:
         {"objective": {"labels": 0.0, "distillation": 0.0, "features": 1.0}},
         {"objective": {"teacher": "self"}},
         {"augmentation": {"mixup": 0.3, "resized_crop": (0.6, 1.0), "brightness": 0.1}},
-        {"precision": "bfloat16", "objective": {"smoothing": 0.1}},
+        {"precision": "bfloat16", "objective": {"smoothing": 0.1, "features": 1.0}},
         {"optimizer": {"name": "rmsprop", "lr": 1e-3, "most_norm": 1.0}},
         {"schedule": {"decay": "steps", "at": (0.5,), "warmup": 0.2}},
     ],
@@ -215,8 +233,23 @@ def test_another_network_can_teach(graph, tmp_path) -> None:
     recipe = Recipe.read(RECIPE, {"objective.features": 1.0})
     with pytest.raises(TrainingError, match=r"objective.features: the teacher has no layer .*Conv"):
         _train(graph, tmp_path / "s", recipe, teacher=strange)
+    for name, options, changes, message in (
+        ("wide", {"channels": 24}, {"objective.features": 1.0}, r"reads \(16, 4, 4\) in the mod"),
+        ("classes", {"classes": 7}, {}, r"for an item it gives \(7,\), the model \(4,\)"),
+        ("large", {"side": 12}, {}, r"does not fit the model: input .* has shape \(1, 3, 8, 8\)"),
+        ("none", {}, {"objective.distillation": 0.0}, "the recipe asks no teacher; leave it out"),
+    ):
+        teacher = tvmquant.load_onnx(small.export(tmp_path / f"{name}.onnx", **options))
+        with pytest.raises(TrainingError, match=message):
+            _train(graph, tmp_path / name, Recipe.read(RECIPE, changes), teacher=teacher)
     with pytest.raises(TrainingError, match="device 'nowhere': torch cannot compute there"):
         _train(graph, tmp_path / "d", device="nowhere")
+
+
+def test_what_cannot_be_written_to_is_said_at_once(graph, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match=r"cannot write to .*file \(File exists\); choose"):
+        _train(graph, tmp_path / "file")
 
 
 def test_phases_have_fields_of_their_own(graph, tmp_path) -> None:
