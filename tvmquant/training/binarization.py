@@ -18,6 +18,7 @@ from tvmquant.ir.rewriter import bindings_of
 from tvmquant.layers import quantizable_layers
 from tvmquant.levels import canonical
 from tvmquant.passes.insert_binarization import InsertBinarization, Rewrite, reasons_against
+from tvmquant.training.batch_norm import reestimate
 from tvmquant.training.method_sections import Binarization
 from tvmquant.twin import Twin
 
@@ -107,12 +108,8 @@ def settled(graph: Graph, data: Dataset) -> Graph:
     data : Dataset
     """
     twin = Twin(graph.module)
-    twin.live_batch_norm = True
-    with torch.no_grad():
-        for batch, _labels in data:
-            inputs = [torch.from_numpy(array) for array in arrays_of(batch)]
-            if len(inputs[0]) > 1:
-                twin(*inputs)
+    batches = (torch.from_numpy(arrays_of(batch)[0]) for batch, _labels in data)
+    reestimate(twin, (inputs for inputs in batches if len(inputs) > 1))
     return graph.with_module(twin.write_back())
 
 
