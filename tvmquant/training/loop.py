@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tvmquant.bit_choice import BitChoice
 from tvmquant.calibration import Calibration
-from tvmquant.errors import DataError, TrainingError
+from tvmquant.errors import TrainingError
 from tvmquant.graph import Graph
 from tvmquant.progress import Progress, Stage, silent_stage
 from tvmquant.sensitivity.loss import LEAST_SOFTMAX
@@ -23,16 +23,18 @@ from tvmquant.sensitivity.structure import SOFTMAX
 from tvmquant.training import distributed
 from tvmquant.training.augmentation import user_callable
 from tvmquant.training.checkpoint import Checkpoint
+from tvmquant.training.checks import (
+    check_batch,
+    check_classifier,
+    check_labels,
+    check_teacher,
+    check_validation,
+)
 from tvmquant.training.items import Items, batches_of, seed_of, steps_of
 from tvmquant.training.memory import keep_freed_memory
 from tvmquant.training.method import Batch, Method
 from tvmquant.training.methods import method_of
-from tvmquant.training.objective import (
-    check_classifier,
-    check_labels,
-    check_validation,
-    top1,
-)
+from tvmquant.training.objective import top1
 from tvmquant.training.optimizer import make_optimizer
 from tvmquant.training.recipe import Recipe
 from tvmquant.twin import Twin
@@ -347,65 +349,9 @@ class Training:
             check_labels(self.items, output.shape[1], recipe.objective)
             user_callable(recipe.augmentation)
             if recipe.objective.is_taught and recipe.objective.teacher == "float":
-                self._check_teacher(recipe, inputs, output)
-            self._check_batch(recipe)
+                check_teacher(self.twin, self.teacher, inputs, recipe.objective)
+            check_batch(self.items, recipe, self.twin)
         self.method.check()
-
-    def _check_teacher(self, recipe: Recipe, inputs: Tensor, output: Tensor) -> None:
-        seen: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
-        self.twin.observe_input = seen[False].__setitem__
-        self.teacher.observe_input = seen[True].__setitem__
-        try:
-            with torch.no_grad():
-                self.twin(inputs)
-                taught = self.teacher(inputs)
-        except DataError as error:
-            raise TrainingError(f"the teacher does not fit the model: {error}") from error
-        finally:
-            self.twin.observe_input = self.teacher.observe_input = None
-        if not isinstance(taught, Tensor) or taught.shape != output.shape:
-            found = tuple(taught.shape[1:]) if isinstance(taught, Tensor) else "several tensors"
-            raise TrainingError(
-                f"the teacher does not fit the model: for an item it gives {found}, the model "
-                f"{tuple(output.shape[1:])}; choose one of the same classes"
-            )
-        if not recipe.objective.features:
-            return
-        pairs = {name: (x, seen[True][name]) for name, x in seen[False].items()
-                 if name in seen[True]}  # fmt: skip
-        if not pairs:
-            raise TrainingError(
-                "objective.features: the teacher has no layer of a name that the model has, "
-                f"such as {next(iter(self.twin.weights))!r}"
-            )
-        for name, (own, other) in pairs.items():
-            if own.shape != other.shape:
-                raise TrainingError(
-                    f"objective.features: layer {name!r} reads {tuple(own.shape[1:])} in the model "
-                    f"and {tuple(other.shape[1:])} in the teacher; set objective.features to 0, or "
-                    "choose a teacher whose layers are as wide"
-                )
-
-    def _check_batch(self, recipe: Recipe) -> None:
-        size, processes = recipe.batch_size, distributed.size()
-        if len(self.items) < size:
-            raise TrainingError(f"{len(self.items)} items are no batch of {size}; lower batch_size")
-        if size % processes:
-            raise TrainingError(
-                f"a batch of {size} is not divided by {processes} processes; choose a multiple"
-            )
-        if recipe.batch_norm != "live":
-            return
-        self.twin.live_batch_norm = True
-        has_norms, self.twin.live_batch_norm = self.twin.live_batch_norm, False
-        if not has_norms:
-            raise TrainingError(
-                "batch_norm: live, and the model has no batch normalization (exporters fold "
-                "it); set insert_batch_norm to true, or batch_norm to folded, with a tenth of the "
-                "learning rate or less"
-            )
-        if size == processes:
-            raise TrainingError("batch_norm: live takes the statistics of more than one item")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tvmquant.errors import TrainingError
 from tvmquant.training.items import Items
 from tvmquant.training.sections import Objective
 
@@ -59,63 +58,6 @@ def feature_loss(features: dict[str, Tensor], teacher: dict[str, Tensor]) -> Ten
         if name in features
     ]
     return torch.stack(found).mean()
-
-
-def check_labels(items: Items, classes: int, what: Objective) -> None:
-    """Refuse items without labels, or with labels of no class, where labels count.
-
-    Raises
-    ------
-    TrainingError
-    """
-    if not what.labels:
-        return
-    if items.labels is None:
-        raise TrainingError(
-            "the recipe trains with labels (objective.labels), and the data have none; label "
-            "them by class folders or labels.csv, or set objective.labels to 0"
-        )
-    least, most = int(items.labels.min()), int(items.labels.max())
-    if least < 0 or most >= classes:
-        wrong = least if least < 0 else most
-        raise TrainingError(f"label {wrong} is no class of a network of {classes} outputs")
-
-
-def check_validation(items: Items | None, output: Tensor) -> None:
-    """Refuse to validate without labels, or a network that gives no class scores.
-
-    Parameters
-    ----------
-    items : Items, optional
-    output : tensor
-        Of the network for some items.
-
-    Raises
-    ------
-    TrainingError
-    """
-    if items is None:
-        return
-    if items.labels is None:
-        raise TrainingError(
-            "the data to validate with have no labels; label them by class folders or labels.csv, "
-            "or leave --validation out"
-        )
-    check_classifier(output)
-
-
-def check_classifier(output: Tensor) -> None:
-    """Refuse what is no row of class scores for each item.
-
-    Raises
-    ------
-    TrainingError
-    """
-    if not isinstance(output, Tensor) or output.ndim != 2:
-        raise TrainingError(
-            "the model's output is no row of class scores for each item; only classifiers can be "
-            "trained or validated yet"
-        )
 
 
 def top1(network: nn.Module, items: Items) -> float:
