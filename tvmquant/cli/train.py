@@ -187,14 +187,16 @@ def _words(name: str) -> str:
 
 def _table(history: list[dict[str, float]], title: str) -> Any:
     validated = list(dict.fromkeys(name for found in history for name in _validated(found)))
+    labelled = any("top1_training" in found for found in history)
     rows = [
         (
             str(index + 1) if "loss" in found else "",
             f"{found['loss']:.4f}" if "loss" in found else "",
-            percent(found.get("top1_training")),
+            *([percent(found.get("top1_training"))] if labelled else []),
             *(percent(found.get(name)) for name in validated),
         )
         for index, found in enumerate(history)
     ]
     heads = [f"exact integers{name.removeprefix('top1').replace('_', ' ')}>" for name in validated]
-    return make_table(title, ["epoch", "loss>", "while training>", *heads], rows)
+    training = ["while training>"] if labelled else []
+    return make_table(title, ["epoch", "loss>", *training, *heads], rows)

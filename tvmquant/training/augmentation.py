@@ -88,7 +88,10 @@ def user_callable(how: Augmentation) -> Callable[[Tensor], Tensor] | None:
         for part in name.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
-        raise TrainingError(f"augmentation.call {how.call!r}: {error}") from error
+        raise TrainingError(
+            f"augmentation.call {how.call!r}: {error}; expected module:function, the module's "
+            "folder being in PYTHONPATH"
+        ) from error
     if not callable(found):
         raise TrainingError(f"augmentation.call {how.call!r}: is not callable")
     return found

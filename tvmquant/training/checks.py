@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tvmquant.errors import DataError, TrainingError
+from tvmquant.errors import TrainingError
 from tvmquant.training import distributed
 from tvmquant.training.items import Items
 from tvmquant.training.recipe import Recipe
@@ -27,14 +27,11 @@ def check_labels(items: Items, classes: int, what: Objective) -> None:
             "the recipe trains with labels (objective.labels), and the data have none; label "
             "them by class folders or labels.csv, or set objective.labels to 0"
         )
-    least, most = int(items.labels.min()), int(items.labels.max())
-    if least < 0 or most >= classes:
-        wrong = least if least < 0 else most
-        raise TrainingError(f"label {wrong} is no class of a network of {classes} outputs")
+    _check_range(items.labels, classes)
 
 
 def check_validation(items: Items | None, output: Tensor) -> None:
-    """Refuse to validate without labels, or a network that gives no class scores.
+    """Refuse to validate without labels of classes, or a network that gives no class scores.
 
     Parameters
     ----------
@@ -54,6 +51,7 @@ def check_validation(items: Items | None, output: Tensor) -> None:
             "or leave --validation out"
         )
     check_classifier(output)
+    _check_range(items.labels, output.shape[1], " (of the data to validate with)")
 
 
 def check_classifier(output: Tensor) -> None:
@@ -70,14 +68,24 @@ def check_classifier(output: Tensor) -> None:
         )
 
 
+def _check_range(labels: Tensor, classes: int, where: str = "") -> None:
+    least, most = int(labels.min()), int(labels.max())
+    if least < 0 or most >= classes:
+        wrong = least if least < 0 else most
+        raise TrainingError(
+            f"label {wrong}{where} is no class of a network of {classes} outputs; expected 0 to "
+            f"{classes - 1}"
+        )
+
+
 def check_teacher(twin: Twin, teacher: Twin, inputs: Tensor, what: Objective) -> None:
-    """Refuse a teacher of other inputs or outputs, or, where they count, of other features.
+    """Refuse a teacher of other outputs, or, where they count, of other features.
 
     Parameters
     ----------
     twin, teacher : Twin
     inputs : float tensor (N, ...)
-        That `twin` takes.
+        That both take.
     what : Objective
 
     Raises
@@ -90,8 +98,6 @@ def check_teacher(twin: Twin, teacher: Twin, inputs: Tensor, what: Objective) ->
     try:
         with torch.no_grad():
             output, taught = twin(inputs), teacher(inputs)
-    except DataError as error:
-        raise TrainingError(f"the teacher does not fit the model: {error}") from error
     finally:
         twin.observe_input = teacher.observe_input = None
     if not isinstance(taught, Tensor) or taught.shape != output.shape:

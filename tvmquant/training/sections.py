@@ -85,7 +85,7 @@ class Optimizer(Section):
     name : {"sgd", "adam", "rmsprop"}
         SGD with Nesterov's momentum, Adam with decoupled decay, or RMSprop.
     lr, momentum, weight_decay : float
-        Decay is that of weights only.
+        Momentum is not Adam's, whose are 0.9 and 0.999. Decay is that of weights only.
     step_lr : float
         Learning rate of quantizers' steps.
     most_norm : float, optional

@@ -82,12 +82,13 @@ def train(
     calibration : Calibration, optional
         From `tvmquant.calibrate` with ``fold_batch_norm`` as the recipe has it; default: of up to
         512 of the items.
-    validation : likewise, optional
+    validation : like `data`, optional
         With labels: the exact twin's top-1 after every epoch.
     stage : Stage
         Shows what is done.
     teacher : Graph, optional
-        Level L0, of the same inputs and classes; default: `graph`.
+        Level L0, of the same input and classes; default: `graph`. Refused where the recipe has
+        no use for it.
     device : str, optional
         As torch names it; default: its GPU, if it has one.
     on_epoch, on_step : callable
@@ -130,6 +131,13 @@ def train(
             "the recipe asks no teacher; leave it out, or set objective.distillation above 0 and "
             "objective.teacher to float"
         )
+    taught = (teacher or graph).item_inputs()
+    if [each.shape for each in taught] != [each.shape for each in inputs]:
+        takes = [str(each.shape) for each in (*taught, *inputs)]
+        raise TrainingError(
+            f"the teacher does not fit the model: it takes {', '.join(takes[:-1])} of an "
+            f"item, the model {takes[-1]}"
+        )
     _check_writable(folder)
     where = distributed.chosen_device(device)
     distributed.join(where)
@@ -146,12 +154,18 @@ def train(
     teacher, given, layers = teacher or graph, graph, tuple[str, ...]()
     if recipe.insert_batch_norm:
         if calibration is not None:
-            raise TrainingError("insert_batch_norm: what is calibrated has the normalizations")
+            raise TrainingError(
+                "insert_batch_norm: the calibration is of a network without what is inserted; "
+                "leave calibration out"
+            )
         with stage("insert normalizations") as progress:
             graph = with_batch_norms(graph, few, progress)
     if recipe.binarization is not None:
         if calibration is not None:
-            raise TrainingError("binarization: what is calibrated has the binary layers")
+            raise TrainingError(
+                "binarization: the calibration is of a network before its layers are binary; leave "
+                "calibration out"
+            )
         with stage("make layers binary"):
             graph, layers = binarized(graph, recipe.binarization)
             graph = settled(graph, few) if layers else graph
