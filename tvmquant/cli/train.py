@@ -41,9 +41,11 @@ def train_model(
         ),
     ] = None,
     choice: Annotated[
-        str,
-        typer.Option("--choice", metavar="C", help="Bit widths of all layers but the ends."),
-    ] = "w4a4",
+        str | None,
+        typer.Option(
+            "--choice", metavar="C", help="Bit widths of all layers but the ends; default: w4a4."
+        ),
+    ] = None,
     plan: Annotated[
         Path | None,
         typer.Option("--plan", metavar="plan.json", help="Take the bit widths from a plan."),
@@ -86,7 +88,7 @@ def train_model(
     from tvmquant.export import export_onnx
     from tvmquant.frontend import load_onnx
     from tvmquant.training import Recipe, train
-    from tvmquant.training.widths import given_choices
+    from tvmquant.training.given_choices import given_choices
 
     chosen = Recipe.read(recipe, dict(map(parse_change, changes or [])))
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun, on this machine
@@ -111,7 +113,7 @@ def train_model(
         open_data(data, preprocess, inputs=inputs, select=select),
         chosen,
         out=folder,
-        choices=given_choices(graph, choice, plan),
+        choices=given_choices(graph, chosen, choice, plan),
         validation=validated,
         teacher=taught,
         device=device,
@@ -123,6 +125,8 @@ def train_model(
         return
     file = folder / TRAINED
     with stage("export"):
+        for stale in folder.glob(f"{file.stem}-w*{file.suffix}"):
+            stale.unlink()  # or they would pass for widths of this network
         for width, at_width in trained.widths.items():
             export_onnx(at_width, file.with_stem(f"{file.stem}-w{width}"))
         if not trained.widths:

@@ -36,6 +36,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tvmquant.bit_choice import BitChoice
+from tvmquant.errors import TrainingError
 from tvmquant.formats import Uniform
 from tvmquant.graph import Graph
 from tvmquant.layers import uniform_choices
@@ -83,6 +84,19 @@ class AdaptiveWidths(Method):
         found = self.recipe.adaptive
         assert found is not None
         return found
+
+    def check(self) -> None:
+        """Refuse choices of layers, which the recipe's widths are in place of.
+
+        Raises
+        ------
+        TrainingError
+        """
+        if self.training.choices:
+            raise TrainingError(
+                f"the recipe trains all layers at {', '.join(map(str, self.how.widths))} bits "
+                "(adaptive.widths); leave out choices (--choice, --plan)"
+            )
 
     def put_in(self) -> list[TrainedQuantizer]:
         """Let quantizers of every width take the place of the twin's."""

@@ -223,6 +223,23 @@ def test_the_command_writes_a_file_for_each_width(model, tmp_path):
     np.savez(tmp_path / "data.npz", images=images, labels=labels)
     arguments = ["train", model, "--data", tmp_path / "data.npz", "--recipe", "switchable", "-o",
                  tmp_path / "run", "--set", "epochs=1", "--set", "batch_size=16", "-q"]  # fmt: skip
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "trained-w3.onnx").touch()  # of an earlier training
     assert CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False).exit_code == 0
     names = {path.name for path in (tmp_path / "run").glob("*.onnx")}
     assert names == {f"trained-w{width}.onnx" for width in (8, 6, 4, 2)}
+
+
+def test_choices_of_layers_are_refused(model, tmp_path):
+    images, labels = small.data(32)
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    arguments = ["train", model, "--data", tmp_path / "data.npz", "-o", tmp_path / "run", "-q",
+                 "--set", "batch_size=16"]  # fmt: skip
+
+    def refused(*more, message):
+        found = CliRunner().invoke(app, list(map(str, [*arguments, *more])))
+        assert found.exit_code == 2
+        assert message in " ".join(found.stderr.split())
+
+    refused("--recipe", "switchable", "--choice", "w2a2", message="at 8, 6, 4, 2 bits (adaptive.w")
+    refused("--plan", "p.json", "--choice", "w2a2", message="the bit widths; leave out --choice")
