@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TypeVar
+from datetime import timedelta
+from typing import Final, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,8 @@ from torch import nn
 from tvmquant.errors import TrainingError
 
 T = TypeVar("T")
+# While the first process validates integers, on its processor, the others wait.
+LONGEST_WAIT: Final = timedelta(hours=24)
 
 
 def join(device: torch.device) -> None:
@@ -20,7 +23,8 @@ def join(device: torch.device) -> None:
         return
     if device.type == "cuda":  # numbers and objects that processes exchange are put there
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=LONGEST_WAIT)
 
 
 def rank() -> int:

@@ -20,7 +20,7 @@ class Affine(Section):
     Parameters
     ----------
     until : float
-        Share of the steps when only the quantized are left.
+        Share of the steps, of each phase anew, when only the quantized are left.
     weights, activations : bool
         What this holds for; the others are quantized from the first step on.
     """
@@ -36,9 +36,10 @@ class Proximal(Section):
     Parameters
     ----------
     rate : float
-        By which a step draws, in units of its learning rate, for each epoch that is done.
+        By which a step draws, in units of its learning rate, for each epoch of its phase that is
+        done.
     hard : float
-        Share of the steps from which weights are their levels.
+        Share of the steps of a phase from which weights are their levels.
     """
 
     rate: Positive = 1e-4

@@ -72,6 +72,9 @@ def told(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "extra_forbidden":
         return f"{field}: there is no such field{_hint(field, model)}"
     given = first["input"]
+    if first["type"] == "model_type":
+        inner = next(name for name in _fields(model) if name.startswith(f"{field}."))
+        return f"{field}: {given!r} is no section; set its fields, such as {inner}"
     if isinstance(given, str | int | float | bool):
         message = f"{given!r}: {message[0].lower()}{message[1:]}"
     return f"{field}: {message}" if field else message

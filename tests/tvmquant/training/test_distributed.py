@@ -52,7 +52,9 @@ def test_two_processes_train_what_one_does(model, tmp_path) -> None:
 def test_each_process_has_a_gpu_of_its_own(monkeypatch) -> None:
     calls = []
     monkeypatch.setattr("torch.cuda.set_device", calls.append)
-    monkeypatch.setattr("torch.distributed.init_process_group", calls.append)
+    monkeypatch.setattr(
+        "torch.distributed.init_process_group", lambda backend, **_: calls.append(backend)
+    )
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.empty", lambda *_, device: None)
     monkeypatch.setenv("LOCAL_RANK", "3")

@@ -28,6 +28,10 @@ def test_a_file_is_read_and_fields_are_changed(tmp_path) -> None:
             r"lr: .*; did you mean optimizer\.lr or reconstruction\.lr",
         ),
         ("weights: {stp: fixed}", r"weights\.stp: .*; did you mean weights\.step"),
+        (
+            "weights: fixed",
+            r"weights: 'fixed' is no section; set its fields, such as weights\.step",
+        ),
         ("epochs: 0", "nothing to do: 0 epochs, and no reconstruction"),
         ("epochs: -1", "epochs: .*greater than or equal to 0"),
         ("schema_version: 2", "schema_version"),
