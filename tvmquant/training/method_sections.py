@@ -94,6 +94,14 @@ class Adaptive(Section):
             raise ValueError("widths: one is there twice")
         if self.swap is not None and self.teacher != "selected":
             raise ValueError("swap: layers are swapped with the teacher that is selected")
+        if self.most_distance is not None and self.teacher != "selected":
+            raise ValueError("most_distance: says which teacher is selected; set teacher: selected")
+        if self.teacher != "objective" and (self.passes != "all" or self.mixed):
+            raise ValueError("teacher: wider passes teach; set passes: all and mixed: false")
+        if self.mixed and self.passes != "all":
+            raise ValueError("mixed: widths are drawn for a pass more; set passes: all")
+        if self.reestimate and self.norms == "shared":
+            raise ValueError("reestimate: widths that share norms have one set; set norms: weight")
         return self
 
 
