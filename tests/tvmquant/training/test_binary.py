@@ -228,7 +228,7 @@ def test_signs_that_a_model_has_are_trained(tmp_path, frozen) -> None:
         ({"binarization.layers": ["*Gemm"]}, "cannot be binary: it is dense, and no shortcut"),
         ({"batch_norm": "folded"}, "binary layers are normalized while training"),
         ({"binarization.inputs": "real"}, "are of layers that read signs"),
-        ({"binarization.gradient": "none"}, "binarization.gradient: Input should be"),
+        ({"binarization.gradient": "none"}, "binarization.gradient: 'none': input should be"),
         (
             {"phases": [{"share": 1.0, "changes": {"binarization.real_weights": True}}]},
             "of the last phase weights are signs",

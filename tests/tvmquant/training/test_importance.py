@@ -183,7 +183,7 @@ def test_another_model_or_width_is_refused(graph, trained) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"importance.widths": [1, 4]}, r"importance.widths.0: Input should be greater"),
+        ({"importance.widths": [1, 4]}, r"importance.widths.0: 1: input should be greater"),
         ({"importance.widths": []}, r"importance.widths: .* at least 1 item"),
         ({"importance.alpha": -1.0}, r"importance.alpha: .* greater than or equal to 0"),
         ({"weights.step": "fixed"}, r"weights.step: importance is what is learned of steps"),
