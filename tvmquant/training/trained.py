@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Mapping
@@ -138,9 +139,10 @@ def train(
             f"the teacher does not fit the model: it takes {', '.join(takes[:-1])} of an "
             f"item, the model {takes[-1]}"
         )
-    _check_writable(folder)
     where = distributed.chosen_device(device)
     distributed.join(where)
+    if distributed.rank() == 0:  # which writes
+        _check_writable(folder)
     folded = recipe.batch_norm == "folded"
 
     def opened(source: Any) -> Dataset:
@@ -210,7 +212,8 @@ def train(
 
 
 def _check_writable(folder: Path) -> None:
-    """Refuse a folder that nothing can be written to, before anything slow."""
+    """Refuse a folder that nothing can be written to, before anything slow; leave no trace."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -219,3 +222,7 @@ def _check_writable(folder: Path) -> None:
         raise TrainingError(
             f"cannot write to {folder} ({error.strerror}); choose another folder"
         ) from error
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
