@@ -16,13 +16,14 @@ from benchmarks.training.common import MODEL, Setting
 from tvmquant.bit_choice import BitChoice
 from tvmquant.layers import quantizable_layers, uniform_choices
 from tvmquant.levels import canonical
-from tvmquant.quantization import apply_calibration, calibrate
+from tvmquant.quantization import calibrate
 from tvmquant.sensitivity.structure import ends_of
 from tvmquant.training import Recipe
 from tvmquant.training.items import Items
 from tvmquant.training.loop import Training
 from tvmquant.training.method import Batch
 from tvmquant.training.optimizer import make_optimizer
+from tvmquant.training.start import start_of
 from tvmquant.twin import Twin
 
 BATCH: Final = 128
@@ -88,10 +89,7 @@ def _quantized_step(
     objective = {"labels": 1.0, "distillation": 0.0}
     recipe = Recipe.read("lsq", {"residual_bits": bits, "objective": objective})
     choices = uniform_choices(quantizable_layers(graph), BitChoice.parse(choice))
-    start = apply_calibration(
-        graph, calibration, choices=choices, residual_bits=bits, fold_batch_norm=False,
-        bound_pairs=False, correct_bias=False,
-    )  # fmt: skip
+    start = start_of(graph, calibration, choices, recipe)
     ends = ends_of(graph.module)[0]
     training = Training(
         graph, calibration, choices, Twin(start.module, mode="quantized"), Twin(graph.module),

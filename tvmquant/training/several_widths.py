@@ -17,9 +17,10 @@ from tvmquant.formats import Format
 from tvmquant.graph import Graph
 from tvmquant.layers import quantizable_layers, uniform_choices
 from tvmquant.passes.split_residual_width import RESIDUAL
-from tvmquant.quantization import activation_formats, apply_calibration
+from tvmquant.quantization import activation_formats
 from tvmquant.training.quantizers import TrainedQuantizer
 from tvmquant.training.recipe import Recipe
+from tvmquant.training.start import start_of
 from tvmquant.twin import Twin
 from tvmquant.twin.quantizer_module import FakeQuantize, FakeSign, WeightQuantizer
 
@@ -208,7 +209,7 @@ class SeveralWidths:
         self.layers = quantizable_layers(graph)
         # where one has a step of its own for residual connections, this has
         narrowest = min(choices, key=lambda choice: choice.activation.bits)
-        start = self._annotated(uniform_choices(self.layers, narrowest))
+        start = self._start(uniform_choices(self.layers, narrowest))
         self.twin = Twin(start.module, mode="quantized")
         self.quantizers: list[TrainedQuantizer] = []
         self.formats: dict[str, Formats] = {}
@@ -265,8 +266,8 @@ class SeveralWidths:
     def drawn(self, random: torch.Generator) -> dict[str, BitChoice]:
         """Return formats drawn for each weight, and for each group of tied activations."""
 
-        def one_of(formats: Sequence[Format]) -> Format:
-            return formats[int(torch.randint(len(formats), (), generator=random))]
+        def one_of(candidates: Sequence[Format]) -> Format:
+            return candidates[int(torch.randint(len(candidates), (), generator=random))]
 
         read: dict[str, Format] = {}
         found = {}
@@ -280,7 +281,7 @@ class SeveralWidths:
     def graph_of(self, choices: BitChoice | Mapping[str, BitChoice]) -> Graph:
         """Return the network (L1) at these widths, which it keeps."""
         self.set_widths(choices)
-        start = self._annotated(self.choices)
+        start = self._start(self.choices)
         twin = Twin(start.module, mode="quantized")
         twin.substitutes = self.twin.constants
         own = self.twin.quantizers
@@ -295,12 +296,8 @@ class SeveralWidths:
         assert isinstance(found, FakeQuantize)
         return float(found.scale.detach().mean())
 
-    def _annotated(self, choices: Mapping[str, BitChoice]) -> Graph:
-        recipe = self.recipe
-        return apply_calibration(
-            self.graph, self.calibration, choices=choices, residual_bits=recipe.residual_bits,
-            bound_pairs=False, correct_bias=False, fold_batch_norm=recipe.batch_norm == "folded",
-        )  # fmt: skip
+    def _start(self, choices: Mapping[str, BitChoice]) -> Graph:
+        return start_of(self.graph, self.calibration, choices, self.recipe)
 
     def _put_in(self, choices: Sequence[BitChoice], per_tensor: bool) -> None:
         """Replace the twin's quantizers by those of all widths."""
@@ -345,7 +342,7 @@ class SeveralWidths:
         )
         given: dict[str, dict[str, FakeQuantize]] = {name: {} for name in names}
         for choice in choices:
-            twin = Twin(self._annotated(uniform_choices(self.layers, choice)).module)
+            twin = Twin(self._start(uniform_choices(self.layers, choice)).module)
             held = {edge.id: edge.format for edge in twin.edges}
             for name, quantizer in twin.quantizers.items():
                 assert isinstance(quantizer, FakeQuantize)

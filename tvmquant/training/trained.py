@@ -108,7 +108,7 @@ def train(
     ``batch_norm: live`` statistics are those of its part. The first writes the files.
     """
     from tvmquant.data import Dataset, open_data
-    from tvmquant.quantization import apply_calibration, calibrate
+    from tvmquant.quantization import calibrate
     from tvmquant.sensitivity.structure import ends_of
     from tvmquant.training import distributed
     from tvmquant.training.binarization import binarized, settled
@@ -116,6 +116,7 @@ def train(
     from tvmquant.training.items import read
     from tvmquant.training.loop import Training
     from tvmquant.training.reconstruction import Kept, round_anew
+    from tvmquant.training.start import start_of
     from tvmquant.twin import Twin
 
     recipe, folder = Recipe.read(recipe), Path(out)
@@ -175,10 +176,7 @@ def train(
     if calibration is None:
         with stage("calibrate") as progress:
             calibration = calibrate(graph, few, fold_batch_norm=folded, progress=progress)
-    start = apply_calibration(
-        graph, calibration, choices=choices, residual_bits=recipe.residual_bits,
-        fold_batch_norm=folded, bound_pairs=False, correct_bias=False,
-    )  # fmt: skip
+    start = start_of(graph, calibration, choices, recipe)
     with stage("read") as progress:
         items = read(training_data, progress, folder)
         validated = None if validation is None else read(opened(validation), folder=folder)

@@ -11,10 +11,11 @@ from tvmquant.bit_choice import BitChoice
 from tvmquant.errors import QuantizationError, TrainingError
 from tvmquant.layers import quantizable_layers, uniform_choices
 from tvmquant.passes import pipeline
-from tvmquant.quantization import apply_calibration, calibrate
+from tvmquant.quantization import calibrate
 from tvmquant.training import Recipe
 from tvmquant.training.quantizers import put_in
 from tvmquant.training.several_widths import SeveralWidths, SwitchedQuantizer
+from tvmquant.training.start import start_of
 from tvmquant.twin import Twin
 
 CHOICES = [BitChoice.parse(name) for name in ("w8a8", "w4a4", "w3a3", "w2a2")]
@@ -54,11 +55,8 @@ def _images(count=16):
 
 
 def _alone(graph, calibration, choice, recipe=RECIPE):
-    start = apply_calibration(
-        graph, calibration, choices=uniform_choices(quantizable_layers(graph), choice),
-        fold_batch_norm=recipe.batch_norm == "folded", bound_pairs=False, correct_bias=False,
-        residual_bits=recipe.residual_bits,
-    )  # fmt: skip
+    choices = uniform_choices(quantizable_layers(graph), choice)
+    start = start_of(graph, calibration, choices, recipe)
     twin = Twin(start.module, mode="quantized")
     put_in(twin, recipe)
     return twin
