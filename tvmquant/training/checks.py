@@ -2,15 +2,81 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from tvmquant.errors import TrainingError
+from tvmquant.graph import Graph
 from tvmquant.training import distributed
 from tvmquant.training.items import Items
 from tvmquant.training.recipe import Recipe
 from tvmquant.training.sections import Objective
 from tvmquant.twin import Twin
+
+
+def check_networks(graph: Graph, teacher: Graph | None, recipe: Recipe) -> None:
+    """Refuse a network of several inputs, and a teacher of another input or of no use.
+
+    Parameters
+    ----------
+    graph : Graph
+    teacher : Graph, optional
+        Another than `graph`.
+    recipe : Recipe
+
+    Raises
+    ------
+    TrainingError
+    """
+    inputs = graph.item_inputs()
+    if len(inputs) != 1:
+        raise TrainingError(
+            f"{graph.name!r} has {len(inputs)} inputs; only networks of one are trained yet"
+        )
+    if teacher is None:
+        return
+    taught = [
+        phase.objective.is_taught and phase.objective.teacher == "float"
+        for phase in recipe.in_phases()
+    ]
+    if not any(taught):
+        raise TrainingError(
+            "the recipe asks no teacher; leave it out, or set objective.distillation above 0 and "
+            "objective.teacher to float"
+        )
+    shapes = [each.shape for each in teacher.item_inputs()]
+    if shapes != [inputs[0].shape]:
+        takes = " and ".join(map(str, shapes))
+        raise TrainingError(
+            f"the teacher does not fit the model: it takes {takes} of an item, the model "
+            f"{inputs[0].shape}"
+        )
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that nothing can be written to; leave no trace.
+
+    Raises
+    ------
+    TrainingError
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise TrainingError(
+            f"cannot write to {folder} ({error.strerror}); choose another folder"
+        ) from error
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def check_labels(items: Items, classes: int, what: Objective) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +110,7 @@ def train(
     from tvmquant.sensitivity.structure import ends_of
     from tvmquant.training import distributed
     from tvmquant.training.binarization import binarized, settled
+    from tvmquant.training.checks import check_networks, check_writable
     from tvmquant.training.inserted_norms import with_batch_norms
     from tvmquant.training.items import read
     from tvmquant.training.loop import Training
@@ -121,29 +120,11 @@ def train(
 
     recipe, folder = Recipe.read(recipe), Path(out)
     inputs = graph.item_inputs()
-    if len(inputs) != 1:
-        raise TrainingError(
-            f"{graph.name!r} has {len(inputs)} inputs; only networks of one are trained yet"
-        )
-    if teacher is not None and not any(
-        phase.objective.is_taught and phase.objective.teacher == "float"
-        for phase in recipe.in_phases()
-    ):
-        raise TrainingError(
-            "the recipe asks no teacher; leave it out, or set objective.distillation above 0 and "
-            "objective.teacher to float"
-        )
-    taught = (teacher or graph).item_inputs()
-    if [each.shape for each in taught] != [each.shape for each in inputs]:
-        takes = [str(each.shape) for each in (*taught, *inputs)]
-        raise TrainingError(
-            f"the teacher does not fit the model: it takes {', '.join(takes[:-1])} of an "
-            f"item, the model {takes[-1]}"
-        )
+    check_networks(graph, teacher, recipe)
     where = distributed.chosen_device(device)
     distributed.join(where)
     if distributed.rank() == 0:  # which writes
-        _check_writable(folder)
+        check_writable(folder)
     folded = recipe.batch_norm == "folded"
 
     def opened(source: Any) -> Dataset:
@@ -207,20 +188,3 @@ def train(
     history = training.run(folder / CHECKPOINT, identity, stage, on_epoch, on_step)
     method = training.method
     return Trained(method.written(), history, method.sensitivity(), method.written_widths())
-
-
-def _check_writable(folder: Path) -> None:
-    """Refuse a folder that nothing can be written to, before anything slow; leave no trace."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise TrainingError(
-            f"cannot write to {folder} ({error.strerror}); choose another folder"
-        ) from error
-    finally:
-        for path in made:
-            with contextlib.suppress(OSError):
-                path.rmdir()
