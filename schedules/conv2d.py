@@ -70,7 +70,7 @@ from tvm.s_tir import Schedule
 from tvmquant.errors import TargetError
 from tvmquant.machine import Machine
 from tvmquant.schedules import isa
-from tvmquant.schedules.conv2d_binary import LONGEST_COUNT, counts, pack_bias
+from tvmquant.schedules.conv2d_binary import LONGEST_COUNT, counts
 from tvmquant.schedules.conv2d_compute import (
     COPIED,
     compute,
@@ -83,6 +83,7 @@ from tvmquant.schedules.conv2d_packing import (
     check_narrow,
     container_of,
     group_scale,
+    pack_bias,
     pack_scale,
     pack_weight,
     provable_chain,
@@ -130,6 +131,7 @@ def schedule(sch: Schedule, spec: Conv2DSpec, tiling: Tiling) -> None:
     # 1. cut the loops; ``steps`` are around a tile, ``products`` within its instructions
     loops = sch.get_loops(acc)
     planes = [loops.pop(3)] if spec.binary else []
+    partial = [loops.pop(4)] if dot.partial > 1 else []
     n, h, w, o, ry, rt, *reduced = loops
     halves = []
     if e.chained:
@@ -137,17 +139,24 @@ def schedule(sch: Schedule, spec: Conv2DSpec, tiling: Tiling) -> None:
     elif e.in_registers:
         steps, *halves, k_in = reduced
         products = [k_in]
+    elif partial:
+        steps, *products = reduced
     else:
         steps, *products = sch.split(reduced[0], [None, dot.group])
     taps = []
     if e.taps_apart and asks(spec, tiling):
         *taps, steps = sch.split(steps, [spec.kernel[1], None])
+    unrolled = []
+    if not e.chained and not e.in_registers and dot.cost.unrolled > 1:
+        count = math.gcd(int(sch.get(steps).extent), dot.cost.unrolled)
+        steps, *unrolled = sch.split(steps, [None, count])
     h_out, h_in = sch.split(h, [None, tiling.row_block])
     w_block, w_out, w_in = sch.split(
         w, [None, tiling.column_block // tiling.column_tile, tiling.column_tile]
     )
     o_out, o_mid, lane = sch.split(o, [None, tiling.channel_tile, dot.lanes])
-    inner = [h_in, w_out, ry, rt, *taps, steps, w_in, *planes, o_mid, *halves, lane, *products]
+    around = [h_in, w_out, ry, rt, *taps, steps, *unrolled]
+    inner = [*around, w_in, *planes, o_mid, *halves, lane, *partial, *products]
 
     # 2. tasks, and in each the blocks of output channels
     if tiling.parallel == "channels":
@@ -160,6 +169,8 @@ def schedule(sch: Schedule, spec: Conv2DSpec, tiling: Tiling) -> None:
     # 3. the epilogue on each tile, the chains of a tile, the padded rows once per task
     if spec.planes > 1:
         _schedule_planes(sch, w_out, tiling)
+    if partial:
+        sch.reverse_compute_at(sch.get_sblock("collected"), w_out, preserve_unit_loops=True)
     sch.reverse_compute_at(out, w_out, preserve_unit_loops=True)
     if e.chained:
         sch.compute_at(sch.get_sblock("part"), steps, preserve_unit_loops=True)
@@ -187,10 +198,12 @@ def schedule(sch: Schedule, spec: Conv2DSpec, tiling: Tiling) -> None:
         _schedule_counts(sch, tiling)
     elif e.chained:
         _schedule_chain(sch, tiling, e)
+    if partial:
+        _schedule_collecting(sch, dot)
     init = sch.decompose_reduction(acc, ry)
     *outer, lanes = sch.get_loops(init)
     sch.vectorize(lanes)
-    for loop in outer[-2 - len(planes) :]:
+    for loop in outer[-2 - len(planes) - len(partial) :]:
         sch.unroll(loop)
     if dot.tensorized:
         stage = Stage.DOT_NIBBLES if e.in_registers else Stage.DOT
@@ -200,7 +213,7 @@ def schedule(sch: Schedule, spec: Conv2DSpec, tiling: Tiling) -> None:
             stage = Stage.SCALE if spec.w_group else Stage.WIDEN
         first, *_ = [*halves, lane]
         sch.tensorize(first, isa.intrinsic(dot, stage))
-    for loop in (w_in, *planes, o_mid):
+    for loop in (*unrolled, w_in, *planes, o_mid):
         sch.unroll(loop)
 
 
@@ -231,7 +244,8 @@ def _schedule_unpacking(sch: Schedule, block: Any, spec: Conv2DSpec, tiling: Til
     """Unpack the weights of one block of output channels before it, once for all its pixels."""
     unpacked = sch.get_sblock("unpacked")
     sch.compute_at(unpacked, block, preserve_unit_loops=True)
-    half, lane, j = sch.get_loops(unpacked)[-3:]
+    step, lane, j = sch.get_loops(unpacked)[-3:]
+    _, half = sch.split(step, [None, 2])
     scaled = spec.w_group > 0 and not Extents.of(spec, tiling).chained
     if scaled and isa.offers(tiling.dot, Stage.UNPACK_SCALED):
         sch.tensorize(half, isa.intrinsic(tiling.dot, Stage.UNPACK_SCALED))
@@ -268,6 +282,21 @@ def _schedule_planes(sch: Schedule, tile: Any, tiling: Tiling) -> None:
     for loop in (column, block, plane):
         sch.unroll(loop)
     sch.vectorize(lane)
+
+
+def _schedule_collecting(sch: Schedule, dot: DotProduct) -> None:
+    """Add up the partial sums of a tile."""
+    collected = sch.get_sblock("collected")
+    *_, column, channel, _ = sch.get_loops(collected)
+    block, lane = sch.split(channel, [None, dot.lanes])
+    init = sch.decompose_reduction(collected, column)
+    *_, columns, blocks, lanes = sch.get_loops(init)
+    sch.vectorize(lanes)
+    sch.unroll(blocks)
+    sch.unroll(columns)
+    sch.tensorize(lane, isa.intrinsic(dot, Stage.COLLECT))
+    sch.unroll(column)
+    sch.unroll(block)
 
 
 def _schedule_rows(sch: Schedule, tiling: Tiling, task: Any) -> None:

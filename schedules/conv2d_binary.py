@@ -22,7 +22,7 @@ zero bits, a. A tap that reads padding adds a w in place of zero_point w, for ea
 that is the same for all input values, and the bias makes up for it: for those taps that are
 computed. All are, or all but those of rows in the padding (`skip_padding`), whose zero_point w the
 bias adds as well. So it depends on an output pixel's distance to the border. Pixels of equal bias
-are a *class*, of rows and of columns (`pack_bias`).
+are a *class*, of rows and of columns (`class_bias`).
 
 *Counts looked up* (`isa.binary_stages`) are added up in bytes: at most 4 a step, so `LONGEST_COUNT`
 steps fit 8 bits. They are widened into 16 bits, which hold every count of a window of less than
@@ -48,6 +48,7 @@ from tvmquant.schedules.skip_padding import skips_rows
 LONGEST_COUNT = 255 // INDEX_BITS
 
 __all__ = [
+    "class_bias",
     "LONGEST_COUNT",
     "bias_shape",
     "bits_of",
@@ -57,7 +58,6 @@ __all__ = [
     "counted_words",
     "counts",
     "interleaved",
-    "pack_bias",
     "padding_bits",
     "subtracted",
     "table_placeholder",
@@ -238,7 +238,7 @@ def bias_shape(spec: Conv2DSpec, tiling: Tiling) -> tuple[int, int, int]:
     return rows, columns, Extents.of(spec, tiling).outputs
 
 
-def pack_bias(
+def class_bias(
     bias: npt.NDArray[np.int32], weight: npt.NDArray[np.int8], spec: Conv2DSpec, tiling: Tiling
 ) -> npt.NDArray[np.int32]:
     """Return the bias of every class: equation (3) of the module, without the counts.

@@ -51,8 +51,8 @@ def compute(spec: Conv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     """Define the layer on padded extents.
 
     Blocks: ``rows`` (unless direct), ``patches`` (of joined rows), ``unpacked`` (4-bit weights,
-    unless in registers), ``part`` (chains), ``acc``, ``counts`` (of several planes of bits) and
-    ``out``.
+    unless in registers), ``part`` (chains), ``acc``, ``collected`` (of partial sums), ``counts``
+    (of several planes of bits) and ``out``.
 
     Arguments of the function: x, weight (packed), with ``w_group`` the groups' factors (packed),
     where counts are looked up their table, bias, the epilogue's vectors (each of `padded_outputs`
@@ -85,6 +85,8 @@ def compute(spec: Conv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     else:
         acc = _summed(operands, spec, tiling)
 
+    if dot.partial > 1:
+        acc = _collected(acc)
     counts = subtracted(acc, spec) if spec.binary else None
 
     def finish(n: Any, h: Any, w: Any, o: Any) -> Any:
@@ -92,7 +94,7 @@ def compute(spec: Conv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
             total = bias[(*border(spec, tiling, h, w), o)] - counts(n, h, w, o)
         else:
             total = acc[n, h, w, o] + bias[o]
-        return apply_at(spec.epilogue, total, extra, (n, h, w, o))
+        return apply_at(spec.epilogue, total, extra, (n, h, w, o), narrows=dot.narrows)
 
     out = te.compute(out_shape, finish, name="out")
     packed = [weight, *(tensor for tensor in (scale, table) if tensor is not None)]
@@ -156,19 +158,18 @@ def _weight_reader(
     if e.in_registers:
         return in_registers
 
-    def unpack(ob: Any, ry: Any, rt: Any, byte: Any, half: Any, lane: Any, j: Any) -> Any:
-        value = nibble(weight[ob, ry, rt, byte, lane, j], half)
+    def unpack(ob: Any, ry: Any, rt: Any, step: Any, lane: Any, j: Any) -> Any:
+        value = nibble(weight[ob, ry, rt, step // 2, lane, j], step % 2)
         if scale is None or e.chained:
             return value
-        # a group holds an even number of steps
-        group = byte * (2 * dot.group) // spec.w_group
+        group = step * dot.piece // spec.w_group
         return value * scale[ob, ry, group, lane].astype(dot.weight_dtype)
 
-    blocks, *window, pairs, lanes, group = weight_shape(spec, tiling)
-    unpacked = te.compute((blocks, *window, pairs, 2, lanes, group), unpack, name="unpacked")
+    blocks, *window, pairs, lanes, piece = weight_shape(spec, tiling)
+    unpacked = te.compute((blocks, *window, 2 * pairs, lanes, piece), unpack, name="unpacked")
 
     def from_block(o: Any, ry: Any, rt: Any, step: Any, _half: Any, j: Any) -> Any:
-        return unpacked[o // lanes, ry, rt, step // 2, step % 2, o % lanes, j]
+        return unpacked[o // lanes, ry, rt, step, o % lanes, j]
 
     return from_block
 
@@ -185,7 +186,10 @@ def _summed(operands: _Operands, spec: Conv2DSpec, tiling: Tiling) -> te.Tensor:
         k = step * (2 * dot.group) + half * dot.group + j
     else:
         rk = te.reduce_axis((0, e.run), "rk")
-        axes, at, k = [rk], (rk // dot.group, 0, rk % dot.group), rk
+        axes, at, k = [rk], (rk // dot.piece, 0, rk % dot.piece), rk
+
+    if dot.partial > 1:
+        return _partially_summed(operands, spec, tiling, [ry, rt])
 
     def product(n: Any, h: Any, w: Any, o: Any) -> Any:
         value, factor = (
@@ -198,6 +202,37 @@ def _summed(operands: _Operands, spec: Conv2DSpec, tiling: Tiling) -> te.Tensor:
         return te.sum(value * factor, axis=[ry, rt, *axes])
 
     return te.compute((spec.batch, e.rows, e.columns, e.outputs), product, name="acc")
+
+
+def _partially_summed(
+    operands: _Operands, spec: Conv2DSpec, tiling: Tiling, window: list[Any]
+) -> te.Tensor:
+    """Define the partial sums of the accumulators (`DotProduct.partial`)."""
+    e, dot = Extents.of(spec, tiling), tiling.dot
+    both, (ry, rt) = 2 * dot.partial, window
+    step = te.reduce_axis((0, e.steps), "step")
+    time, j = te.reduce_axis((0, dot.group // both), "time"), te.reduce_axis((0, 2), "j")
+
+    def product(n: Any, h: Any, w: Any, o: Any, p: Any) -> Any:
+        at = time * both + p * 2 + j
+        value, factor = (
+            operand.astype(dot.accumulator_dtype)
+            for operand in (
+                operands.input(n, h, w, o, ry, rt, step * dot.group + at),
+                operands.weight(o, ry, rt, step, 0, at),
+            )
+        )
+        return te.sum(value * factor, axis=[ry, rt, step, time, j])
+
+    shape = (spec.batch, e.rows, e.columns, e.outputs, dot.partial)
+    return te.compute(shape, product, name="acc")
+
+
+def _collected(partial: te.Tensor) -> te.Tensor:
+    """Define the accumulators of partial sums."""
+    *shape, count = partial.shape
+    p = te.reduce_axis((0, count), "p")
+    return te.compute(shape, lambda *at: te.sum(partial[(*at, p)], axis=p), name="collected")
 
 
 def _chained(
@@ -260,7 +295,7 @@ def _padded_rows(x: te.Tensor, spec: Conv2DSpec, e: Extents, tiling: Tiling) -> 
         if plane:
             zero = padding_bits(spec, dot, *plane)
         else:
-            zero = tirx.const(spec.input_zero_point, dot.input_dtype)
+            zero = tirx.const(spec.input_zero_point - dot.input_offset, dot.input_dtype)
         if per_group == group_channels:
             source = j - left * e.pixel
             inside = [source >= 0, source < spec.width * e.pixel]
@@ -269,7 +304,10 @@ def _padded_rows(x: te.Tensor, spec: Conv2DSpec, e: Extents, tiling: Tiling) -> 
             inside = [column >= 0, column < spec.width, channel % per_group < group_channels]
             channel = channel // per_group * group_channels + channel % per_group
             source = column * spec.channels + channel
-        read = x[(*plane, n, row, source)].astype(dot.input_dtype)
+        read = x[(*plane, n, row, source)]
+        if dot.input_offset:  # a byte's top bit is what is taken from it
+            read = tirx.reinterpret(dot.input_dtype, read ^ tirx.const(dot.input_offset, "uint8"))
+        read = read.astype(dot.input_dtype)
         run = te.if_then_else(tirx.all(*inside), read, zero)
         return te.if_then_else(tirx.all(row >= 0, row < spec.height), run, zero)
 

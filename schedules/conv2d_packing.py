@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tvmquant.errors import QuantizationError
-from tvmquant.schedules.conv2d_binary import interleaved, weight_bits
+from tvmquant.schedules.conv2d_binary import class_bias, interleaved, weight_bits
 from tvmquant.schedules.conv2d_spec import Conv2DSpec, Extents, Tiling
+from tvmquant.schedules.loops import round_up
 from tvmquant.schedules.weight_layout import ELEMENT, OUTPUT, WINDOW, Axis, WeightLayout
 
 # Bits that kernels read a weight in.
@@ -39,9 +40,9 @@ def container_of(bits: int) -> int:
 def weight_shape(spec: Conv2DSpec, tiling: Tiling) -> tuple[int, ...]:
     """Return the shape of the weight, as stored or (8 bits) as multiplied."""
     e, dot = Extents.of(spec, tiling), tiling.dot
-    steps = -(-e.steps // (8 // spec.w_bits))
+    steps = -(-e.run // (dot.piece * (8 // spec.w_bits)))
     blocks = e.outputs // dot.lanes * spec.weight_planes
-    return (blocks, spec.run_rows, e.taps, steps, dot.lanes, dot.group)
+    return (blocks, spec.run_rows, e.taps, steps, dot.lanes, dot.piece)
 
 
 def scale_shape(spec: Conv2DSpec, tiling: Tiling) -> tuple[int, ...]:
@@ -77,11 +78,11 @@ def _pack_runs(runs: npt.NDArray[Any], spec: Conv2DSpec, tiling: Tiling) -> npt.
     """Pack weights of shape (O, rows, taps, run)."""
     e, dot = Extents.of(spec, tiling), tiling.dot
     outputs, rows = runs.shape[:2]
-    length = e.run if spec.w_bits == 8 else (e.steps + e.steps % 2) * dot.group
+    length = round_up(e.run, dot.piece * (8 // spec.w_bits))
     packed = np.zeros((e.outputs, rows, e.taps, length), dot.weight_dtype)
     packed[:outputs, :, :, : runs.shape[3]] = runs
     blocks = packed.reshape(
-        e.outputs // dot.lanes, dot.lanes, rows, e.taps, length // dot.group, dot.group
+        e.outputs // dot.lanes, dot.lanes, rows, e.taps, length // dot.piece, dot.piece
     ).transpose(0, 2, 3, 4, 1, 5)
     if dot.looks_up:  # even bytes of the first half of the outputs, odd ones of the second
         blocks = blocks.reshape(*blocks.shape[:4], 2, -1).swapaxes(4, 5).reshape(blocks.shape)
@@ -97,7 +98,7 @@ def weight_layout(spec: Conv2DSpec, tiling: Tiling) -> WeightLayout:
     Of layers that are not `binary`.
     """
     e, dot = Extents.of(spec, tiling), tiling.dot
-    lanes, group = dot.lanes, dot.group
+    lanes, group = dot.lanes, dot.piece
     halves = 8 // spec.w_bits
     within = [Axis(OUTPUT, lanes), Axis(ELEMENT, group)]
     if dot.looks_up:
@@ -105,11 +106,37 @@ def weight_layout(spec: Conv2DSpec, tiling: Tiling) -> WeightLayout:
     axes = (
         Axis(OUTPUT, e.outputs // lanes, lanes),
         Axis(WINDOW, spec.run_rows * e.taps),
-        Axis(ELEMENT, -(-e.steps // halves), halves * group),
+        Axis(ELEMENT, -(-e.run // (halves * group)), halves * group),
         *within,
         *((Axis(ELEMENT, halves, group),) if halves > 1 else ()),
     )
     return WeightLayout(spec.outputs, spec.run_rows * e.taps, spec.run, axes)
+
+
+def pack_bias(
+    bias: npt.NDArray[np.int32], weight: npt.NDArray[np.int8], spec: Conv2DSpec, tiling: Tiling
+) -> npt.NDArray[np.int32]:
+    """Return the bias as the kernel adds it, with zeros up to the padded outputs.
+
+    Parameters
+    ----------
+    bias : int32 array of shape (O,)
+        What is added to the sum of ``q w``, q the input's bytes.
+    weight : int8 array of shape (O, kh, kw, C / groups)
+        As it is multiplied, with the multipliers of groups.
+
+    Notes
+    -----
+    Where inputs are multiplied as signed bytes, ``sum q w = sum (q - 128) w + 128 sum w``. Sums wrap
+    around at 32 bits.
+    """
+    if spec.binary:
+        return class_bias(bias, weight, spec, tiling)
+    offset = tiling.dot.input_offset
+    if offset:
+        sums = weight.reshape(len(weight), -1).sum(axis=1, dtype=np.int64)
+        bias = (bias + offset * sums).astype(np.int32)
+    return np.pad(bias, (0, Extents.of(spec, tiling).outputs - len(bias)))
 
 
 def pack_scale(

@@ -239,6 +239,9 @@ class Extents:
         Elements of one run that they read.
     direct : bool
         The input (binary: its bits) is read in place, without a padded copy.
+    skips : bool
+        Products with padding are zero and left out: not where inputs are multiplied as signed bytes
+        (`DotProduct.input_offset`).
     taps_apart : bool
         The steps of each tap of a run have a loop of their own, around which padding is skipped.
     tap : str
@@ -257,6 +260,7 @@ class Extents:
     steps: int
     run: int
     direct: bool
+    skips: bool
     taps_apart: bool
     tap: str
     tap_loop: int
@@ -285,8 +289,9 @@ class Extents:
         )
         taps = 1 if spec.merged else spec.kernel[1]
         padded = spec.padding[1] > 0 or spec.padding[3] > 0
+        skips = spec.skips_padding and not tiling.dot.input_offset
         taps_apart = (
-            spec.skips_padding
+            skips
             and padded
             and not chained
             and not spec.binary
@@ -305,6 +310,7 @@ class Extents:
             steps=steps,
             run=steps * group,
             direct=direct,
+            skips=skips,
             taps_apart=taps_apart,
             tap=axis if taps_apart else "rt",
             tap_loop=spec.kernel[1] if taps_apart else taps,

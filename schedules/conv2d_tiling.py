@@ -197,12 +197,13 @@ def _registers(spec: Conv2DSpec, tile: RegisterTile) -> int:
     and the intermediate sums: measured as what still runs without spilling.
     """
     dot, channels = tile.dot, tile.channels
-    accumulators = tile.columns * channels * spec.planes
+    accumulators = tile.columns * channels * dot.vectors * spec.planes
     if spec.w_bits == 4 and tile.unpack == "registers":
         return accumulators + 2 * channels + 4  # two masks
     if tile.chain > 1 and not dot.looks_up:
         return accumulators + channels + (2 if channels > 1 else 1)
-    return accumulators + channels * spec.weight_planes + dot.cost.scratch
+    weights = channels * dot.vectors * spec.weight_planes * (dot.group // dot.piece)
+    return accumulators + weights + dot.cost.scratch
 
 
 # -- cost -----------------------------------------------------------------------------------------

@@ -78,6 +78,7 @@ class Epilogue:
         residual: tuple[tirx.PrimExpr, tirx.PrimExpr] | None = None,
         table: te.Tensor | None = None,
         negative: tirx.PrimExpr | None = None,
+        narrows: bool = False,
     ) -> tirx.PrimExpr:
         """Return the stored value of one element.
 
@@ -92,6 +93,8 @@ class Epilogue:
         table : Tensor of 256 entries, optional
         negative : compute_dtype, optional
             M_n.
+        narrows : bool
+            Clip to 16 bits first; see `isa.DotProduct`.
         """
         dtype = self.compute_dtype
         if negative is not None:
@@ -115,10 +118,17 @@ class Epilogue:
             steps = steps.astype(dtype)
         if self.zero_point:
             steps = steps + tirx.const(self.zero_point, dtype)
-        clipped = te.max(te.min(steps, tirx.const(self.qmax, dtype)), tirx.const(self.qmin, dtype))
+        if narrows and self.out_dtype == "uint8" and table is None:
+            steps = _clipped(steps, -(1 << 15), (1 << 15) - 1, dtype).astype("int16")
+            dtype = "int16"
+        clipped = _clipped(steps, self.qmin, self.qmax, dtype)
         if table is not None:
             return table[clipped.astype("int32")]
         return clipped.astype(self.out_dtype)
+
+
+def _clipped(x: tirx.PrimExpr, low: int, high: int, dtype: str) -> tirx.PrimExpr:
+    return te.max(te.min(x, tirx.const(high, dtype)), tirx.const(low, dtype))
 
 
 @dataclass(frozen=True)
@@ -193,10 +203,13 @@ def apply_at(
     acc: tirx.PrimExpr,
     tensors: list[te.Tensor],
     index: tuple[tirx.PrimExpr, ...],
+    *,
+    narrows: bool = False,
 ) -> tirx.PrimExpr:
     """Return the stored value at ``index``, channel last, of an accumulator with its bias.
 
-    ``tensors`` are those of `placeholders`, with parameters that vary by channel only.
+    ``tensors`` are those of `placeholders`, with parameters that vary by channel only; ``narrows``
+    is that of `Epilogue.apply`.
     """
     if epilogue is None:
         return acc
@@ -207,4 +220,4 @@ def apply_at(
     residual = (tensors[3][index], tensors[4][channel]) if epilogue.residual else None
     table = tensors[-1] if epilogue.table else None
     negative = tensors[3][channel] if epilogue.slopes else None
-    return epilogue.apply(acc, multiplier, offset, shift, residual, table, negative)
+    return epilogue.apply(acc, multiplier, offset, shift, residual, table, negative, narrows)

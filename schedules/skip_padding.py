@@ -51,7 +51,7 @@ def skips_rows(spec: Conv2DSpec, tiling: Tiling) -> bool:
     The bits of padding are no zeros, and what makes up for them (`conv2d_binary`) cannot depend on
     the tile that a pixel is in: tiles of several rows do not skip any.
     """
-    return spec.skips_padding and not (spec.binary and tiling.flat)
+    return Extents.of(spec, tiling).skips and not (spec.binary and tiling.flat)
 
 
 def _row_conditions(
@@ -78,7 +78,7 @@ def _conditions(
         found += above + below
     elif e.columns > spec.out_width:
         found.append(column < spec.out_width)
-    if spec.skips_padding and e.tap_loop > 1:
+    if e.skips and e.tap_loop > 1:
         _, left, _, right = spec.padding
         read = column * spec.strides[1] + tap * spec.dilation[1] - left
         found += [read >= 0] if left else []

@@ -23,7 +23,6 @@ from tvmquant.schedules.families.contraction import (
     Lowered,
     Operand,
     Weight,
-    padded,
 )
 from tvmquant.schedules.families.family import Family, Tilings, finishing
 from tvmquant.schedules.isa import CHAIN_GROUP, multiplies_in_pairs
@@ -61,10 +60,11 @@ class Conv2DFamily(Family):
         packed: list[Any] = [Weight(blocks, bits, layout=order, channels=conv2d.CHANNELS)]
         if scale is not None:
             packed.append(conv2d.pack_scale(scale, spec, tiling))
+        effective = layer.whole_weight if spec.w_group else weight
         arguments = (
             Operand("input", conv2d.input_shape(spec, tiling)),
             *packed,
-            padded(layer.bias, length),
+            conv2d.pack_bias(layer.bias, effective, spec, tiling),
             *finishing(layer, length, shape),
         )
         return Lowered(self.kernel(spec, tiling), arguments, shape)

@@ -4,6 +4,7 @@ Each module of an architecture defines its `DotProduct` values and an `Instructi
 registered in the list below.
 """
 
+from tvmquant.schedules.isa.arm import ARM
 from tvmquant.schedules.isa.dot_product import (
     CHAIN_GROUP,
     INDEX_BITS,
@@ -35,6 +36,7 @@ from tvmquant.schedules.isa.registry import (
 from tvmquant.schedules.isa.x86 import X86
 
 __all__ = [
+    "ARM",
     "CHAIN_GROUP",
     "INDEX_BITS",
     "X86",
@@ -62,5 +64,5 @@ __all__ = [
     "vector_bits",
 ]
 
-for _instructions in (X86,):
+for _instructions in (ARM, X86):
     register(_instructions)

@@ -19,6 +19,8 @@ class Stage(enum.Enum):
     `WIDEN` or `SCALE`; with 4-bit weights that it unpacks in registers, those with nibbles.
     `UNPACK_SCALED` makes operands of 4-bit weights in groups. A depthwise convolution uses `TAPS`.
 
+    `COLLECT` adds up the partial sums of lanes (`DotProduct.partial`).
+
     Bits are made by `PACK`; where a dot product of them looks counts up, a binary convolution uses
     `COUNT` and then `WIDEN_COUNTS` (`binary_stages`).
     """
@@ -30,6 +32,7 @@ class Stage(enum.Enum):
     WIDEN = "widen"
     SCALE = "scale"
     UNPACK_SCALED = "unpack_scaled"
+    COLLECT = "collect"
     TAPS = "taps"
     PACK = "pack"
     COUNT = "count"
@@ -58,6 +61,8 @@ class IssueCost:
         cannot leave out every store into them. None where that was not seen to cost time.
     total_per_cycle : float
         Instructions of every kind issued in a cycle, those of loads and scalars included.
+    unrolled : int
+        Steps that a loop takes at once, where they divide: what counts and jumps is then shared.
     """
 
     multiplication: float
@@ -68,6 +73,7 @@ class IssueCost:
     scratch: int
     stacked: int | None = None
     total_per_cycle: float = 5.0
+    unrolled: int = 1
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class DotProduct:
     name : str
         Of the kernels that use it, of their tilings' records, and of its intrinsics.
     lanes : int
-        Accumulators per vector register: output channels computed side by side.
+        Output channels computed side by side: accumulators of a vector register, or of `vectors`.
     group : int
         Products summed into one lane: input channels read together.
     input_dtype, weight_dtype : str
@@ -100,6 +106,17 @@ class DotProduct:
     part : int
         Words of a part of a register within which instructions interleave words, where taps are
         widened before (`taps.widens`); 0 where they are not.
+    vectors : int
+        Vector registers that hold the lanes.
+    partial : int
+        Sums that a lane has until its window is done, a vector of them: of ``2 * partial``
+        neighbouring inputs each adds up two.
+    together : int
+        Input channels of an output that lie together in a weight, a divisor of ``group``; 0 for all
+        of them. Behind them come those of the next lane.
+    narrows : bool
+        Whether the architecture has instructions that halve the width of integers and clip them:
+        results are narrowed to bytes by way of words then.
     values : int
         Input channels that one element of an operand holds. Above 1 their values are bits, 1 for +1
         and 0 for -1, and what is accumulated is how many differ (`binary_stages`).
@@ -117,7 +134,21 @@ class DotProduct:
     accumulator_dtype: str = "int32"
     saturates: bool = False
     part: int = 0
+    vectors: int = 1
+    partial: int = 1
+    together: int = 0
+    narrows: bool = False
     values: int = 1
+
+    @property
+    def piece(self) -> int:
+        """Input channels of an output that lie together in a weight."""
+        return self.together or self.group
+
+    @property
+    def input_offset(self) -> int:
+        """What is taken from bytes of the input before they are multiplied: signed bytes are."""
+        return 128 if self.input_dtype == "int8" else 0
 
     @property
     def binary(self) -> bool:

@@ -19,6 +19,10 @@ def describe(dot: DotProduct, stage: Stage = Stage.DOT) -> tirx.PrimFunc:
 
 
 def _describe_dot(dot: DotProduct) -> tirx.PrimFunc:
+    if dot.partial > 1:
+        return _describe_partial_dot(dot)
+    if dot.piece < dot.group:
+        return _describe_dot_of_pieces(dot)
     lanes, group = dot.lanes, dot.group
     in_dtype, weight_dtype = dot.input_dtype, dot.weight_dtype
 
@@ -36,6 +40,72 @@ def _describe_dot(dot: DotProduct) -> tirx.PrimFunc:
                     with T.sblock("update"):
                         vi, vk = T.axis.remap("SR", [i, k])
                         C[vi] = C[vi] + T.cast(A[vk], "int32") * T.cast(B[vi, vk], "int32")
+
+    return description
+
+
+def _describe_dot_of_pieces(dot: DotProduct) -> tirx.PrimFunc:
+    lanes, group, piece = dot.lanes, dot.group, dot.piece
+    in_dtype, weight_dtype, pieces = dot.input_dtype, dot.weight_dtype, dot.group // dot.piece
+
+    @T.prim_func(s_tir=True)
+    def description(
+        A: T.Buffer((group,), in_dtype, offset_factor=1),
+        B: T.Buffer((pieces, lanes, piece), weight_dtype, offset_factor=1),
+        C: T.Buffer((lanes,), "int32", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:group], B[0:pieces, 0:lanes, 0:piece])
+            T.writes(C[0:lanes])
+            for i in T.serial(0, lanes):
+                for k in T.serial(0, group):
+                    with T.sblock("update"):
+                        vi, vk = T.axis.remap("SR", [i, k])
+                        C[vi] = C[vi] + T.cast(A[vk], "int32") * T.cast(
+                            B[vk // piece, vi, vk % piece], "int32"
+                        )
+
+    return description
+
+
+def _describe_partial_dot(dot: DotProduct) -> tirx.PrimFunc:
+    lanes, group, partial = dot.lanes, dot.group, dot.partial
+    in_dtype, weight_dtype, times = dot.input_dtype, dot.weight_dtype, dot.group // (2 * dot.partial)
+
+    @T.prim_func(s_tir=True)
+    def description(
+        A: T.Buffer((group,), in_dtype, offset_factor=1),
+        B: T.Buffer((lanes, group), weight_dtype, offset_factor=1),
+        C: T.Buffer((lanes, partial), "int32", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes, 0:partial], A[0:group], B[0:lanes, 0:group])
+            T.writes(C[0:lanes, 0:partial])
+            for i, p, r, k in T.grid(lanes, partial, times, 2):
+                with T.sblock("update"):
+                    vi, vp, vr, vk = T.axis.remap("SSRR", [i, p, r, k])
+                    C[vi, vp] = C[vi, vp] + T.cast(
+                        A[vr * (2 * partial) + vp * 2 + vk], "int32"
+                    ) * T.cast(B[vi, vr * (2 * partial) + vp * 2 + vk], "int32")
+
+    return description
+
+
+def _describe_collect(dot: DotProduct) -> tirx.PrimFunc:
+    lanes, partial = dot.lanes, dot.partial
+
+    @T.prim_func(s_tir=True)
+    def description(
+        A: T.Buffer((lanes, partial), "int32", offset_factor=1),
+        C: T.Buffer((lanes,), "int32", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:lanes, 0:partial])
+            T.writes(C[0:lanes])
+            for i, p in T.grid(lanes, partial):
+                with T.sblock("update"):
+                    vi, vp = T.axis.remap("SR", [i, p])
+                    C[vi] = C[vi] + A[vi, vp]
 
     return description
 
@@ -185,5 +255,6 @@ _DESCRIPTIONS = {
     Stage.WIDEN: _describe_widen,
     Stage.SCALE: _describe_scale,
     Stage.UNPACK_SCALED: _describe_unpack_scaled,
+    Stage.COLLECT: _describe_collect,
     **binary_stages.DESCRIPTIONS,
 }

@@ -116,7 +116,7 @@ def case(spec: Conv2DSpec, tiling: Tiling, seed: int = 0, qmax: int = 255) -> tu
         rows = rows * np.repeat(scale, spec.w_group, axis=2)[:, :, : rows.shape[2]]
         effective = rows.reshape(window)
         inputs.append(conv2d.pack_scale(scale, spec, tiling))
-    inputs.append(lengthen(bias))
+    inputs.append(conv2d.pack_bias(bias, effective.astype(np.int32), spec, tiling))
     acc = accumulate(spec, x, effective, bias)
     acc = acc.reshape(conv2d.output_shape(spec, tiling))
     epilogue = spec.epilogue
