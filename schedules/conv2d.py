@@ -169,17 +169,19 @@ def schedule(sch: Schedule, spec: Conv2DSpec, tiling: Tiling) -> None:
     # 3. the epilogue on each tile, the chains of a tile, the padded rows once per task
     if spec.planes > 1:
         _schedule_planes(sch, w_out, tiling)
-    if partial:
+    if partial or dot.rows > 1:
         sch.reverse_compute_at(sch.get_sblock("collected"), w_out, preserve_unit_loops=True)
     sch.reverse_compute_at(out, w_out, preserve_unit_loops=True)
     if e.chained:
         sch.compute_at(sch.get_sblock("part"), steps, preserve_unit_loops=True)
-    if spec.joined:
+    if dot.rows > 1:
+        _schedule_pairs(sch, tiling, task)
+    elif spec.joined:
         patches = sch.get_sblock("patches")
         sch.compute_at(patches, task, preserve_unit_loops=True)
     if not e.direct:
         _schedule_rows(sch, tiling, task)
-    if spec.joined:  # last: where an intrinsic stands, no producer can be computed any more
+    if spec.joined and dot.rows == 1:  # last: where an intrinsic stands, no producer can be computed any more
         copy = join_rows(spec.kernel[0], spec.row, e.run, dot.input_dtype)
         sch.tensorize(sch.get_loops(patches)[-1], copy)
     if spec.w_bits == 4 and not e.in_registers:
@@ -200,6 +202,11 @@ def schedule(sch: Schedule, spec: Conv2DSpec, tiling: Tiling) -> None:
         _schedule_chain(sch, tiling, e)
     if partial:
         _schedule_collecting(sch, dot)
+    pairs = []
+    if dot.rows > 1:
+        w_in, *pairs = sch.split(w_in, [None, dot.rows])
+        sch.reorder(w_in, o_mid, *pairs, lane)
+        _schedule_matrices(sch, dot)
     init = sch.decompose_reduction(acc, ry)
     *outer, lanes = sch.get_loops(init)
     sch.vectorize(lanes)
@@ -211,7 +218,7 @@ def schedule(sch: Schedule, spec: Conv2DSpec, tiling: Tiling) -> None:
             stage = Stage.WIDEN_COUNTS
         elif e.chained:
             stage = Stage.SCALE if spec.w_group else Stage.WIDEN
-        first, *_ = [*halves, lane]
+        first, *_ = [*halves, *pairs, lane]
         sch.tensorize(first, isa.intrinsic(dot, stage))
     for loop in (*unrolled, w_in, *planes, o_mid):
         sch.unroll(loop)
@@ -296,6 +303,38 @@ def _schedule_collecting(sch: Schedule, dot: DotProduct) -> None:
     sch.unroll(columns)
     sch.tensorize(lane, isa.intrinsic(dot, Stage.COLLECT))
     sch.unroll(column)
+    sch.unroll(block)
+
+
+def _schedule_pairs(sch: Schedule, tiling: Tiling, task: Any) -> None:
+    """Copy the windows of two pixels side by side, ``group`` elements of each in turn."""
+    patches, rows, group = sch.get_sblock("patches"), tiling.dot.rows, tiling.dot.group
+    if tiling.parallel == "channels":
+        n, h, w, *_ = sch.get_loops(patches)
+        sch.parallel(sch.fuse(n, h, w))
+    else:
+        sch.compute_at(patches, task, preserve_unit_loops=True)
+    *_, last = sch.get_loops(patches)
+    _, vector = sch.split(last, [None, group])
+    sch.vectorize(vector)
+    sch.transform_layout(
+        patches, ("write", 0),
+        lambda n, h, w, window, k: (n, h, w // rows, window, k // group, w % rows, k % group),
+    )  # fmt: skip
+
+
+def _schedule_matrices(sch: Schedule, dot: DotProduct) -> None:
+    """Keep the sums of two pixels and two outputs in one register until the window is done."""
+    rows = dot.rows
+    sch.transform_layout(
+        "acc", ("write", 0), lambda n, h, w, o: (n, h, w // rows, o // 2, w % rows, o % 2)
+    )
+    *_, column, channel = sch.get_loops(sch.get_sblock("collected"))
+    pair, row = sch.split(column, [None, rows])
+    block, lane = sch.split(channel, [None, dot.lanes])
+    sch.reorder(pair, block, row, lane)
+    sch.tensorize(row, isa.intrinsic(dot, Stage.COLLECT))
+    sch.unroll(pair)
     sch.unroll(block)
 
 

@@ -51,8 +51,8 @@ def compute(spec: Conv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
     """Define the layer on padded extents.
 
     Blocks: ``rows`` (unless direct), ``patches`` (of joined rows), ``unpacked`` (4-bit weights,
-    unless in registers), ``part`` (chains), ``acc``, ``collected`` (of partial sums), ``counts``
-    (of several planes of bits) and ``out``.
+    unless in registers), ``part`` (chains), ``acc``, ``collected`` (of partial sums and
+    matrices), ``counts`` (of several planes of bits) and ``out``.
 
     Arguments of the function: x, weight (packed), with ``w_group`` the groups' factors (packed),
     where counts are looked up their table, bias, the epilogue's vectors (each of `padded_outputs`
@@ -87,6 +87,9 @@ def compute(spec: Conv2DSpec, tiling: Tiling) -> tirx.PrimFunc:
 
     if dot.partial > 1:
         acc = _collected(acc)
+    elif dot.rows > 1:
+        sums = acc
+        acc = te.compute(sums.shape, lambda *at: sums[at], name="collected")
     counts = subtracted(acc, spec) if spec.binary else None
 
     def finish(n: Any, h: Any, w: Any, o: Any) -> Any:
@@ -120,7 +123,7 @@ class _Operands(NamedTuple):
 def _input_reader(x: te.Tensor, spec: Conv2DSpec, tiling: Tiling) -> Callable[..., Any]:
     e = Extents.of(spec, tiling)
     rows = None if e.direct else _padded_rows(x, spec, e, tiling)
-    if rows is not None and spec.joined:
+    if rows is not None and spec.joined and tiling.dot.rows == 1:
         patches = _patches(rows, spec, tiling)
         return lambda n, h, w, _o, _ry, _rt, k: patches[n, h, w, k]
     group_outputs, group_pixels = spec.outputs // spec.groups, e.pixel // spec.groups
@@ -133,9 +136,19 @@ def _input_reader(x: te.Tensor, spec: Conv2DSpec, tiling: Tiling) -> Callable[..
         if rows is None:
             return x[(*plane, n, row, column, first + k)]
         column = (column + rt * spec.dilation[1]) * e.pixel
+        if spec.joined:
+            return rows[n, row + k // spec.row, column + k % spec.row]
         return rows[(*plane, n, row + ry * spec.dilation[0], column + first + k)]
 
-    return value
+    if tiling.dot.rows == 1:
+        return value
+
+    def copied(n: Any, h: Any, w: Any, window: Any, k: Any) -> Any:
+        return value(n, h, w, 0, window // e.taps, window % e.taps, k)
+
+    shape = (spec.batch, e.rows, e.columns, spec.run_rows * e.taps, e.run)
+    patches = te.compute(shape, copied, name="patches")
+    return lambda n, h, w, _o, ry, rt, k: patches[n, h, w, ry * e.taps + rt, k]
 
 
 def _weight_reader(

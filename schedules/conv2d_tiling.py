@@ -130,6 +130,8 @@ def _register_tiles(
                     if spec.groups > 1 and (spec.outputs // spec.groups) % (dot.lanes * channels):
                         continue
                     for columns, flat in _columns(spec, caches):
+                        if columns % dot.rows:
+                            continue
                         tile = RegisterTile(dot, columns, channels, chain, unpack, flat)
                         if _registers(spec, tile) <= dot.registers:
                             yield tile
@@ -155,7 +157,8 @@ def _usable(spec: Conv2DSpec, dots: tuple[DotProduct, ...]) -> list[DotProduct]:
     if spec.groups == 1:
         return allowed or [dots[-1]]
     outputs, inputs = spec.outputs // spec.groups, spec.channels // spec.groups
-    fitting = [d for d in allowed if outputs % d.lanes == 0 and inputs % d.group == 0]
+    alone = [d for d in allowed if d.rows == 1]
+    fitting = [d for d in alone if outputs % d.lanes == 0 and inputs % d.group == 0]
     return fitting or [narrowed(dots[-1], math.gcd(outputs, dots[-1].lanes))]
 
 
@@ -202,8 +205,7 @@ def _registers(spec: Conv2DSpec, tile: RegisterTile) -> int:
         return accumulators + 2 * channels + 4  # two masks
     if tile.chain > 1 and not dot.looks_up:
         return accumulators + channels + (2 if channels > 1 else 1)
-    weights = channels * dot.vectors * spec.weight_planes * (dot.group // dot.piece)
-    return accumulators + weights + dot.cost.scratch
+    return accumulators + channels * spec.weight_planes * dot.weight_vectors + dot.cost.scratch
 
 
 # -- cost -----------------------------------------------------------------------------------------
@@ -220,8 +222,8 @@ def _cost(spec: Conv2DSpec, tiling: Tiling, caches: Caches) -> float:
     )  # fmt: skip
     e = Extents.of(spec, tiling)
     tiles = e.rows * e.columns / columns
-    products = columns * channels * spec.planes
-    read, weights = columns * spec.input_planes, channels * spec.weight_planes
+    products = columns // dot.rows * channels * spec.planes
+    read, weights = columns // dot.rows * spec.input_planes, channels * spec.weight_planes
     loads = read * 0.5 + weights * cost.load
     if dot.looks_up:
         # of each pixel the index is loaded and then its row; of 28x28 128->128 3x3 measured
@@ -249,6 +251,7 @@ def _cost(spec: Conv2DSpec, tiling: Tiling, caches: Caches) -> float:
         stores = 1.5 * columns  # few channels at a time: the lines of the output come again
     else:
         multiply = products * cost.multiplications * cost.multiplication
+        weights *= dot.weight_vectors
         issue = (products * cost.instructions + read + weights + 2) / cost.total_per_cycle
         # operands compete with the products for ports, weights from the second-level cache most:
         # measured 98 GMAC/s with 5x2, 97 with 4x2 and 3x3, 94 with 2x4 and 7x1
@@ -271,7 +274,8 @@ def _cost(spec: Conv2DSpec, tiling: Tiling, caches: Caches) -> float:
     if tiling.flat:
         epilogue += 4.0 * columns  # to find the row and column of each
     computed = tiles * e.outputs / (channels * dot.lanes) * (step * steps + epilogue + 8.0)
-    return computed + (0.0 if e.direct else _copying(spec, tiling))
+    copies = not e.direct or dot.rows > 1
+    return computed + (_copying(spec, tiling) if copies else 0.0)
 
 
 def _streaming(spec: Conv2DSpec, tiling: Tiling) -> float:
@@ -293,7 +297,11 @@ def _copying(spec: Conv2DSpec, tiling: Tiling) -> float:
     reach = (height - 1) * spec.strides[0] + (spec.kernel[0] - 1) * spec.dilation[0] + 1
     rows = spec.out_height / height * reach
     width = spec.width + spec.padding[1] + spec.padding[3]
-    bytes_: float = rows * width * pixel_bytes(spec, tiling.dot)
+    bytes_: float = 0.0
+    if not Extents.of(spec, tiling).direct:
+        bytes_ += rows * width * pixel_bytes(spec, tiling.dot)
+    if tiling.dot.rows > 1:
+        bytes_ += 2.0 * spec.pixels * spec.kernel[0] * spec.row  # windows of pairs
     if spec.joined:
         bytes_ += 40.0 * spec.pixels * spec.kernel[0]  # vectors that cross lines: 2.5 cycles a row
     # a parallel loop of its own, into a cache further away

@@ -5,6 +5,8 @@ All compute, for every lane i, ``C[i] += sum_k A[k] * B[i, k]``.
 * ``sdot`` (dotprod) multiplies signed bytes, ``usdot`` (i8mm) unsigned by signed ones, four for each
   of four lanes. One operand may be four bytes of a register, for all lanes: 16 input channels are
   loaded at once and used in four instructions, whose weights lie ``[4 pieces][4 lanes][4]``.
+* ``usmmla`` (i8mm) multiplies eight bytes of two pixels by those of two outputs: 2 x 2 sums, which
+  are put in order after the window.
 * ``smull`` and ``smlal`` (every processor) multiply eight signed bytes of the input by eight weights
   of one output, and add up two products in 16 bits, which both fit: 2 * 128 * 127 < 2**15.
   ``sadalp`` adds neighbours to four partial sums, which ``addp`` adds up after the window. (With
@@ -22,6 +24,7 @@ from tvmquant.schedules.isa.dot_product import DotProduct, Stage
 
 _SDOT = "llvm.aarch64.neon.sdot.v4i32.v16i8"
 _USDOT = "llvm.aarch64.neon.usdot.v4i32.v16i8"
+_USMMLA = "llvm.aarch64.neon.usmmla.v4i32.v16i8"
 _SMULL = "llvm.aarch64.neon.smull.v8i16"
 _SADDLP = "llvm.aarch64.neon.saddlp.v4i32.v8i16"
 _ADDP = "llvm.aarch64.neon.addp.v4i32"
@@ -43,6 +46,8 @@ def _piece(vector: Any, index: int) -> Any:
 def _dot(dot: DotProduct) -> tirx.PrimFunc:
     if dot.partial > 1:
         return _partial_dot(dot)
+    if dot.rows > 1:
+        return _matrix_product(dot)
     lanes, group, piece, in_dtype = dot.lanes, dot.group, dot.piece, dot.input_dtype
     pieces = group // piece
 
@@ -96,7 +101,58 @@ def _partial_dot(dot: DotProduct) -> tirx.PrimFunc:
     return implementation
 
 
+def _matrix_product(dot: DotProduct) -> tirx.PrimFunc:
+    lanes, group, rows = dot.lanes, dot.group, dot.rows
+
+    def total(A: Any, B: Any, C: Any, pair: Any) -> Any:  # noqa: N803
+        return T.call_llvm_pure_intrin(
+            "int32x4",
+            _USMMLA,
+            C.vload([pair, 0, 0], dtype="int32x4"),
+            A.vload([0, 0], dtype="uint8x16"),
+            B.vload([2 * pair, 0], dtype="int8x16"),
+        )
+
+    @T.prim_func(s_tir=True)
+    def implementation(
+        A: T.Buffer((rows, group), "uint8", offset_factor=1),
+        B: T.Buffer((lanes, group), "int8", offset_factor=1),
+        C: T.Buffer((lanes // 2, rows, 2), "int32", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0 : lanes // 2, 0:rows, 0:2], A[0:rows, 0:group], B[0:lanes, 0:group])
+            T.writes(C[0 : lanes // 2, 0:rows, 0:2])
+            for pair in T.unroll(0, lanes // 2):
+                C[pair, 0, T.ramp(0, 1, 4)] = total(A, B, C, pair)
+
+    return implementation
+
+
+def _collected_matrices(dot: DotProduct) -> tirx.PrimFunc:
+    lanes, rows = dot.lanes, dot.rows
+
+    def row(A: Any, index: int, first: Any) -> Any:  # noqa: N803
+        pairs = [A.vload([first + i, 0, 0], "int32x4") for i in (0, 1)]
+        return T.Shuffle(pairs, [4 * i + 2 * index + j for i in (0, 1) for j in (0, 1)])
+
+    @T.prim_func(s_tir=True)
+    def implementation(
+        A: T.Buffer((lanes // 2, rows, 2), "int32", offset_factor=1),
+        C: T.Buffer((rows, lanes), "int32", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(A[0 : lanes // 2, 0:rows, 0:2])
+            T.writes(C[0:rows, 0:lanes])
+            for part in T.unroll(0, lanes // 4):
+                C[0, T.ramp(part * 4, 1, 4)] = row(A, 0, part * 2)
+                C[1, T.ramp(part * 4, 1, 4)] = row(A, 1, part * 2)
+
+    return implementation
+
+
 def _collect(dot: DotProduct) -> tirx.PrimFunc:
+    if dot.rows > 1:
+        return _collected_matrices(dot)
     lanes = dot.lanes
 
     def total(A: Any, C: Any, lane: Any) -> Any:  # noqa: N803

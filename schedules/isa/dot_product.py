@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+import numpy as np
+
 # Products that one step of a chain adds up, in two sums of 16 bits: `Stage.CHAIN`.
 CHAIN_GROUP = 4
 # Bits of an index into a table of 16 counts, and of a word whose bits are counted.
@@ -149,6 +151,13 @@ class DotProduct:
     def input_offset(self) -> int:
         """What is taken from bytes of the input before they are multiplied: signed bytes are."""
         return 128 if self.input_dtype == "int8" else 0
+
+    @property
+    def weight_vectors(self) -> int:
+        """Vector registers that the weights of all lanes take."""
+        register = 4 * self.lanes * self.partial // self.vectors
+        taken = self.lanes * self.group * np.dtype(self.weight_dtype).itemsize
+        return max(1, taken // register)
 
     @property
     def binary(self) -> bool:

@@ -21,6 +21,8 @@ def describe(dot: DotProduct, stage: Stage = Stage.DOT) -> tirx.PrimFunc:
 def _describe_dot(dot: DotProduct) -> tirx.PrimFunc:
     if dot.partial > 1:
         return _describe_partial_dot(dot)
+    if dot.rows > 1:
+        return _describe_matrix_product(dot)
     if dot.piece < dot.group:
         return _describe_dot_of_pieces(dot)
     lanes, group = dot.lanes, dot.group
@@ -91,7 +93,32 @@ def _describe_partial_dot(dot: DotProduct) -> tirx.PrimFunc:
     return description
 
 
+def _describe_matrix_product(dot: DotProduct) -> tirx.PrimFunc:
+    lanes, group, rows = dot.lanes, dot.group, dot.rows
+    in_dtype, weight_dtype = dot.input_dtype, dot.weight_dtype
+
+    @T.prim_func(s_tir=True)
+    def description(
+        A: T.Buffer((rows, group), in_dtype, offset_factor=1),
+        B: T.Buffer((lanes, group), weight_dtype, offset_factor=1),
+        C: T.Buffer((lanes // 2, rows, 2), "int32", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0 : lanes // 2, 0:rows, 0:2], A[0:rows, 0:group], B[0:lanes, 0:group])
+            T.writes(C[0 : lanes // 2, 0:rows, 0:2])
+            for p, i, k in T.grid(rows, lanes, group):
+                with T.sblock("update"):
+                    vp, vi, vk = T.axis.remap("SSR", [p, i, k])
+                    C[vi // 2, vp, vi % 2] = C[vi // 2, vp, vi % 2] + T.cast(
+                        A[vp, vk], "int32"
+                    ) * T.cast(B[vi, vk], "int32")
+
+    return description
+
+
 def _describe_collect(dot: DotProduct) -> tirx.PrimFunc:
+    if dot.rows > 1:
+        return _describe_collected_matrices(dot)
     lanes, partial = dot.lanes, dot.partial
 
     @T.prim_func(s_tir=True)
@@ -106,6 +133,25 @@ def _describe_collect(dot: DotProduct) -> tirx.PrimFunc:
                 with T.sblock("update"):
                     vi, vp = T.axis.remap("SR", [i, p])
                     C[vi] = C[vi] + A[vi, vp]
+
+    return description
+
+
+def _describe_collected_matrices(dot: DotProduct) -> tirx.PrimFunc:
+    lanes, rows = dot.lanes, dot.rows
+
+    @T.prim_func(s_tir=True)
+    def description(
+        A: T.Buffer((lanes // 2, rows, 2), "int32", offset_factor=1),
+        C: T.Buffer((rows, lanes), "int32", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(A[0 : lanes // 2, 0:rows, 0:2])
+            T.writes(C[0:rows, 0:lanes])
+            for p, i in T.grid(rows, lanes):
+                with T.sblock("collect"):
+                    vp, vi = T.axis.remap("SS", [p, i])
+                    C[vp, vi] = A[vi // 2, vp, vi % 2]
 
     return description
 
