@@ -26,7 +26,7 @@ BIN := $(VENV)/bin
 ONE_THREAD := TVM_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint typecheck bench wheel clean distclean
+.PHONY: help demo test test-all emulation lint typecheck bench wheel clean distclean
 # Two targets of one `make -j` would otherwise install into the same environment at once.
 .NOTPARALLEL:
 
@@ -37,11 +37,15 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/tvmquant demo
 
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 20
-test: lint
+test: lint emulation
 	$(PYTEST) -m "not slow" $(PYTEST_FLAGS)
 
-test-all: lint
+test-all: lint emulation
 	$(PYTEST) $(PYTEST_FLAGS)
+
+# Where qemu-user and a cross compiler are installed, tests run on emulated processors too.
+emulation: $(VENV)/.installed-test
+	@$(BIN)/python -m tests.aarch64.emulator
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

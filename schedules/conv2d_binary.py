@@ -48,11 +48,11 @@ from tvmquant.schedules.skip_padding import skips_rows
 LONGEST_COUNT = 255 // INDEX_BITS
 
 __all__ = [
-    "class_bias",
     "LONGEST_COUNT",
     "bias_shape",
     "bits_of",
     "border",
+    "class_bias",
     "countable",
     "counted",
     "counted_words",

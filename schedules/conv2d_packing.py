@@ -127,8 +127,8 @@ def pack_bias(
 
     Notes
     -----
-    Where inputs are multiplied as signed bytes, ``sum q w = sum (q - 128) w + 128 sum w``. Sums wrap
-    around at 32 bits.
+    Where inputs are multiplied as signed bytes, ``sum q w = sum (q - 128) w + 128 sum w``. Sums
+    wrap around at 32 bits.
     """
     if spec.binary:
         return class_bias(bias, weight, spec, tiling)

@@ -2,15 +2,15 @@
 
 All compute, for every lane i, ``C[i] += sum_k A[k] * B[i, k]``.
 
-* ``sdot`` (dotprod) multiplies signed bytes, ``usdot`` (i8mm) unsigned by signed ones, four for each
-  of four lanes. One operand may be four bytes of a register, for all lanes: 16 input channels are
-  loaded at once and used in four instructions, whose weights lie ``[4 pieces][4 lanes][4]``.
+* ``sdot`` (dotprod) multiplies signed bytes, ``usdot`` (i8mm) unsigned by signed ones, four for
+  each of four lanes. One operand may be four bytes of a register, for all lanes: 16 input channels
+  are loaded at once and used in four instructions, whose weights lie ``[4 pieces][4 lanes][4]``.
 * ``usmmla`` (i8mm) multiplies eight bytes of two pixels by those of two outputs: 2 x 2 sums, which
   are put in order after the window.
-* ``smull`` and ``smlal`` (every processor) multiply eight signed bytes of the input by eight weights
-  of one output, and add up two products in 16 bits, which both fit: 2 * 128 * 127 < 2**15.
-  ``sadalp`` adds neighbours to four partial sums, which ``addp`` adds up after the window. (With
-  two bytes of the input repeated for several outputs every fifth instruction repeats bytes.)
+* ``smull`` and ``smlal`` (every processor) multiply eight signed bytes of the input by weights of
+  one output, and add up two products in 16 bits, which both fit: 2 * 128 * 127 < 2**15. ``sadalp``
+  adds neighbours to four partial sums, which ``addp`` adds up after the window. (With two bytes of
+  the input repeated for several outputs, every sixth instruction repeats bytes.)
 """
 
 from __future__ import annotations
@@ -32,9 +32,19 @@ _ADDP = "llvm.aarch64.neon.addp.v4i32"
 
 def multiply_add(dot: DotProduct, total: Any, a: Any, b: Any) -> Any:
     """Return ``total`` plus the dot products of two vectors of operands."""
+    if dot.partial > 1:
+        products = [_products(a, b, half) for half in (0, 1)]
+        return total + T.call_llvm_pure_intrin("int32x4", _SADDLP, products[0] + products[1])
     if dot.input_offset:
         return T.call_llvm_pure_intrin("int32x4", _SDOT, total, b, a)
-    return T.call_llvm_pure_intrin("int32x4", _USDOT, total, T.reinterpret("uint8x16", a), b)
+    name = _USMMLA if dot.rows > 1 else _USDOT
+    return T.call_llvm_pure_intrin("int32x4", name, total, T.reinterpret("uint8x16", a), b)
+
+
+def _products(a: Any, b: Any, half: int) -> Any:
+    """Return the products of eight bytes of each vector, in 16 bits."""
+    part = [*range(8 * half, 8 * half + 8)]
+    return T.call_llvm_pure_intrin("int16x8", _SMULL, T.Shuffle([a], part), T.Shuffle([b], part))
 
 
 def _piece(vector: Any, index: int) -> Any:
@@ -51,7 +61,7 @@ def _dot(dot: DotProduct) -> tirx.PrimFunc:
     lanes, group, piece, in_dtype = dot.lanes, dot.group, dot.piece, dot.input_dtype
     pieces = group // piece
 
-    def total(A: Any, B: Any, C: Any, first: int) -> Any:  # noqa: N803
+    def total(A: Any, B: Any, C: Any, first: int) -> Any:
         found = C.vload([first], dtype="int32x4")
         loaded = A.vload([0], dtype=f"{in_dtype}x{group}")
         for index in range(pieces):
@@ -77,14 +87,9 @@ def _dot(dot: DotProduct) -> tirx.PrimFunc:
 def _partial_dot(dot: DotProduct) -> tirx.PrimFunc:
     lanes, group, partial = dot.lanes, dot.group, dot.partial
 
-    def products(A: Any, B: Any, lane: Any, half: int) -> Any:  # noqa: N803
-        a, b = A.vload([0], dtype="int8x16"), B.vload([lane, 0], dtype="int8x16")
-        part = [*range(8 * half, 8 * half + 8)]
-        return T.call_llvm_pure_intrin("int16x8", _SMULL, T.Shuffle([a], part), T.Shuffle([b], part))
-
     def total(A: Any, B: Any, C: Any, lane: Any) -> Any:  # noqa: N803
-        sums = products(A, B, lane, 0) + products(A, B, lane, 1)
-        return C.vload([lane, 0], dtype="int32x4") + T.call_llvm_pure_intrin("int32x4", _SADDLP, sums)
+        a, b = A.vload([0], dtype="int8x16"), B.vload([lane, 0], dtype="int8x16")
+        return multiply_add(dot, C.vload([lane, 0], dtype="int32x4"), a, b)
 
     @T.prim_func(s_tir=True)
     def implementation(
@@ -105,13 +110,8 @@ def _matrix_product(dot: DotProduct) -> tirx.PrimFunc:
     lanes, group, rows = dot.lanes, dot.group, dot.rows
 
     def total(A: Any, B: Any, C: Any, pair: Any) -> Any:  # noqa: N803
-        return T.call_llvm_pure_intrin(
-            "int32x4",
-            _USMMLA,
-            C.vload([pair, 0, 0], dtype="int32x4"),
-            A.vload([0, 0], dtype="uint8x16"),
-            B.vload([2 * pair, 0], dtype="int8x16"),
-        )
+        a, b = A.vload([0, 0], dtype="uint8x16"), B.vload([2 * pair, 0], dtype="int8x16")
+        return multiply_add(dot, C.vload([pair, 0, 0], dtype="int32x4"), a, b)
 
     @T.prim_func(s_tir=True)
     def implementation(
@@ -131,7 +131,7 @@ def _matrix_product(dot: DotProduct) -> tirx.PrimFunc:
 def _collected_matrices(dot: DotProduct) -> tirx.PrimFunc:
     lanes, rows = dot.lanes, dot.rows
 
-    def row(A: Any, index: int, first: Any) -> Any:  # noqa: N803
+    def row(A: Any, index: int, first: Any) -> Any:
         pairs = [A.vload([first + i, 0, 0], "int32x4") for i in (0, 1)]
         return T.Shuffle(pairs, [4 * i + 2 * index + j for i in (0, 1) for j in (0, 1)])
 
@@ -155,7 +155,7 @@ def _collect(dot: DotProduct) -> tirx.PrimFunc:
         return _collected_matrices(dot)
     lanes = dot.lanes
 
-    def total(A: Any, C: Any, lane: Any) -> Any:  # noqa: N803
+    def total(A: Any, C: Any, lane: Any) -> Any:
         pairs = [
             _pairwise(A.vload([lane + i, 0], "int32x4"), A.vload([lane + i + 1, 0], "int32x4"))
             for i in (0, 2)

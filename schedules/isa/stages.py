@@ -72,7 +72,11 @@ def _describe_dot_of_pieces(dot: DotProduct) -> tirx.PrimFunc:
 
 def _describe_partial_dot(dot: DotProduct) -> tirx.PrimFunc:
     lanes, group, partial = dot.lanes, dot.group, dot.partial
-    in_dtype, weight_dtype, times = dot.input_dtype, dot.weight_dtype, dot.group // (2 * dot.partial)
+    in_dtype, weight_dtype, times = (
+        dot.input_dtype,
+        dot.weight_dtype,
+        dot.group // (2 * dot.partial),
+    )
 
     @T.prim_func(s_tir=True)
     def description(
