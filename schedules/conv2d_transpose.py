@@ -229,7 +229,7 @@ def accumulators(dot: DotProduct) -> int:
 
 def default_tiling(spec: Conv2DTransposeSpec, machine: Machine) -> Tiling:
     """Choose a tiling from registers and exact division, without measuring."""
-    dots = dot_products(machine.target, exact=True)
+    dots = dot_products(machine.target, exact=True, plain=True)
     per_group = spec.outputs // spec.groups
     usable = [d for d in dots if d.tensorized and (spec.groups == 1 or per_group % d.lanes == 0)]
     generic = dots[-1]

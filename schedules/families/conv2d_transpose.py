@@ -66,7 +66,7 @@ class Conv2DTransposeFamily(Family):
         """Yield what fits in registers, of every instruction."""
         per_group = spec.outputs // spec.groups
         steps = -(-spec.out_size[1] // spec.strides[1])
-        for dot in dot_products(machine.target, exact=True):
+        for dot in dot_products(machine.target, exact=True, plain=True):
             usable = _within_groups(dot, per_group) if spec.groups > 1 else dot
             if usable is None:
                 continue

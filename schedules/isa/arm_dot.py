@@ -87,7 +87,7 @@ def _dot(dot: DotProduct) -> tirx.PrimFunc:
 def _partial_dot(dot: DotProduct) -> tirx.PrimFunc:
     lanes, group, partial = dot.lanes, dot.group, dot.partial
 
-    def total(A: Any, B: Any, C: Any, lane: Any) -> Any:  # noqa: N803
+    def total(A: Any, B: Any, C: Any, lane: Any) -> Any:
         a, b = A.vload([0], dtype="int8x16"), B.vload([lane, 0], dtype="int8x16")
         return multiply_add(dot, C.vload([lane, 0], dtype="int32x4"), a, b)
 
@@ -109,7 +109,7 @@ def _partial_dot(dot: DotProduct) -> tirx.PrimFunc:
 def _matrix_product(dot: DotProduct) -> tirx.PrimFunc:
     lanes, group, rows = dot.lanes, dot.group, dot.rows
 
-    def total(A: Any, B: Any, C: Any, pair: Any) -> Any:  # noqa: N803
+    def total(A: Any, B: Any, C: Any, pair: Any) -> Any:
         a, b = A.vload([0, 0], dtype="uint8x16"), B.vload([2 * pair, 0], dtype="int8x16")
         return multiply_add(dot, C.vload([pair, 0, 0], dtype="int32x4"), a, b)
 

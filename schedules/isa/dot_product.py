@@ -153,6 +153,12 @@ class DotProduct:
         return 128 if self.input_dtype == "int8" else 0
 
     @property
+    def plain(self) -> bool:
+        """Whether bytes or words as they are, broadcast, meet one vector of weights."""
+        apart = self.piece == self.group and self.partial == 1 and self.rows == 1
+        return apart and self.vectors == 1 and not self.input_offset
+
+    @property
     def weight_vectors(self) -> int:
         """Vector registers that the weights of all lanes take."""
         register = 4 * self.lanes * self.partial // self.vectors

@@ -176,7 +176,11 @@ def _check_kind(target: tvm.target.Target) -> None:
 
 
 def dot_products(
-    target: tvm.target.Target, stage: Stage = Stage.DOT, *, exact: bool = False
+    target: tvm.target.Target,
+    stage: Stage = Stage.DOT,
+    *,
+    exact: bool = False,
+    plain: bool = False,
 ) -> tuple[DotProduct, ...]:
     """Return the dot products of a target, the fastest first; the generic one always ends the list.
 
@@ -187,6 +191,8 @@ def dot_products(
         That they have to offer.
     exact : bool
         Leave out those that saturate, which are exact only for weights that were proven to fit.
+    plain : bool
+        Leave out those that are not `DotProduct.plain`.
 
     Raises
     ------
@@ -198,7 +204,7 @@ def dot_products(
     found = [
         dot
         for dot in (level.dots if level else ())
-        if offers(dot, stage) and not (exact and dot.saturates)
+        if offers(dot, stage) and not (exact and dot.saturates) and not (plain and not dot.plain)
     ]
     return (*found, generic(vector_bits(target) // 32))
 

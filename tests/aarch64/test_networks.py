@@ -32,9 +32,12 @@ def test_trained_networks_are_exact(
     assert _agrees(processor, quantized, x[:1], tmp_path / "library")
 
 
-def test_depthwise_networks_are_exact(processor: Processor, tmp_path: Path) -> None:
-    path = models.export("mobilenetv2", tmp_path / "network.onnx", image_size=64)
+@pytest.mark.parametrize(("name", "size"), [("mobilenetv2", 64), ("unet", 32)])
+def test_other_networks_are_exact(
+    processor: Processor, tmp_path: Path, name: str, size: int
+) -> None:
+    path = models.export(name, tmp_path / "network.onnx", image_size=size)
     graph = tvmquant.load_onnx(path)
-    x = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((2, 3, size, size)).astype(np.float32)
     quantized = tvmquant.quantize(graph, tvmquant.calibrate(graph, x))
     assert _agrees(processor, quantized, x[:1], tmp_path / "library")
