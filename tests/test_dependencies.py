@@ -40,12 +40,14 @@ MAY_IMPORT = {
     "bit_choice": set(),
     # what machines are
     "devices": set(),
-    "target": {"devices"},
+    "target_presets": set(),
+    "target": {"devices", "target_presets"},
     "machine": {"devices", "target"},
     # kernels
     "schedules.isa": {"tvm_compat"},
     "schedules": {"schedules.isa", "machine", "resize", "run_layout", "tvm_compat"},
     "schedules.families": {"bit_choice", "schedules", "schedules.isa", "machine"},
+    "target_description": {"schedules.isa", "target", "target_presets"},
     # graphs and their rewrites
     "ir": set(),
     "passes": {
@@ -134,7 +136,8 @@ MAY_IMPORT = {
     "cli": {
         "allocation", "benchmark", "bit_choice", "compilation", "data", "demo", "deploy", "devices",
         "evaluation", "export", "frontend", "graph", "inspection", "machine", "mixed_precision",
-        "output_quality", "reconstructed", "report", "sensitivity", "session", "target", "training",
+        "output_quality", "reconstructed", "report", "sensitivity", "session", "target",
+        "target_description", "target_presets", "training",
         "tuning",
     },
     "__main__": {"cli"},

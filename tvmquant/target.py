@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvmquant.devices.host import CPUINFO_NAMES, host_features
 from tvmquant.errors import TargetError
+from tvmquant.target_presets import PRESETS
 
 if TYPE_CHECKING:
     import tvm
@@ -40,9 +41,9 @@ def parse_target(spec: str | dict[str, Any] | tvm.target.Target) -> tvm.target.T
     Parameters
     ----------
     spec : str, dict or Target
-        ``"native"`` (this machine), a processor name known to LLVM (``"haswell"``), options in
-        TVM's style (``"llvm -mcpu=znver4"``, ``"-mtriple=aarch64-linux-gnu -mattr=+dotprod"``), a
-        JSON object, or a TVM target.
+        ``"native"`` (this machine), a name of `tvmquant.target_presets`, a processor name known to
+        LLVM (``"haswell"``), options in TVM's style (``"llvm -mcpu=znver4"``,
+        ``"-mtriple=aarch64-linux-gnu -mattr=+dotprod"``), a JSON object, or a TVM target.
 
     Raises
     ------
@@ -82,6 +83,10 @@ def _config(spec: str | dict[str, Any]) -> dict[str, Any]:
         raise TargetError("the target is empty; expected native, a processor or options")
     if text == "native":
         return _native()
+    if text in PRESETS:
+        return {"kind": "llvm", **PRESETS[text]}
+    if re.fullmatch(r"(android-|linux-|macos-)?arm64(-v[0-9.]+)?", text):  # no triple
+        raise TargetError(f"no target is called {text!r}; expected one of {', '.join(PRESETS)}")
     if text.startswith("{"):
         try:
             return {"kind": "llvm", **json.loads(text)}

@@ -23,6 +23,7 @@ from tvmquant.cli.output import print_error
 from tvmquant.cli.plan import plan_model
 from tvmquant.cli.report import report
 from tvmquant.cli.run import run
+from tvmquant.cli.targets import list_targets
 from tvmquant.cli.train import train_model
 from tvmquant.cli.tune import tune_model
 from tvmquant.errors import TVMQuantError
@@ -66,6 +67,7 @@ app.command("report")(report)
 app.command("run")(run)
 app.command("plan")(plan_model)
 app.command("tune")(tune_model)
+app.command("targets")(list_targets)
 app.command("train")(train_model)
 app.command("export")(export_network)
 app.command("demo")(demo)
