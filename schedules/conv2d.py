@@ -253,8 +253,12 @@ def _schedule_unpacking(sch: Schedule, block: Any, spec: Conv2DSpec, tiling: Til
     """Unpack the weights of one block of output channels before it, once for all its pixels."""
     unpacked = sch.get_sblock("unpacked")
     sch.compute_at(unpacked, block, preserve_unit_loops=True)
-    step, lane, j = sch.get_loops(unpacked)[-3:]
-    _, half = sch.split(step, [None, 2])
+    half, lane, j = sch.get_loops(unpacked)[-3:]
+    if tiling.dot.piece < tiling.dot.group:  # pieces of one product follow each other
+        sch.transform_layout(
+            unpacked, ("write", 0),
+            lambda ob, ry, rt, byte, half, lane, j: (ob, ry, rt, byte * 2 + half, lane, j),
+        )  # fmt: skip
     scaled = spec.w_group > 0 and not Extents.of(spec, tiling).chained
     if scaled and isa.offers(tiling.dot, Stage.UNPACK_SCALED):
         sch.tensorize(half, isa.intrinsic(tiling.dot, Stage.UNPACK_SCALED))

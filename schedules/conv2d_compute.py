@@ -171,18 +171,19 @@ def _weight_reader(
     if e.in_registers:
         return in_registers
 
-    def unpack(ob: Any, ry: Any, rt: Any, step: Any, lane: Any, j: Any) -> Any:
-        value = nibble(weight[ob, ry, rt, step // 2, lane, j], step % 2)
+    def unpack(ob: Any, ry: Any, rt: Any, byte: Any, half: Any, lane: Any, j: Any) -> Any:
+        value = nibble(weight[ob, ry, rt, byte, lane, j], half)
         if scale is None or e.chained:
             return value
-        group = step * dot.piece // spec.w_group
+        # a group holds an even number of pieces
+        group = byte * (2 * dot.piece) // spec.w_group
         return value * scale[ob, ry, group, lane].astype(dot.weight_dtype)
 
     blocks, *window, pairs, lanes, piece = weight_shape(spec, tiling)
-    unpacked = te.compute((blocks, *window, 2 * pairs, lanes, piece), unpack, name="unpacked")
+    unpacked = te.compute((blocks, *window, pairs, 2, lanes, piece), unpack, name="unpacked")
 
     def from_block(o: Any, ry: Any, rt: Any, step: Any, _half: Any, j: Any) -> Any:
-        return unpacked[o // lanes, ry, rt, step, o % lanes, j]
+        return unpacked[o // lanes, ry, rt, step // 2, step % 2, o % lanes, j]
 
     return from_block
 

@@ -46,12 +46,11 @@ def test_dot_products_of_processors(processor: str) -> None:
     assert isa.multiplies_in_pairs(target) == (processor in PAIRS)
 
 
-@pytest.mark.parametrize("processor", ["cortex-a53", "cortex-a76", "neoverse-v1"])
-def test_other_architectures_have_generic_code(processor: str) -> None:
-    target = aarch64(processor)
+def test_other_architectures_have_generic_code() -> None:
+    target = make_target({"kind": "llvm", "mtriple": "riscv64-linux-gnu"})
     (generic,) = isa.dot_products(target)
     assert (generic.name, generic.lanes) == ("generic", 4)
-    assert isa.architecture(target) == "aarch64"
+    assert isa.architecture(target) == "riscv64"
     assert not isa.multiplies_in_pairs(target)
 
 
