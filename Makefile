@@ -45,7 +45,7 @@ test-all: lint emulation
 
 # Where qemu-user and a cross compiler are installed, tests run on emulated processors too.
 emulation: $(VENV)/.installed-test
-	@$(BIN)/python -m tests.aarch64.emulator
+	@$(BIN)/python -m benchmarks.aarch64.emulator
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

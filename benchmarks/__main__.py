@@ -410,6 +410,35 @@ def allocation(
 
 
 @app.command()
+def instructions(
+    processors: Annotated[
+        str, typer.Option(metavar="A,B", help="Emulated processors of AArch64.")
+    ] = "cortex-a72,neoverse-n1,max",
+    peers: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Python and wheels for AArch64: see the module."),
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Some layers, by their names in the table.")
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Count what ResNet-50's convolutions execute on emulated AArch64, beside peers."""
+
+    def measure() -> list[Any]:
+        from benchmarks import instructions as benchmark
+        from tvmquant.cli.output import StageReporter
+
+        with StageReporter()("instructions") as progress:
+            return benchmark.run(
+                processors=_names(processors), peers=peers,
+                layers=_names(layers) if layers else None, progress=progress,
+            )  # fmt: skip
+
+    _report(json, measure, columns=["cpu", "layer"])
+
+
+@app.command()
 def tuning(
     model: Annotated[str, typer.Option(help="Random network to tune.")] = "resnet50",
     time: Annotated[str, typer.Option(metavar="T", help="Budget, such as 90s or 10m.")] = "13m",

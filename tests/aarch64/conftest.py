@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.aarch64.emulator import PROCESSORS, Processor, missing
+from benchmarks.aarch64.emulator import PROCESSORS, Processor, missing
 
 
 @pytest.fixture(params=PROCESSORS, ids=lambda processor: processor.name.split(",")[0])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.aarch64.emulator import Processor
+from benchmarks.aarch64.emulator import Processor
 from tests.schedules.conv2d_cases import LAYERS, case
 from tvmquant.machine import Machine
 from tvmquant.schedules import conv2d, isa

@@ -7,8 +7,8 @@ import pytest
 
 import tvmquant
 from benchmarks import models
+from benchmarks.aarch64.emulator import Processor
 from benchmarks.accuracy import TASKS
-from tests.aarch64.emulator import Processor
 from tvmquant.bit_choice import BitChoice
 from tvmquant.graph import Graph
 from tvmquant.layers import quantizable_layers, uniform_choices

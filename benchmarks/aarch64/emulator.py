@@ -1,8 +1,8 @@
-"""Processors of AArch64 that qemu emulates, which run kernels and networks in tests.
+"""Processors of AArch64 that qemu emulates, which run kernels and networks, and count.
 
 They need ``qemu-aarch64``, a cross compiler, and TVM's runtime for AArch64 (two libraries of its
-wheels): ``python -m tests.aarch64.emulator`` fetches the latter into ``build/aarch64`` and compiles
-two programs, this folder's and the tutorial's.
+wheels): ``python -m benchmarks.aarch64.emulator`` fetches the latter into ``build/aarch64`` and
+compiles two programs, this folder's and the tutorial's, and qemu's plugin that counts.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ PROGRAMS = {
     "kernels": Path(__file__).with_name("kernels.cc"),
     "run": ROOT / "tutorials" / "cpp" / "run.cc",
 }
+PLUGIN = FOLDER / "counts.so"
 INSTALL = "apt install qemu-user g++-aarch64-linux-gnu, then make emulation"
 
 
@@ -58,15 +59,47 @@ class Processor:
     name: str
     target: str
 
-    def run(self, program: str, *arguments: object) -> None:
-        """Run a program of `PROGRAMS`, with one thread."""
-        command = [
-            EMULATOR, "-cpu", self.name, "-L", SYSROOT, "-E", "TVM_NUM_THREADS=1",
-            FOLDER / program, *arguments,
-        ]  # fmt: skip
-        done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{program} on {self.name}: {done.returncode}, {done.stderr}")
+    def run(
+        self, program: Path, *arguments: object, root: Path | str = SYSROOT, **environment: str
+    ) -> int:
+        """Run a program with one thread, and return how many instructions it executed.
+
+        Parameters
+        ----------
+        program : Path
+        *arguments : object
+        root : path
+            Of the libraries that it is linked with.
+        **environment : str
+
+        Raises
+        ------
+        RuntimeError
+            When it fails.
+        """
+        with tempfile.NamedTemporaryFile("r", encoding="utf-8") as counted:
+            variables = {"TVM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **environment}
+            fixed = ["setarch", "-R"] if shutil.which("setarch") else []  # the same addresses again
+            command = [
+                *fixed,
+                EMULATOR, "-cpu", self.name, "-plugin", PLUGIN, "-L", root,
+                *(part for name, value in variables.items() for part in ("-E", f"{name}={value}")),
+                program, *arguments,
+            ]  # fmt: skip
+            done = subprocess.run(
+                [*map(str, command)], capture_output=True, text=True, check=False,
+                env={**os.environ, "INSTRUCTIONS": counted.name},
+            )  # fmt: skip
+            if done.returncode:
+                raise RuntimeError(
+                    f"{program} on {self.name}: {done.returncode}, {done.stderr[-1000:]}"
+                )
+            return int(counted.read())
+
+    def instructions(self, function: tirx.PrimFunc, inputs: Sequence[Any]) -> float:
+        """Return how many instructions a call of a kernel executes."""
+        _, (least, most) = self._call({"kernel": (function, inputs)}, (1, 3))
+        return (most - least) / 2.0
 
     def run_kernels(
         self, calls: Mapping[str, tuple[tirx.PrimFunc, Sequence[Any]]]
@@ -78,6 +111,12 @@ class Processor:
         calls : mapping of str to (PrimFunc, sequence of array)
             By the name of the call, a scheduled kernel and its inputs.
         """
+        return self._call(calls, (1,))[0]
+
+    def _call(
+        self, calls: Mapping[str, tuple[tirx.PrimFunc, Sequence[Any]]], repeats: Sequence[int]
+    ) -> tuple[dict[str, Any], list[int]]:
+        """Return outputs, and what was executed with each number of calls."""
         from tvmquant.target import parse_target
 
         functions = {f"kernel{i}": function for i, (function, _) in enumerate(calls.values())}
@@ -104,18 +143,20 @@ class Processor:
                 outputs[call] = (path, output)
             listed = Path(scratch, "calls")
             listed.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            self.run("kernels", library, listed, 1)
-            return {
+            program = FOLDER / "kernels"
+            executed = [self.run(program, library, listed, times) for times in repeats]
+            found = {
                 call: np.fromfile(path, like.dtype).reshape(like.shape)
                 for call, (path, like) in outputs.items()
             }
+            return found, executed
 
     def run_network(self, library: Path, inputs: Any) -> Any:
         """Return the output of a network that `tvmquant.build` built."""
         with tempfile.TemporaryDirectory(prefix="tvmquant-") as scratch:
             given, taken = Path(scratch, "x.npy"), Path(scratch, "y.npy")
             np.save(given, np.ascontiguousarray(inputs))
-            self.run("run", library, 1, given, taken)
+            self.run(FOLDER / "run", library, 1, given, taken)
             return np.load(taken)
 
 
@@ -130,14 +171,17 @@ PROCESSORS = (
 def missing() -> str:
     """Return what is missing, and how to install it; empty where nothing is."""
     tools = [tool for tool in (EMULATOR, COMPILER) if shutil.which(tool) is None]
-    programs = [str(FOLDER / name) for name in PROGRAMS if not (FOLDER / name).exists()]
-    absent = tools or programs
+    absent = tools or [str(path) for path in _made() if not path.exists()]
     return f"no {' and no '.join(absent)}: {INSTALL}" if absent else ""
+
+
+def _made() -> list[Path]:
+    return [PLUGIN, *(FOLDER / name for name in PROGRAMS)]
 
 
 def prepare() -> None:
     """Fetch TVM's runtime for AArch64, and compile the programs, where that is not done."""
-    if not any(not (FOLDER / name).exists() for name in PROGRAMS):
+    if all(path.exists() for path in _made()):
         return
     FOLDER.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=FOLDER) as scratch:
@@ -170,6 +214,11 @@ def prepare() -> None:
             check=True,
         )  # fmt: skip
         made.rename(FOLDER / name)
+    source = Path(__file__).with_name("counts.c")
+    made = FOLDER / f"counts.{os.getpid()}"
+    flags = ["-x", "c", "-O2", "-shared", "-fPIC"]
+    subprocess.run([cc.get_cc(), *flags, str(source), "-o", str(made)], check=True)
+    made.rename(PLUGIN)
 
 
 if __name__ == "__main__":
