@@ -53,10 +53,8 @@ and DIR/packages, where wheels are unpacked
   (pip download --only-binary=:all: --python-version 3.11 --platform manylinux_2_28_aarch64
   --platform manylinux_2_27_aarch64 --platform manylinux2014_aarch64 onnxruntime ai-edge-litert;
   then unzip each)"""
-# Counted with so many runs; what they differ by belongs to the runs between. The least of several
-# counts: ONNX Runtime now and then executes tens of millions more while it starts.
-RUNS: Final = (2, 12)
-TIMES: Final = 3
+# Of which the mean is taken.
+RUNS: Final = 3
 STEP: Final = 0.02
 
 
@@ -114,7 +112,7 @@ def run(
                 found.append(
                     make("resnet50", engine, "instructions", value, "M", layer=name, **facts)
                 )
-            for engine in ratios.keys() & counts.keys():
+            for engine in [name for name in ENGINES if name in counts]:
                 ratio = counts["tvmquant"][0] / counts[engine][0]
                 ratios[engine].append(ratio)
                 found.append(make("resnet50", engine, "ratio", ratio, "", layer=name))
@@ -168,17 +166,11 @@ def _peer(processor: str, peers: Path, engine: str, model: Path) -> float:
     )
     environment = {"PYTHONPATH": str(peers / "packages"), "PYTHONHASHSEED": "0"}
     script = Path(__file__).parent / "aarch64" / "peer.py"
-    least, most = (
-        min(
-            PROCESSORS[processor].run(
-                peers / "root" / "usr" / "bin" / "python3.11", script, engine, model, runs,
-                root=peers / "root", **environment,
-            )
-            for _ in range(TIMES if engine == "onnxruntime" else 1)
-        )
-        for runs in RUNS
-    )  # fmt: skip
-    return (most - least) / (RUNS[1] - RUNS[0])
+    python = peers / "root" / "usr" / "bin" / "python3.11"
+    begin, end, _ = PROCESSORS[processor].run(
+        python, script, engine, model, RUNS, root=peers / "root", **environment
+    )
+    return (end - begin) / RUNS
 
 
 def _weight(spec: Conv2DSpec) -> tuple[Any, Any, Any]:

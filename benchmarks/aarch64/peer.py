@@ -1,9 +1,14 @@
 """Runs one convolution of a peer, under emulation: ``peer.py ENGINE FILE RUNS``.
 
+Before and after the runs, of which one comes before, it asks for its parent's number: the emulator
+counts what is executed between.
+
 ENGINE is ``onnxruntime`` (FILE is its model) or ``litert`` (FILE has the numbers, as .npz).
 """
 
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +27,7 @@ def run_onnxruntime(path: str, runs: int) -> None:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
     x = (np.arange(np.prod(given.shape)) % 251).astype(np.uint8).reshape(given.shape)
-    for _ in range(runs):
-        session.run(None, {given.name: x})
+    measured(lambda: session.run(None, {given.name: x}), runs)
 
 
 def run_litert(path: str, runs: int) -> None:
@@ -34,8 +38,15 @@ def run_litert(path: str, runs: int) -> None:
     (given,) = interpreter.get_input_details()
     x = (np.arange(np.prod(given["shape"])) % 251 - 128).astype(np.int8).reshape(given["shape"])
     interpreter.set_tensor(given["index"], x)
+    measured(interpreter.invoke, runs)
+
+
+def measured(run: "Callable[[], object]", runs: int) -> None:
+    run()
+    os.getppid()
     for _ in range(runs):
-        interpreter.invoke()
+        run()
+    os.getppid()
 
 
 def litert_model(numbers: "np.lib.npyio.NpzFile") -> bytes:

@@ -38,7 +38,7 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
         "w4a4": Preset(
             "w4a4",
             changes={
-                "epochs": 4,
+                "epochs": 5,
                 "residual_bits": 8,
                 "objective.labels": 0.8,
                 "objective.distillation": 0.1,
