@@ -36,6 +36,16 @@ UNIFORM: Final = ("w4a4", "w3a3")
 CHANGES: Final[Mapping[str, Any]] = MappingProxyType(
     {"epochs": 5, "optimizer.lr": 0.02, "augmentation": {"mirror": True}}
 )
+# Of the learned one: the network has been trained in float already.
+LEARNED: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        **CHANGES,
+        "phases": [
+            {"share": 0.3, "changes": {"widths.stage": "learn"}},
+            {"share": 0.7, "changes": {"widths.stage": "tune", "optimizer.step_lr": 0.01}},
+        ],
+    }
+)
 # Of the uniform one, whose steps learn at any time.
 STEADY: Final[Mapping[str, Any]] = MappingProxyType({**CHANGES, "optimizer.step_lr": 0.01})
 
@@ -44,7 +54,7 @@ def rows(setting: Setting) -> list[Row]:
     """Train, build and evaluate, and say what the integers take."""
     layers = quantizable_layers(setting.graph)
     choices = {name: uniform_choices(layers, BitChoice.parse(name)) for name in UNIFORM}
-    learned = Recipe.read(RECIPE, {**CHANGES, **setting.changes})
+    learned = Recipe.read(RECIPE, {**LEARNED, **setting.changes})
     found, trained = trained_rows(setting, RECIPE, learned, choices[START])
     name = UNIFORM[-1]
     common = {field: x for field, x in setting.changes.items() if not field.startswith("widths")}
