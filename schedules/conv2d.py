@@ -188,9 +188,8 @@ def schedule(sch: Schedule, spec: Conv2DSpec, tiling: Tiling) -> None:
         sch.compute_at(patches, task, preserve_unit_loops=True)
     if not e.direct:
         _schedule_rows(sch, tiling, task)
-    if (
-        spec.joined and dot.rows == 1
-    ):  # last: where an intrinsic stands, no producer can be computed any more
+    if spec.joined and dot.rows == 1:
+        # last: where an intrinsic stands, no producer can be computed any more
         copy = join_rows(spec.kernel[0], spec.row, e.run, dot.input_dtype)
         sch.tensorize(sch.get_loops(patches)[-1], copy)
     if spec.w_bits == 4 and not e.in_registers:

@@ -41,7 +41,7 @@ class BinaryConv2DFamily(Conv2DFamily):
 
     The accumulator is exact: counts of differing bits of two planes are at most the window's
     products, K. Chains of 63 steps of 4 fit 8 bits, counts 16 where K < 2**16 and else 32; their
-    sum over planes is at most 7 K. What the bias adds may wrap around (`conv2d_binary.pack_bias`).
+    sum over planes is at most 7 K. What the bias adds may wrap around (`conv2d_binary.class_bias`).
     """
 
     name = "binary_conv2d"

@@ -21,7 +21,8 @@ class Stage(enum.Enum):
     `WIDEN` or `SCALE`; with 4-bit weights that it unpacks in registers, those with nibbles.
     `UNPACK_SCALED` makes operands of 4-bit weights in groups. A depthwise convolution uses `TAPS`.
 
-    `COLLECT` adds up the partial sums of lanes (`DotProduct.partial`).
+    `COLLECT` adds up the partial sums of lanes (`DotProduct.partial`), or puts those of several
+    pixels in order (`DotProduct.rows`).
 
     Bits are made by `PACK`; where a dot product of them looks counts up, a binary convolution uses
     `COUNT` and then `WIDEN_COUNTS` (`binary_stages`).
